@@ -1,0 +1,36 @@
+"""kpnb: knowledge points of a neural network, and what knowledge distillation does to them."""
+
+__version__ = "0.1.0"
+
+from kpnb.energy import ClosedForm
+from kpnb.entropy import Entropy, entropy
+from kpnb.layers import capture
+from kpnb.learner import Stochastic
+from kpnb.learning import d_mean_var, detour_ratio, learning_distance, weight_distance
+from kpnb.lipschitz import Lipschitz, lipschitz
+from kpnb.objectives import Aligned, Converged
+from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
+from kpnb.store import Store
+from kpnb.units import ImageGrid
+
+__all__ = [
+    "Aligned",
+    "ClosedForm",
+    "Converged",
+    "Entropy",
+    "ImageGrid",
+    "KnowledgePoints",
+    "Lipschitz",
+    "Stochastic",
+    "Store",
+    "capture",
+    "d_mean_var",
+    "detour_ratio",
+    "entropy",
+    "foreground_units",
+    "knowledge_points",
+    "learning_distance",
+    "lipschitz",
+    "summarise",
+    "weight_distance",
+]

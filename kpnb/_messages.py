@@ -1,0 +1,14 @@
+"""Wording shared by error messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def unknown(what: str, name: object, options: Iterable[object]) -> str:
+    """Say that ``name`` is not a known ``what`` and name the nearest ``options`` (all of them when few)."""
+    known = [str(option) for option in options]
+    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if near:
+        return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
+    listed = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
+    return f"unknown {what} {name!r}; known: {listed or 'none'}"

@@ -1,0 +1,1 @@
+"""Input data sets, one module a modality."""

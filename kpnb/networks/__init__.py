@@ -1,0 +1,1 @@
+"""Networks with their layer names, one module a modality."""

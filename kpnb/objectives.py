@@ -1,0 +1,114 @@
+r"""Which sigma: the two objectives of Eq. 3, solved in closed form for given unit energies.
+
+With :math:`s_i` the squared norm of the feature's derivative with respect to unit i, small perturbations change
+the feature by :math:`\sum_i s_i \sigma_i^2`, and :math:`\delta_f^2 = \sigma_0^2 \sum_i s_i`. In the relative energy
+:math:`q_i = n s_i / \sum_j s_j`, the relative variance :math:`v_i = \sigma_i^2 / \sigma_0^2` and rescaled time,
+gradient descent on Eq. 3 from :math:`\sigma_0` follows
+
+.. math:: v_i(t) = e^{-4 q_i t} + 2 w t\, \phi(4 q_i t), \qquad \phi(z) = (1 - e^{-z}) / z,
+
+where w is the weight of the *mean* entropy (the paper's alpha times n). Its limit is the minimiser
+:math:`w / (2 q_i)`. The mean entropy rises all along the path when w > 2, because its slope is the mean of
+:math:`(w - 2 q_i) e^{-4 q_i t} / v_i`, a product of two functions that both fall with :math:`q_i`, and
+:math:`q` has the mean 1 (Chebyshev's sum inequality). So the point with a given mean entropy is unique.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+SIGMA_0 = 0.01  # start of the descent and size tau of the noise behind delta_f^2, in units of the input's scale
+HALF_LOG_2PIE = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a Gaussian with sigma = 1, nats
+
+
+def entropy_of(sigma: Tensor) -> Tensor:
+    """Entropy of a Gaussian perturbation with standard deviation ``sigma``, nats (below Eq. 2)."""
+    return sigma.log() + HALF_LOG_2PIE
+
+
+def relative_energy(energy: Tensor) -> Tensor:
+    """``energy [B, n]`` over its mean, in double precision: q, with mean 1 (NaN where a sample has none)."""
+    energy = energy.double()
+    return energy / energy.mean(-1, keepdim=True)
+
+
+def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
+    """Relative variance ``v [B, n]`` after the time ``t [B, 1]`` for the relative energies ``q [B, n]``."""
+    z = 4 * q * t
+    phi = torch.where(z > 0, -torch.expm1(-z) / z.clamp_min(1e-300), torch.ones_like(z))
+    return torch.exp(-z) + 2 * weight * t * phi
+
+
+class Objective(Protocol):
+    """What a solver asks of an objective."""
+
+    def variance(self, q: Tensor) -> Tensor:
+        """Relative variances ``v [B, n]`` (in units of sigma_0 squared) for relative energies ``q [B, n]``."""
+
+    def mean_weight(self, n: int) -> float:
+        """Weight of the mean entropy in the loss for ``n`` units."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The point of the descent path where the mean entropy over the units is ``mean`` (nats, input scale 1).
+
+    The default: it puts all networks, layers and epochs on one mean entropy, which is what the threshold b
+    belongs to. ``weight`` multiplies the mean entropy (7 in the released 2020 procedure for AlexNet and VGG, 6 for
+    ResNet). A unit without energy stays finite.
+    """
+
+    mean: float = -2.8
+    weight: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.weight <= 2:
+            raise ValueError(f"weight = {self.weight}: the mean entropy rises along the path only for weight > 2")
+        if self.rise < 0:
+            raise ValueError(f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises from there")
+
+    @property
+    def rise(self) -> float:
+        """Distance from the start of the path to the mean entropy asked for, nats."""
+        return self.mean - (math.log(SIGMA_0) + HALF_LOG_2PIE)
+
+    def mean_weight(self, n: int) -> float:
+        return self.weight
+
+    def time(self, q: Tensor) -> Tensor:
+        """Time ``[B, 1]`` at which the path for ``q [B, n]`` has the mean entropy; NaN where it never has."""
+        low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
+        high = -low
+        reached = flow(q, self.weight, high.exp()).log().mean(-1, keepdim=True) / 2 >= self.rise
+        for _ in range(64):  # halvings of 41 nats: to the last bit of log t
+            middle = (low + high) / 2
+            below = flow(q, self.weight, middle.exp()).log().mean(-1, keepdim=True) / 2 < self.rise
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return torch.where(reached, high.exp(), torch.nan)
+
+    def variance(self, q: Tensor) -> Tensor:
+        return flow(q, self.weight, self.time(q.detach()))
+
+
+@dataclass(frozen=True)
+class Converged:
+    """The minimiser of Eq. 3 for the paper's ``alpha``, clamped at sigma = 1 x the input's scale.
+
+    Without the clamp a unit that the feature does not depend on would have an infinite entropy.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha = {self.alpha}: the weight of the entropy in Eq. 3 must be positive")
+
+    def mean_weight(self, n: int) -> float:
+        return self.alpha * n
+
+    def variance(self, q: Tensor) -> Tensor:
+        limit = SIGMA_0**-2
+        return (self.mean_weight(q.shape[-1]) / (2 * q).clamp_min(1e-300)).clamp_max(limit)

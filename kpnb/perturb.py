@@ -1,0 +1,51 @@
+"""The network under noise: what both solvers share."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kpnb.layers import capture
+from kpnb.objectives import SIGMA_0
+from kpnb.units import Units
+
+
+def generator(seed: int, device: torch.device) -> torch.Generator:
+    """A random generator of our own on ``device``, so that the caller's stays where it was."""
+    return torch.Generator(device).manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A network, the units of its input, the input's scale, the rows allowed in one forward pass, and a seed.
+
+    Noise is the same for every sample of a batch and depends on the seed only: a sample's result does not depend on
+    its company, and two networks are compared under the same noise.
+    """
+
+    model: nn.Module
+    units: Units
+    scale: float = 1.0
+    max_batch: int = 64
+    seed: int = 0
+
+    @property
+    def tau(self) -> float:
+        """Size of the noise behind delta_f^2, and the sigma that every descent starts from (input units)."""
+        return SIGMA_0 * self.scale
+
+    def normal(self, count: int, x: Tensor, stream: int) -> Tensor:
+        """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x [B, ...]``."""
+        shape = (count, 1, *x.shape[1:])
+        return torch.randn(shape, generator=generator(self.seed + stream, x.device), device=x.device, dtype=x.dtype)
+
+    def features(self, x: Tensor, layers: Sequence[str], noise: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Flat features ``[m', B, d]`` of ``x [B, ...]`` plus ``noise [m, B or 1, ...]``, in parts along m.
+
+        A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch).
+        """
+        for part in noise.split(max(1, self.max_batch // len(x))):
+            rows = x + part
+            features = capture(self.model, rows.flatten(0, 1), layers)
+            yield {name: f.reshape(*rows.shape[:2], -1) for name, f in features.items()}

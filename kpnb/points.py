@@ -1,0 +1,126 @@
+"""Eq. 5-7: knowledge points, how many there are and how many of them lie on the foreground."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Level = Literal["image", "dataset"]
+
+
+def background_level(entropy: Tensor, background: Tensor, level: Level = "image") -> Tensor:
+    """The background's mean entropy (H-bar, nats), ``[..., N, 1]``, from ``entropy [..., N, n]``.
+
+    ``level="image"`` averages over each image's own background (section 3.2); ``"dataset"`` averages those averages
+    over the images (the released 2020 procedure). NaN for an image without background or with undefined entropy.
+    """
+    inside = torch.where(background, entropy, 0).sum(-1, keepdim=True) / background.sum(-1, keepdim=True)
+    if level == "image":
+        return inside
+    if level == "dataset":
+        return inside.nanmean(-2, keepdim=True).where(~inside.isnan(), torch.nan)
+    raise ValueError(f"level = {level!r}; choose 'image' or 'dataset'")
+
+
+@dataclass(frozen=True)
+class KnowledgePoints:
+    """Knowledge points of N images with n units; leading dimensions (such as epochs) are kept.
+
+    points      bool ``[..., N, n]``: units discarded less than the background by more than b
+    foreground, background   bool ``[N, n]``
+    """
+
+    points: Tensor
+    foreground: Tensor
+    background: Tensor
+    defined: Tensor
+
+    def _count(self, region: Tensor) -> Tensor:
+        counts = (self.points & region).sum(-1).double()
+        return counts.where(self.defined, torch.nan)
+
+    @property
+    def n_fg(self) -> Tensor:
+        """Foreground knowledge points of each image, ``[..., N]`` (Eq. 7); NaN where undefined."""
+        return self._count(self.foreground)
+
+    @property
+    def n_bg(self) -> Tensor:
+        """Background knowledge points of each image, ``[..., N]`` (Eq. 6); NaN where undefined."""
+        return self._count(self.background)
+
+    @property
+    def ratio(self) -> Tensor:
+        """Lambda of each image, ``[..., N]``: the term averaged in Eq. 5; NaN also where there is no point."""
+        return self.n_fg / (self.n_fg + self.n_bg)
+
+    @property
+    def on_foreground(self) -> Tensor:
+        """The foreground knowledge points, bool ``[..., N, n]``: the sets S of Eq. 9."""
+        return self.points & self.foreground
+
+
+def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
+    """Which images have both regions, bool ``[N]``; ``ValueError`` for wrong shapes or when none has."""
+    for name, region in (("foreground", foreground), ("background", background)):
+        if region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
+            raise ValueError(
+                f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's images and units; "
+                f"got {region.dtype} {tuple(region.shape)}"
+            )
+    if (foreground & background).any():
+        raise ValueError("a unit cannot lie on the foreground and on the background")
+    for name, region in (("foreground", foreground), ("background", background)):
+        if not region.any():
+            raise ValueError(f"no image has a {name} unit, so knowledge points are undefined; check the masks")
+    return foreground.any(-1) & background.any(-1)
+
+
+def knowledge_points(
+    entropy: Tensor, foreground: Tensor, *, b: float = 0.2, background: Tensor | None = None, level: Level = "image"
+) -> KnowledgePoints:
+    """Units with ``H-bar - H_i > b`` (nats) among ``entropy [..., N, n]`` (section 3.2).
+
+    foreground  bool ``[N, n]``
+    background  bool ``[N, n]``, default everything else; name it when some units (padding) belong to neither
+
+    An image without foreground, without background, or with NaN entropy has no defined counts: it gets NaN, which
+    ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and when no image has one of the regions.
+    """
+    background = ~foreground if background is None else background
+    both = _check_regions(entropy, foreground, background)
+    reference = background_level(entropy, background, level)
+    points = reference - entropy > b
+    defined = both & ~(reference + entropy).where(foreground | background, 0).isnan().any(-1)
+    return KnowledgePoints(points & (foreground | background), foreground, background, defined)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean over the images for which a value is defined, and how many there were of either kind."""
+
+    mean: float
+    defined: int
+    undefined: int
+
+
+def summarise(values: Tensor) -> Summary:
+    """Mean of ``values [N]`` over the images where they are defined (NaN when there are none)."""
+    known = values[~values.isnan()]
+    return Summary(known.double().mean().item() if len(known) else float("nan"), len(known), len(values) - len(known))
+
+
+def foreground_units(coverage: Tensor, at_least: float = 0.5) -> Tensor:
+    """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]`` is ``at_least`` so much."""
+    return coverage >= at_least
+
+
+def released_filter(entropy: Tensor, foreground: Tensor, late: int = 1) -> Tensor:
+    """Images the released 2020 procedure keeps, bool ``[N]``, from ``entropy [M, N, n]`` over epochs.
+
+    Those whose background is discarded at least as much as their foreground in each of the ``late`` last epochs. It
+    selects for the hypotheses, so nothing here uses it by default.
+    """
+    margin = background_level(entropy, ~foreground) - background_level(entropy, foreground)
+    return (margin[-late:, :, 0] >= 0).all(0)

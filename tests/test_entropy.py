@@ -1,0 +1,226 @@
+"""The closed form against the full Jacobian, the stochastic learner against the closed form, and what can go wrong."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import kpnb.energy
+import kpnb.perturb
+from kpnb.energy import ClosedForm, unit_energies
+from kpnb.entropy import entropy, solve
+from kpnb.learner import Stochastic
+from kpnb.lipschitz import lipschitz
+from kpnb.objectives import Aligned, Converged
+from kpnb.perturb import Perturbation
+from kpnb.units import ImageGrid
+from tests.models import Linear, images, jacobian_energies, small_net
+
+GRID = ImageGrid(4)
+
+
+@pytest.mark.parametrize("grid", [4, 5])
+@pytest.mark.parametrize(("layer", "depth"), [("8", 9), ("5", 6), ("10", 11)])
+def test_exact_energies_are_the_full_jacobian(layer, depth, grid):
+    model, x = small_net().double().eval(), images()
+    found = unit_energies(Perturbation(model, ImageGrid(grid)), x, [layer], ClosedForm(rank=None))[layer]
+    assert torch.allclose(found.energy, jacobian_energies(model, depth, x, grid), rtol=1e-10)
+    assert not found.deviation.any()
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(rank=16, noise=16, probes=8), ClosedForm(rank=20, noise=24, probes=4)])
+def test_range_finder_is_exact_when_it_spans_the_feature(solver):
+    """24 coordinates after the ReLU: with rank + probes = 24 the probes span what the directions leave."""
+    model, x = small_net(width=25).double().eval(), images()
+    found = unit_energies(Perturbation(model, GRID), x, ["8"], solver)["8"]
+    alive = (model[:9](x) > 0).sum(-1)
+    assert (alive <= 24).all()
+    assert torch.allclose(found.energy, jacobian_energies(model, 9, x, 4), rtol=1e-6)
+    assert found.deviation.max() < 1e-6 * found.energy.max()
+
+
+def test_estimate_has_no_bias_and_an_honest_error():
+    """Mean over seeds within four standard errors of the truth; predicted and actual spread agree within a third."""
+    model, x = Linear(432, 40).double(), images(2)
+    truth = entropy(model, x, "f", units=GRID, solver=ClosedForm(rank=None))
+    solver = ClosedForm(rank=4, probes=4, noise=6, check=1)
+    perturbations = [Perturbation(model, GRID, seed=10 * seed) for seed in range(200)]
+    found = [unit_energies(p, x, ["f"], solver)["f"] for p in perturbations]
+    energies = torch.stack([f.energy for f in found])
+    exact = unit_energies(perturbations[0], x, ["f"], ClosedForm(rank=None))["f"].energy
+    assert ((energies.mean(0) - exact).abs() < 4 * energies.std(0) / 200**0.5).all()
+    errors = torch.stack([solve(f, Aligned(), 0.01)[1] for f in found])
+    entropies = torch.stack([solve(f, Aligned(), 0.01)[0].log() for f in found])
+    actual = (entropies - truth.sigma.log()).square().mean().sqrt()
+    assert 2 / 3 < errors.square().mean().sqrt() / actual < 3 / 2
+
+
+@pytest.mark.parametrize("objective", [Aligned(), Converged(0.1)])
+def test_stochastic_learner_agrees_with_the_closed_form(objective):
+    """The released settings for Aligned; for Converged as many steps as it takes. 96 samples a step."""
+    model, x = small_net().float(), images(2, dtype=torch.float32)
+    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=objective)
+    assert ((exact.linearity - 1).abs() < 0.5).all()
+    steps = 80 if isinstance(objective, Aligned) else 1500
+    solver = Stochastic(steps=steps, samples=96)
+    found = entropy(model, x, "8", units=GRID, solver=solver, objective=objective, max_batch=512)
+    assert (found.entropy - exact.entropy).abs().mean() < 0.04
+    assert torch.allclose(found.delta_f2, exact.delta_f2, rtol=0.3)
+
+
+def test_adam_reaches_the_minimiser():
+    model, x = small_net().float(), images(2, dtype=torch.float32)
+    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(0.1))
+    adam = Stochastic(method="adam", steps=150, samples=32)
+    found = entropy(model, x, "8", units=GRID, solver=adam, objective=Converged(0.1), max_batch=512)
+    assert (found.entropy - exact.entropy).abs().mean() < 0.08
+    with pytest.raises(ValueError, match="Aligned"):
+        entropy(model, x, "8", units=GRID, solver=adam)
+
+
+def test_bf16_learner_runs_and_stays_near():
+    model, x = small_net().float(), images(2, dtype=torch.float32)
+    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(20.0))
+    solver = Stochastic(method="adam", steps=120, samples=32, bf16=True)
+    found = entropy(model, x, "8", units=GRID, solver=solver, objective=Converged(20.0), max_batch=512)
+    assert found.entropy.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([found.entropy.flatten(), exact.entropy.flatten()]))[0, 1] > 0.8
+
+
+def test_rescaled_neighbouring_layers_give_the_same_entropy():
+    """Section 3.2's coherency test: weights and bias of a layer times 4, the next layer's weight over 4."""
+    model, x = small_net().double(), images()
+    twin = small_net().double()
+    with torch.no_grad():
+        for layer, factor in ((0, 4), (4, 1 / 4)):
+            twin[layer].weight *= factor
+        twin[0].bias *= 4
+    for solver in (ClosedForm(), ClosedForm(rank=None)):
+        a, b = (entropy(m, x, ["0", "5", "8"], units=GRID, solver=solver) for m in (model, twin))
+        for layer in a:
+            assert (a[layer].entropy - b[layer].entropy).abs().max() < 1e-4
+
+
+def test_sample_does_not_depend_on_its_company_or_on_max_batch():
+    model, x = small_net().double(), images(5)
+    together = entropy(model, x, "8", units=GRID)
+    for max_batch in (1, 2, 100):
+        alone = entropy(model, x[2:4], "8", units=GRID, max_batch=max_batch)
+        assert torch.allclose(alone.entropy, together.entropy[2:4], atol=1e-9)
+        assert torch.allclose(alone.linearity, together.linearity[2:4], atol=1e-9)
+
+
+def test_largest_forward_pass_is_bounded_and_layers_share_passes():
+    model, x, rows = small_net().double(), images(7), []
+    model[0].register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))
+    entropy(model, x, "8", units=GRID, max_batch=3)
+    assert max(rows) == 3
+    rows.clear()
+    entropy(model, x, ["8", "5"], units=GRID, max_batch=7, solver=ClosedForm(check=1))
+    assert sum(rows) == 7 * (1 + 12 + 2)  # one pass with a graph, twelve with noise, one check for each layer
+
+
+def test_linearity_is_one_for_a_linear_network():
+    found = entropy(Linear(432, 20).double(), images(), "f", units=GRID, solver=ClosedForm(rank=None, check=400))
+    assert torch.allclose(found.linearity, torch.ones(4, dtype=torch.float64), atol=0.1)
+
+
+def test_lipschitz_constant_of_a_linear_head_is_its_spectral_norm():
+    model, x = Linear(432, 20).double(), images()
+    sigma = entropy(model, x, "f", units=GRID).sigma
+    found = lipschitz(model, x, "f", sigma, units=GRID)
+    assert torch.allclose(found.kappa, torch.linalg.matrix_norm(model.g.weight.detach(), 2).expand(4))
+    assert (found.observed <= found.kappa).all()
+    assert (found.observed > 0.05 * found.kappa).all()
+    nothing_inside = lipschitz(model, x, "f", sigma, units=GRID, tau=1e-12)
+    assert not nothing_inside.tau.any()
+
+
+def test_half_precision_network():
+    model, x = small_net().bfloat16(), images(dtype=torch.bfloat16)
+    found = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None))
+    exact = entropy(small_net().float(), x.float(), "8", units=GRID, solver=ClosedForm(rank=None))
+    assert (found.entropy - exact.entropy).abs().mean() < 0.02
+
+
+class _Dead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.relu = nn.Linear(432, 20), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        brightness = x.flatten(1).mean(1, keepdim=True)
+        return self.relu(self.f(x.flatten(1)) - 1e6 * (brightness > 5))
+
+
+def test_feature_that_does_not_move_is_named_or_nan():
+    model, x = _Dead().double(), images()
+    x[2] += 10
+    with pytest.raises(ValueError, match=r"sample 2: the feature of layer 'relu' does not move"):
+        entropy(model, x, "relu", units=GRID)
+    found = entropy(model, x, "relu", units=GRID, dead="nan")
+    assert found.entropy.isnan().any(-1).tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[1, 0, 0, 0].fill_(torch.nan), "sample 1 of the batch: NaN"),
+        (lambda x: x[3].fill_(0.5), "sample 3 of the batch: the same value everywhere"),
+    ],
+)
+def test_bad_samples_are_named(spoil, message):
+    x = images()
+    spoil(x)
+    with pytest.raises(ValueError, match=message):
+        entropy(small_net().double(), x, "8", units=GRID)
+
+
+def test_other_bad_input_is_named():
+    model, x = small_net().double(), images()
+    with pytest.raises(LookupError, match="unknown layer '88'; did you mean '8'"):
+        entropy(model, x, "88")
+    with pytest.raises(ValueError, match="16 x 16 cells does not fit an image of 12 x 12"):
+        entropy(model, x, "8")
+    with pytest.raises(ValueError, match=r"floating-point batch .* torch.int64"):
+        entropy(model, x.long(), "8")
+    with pytest.raises(ValueError, match="model is on cpu, the input on meta"):
+        entropy(model, x.to("meta"), "8", units=GRID)
+    with pytest.raises(ValueError, match="rank = 20"):
+        ClosedForm(rank=20)
+
+
+def test_everything_is_created_on_the_inputs_device(monkeypatch):
+    """Fake CUDA tensors refuse to meet CPU tensors, so a result on the device proves the forward paths.
+
+    Autograd's engine wants a real device: the gradient is replaced by an empty one after a check of its arguments.
+    """
+
+    def gradient(outputs, inputs, vectors=None, **_options):
+        assert {t.device.type for t in (outputs, inputs, *([] if vectors is None else [vectors]))} == {"cuda"}
+        return (torch.empty_like(inputs),)
+
+    monkeypatch.setattr(torch.autograd, "grad", gradient)
+    monkeypatch.setattr(kpnb.perturb, "generator", lambda _seed, _device: None)
+    monkeypatch.setattr(kpnb.energy, "generator", lambda _seed, _device: None)
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        with torch.device("cuda"):
+            model, x = small_net().eval(), torch.empty(4, 3, 12, 12)
+        perturbation = Perturbation(model, GRID)
+        for solver in (ClosedForm(), ClosedForm(rank=None)):
+            for name, found in unit_energies(perturbation, x, ["5", "8"], solver).items():
+                for objective in (Aligned(), Converged(0.1)):
+                    sigma, error = solve(found, objective, perturbation.tau)
+                    assert (sigma.device.type, error.device.type, sigma.shape) == ("cuda", "cuda", (4, 16)), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("solver", [ClosedForm(), ClosedForm(rank=None), Stochastic(steps=3, samples=8)])
+def test_gpu_gives_the_cpu_result(solver):
+    model, x = small_net().double(), images()
+    cpu = entropy(model, x, ["5", "8"], units=GRID, solver=solver)
+    gpu = entropy(model.cuda(), x.cuda(), ["5", "8"], units=GRID, solver=solver)
+    tolerance = 1e-6 if isinstance(solver, ClosedForm) and solver.rank is None else 0.3  # another generator
+    for layer in cpu:
+        assert gpu[layer].entropy.device.type == "cuda"
+        assert (gpu[layer].entropy.cpu() - cpu[layer].entropy).abs().max() < tolerance

@@ -1,0 +1,159 @@
+"""Eq. 5-9 on sequences worked out by hand, and what is undefined."""
+
+import math
+
+import pytest
+import torch
+
+from kpnb.learning import d_mean_var, detour_ratio, learning_distance, richest_epoch, weight_distance
+from kpnb.points import background_level, foreground_units, knowledge_points, released_filter, summarise
+
+# Two images of six units; the first three are foreground. H-bar is -2.0 for the first image, -3.0 for the second.
+FOREGROUND = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool)
+ENTROPY = torch.tensor(
+    [
+        [-2.5, -2.1, -2.3, -2.4, -1.7, -1.9],
+        [-3.0, -2.0, -3.1, -3.0, -3.0, -3.0],
+    ],
+    dtype=torch.float64,
+)
+
+
+def test_counts_and_lambda_by_hand():
+    found = knowledge_points(ENTROPY, FOREGROUND)
+    assert torch.allclose(background_level(ENTROPY, ~FOREGROUND).flatten(), torch.tensor([-2.0, -3.0]).double())
+    assert found.points.tolist() == [[True, False, True, True, False, False], [False] * 6]
+    assert found.n_fg.tolist() == [2, 0]
+    assert found.n_bg.tolist() == [1, 0]
+    assert found.ratio[0] == 2 / 3
+    assert found.ratio[1].isnan()  # no knowledge point at all: lambda is undefined, not 0
+    assert summarise(found.ratio) == summarise(torch.tensor([2 / 3, torch.nan], dtype=torch.float64))
+    assert (summarise(found.ratio).defined, summarise(found.ratio).undefined) == (1, 1)
+
+
+def test_threshold_is_strict_and_grows():
+    entropy = torch.tensor([[-2.25, -2.5, -2.0]], dtype=torch.float64)  # binary fractions: 0.25 below exactly
+    foreground = torch.tensor([[True, True, False]])
+    assert knowledge_points(entropy, foreground, b=0.25).n_fg.tolist() == [1]
+    assert knowledge_points(entropy, foreground, b=0.2).n_fg.tolist() == [2]
+    assert knowledge_points(entropy, foreground, b=0.5).n_fg.tolist() == [0]
+
+
+def test_points_ignore_a_shift_of_each_image_but_the_dataset_level_does_not():
+    shifted = ENTROPY + torch.tensor([[1.0], [-2.0]])
+    for entropy in (ENTROPY, shifted):
+        assert knowledge_points(entropy, FOREGROUND).n_fg.tolist() == [2, 0]
+    # released: H-bar is the mean -2.5 of both images' backgrounds
+    released = knowledge_points(ENTROPY, FOREGROUND, level="dataset")
+    assert released.n_fg.tolist() == [0, 2]
+    assert released.n_bg.tolist() == [0, 3]
+    with pytest.raises(ValueError, match="choose 'image' or 'dataset'"):
+        knowledge_points(ENTROPY, FOREGROUND, level="batch")
+
+
+def test_epoch_axis_is_kept():
+    stacked = torch.stack([ENTROPY, ENTROPY.flip(0)])
+    found = knowledge_points(stacked, FOREGROUND)
+    assert found.n_fg.tolist() == [[2, 0], [0, 2]]
+    assert found.on_foreground.shape == (2, 2, 6)
+
+
+def test_images_without_a_region_are_undefined_and_counted():
+    foreground = torch.stack([FOREGROUND[0], torch.ones(6, dtype=torch.bool)])
+    found = knowledge_points(ENTROPY, foreground)
+    assert found.n_fg.tolist()[0] == 2
+    assert found.n_fg[1].isnan()
+    assert found.n_bg[1].isnan()
+    nothing = torch.stack([FOREGROUND[0], torch.zeros(6, dtype=torch.bool)])
+    assert knowledge_points(ENTROPY, nothing).ratio[1].isnan()
+    assert summarise(knowledge_points(ENTROPY, nothing).n_fg).undefined == 1
+    spoiled = ENTROPY.clone()
+    spoiled[1, 4] = torch.nan
+    assert knowledge_points(spoiled, FOREGROUND).n_fg.isnan().tolist() == [False, True]
+
+
+def test_units_of_neither_region_are_not_counted():
+    background = torch.tensor([[0, 0, 0, 1, 1, 0]] * 2, dtype=torch.bool)
+    spoiled = ENTROPY.clone()
+    spoiled[:, 5] = torch.nan  # padding
+    found = knowledge_points(spoiled, FOREGROUND, background=background)  # H-bar of the first image: -2.05
+    assert found.points[0].tolist() == [True, False, True, True, False, False]
+    assert found.defined.all()
+
+
+def test_wrong_regions_are_refused():
+    with pytest.raises(ValueError, match=r"foreground must be bool with the shape \(2, 6\).*\(2, 5\)"):
+        knowledge_points(ENTROPY, FOREGROUND[:, :5])
+    with pytest.raises(ValueError, match=r"foreground must be bool.*float32"):
+        knowledge_points(ENTROPY, FOREGROUND.float(), background=~FOREGROUND)
+    with pytest.raises(ValueError, match="no image has a background unit"):
+        knowledge_points(ENTROPY, torch.ones_like(FOREGROUND))
+    with pytest.raises(ValueError, match="no image has a foreground unit"):
+        knowledge_points(ENTROPY, torch.zeros_like(FOREGROUND))
+    with pytest.raises(ValueError, match="on the foreground and on the background"):
+        knowledge_points(ENTROPY, FOREGROUND, background=torch.ones_like(FOREGROUND))
+
+
+def test_foreground_units_by_coverage():
+    assert foreground_units(torch.tensor([[0.5, 0.49, 1.0]])).tolist() == [[True, False, True]]
+    assert foreground_units(torch.tensor([[0.5, 0.49, 0.1]]), at_least=0.2).tolist() == [[True, True, False]]
+
+
+def test_released_filter_keeps_images_whose_background_is_discarded_more():
+    """Foreground means -2.3 and -2.7, background -2.0 and -3.0."""
+    epochs = torch.stack([-ENTROPY, ENTROPY])
+    assert released_filter(epochs, FOREGROUND).tolist() == [True, False]
+    assert released_filter(epochs, FOREGROUND, late=2).tolist() == [False, False]
+
+
+def test_weight_distance_by_hand():
+    """||w_0|| = 5; steps of length 1, 2 and 0.5 in two parameters."""
+    initial = {"a": 3.0, "b": 4.0}
+    steps = [{"a": 0.6, "b": 0.8}, {"a": 2.0, "b": 0.0}, {"a": 0.0, "b": 0.5}]
+    assert torch.allclose(weight_distance(initial, steps), torch.tensor([0, 0.2, 0.6, 0.7]).double())
+    only_a = weight_distance(initial, steps, ["a"])
+    assert torch.allclose(only_a, torch.tensor([0, 0.2, 2.6 / 3, 2.6 / 3]).double())
+    with pytest.raises(LookupError, match=r"\['c'\]; known: \['a', 'b'\]"):
+        weight_distance(initial, steps, ["c"])
+
+
+N_FG = torch.tensor([[9, 1, 0], [2, 1, 0], [5, 3, 0], [5, 2, 0]], dtype=torch.float64)  # epochs 0..3, three images
+
+
+def test_learning_distance_by_hand():
+    distance = torch.tensor([0.0, 0.2, 0.6, 0.7], dtype=torch.float64)
+    assert richest_epoch(N_FG).tolist()[:2] == [2, 2]  # epoch 0 does not count, the earliest of equals does
+    assert richest_epoch(N_FG, first=0).tolist()[:2] == [0, 2]
+    found = learning_distance(N_FG, distance)
+    assert found[:2].tolist() == [0.6, 0.6]
+    assert found[2].isnan()  # never a foreground knowledge point
+    assert d_mean_var(found) == (0.6, 0.0)
+    released = learning_distance(N_FG, distance, first=0)
+    mean, variance = d_mean_var(released)
+    assert (mean, variance) == (pytest.approx(0.3), pytest.approx(0.09))  # population variance of 0 and 0.6
+    assert all(math.isnan(v) for v in d_mean_var(found[2:]))
+    with pytest.raises(ValueError, match="4 epochs of counts, but 3"):
+        learning_distance(N_FG, distance[:3])
+
+
+def test_detour_ratio_by_hand():
+    sets = torch.zeros(4, 3, 5, dtype=torch.bool)
+    sets[0, 0, 4] = True  # epoch 0 only: not in the paper's union
+    sets[1, 0, :3] = True
+    sets[2, 0, 1:4] = True
+    sets[3, 0, 2:4] = True  # union {0, 1, 2, 3}, kept {2, 3}
+    sets[1:, 1, 0] = True  # no detour at all
+    rho = detour_ratio(sets)
+    assert rho.tolist()[:2] == [0.5, 1.0]
+    assert rho[2].isnan()
+    assert detour_ratio(sets, empty="zero")[2] == 0
+    assert detour_ratio(sets, first=0)[0] == 2 / 5
+    with pytest.raises(ValueError, match="choose 'nan' or 'zero'"):
+        detour_ratio(sets, empty="skip")
+
+
+def test_detour_ratio_of_a_single_epoch_is_one():
+    generator = torch.Generator().manual_seed(0)
+    sets = torch.rand(2, 50, 30, generator=generator) > 0.7
+    rho = detour_ratio(sets)
+    assert (rho[~rho.isnan()] == 1).all()

@@ -1,0 +1,164 @@
+"""Grids against hand counts; features by name; the model as it was, whatever happens."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from kpnb.entropy import entropy
+from kpnb.layers import capture, explaining, module_at, modules_below, parameters_below
+from kpnb.units import ImageGrid
+from tests.models import images, small_net
+
+
+def test_grid_spreads_row_by_row():
+    values = torch.arange(6.0)[None]
+    spread = ImageGrid(2, 3).spread(values, torch.zeros(1, 3, 4, 6))
+    expected = torch.tensor([[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]])
+    assert torch.equal(spread, expected[None, None].float())
+
+
+@pytest.mark.parametrize(("size", "grid"), [(16, 4), (17, 4), (13, 5), (7, 7), (9, 1)])
+def test_gather_is_the_adjoint_of_spread(size, grid):
+    """<spread(v), e> = <v, gather(e)>, so every pixel belongs to one cell, also where the grid does not divide."""
+    units, generator = ImageGrid(grid), torch.Generator().manual_seed(size)
+    values = torch.randn(2, grid * grid, generator=generator, dtype=torch.float64)
+    elements = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+    left = (units.spread(values, elements) * elements).sum((1, 2, 3))
+    assert torch.allclose(left, (values * units.gather(elements)).sum(-1))
+
+
+def test_cells_of_a_non_dividing_grid_differ_by_one_pixel():
+    counts = ImageGrid(4).gather(torch.ones(1, 1, 18, 18))
+    sides = {4: 0, 5: 0}
+    for side in (18 * torch.arange(5) / 4).ceil().diff().tolist():
+        sides[side] += 1
+    assert sorted(counts[0].tolist()) == sorted(a * b for a in (5, 4, 5, 4) for b in (5, 4, 5, 4))
+    assert sum(sides.values()) == 4
+
+
+def test_coverage_by_hand():
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, :2, :2], mask[0, 0, 2] = True, True
+    assert ImageGrid(2).coverage(mask).tolist() == [[1.0, 0.25, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("grid", [ImageGrid(13), ImageGrid(4, 20), ImageGrid(0)])
+def test_grid_that_does_not_fit_is_named(grid):
+    with pytest.raises(ValueError, match=f"{grid.rows} x .* does not fit an image of 12 x 12"):
+        grid.count(images())
+
+
+def test_capture_stops_at_the_last_layer_and_survives_in_place_relu():
+    model, x = small_net().double().eval(), images()
+    reached = []
+    model[10].register_forward_hook(lambda *_: reached.append(10))
+    found = capture(model, x, ["4", "7"])
+    assert not reached
+    assert list(found) == ["4", "7"]
+    before_relu = model[:5](x)
+    assert torch.equal(found["4"], before_relu)
+    assert (found["4"] < 0).any()
+
+
+def test_unknown_layer_names_the_nearest():
+    model = nn.Sequential()
+    model.add_module("features", nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    with pytest.raises(LookupError, match=r"unknown layer 'feature.1'; did you mean 'features.1'"):
+        module_at(model, "feature.1")
+
+
+class _Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            return self.used(x)
+        except Exception as error:  # a model that swallows errors must not swallow the cut
+            raise AssertionError from error
+
+
+def test_layer_never_reached_is_an_error_and_leaves_no_hook():
+    model = _Branch()
+    with pytest.raises(RuntimeError, match="never reached layer 'unused'"):
+        capture(model, torch.ones(1, 4), ["used", "unused"])
+    assert not model.used._forward_hooks
+    assert not model.unused._forward_hooks
+    assert capture(model, torch.ones(1, 4), ["used"])["used"].shape == (1, 4)
+
+
+def _state(model: nn.Module) -> dict[str, object]:
+    return {
+        "weights": copy.deepcopy(model.state_dict()),
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "hooks": [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()],
+        "rng": torch.get_rng_state(),
+    }
+
+
+def _assert_same(before: dict[str, object], after: dict[str, object]) -> None:
+    for name in ("modes", "requires_grad", "hooks"):
+        assert before[name] == after[name], name
+    assert torch.equal(before["rng"], after["rng"])
+    assert all(torch.equal(before["weights"][k], after["weights"][k]) for k in before["weights"])
+    for a, b in zip(before["grads"], after["grads"], strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+class _NoisyFailure(nn.Module):
+    """Uses the global RNG in every pass and, when told, fails after a number of passes."""
+
+    def __init__(self, passes: int) -> None:
+        super().__init__()
+        self.body, self.left = small_net(norm=True).double(), passes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        torch.rand(3)
+        if not self.left:
+            raise RuntimeError("out of luck")
+        return self.body(x)
+
+
+@pytest.mark.parametrize("passes", [10**6, 1, 2, 3])
+def test_explaining_leaves_the_model_untouched(passes):
+    model = _NoisyFailure(passes)
+    model.body[4].weight.requires_grad_(False)
+    model.body[9].eval()
+    model.body[7].weight.grad = torch.ones_like(model.body[7].weight)
+    before = _state(model)
+    if passes < 100:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            entropy(model, images(), "body.8", units=ImageGrid(4))
+    else:
+        entropy(model, images(), "body.8", units=ImageGrid(4))
+    _assert_same(before, _state(model))
+
+
+def test_explaining_restores_after_keyboard_interrupt():
+    model = small_net()
+    modes = []
+
+    def interrupted():
+        with explaining(model, torch.device("cpu")):
+            modes.append(model.training)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert modes == [False]
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_lies_below_a_layer():
+    model, x = small_net(norm=True), images(dtype=torch.float32)
+    model[4].weight.requires_grad_(False)  # frozen by its owner, still below
+    assert parameters_below(model, x, "5") == {"0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"}
+    assert modules_below(model, x, "5") == {"0", "1", "2", "3", "4", "5"}
+    assert not model[4].weight.requires_grad
