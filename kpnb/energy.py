@@ -4,13 +4,11 @@ r"""The closed form: how strongly a layer's feature depends on each input unit.
 :math:`J^\top J`. Feature changes under small noise have a low rank, so the energy of a few leading feature
 directions is computed exactly (one vector-Jacobian product each) and the rest is estimated with random orthonormal
 probes of what those directions leave out: the range finder of Halko, Martinsson and Tropp (2011) with the deflation
-of Meyer, Musco, Musco and Woodruff (Hutch++, 2021). The estimate has no bias and is exact when directions and probes
-together span the feature.
+of Meyer, Musco, Musco and Woodruff (Hutch++, 2021). It is exact when directions and probes together span the feature.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -22,28 +20,30 @@ from kpnb.units import Units
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Settings of the closed form.
+    """Settings of the closed form; the defaults cost 16 forwards and 16 backwards for each batch and layer.
 
-    ``noise`` forwards find the ``rank`` leading feature directions, ``probes`` random ones estimate the rest:
-    ``noise + check + 1`` forwards and ``rank + probes`` backwards for each batch and layer. ``check`` forwards with
-    the resulting sigma give the linearity diagnostic. ``rank=None`` takes every feature coordinate: the exact
-    Jacobian, as many backwards as the feature is wide.
+    rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of the feature that
+                noise moves at all: the exact Jacobian, with as many backwards
+    probes      random orthonormal directions that estimate the rest
+    noise       forwards under noise of size tau that find the leading directions (and the coordinates that move)
+    check       forwards at the resulting sigma for the linearity diagnostic
+    shrink      improve each unit's estimate of the rest with what all units have in common (see ``_shrunk``);
+                without it the estimate is unbiased and noisier
     """
 
-    rank: int | None = 8
-    probes: int = 8
+    rank: int | None = 10
+    probes: int = 6
     noise: int = 12
     check: int = 3
+    shrink: bool = True
 
     def __post_init__(self) -> None:
         if self.rank is not None and not 0 <= self.rank <= self.noise:
-            raise ValueError(
-                f"rank = {self.rank} directions need at least as many noise forwards (noise = {self.noise})"
-            )
+            raise ValueError(f"rank = {self.rank} directions need as many forwards under noise; noise = {self.noise}")
         if self.rank is not None and self.probes < 2:
             raise ValueError(f"probes = {self.probes}: the error estimate needs at least two")
-        if self.check < 1:
-            raise ValueError(f"check = {self.check}: the linearity diagnostic needs at least one forward")
+        if min(self.check, self.noise) < 1:
+            raise ValueError(f"check = {self.check} and noise = {self.noise}: both need at least one forward")
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class UnitEnergy:
 
 
 def _directions(changes: Tensor, rank: int, probes: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions ``[B, d, rank + probes]`` for feature ``changes [m, B, d]``, and the scale of the rest.
+    """Orthonormal directions ``[rank + probes, B, d]`` for feature ``changes [m, B, d]``, and the scale of the rest.
 
-    The first ``rank`` columns lead the changes, the others are random in their complement. Coordinates that no
-    noise moved (dead ReLUs) have no derivative, so probes keep out of them; the scale ``[B]`` is how many times
-    the probed part of the complement is smaller than all of it.
+    The first ``rank`` lead the changes, the others are random in their complement. Coordinates that no noise moved
+    (dead ReLUs) have no derivative, so probes keep out of them; the scale ``[B]`` is how many times the probed part
+    of the complement goes into all of it.
     """
     samples = changes.movedim(0, 1)
     moved = samples.abs().amax(1) > 0
@@ -73,48 +73,68 @@ def _directions(changes: Tensor, rank: int, probes: Tensor) -> tuple[Tensor, Ten
     basis = basis / basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
     columns = torch.linalg.qr(torch.cat([basis, moved[..., None] * probes], -1)).Q
     rest = (moved.sum(-1) - rank).clamp_min(0)
-    return columns, (rest / rest.clamp(1, probes.shape[-1])).to(columns.dtype)
+    return columns.movedim(-1, 0), (rest / rest.clamp(1, probes.shape[-1])).to(columns.dtype)
 
 
-def _vjp_energies(feature: Tensor, x: Tensor, columns: Tensor, units: Units, keep: bool) -> Iterator[Tensor]:
-    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``columns [B, d, k]``."""
-    last = columns.shape[-1] - 1
-    for j in range(columns.shape[-1]):
-        vector = columns[..., j].reshape(feature.shape).to(feature.dtype)
-        (gradient,) = torch.autograd.grad(feature, x, vector, retain_graph=keep or j < last)
+def _coordinates(changes: Tensor) -> Iterator[Tensor]:
+    """One-hot vectors ``[B, d]`` that run, for each sample, through the coordinates that ``changes [m, B, d]`` move."""
+    moved = (changes != 0).any(0)
+    order = moved.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    for j in range(int(moved.sum(-1).max())):
+        chosen = order[:, j : j + 1]
+        yield torch.zeros_like(changes[0]).scatter(1, chosen, moved.gather(1, chosen).to(changes.dtype))
+
+
+def _vjp_energies(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
+    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]``."""
+    for vector in vectors:
+        flat = vector.reshape(feature.shape).to(feature.dtype)
+        (gradient,) = torch.autograd.grad(feature, x, flat, retain_graph=True)
         yield units.gather(gradient.square())
 
 
-def _total(energies: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sum and sum of squares of a stream of energies ``[B, n]``."""
-    first = next(energies)
-    total, squares = first.clone(), first.square()
-    for energy in energies:
+def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
+    """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by row."""
+    total = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
+    for energy in _vjp_energies(feature, x, vectors, units):
         total += energy
-        squares += energy.square()
-    return total, squares
+    return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1))
 
 
-def _exact(feature: Tensor, x: Tensor, units: Units, keep: bool) -> UnitEnergy:
-    """Unit energies of one layer from every coordinate of its feature: the full Jacobian, row by row."""
-    identity = torch.eye(feature[0].numel(), dtype=feature.dtype, device=x.device)
-    energy, _ = _total(_vjp_energies(feature, x, identity.expand(len(x), -1, -1), units, keep))
-    return UnitEnergy(energy, torch.zeros_like(energy), feature.detach().flatten(1))
+def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+    """The probes' estimate ``rest [B, n]`` of what they left out, moved towards a smoother one; and its variance.
+
+    The total of ``rest`` is well known, its split among units is not. A second opinion on the split: let every
+    direction probed vote with its own ``energies [k, B, n]``, normalised so that all votes weigh the same. Both are
+    mixed by the James-Stein rule, according to how far they differ (relative to the second) beyond the noise.
+    """
+    votes = (energies / energies.sum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)).sum(0)
+    other = votes * rest.sum(-1, keepdim=True) / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    square = other.square().clamp_min(torch.finfo(other.dtype).tiny)
+    apart = ((rest - other).square() / square).mean(-1, keepdim=True)
+    noise = (variance / square).mean(-1, keepdim=True)
+    # the mean over n units knows the distance to a part in sqrt(n / 2), so the second opinion is never taken as exact
+    bias = torch.maximum(apart - noise, apart * (2 / rest.shape[-1]) ** 0.5)
+    weight = noise / (noise + bias).clamp_min(torch.finfo(noise.dtype).tiny)
+    # the rule promises the variance times (1 - weight); its weight is an estimate too, so half of that is credited
+    return rest + weight * (other - rest), square * noise * (1 - weight / 2)
 
 
 def _estimated(
-    feature: Tensor, x: Tensor, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units, keep: bool
+    feature: Tensor, x: Tensor, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units
 ) -> UnitEnergy:
     """Unit energies of one layer from its leading directions and random probes ``[d, r]`` of the rest."""
     rank, r = solver.rank or 0, solver.probes
-    columns, scale = _directions(changes, rank, probes)
-    energies = _vjp_energies(feature, x, columns, units, keep)
-    known = _total(islice(energies, rank))[0] if rank else torch.zeros((), device=x.device)
-    total, squares = _total(energies)
+    vectors, scale = _directions(changes, rank, probes)
+    energies = torch.stack([*_vjp_energies(feature, x, vectors, units)])
+    scale = scale[:, None].to(energies.dtype)
+    known, probed = energies[:rank].sum(0), energies[rank:]
+    rest = scale * probed.sum(0)
     # the probes are a sample, without replacement, of r out of scale * r directions
-    variance = (squares - total.square() / r).clamp_min(0) / (r - 1)
-    variance = variance * (scale.square() * r * (1 - 1 / scale.clamp_min(1)))[:, None]
-    return UnitEnergy(known + scale[:, None] * total, variance.sqrt(), feature.detach().flatten(1))
+    variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
+    if solver.shrink:
+        rest, variance = _shrunk(rest, variance, energies)
+    return UnitEnergy(known + rest, variance.sqrt(), feature.detach().flatten(1))
 
 
 def unit_energies(
@@ -126,7 +146,8 @@ def unit_energies(
     with torch.enable_grad():
         features = capture(model, x.clone(), layers)  # the clone spares x from an in-place first layer
     flat = {name: f.detach().flatten(1) for name, f in features.items()}
-    searched = [n for n in layers if solver.rank is not None and flat[n].shape[1] > solver.rank + solver.probes]
+    enough = solver.noise if solver.rank is None else solver.rank + solver.probes
+    searched = [name for name in layers if flat[name].shape[1] > enough]
     parts = []
     if searched:
         noise = perturbation.tau * perturbation.normal(solver.noise, x, stream=0)
@@ -134,14 +155,18 @@ def unit_energies(
             parts = list(perturbation.features(x, searched, noise))
     found = {}
     for name in layers:
-        keep = name != layers[-1]
+        width = flat[name].shape[1]
         if name not in searched:
-            found[name] = _exact(features[name], x, units, keep)
+            identity = torch.eye(width, dtype=x.dtype, device=x.device)
+            found[name] = _exact(features[name], x, identity[:, None].expand(-1, len(x), -1), units)
             continue
         changes = _factorable(torch.cat([part[name] for part in parts]) - flat[name])
-        shape, gen = (changes.shape[-1], solver.probes), generator(perturbation.seed + 1, x.device)
-        probes = torch.randn(shape, generator=gen, device=x.device, dtype=changes.dtype)
-        found[name] = _estimated(features[name], x, changes, solver, probes, units, keep)
+        if solver.rank is None:
+            found[name] = _exact(features[name], x, _coordinates(changes), units)
+            continue
+        gen = generator(perturbation.seed + 1, x.device)
+        probes = torch.randn(width, solver.probes, generator=gen, device=x.device, dtype=changes.dtype)
+        found[name] = _estimated(features[name], x, changes, solver, probes, units)
     return found
 
 

@@ -88,13 +88,15 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def parameters_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
     """Names of the parameters that the feature of ``layer`` at the input ``x [B, ...]`` depends on."""
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    parameters = dict(model.named_parameters())
     with explaining(model, x.device), torch.enable_grad():
-        for parameter in parameters:
+        for parameter in parameters.values():
             parameter.requires_grad_(True)
         feature = capture(model, x, [layer])[layer]
-        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        if not feature.requires_grad:
+            return set()
+        gradients = torch.autograd.grad(feature.sum(), [*parameters.values()], allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 
 def modules_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:

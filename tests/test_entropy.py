@@ -39,11 +39,27 @@ def test_range_finder_is_exact_when_it_spans_the_feature(solver):
     assert found.deviation.max() < 1e-6 * found.energy.max()
 
 
+def _errors(model: nn.Module, x: torch.Tensor, solver: ClosedForm) -> tuple[torch.Tensor, torch.Tensor]:
+    """Actual and predicted root mean square error of H over 60 seeds."""
+    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None)).entropy
+    found = [entropy(model, x, "8", units=GRID, solver=solver, seed=10 * seed) for seed in range(60)]
+    actual = torch.stack([f.entropy - exact for f in found]).square().mean().sqrt()
+    return actual, torch.stack([f.error for f in found]).square().mean().sqrt()
+
+
+def test_shrinking_lowers_the_error_and_says_how_large_it_is():
+    model, x = small_net(width=60).double(), images(6)
+    plain, _ = _errors(model, x, ClosedForm(rank=6, probes=4, noise=8, shrink=False))
+    shrunk, predicted = _errors(model, x, ClosedForm(rank=6, probes=4, noise=8))
+    assert shrunk < 0.95 * plain
+    assert 2 / 3 < predicted / shrunk < 3 / 2
+
+
 def test_estimate_has_no_bias_and_an_honest_error():
     """Mean over seeds within four standard errors of the truth; predicted and actual spread agree within a third."""
     model, x = Linear(432, 40).double(), images(2)
     truth = entropy(model, x, "f", units=GRID, solver=ClosedForm(rank=None))
-    solver = ClosedForm(rank=4, probes=4, noise=6, check=1)
+    solver = ClosedForm(rank=4, probes=4, noise=6, shrink=False)
     perturbations = [Perturbation(model, GRID, seed=10 * seed) for seed in range(200)]
     found = [unit_energies(p, x, ["f"], solver)["f"] for p in perturbations]
     energies = torch.stack([f.energy for f in found])
@@ -59,7 +75,7 @@ def test_estimate_has_no_bias_and_an_honest_error():
 def test_stochastic_learner_agrees_with_the_closed_form(objective):
     """The released settings for Aligned; for Converged as many steps as it takes. 96 samples a step."""
     model, x = small_net().float(), images(2, dtype=torch.float32)
-    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=objective)
+    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None, check=200), objective=objective)
     assert ((exact.linearity - 1).abs() < 0.5).all()
     steps = 80 if isinstance(objective, Aligned) else 1500
     solver = Stochastic(steps=steps, samples=96)
@@ -116,8 +132,8 @@ def test_largest_forward_pass_is_bounded_and_layers_share_passes():
     entropy(model, x, "8", units=GRID, max_batch=3)
     assert max(rows) == 3
     rows.clear()
-    entropy(model, x, ["8", "5"], units=GRID, max_batch=7, solver=ClosedForm(check=1))
-    assert sum(rows) == 7 * (1 + 12 + 2)  # one pass with a graph, twelve with noise, one check for each layer
+    entropy(model, x, ["8", "5"], units=GRID, max_batch=7, solver=ClosedForm())
+    assert sum(rows) == 7 * (1 + 12 + 2 * 3)  # one pass with a graph, twelve with noise, three checks for each layer
 
 
 def test_linearity_is_one_for_a_linear_network():
@@ -207,7 +223,7 @@ def test_everything_is_created_on_the_inputs_device(monkeypatch):
         with torch.device("cuda"):
             model, x = small_net().eval(), torch.empty(4, 3, 12, 12)
         perturbation = Perturbation(model, GRID)
-        for solver in (ClosedForm(), ClosedForm(rank=None)):
+        for solver in (ClosedForm(), ClosedForm(rank=12, probes=12)):
             for name, found in unit_energies(perturbation, x, ["5", "8"], solver).items():
                 for objective in (Aligned(), Converged(0.1)):
                     sigma, error = solve(found, objective, perturbation.tau)

@@ -1,0 +1,50 @@
+# Two commands do everything, set-up included:  make book  and  make test
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= laptop
+WORKERS ?= 2
+
+SHELL  := bash
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.kpnb-set-up
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+VENDOR := book/_assets/vendor
+STRIP  := $(BIN)/nbstripout --extra-keys "metadata.papermill"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup vendor book test lint clean
+
+help:  ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), PYTHON ($(PYTHON)), VENV ($(VENV)), WORKERS ($(WORKERS))"
+
+setup: $(STAMP) vendor  ## install the pinned packages (book and test do this on their own)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kpnb needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "Setting up $(VENV) (a few minutes, several GB with torch) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[book,test]'
+	@touch $@
+
+vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no network either
+
+$(VENDOR)/package.json: package.json
+	@if ! command -v npm >/dev/null; then echo "No npm here: the pages will load MathJax and widgets from their CDN."; \
+	elif ! bash book/_ext/vendor.sh $(VENDOR); then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
+
+book: $(STAMP) vendor  ## execute every notebook and build the HTML book
+	@$(BIN)/python -m kpnb book --profile $(PROFILE)
+
+test: $(STAMP)  ## run the test-suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(STAMP)  ## ruff, and notebooks without outputs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(STRIP) --verify notebooks/*.ipynb
+
+clean:  ## remove the built book (not the environment, not the stored runs)
+	@rm -rf book/_build book/_executed

@@ -1,0 +1,91 @@
+"""The six metrics of Table 5 from a network's entropies over its training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kpnb.learning import d_mean_var, detour_ratio, learning_distance
+from kpnb.points import Level, knowledge_points, summarise
+
+NAMES = ("n_fg", "n_bg", "lambda", "d_mean", "d_var", "rho")
+BETTER = {"n_fg": 1, "n_bg": -1, "lambda": 1, "d_mean": -1, "d_var": -1, "rho": 1}
+"""Direction in which the hypotheses want the student to differ from the baseline."""
+SYMBOL = {
+    "n_fg": "$N^{fg}$",
+    "n_bg": "$N^{bg}$",
+    "lambda": "$\\lambda$",
+    "d_mean": "$D_{mean}$",
+    "d_var": "$D_{var}$",
+    "rho": "$\\rho$",
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Where the paper's text (the defaults) and the released 2020 procedure (``released``) decide differently.
+
+    b       threshold, nats
+    level   the background's mean entropy: of each ``"image"`` or over the ``"dataset"``
+    first   first epoch that counts for m-hat and the union of Eq. 9: 1, or 0 (the untrained network)
+    empty   rho of an image without any foreground knowledge point: ``"nan"`` (undefined) or ``"zero"``
+    """
+
+    b: float = 0.2
+    level: Level = "image"
+    first: int = 1
+    empty: Literal["nan", "zero"] = "nan"
+
+    @classmethod
+    def released(cls, b: float = 0.2) -> "Choices":
+        """What the released 2020 procedure does (its sample filter is ``points.released_filter``)."""
+        return cls(b, "dataset", 0, "zero")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One value per image, ``[N]``, NaN where it is undefined; ``points`` is bool ``[M + 1, N, n]`` by epoch."""
+
+    n_fg: Tensor
+    n_bg: Tensor
+    ratio: Tensor
+    distance: Tensor
+    rho: Tensor
+    points: Tensor
+
+    def per_image(self) -> dict[str, Tensor]:
+        """The metrics that are means over images."""
+        return {"n_fg": self.n_fg, "n_bg": self.n_bg, "lambda": self.ratio, "d_mean": self.distance, "rho": self.rho}
+
+    def row(self) -> dict[str, float]:
+        """The six metrics as in Table 5."""
+        means = {name: summarise(values).mean for name, values in self.per_image().items()}
+        return {name: d_mean_var(self.distance)[1] if name == "d_var" else means[name] for name in NAMES}
+
+    def undefined(self) -> dict[str, int]:
+        """Number of images that each metric leaves out because it is undefined there."""
+        return {name: summarise(values).undefined for name, values in self.per_image().items()}
+
+
+def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: Choices | None = None) -> Metrics:
+    """Metrics of one network at one layer (Eq. 5-9).
+
+    entropy     ``[M + 1, N, n]`` nats, epochs 0 (untrained) to M
+    foreground  bool ``[N, n]``
+    distance    ``[M + 1]`` from ``learning.weight_distance``
+
+    Counts and lambda are those of the last epoch. Raises ``ValueError`` for shapes that do not fit.
+    """
+    choices = choices or Choices()
+    if entropy.dim() != 3 or len(entropy) < 2:
+        raise ValueError(f"entropy is [epochs, images, units] with at least two epochs; got {tuple(entropy.shape)}")
+    found = knowledge_points(entropy, foreground, b=choices.b, level=choices.level)
+    return Metrics(
+        n_fg=found.n_fg[-1],
+        n_bg=found.n_bg[-1],
+        ratio=found.ratio[-1],
+        distance=learning_distance(found.n_fg, distance, choices.first),
+        rho=detour_ratio(found.on_foreground, choices.first, choices.empty).where(found.defined.all(0), torch.nan),
+        points=found.points,
+    )

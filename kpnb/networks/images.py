@@ -1,0 +1,188 @@
+"""AlexNet and VGG from torchvision, at full size or narrow enough to train on two cores.
+
+The networks are torchvision's own, module for module; only the number of channels (``width``), of units in FC1 and
+FC2 (``hidden``) and of classes changes. At the defaults (``input_size=224, width=1, hidden=4096``) the state dict is
+torchvision's. The paper studies four layers (section 4.1); :data:`LAYERS` is the one table that says where they are:
+
+====  ============================================================  =====================================
+Conv  top convolution, after its activation, before the last pool   [B, C, H, W]
+FC1   first fully connected layer, after its activation             [B, hidden]
+FC2   second fully connected layer, after its activation            [B, hidden]
+FC3   the logits as they are                                        [B, num_classes]
+====  ============================================================  =====================================
+
+torchvision's ReLUs work in place: what a convolution or a linear layer returned is overwritten by the ReLU behind it.
+The layers above are the ReLUs themselves, which nothing overwrites.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from kpnb._messages import unknown
+
+_VGG = {"FC1": "classifier.1", "FC2": "classifier.4", "FC3": "classifier.6"}
+LAYERS: dict[str, dict[str, str]] = {
+    "alexnet": {"Conv": "features.11", "FC1": "classifier.2", "FC2": "classifier.5", "FC3": "classifier.6"},
+    "vgg11": {"Conv": "features.19", **_VGG},
+    "vgg11_bn": {"Conv": "features.27", **_VGG},
+    "vgg16": {"Conv": "features.29", **_VGG},
+    "vgg16_bn": {"Conv": "features.42", **_VGG},
+    "vgg19": {"Conv": "features.35", **_VGG},
+    "vgg19_bn": {"Conv": "features.51", **_VGG},
+}
+SMALLEST_INPUT = {"alexnet": 63, "vgg": 32}  # pixels a side; anything smaller vanishes in the pools
+
+
+def layer_path(name: str, layer: str, *, batch_norm: bool = False) -> str:
+    """Dotted module name of ``layer`` ("Conv", "FC1", "FC2" or "FC3") in the network ``name``.
+
+    Batch normalisation moves the convolutions, so say ``batch_norm=True`` or ``name="vgg11_bn"`` for such a network.
+    Raises ``ValueError`` that names the nearest options when the network or the layer is unknown.
+    """
+    table = LAYERS[_full_name(name, batch_norm)]
+    if layer not in table:
+        raise ValueError(unknown(f"layer of {name}", layer, table))
+    return table[layer]
+
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    input_size: int = 224,
+    width: float = 1.0,
+    hidden: int = 4096,
+    dropout: float = 0.5,
+    batch_norm: bool = False,
+    seed: int = 0,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """The network ``name`` for images [B, 3, input_size, input_size], on the CPU and in training mode.
+
+    Args:
+        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" means "vgg11" with ``batch_norm=True``.
+        input_size: side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The pool before FC1 keeps
+            the map the convolutions give (input_size // 32 a side for VGG; 1 at 64 px and 6 at 224 px for AlexNet)
+            and never more than torchvision's 7 (AlexNet: 6), where a small map would be blown up otherwise.
+        width: factor on the channels of every convolution. hidden: units in FC1 and in FC2.
+        seed: of the initial weights. Global random number generators are neither read nor advanced.
+        weights: a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict (.safetensors, or what
+            ``torch.save`` writes, read with ``weights_only=True``). FC3 starts fresh when the file has another number
+            of classes; any other difference is an error.
+
+    Initial weights are He's (normal, variance 2 / fan-in) with zero biases in all layers but FC3, whose variance is
+    0.01 / fan-in so that training starts near even logits. torchvision's normal(0, 0.01) for linear layers is meant
+    for 25,088 inputs: with the 256 of a narrow network it shrinks the signal about tenfold a layer, and plain SGD
+    hardly leaves the start.
+
+    Raises ``ValueError`` for an unknown name, a size that vanishes or weights that do not fit, ``FileNotFoundError``
+    for a missing file and ``RuntimeError`` when torchvision cannot download.
+    """
+    full_name = _full_name(name, batch_norm)
+    _check(full_name, num_classes, input_size, width, hidden, dropout)
+    with torch.device("meta"):  # nothing is allocated and no random number is drawn before the sizes are right
+        net = models.get_model(full_name)
+        _resize(net, num_classes, input_size, width, hidden)
+    for module in net.classifier:
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+    net.to_empty(device="cpu")
+    _initialise(net, seed)
+    if weights is not None:
+        _load(net, _read(full_name, weights), weights)
+    return net
+
+
+def _full_name(name: str, batch_norm: bool) -> str:
+    """torchvision's name of the network, with its suffix for batch normalisation."""
+    full_name = f"{name}_bn" if batch_norm and not name.endswith("_bn") else name
+    if full_name in LAYERS:
+        return full_name
+    if name in LAYERS:
+        raise ValueError(f"{name} has no variant with batch normalisation; use batch_norm=False or one of the VGGs")
+    raise ValueError(unknown("network", name, LAYERS))
+
+
+def _check(name: str, num_classes: int, input_size: int, width: float, hidden: int, dropout: float) -> None:
+    smallest = SMALLEST_INPUT[name[:3] if name.startswith("vgg") else name]
+    if input_size < smallest:
+        raise ValueError(f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}")
+    if num_classes < 1 or hidden < 1 or width <= 0:
+        raise ValueError(f"num_classes={num_classes}, hidden={hidden} and width={width} must be positive")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
+
+
+def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:
+    """Replace every layer of a torchvision network on the meta device by one of the wanted size."""
+    channels = 3
+    for i, module in enumerate(net.features):
+        if isinstance(module, nn.Conv2d):
+            out = max(1, round(module.out_channels * width))
+            net.features[i] = nn.Conv2d(channels, out, module.kernel_size, module.stride, module.padding)
+            channels = out
+        elif isinstance(module, nn.BatchNorm2d):
+            net.features[i] = nn.BatchNorm2d(channels)
+    largest = net.avgpool.output_size[0]
+    side = min(largest, net.features(torch.empty(2, 3, input_size, input_size)).shape[-1])
+    net.avgpool = nn.AdaptiveAvgPool2d((side, side))
+    sizes = [channels * side * side, hidden, hidden, num_classes]
+    linear = [i for i, module in enumerate(net.classifier) if isinstance(module, nn.Linear)]
+    for i, fan_in, fan_out in zip(linear, sizes[:-1], sizes[1:], strict=True):
+        net.classifier[i] = nn.Linear(fan_in, fan_out)
+
+
+def _initialise(net: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            variance = (0.01 if module is net.classifier[-1] else 2) / module.weight[0].numel()
+            nn.init.normal_(module.weight, std=variance**0.5, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+def _read(name: str, weights: str | Path) -> Mapping[str, Tensor]:
+    """State dict from a file, or from torchvision when ``weights`` is one of its weights' names."""
+    path = Path(weights)
+    known = models.get_model_weights(name)
+    if str(weights) in known.__members__:
+        entry = known[str(weights)]
+        try:
+            return entry.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            remedy = f"download {entry.url} on a machine with a network and pass the file as weights="
+            raise RuntimeError(f"torchvision could not fetch {name} {weights} ({error}); {remedy}") from error
+    if not path.suffix:
+        raise ValueError(unknown(f"weights of {name}", weights, known.__members__) + "; or pass a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist")
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"weights file {path} is damaged or holds more than tensors: {error}") from error
+
+
+def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)")
+    own = net.state_dict()
+    last = {f"classifier.{len(net.classifier) - 1}.{part}" for part in ("weight", "bias")}
+    if set(own) != set(state):
+        odd = sorted(set(own) ^ set(state))
+        raise ValueError(f"{source} is from another network: {len(odd)} names differ, the first is {odd[0]!r}")
+    wrong = [key for key in own if own[key].shape != state[key].shape and key not in last]
+    if wrong:
+        key, remedy = wrong[0], "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
+        theirs, ours = list(state[key].shape), list(own[key].shape)
+        raise ValueError(f"{source} does not fit: {key} is {theirs} there and {ours} in this network; {remedy}")
+    fits = {key: value for key, value in state.items() if own[key].shape == value.shape}
+    net.load_state_dict(fits, strict=False)

@@ -1,0 +1,294 @@
+"""Execute notebooks without a browser, and build the book from their executed copies.
+
+A notebook is run with papermill. Its parameters are checked before a kernel starts, and only a complete run leaves an
+executed copy where the book looks for one, so a page can never show half a result.
+"""
+
+import ast
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from ._messages import unknown
+
+PROFILES = ("smoke", "laptop", "paper")
+TIMEOUT = 4 * 3600  # seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it
+
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # a kernel without encryption prints a warning
+
+
+class UsageError(ValueError):
+    """What was asked for does not exist or does not fit; the message names the nearest that does."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook, or the book, did not come out right; the message says where and why."""
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The folder with ``_toc.yml`` and ``notebooks/``: ``start`` (default: here) or above it, else beside the package.
+
+    Raises NotebookError when there is none.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
+            return folder
+    raise NotebookError(f"no _toc.yml with notebooks/ in {start} or above: run this inside a clone of the repository")
+
+
+def notebooks_of(root: Path) -> list[Path]:
+    """The notebooks that ``_toc.yml`` lists, in reading order."""
+
+    def files(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            if "file" in node:
+                yield node["file"]
+            for key in ("parts", "chapters", "sections", "subtrees", "entries"):
+                yield from files(node.get(key))
+        elif isinstance(node, list):
+            for item in node:
+                yield from files(item)
+
+    toc = yaml.safe_load((root / "_toc.yml").read_text("utf8"))
+    return [root / f"{name.removesuffix('.ipynb')}.ipynb" for name in files(toc) if name.startswith("notebooks/")]
+
+
+def find_notebook(name: str, root: Path) -> Path:
+    """The notebook that ``name`` means: a path, a file name, or the number it starts with ("10", "0").
+
+    Raises UsageError with the nearest names when there is none.
+    """
+    known = sorted((root / "notebooks").glob("*.ipynb"))
+    for path in (Path(name), root / name):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path.resolve()
+    for path in known:
+        if name in (path.name, path.stem) or path.stem.startswith(f"{name.zfill(2)}_"):
+            return path
+    raise UsageError(unknown("notebook", name, [path.stem for path in known]))
+
+
+def parameters_of(path: Path) -> dict[str, dict[str, str]]:
+    """Name to ``default`` (source text) and ``help`` (comment) of what the parameters cell of ``path`` assigns.
+
+    Raises NotebookError when the file is not a readable Python notebook.
+    """
+    try:
+        return papermill.inspect_notebook(str(path))
+    except (ValueError, nbformat.ValidationError) as error:
+        raise NotebookError(f"{path} is not a readable Python notebook: {error}") from error
+
+
+def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Compare ``parameters`` with the notebook's parameters cell; no kernel is started.
+
+    Raises UsageError for a name that the cell does not assign, and for a value of another type than the default
+    (an int may stand for a float, a list for a tuple; a default of None takes anything).
+    """
+    known = parameters_of(path)
+    for name, value in parameters.items():
+        if name not in known:
+            raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")
+        try:
+            default = ast.literal_eval(known[name]["default"])
+        except (SyntaxError, ValueError):  # an expression: its type is known to the kernel only
+            continue
+        kind = type(default)
+        allowed = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
+        if default is not None and type(value) not in allowed:
+            kinds = f"takes {kind.__name__}, as in {default!r}, not {type(value).__name__}"
+            raise UsageError(f"{path.name}: parameter {name!r} {kinds} {value!r}")
+
+
+def run_notebook(
+    path: Path,
+    output: Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    timeout: int = TIMEOUT,
+    label: str | None = None,
+) -> float:
+    """Execute the notebook ``path`` in its own folder, write the executed copy to ``output``, return the seconds taken.
+
+    A status line (``label``, default: the notebook's name) shows what the kernel is doing. ``timeout`` is in seconds
+    for each cell. With ``parameters`` the copy holds an additional cell with them.
+
+    Raises UsageError for parameters that do not fit, before a kernel starts, and NotebookError, which
+    names notebook, cell and exception, when a cell fails, hangs or loses its kernel. Then ``output`` does not exist
+    (an older copy is removed) and the partial copy is kept beside it as ``<stem>.failed.ipynb``.
+    """
+    if not path.is_file():
+        raise NotebookError(f"{path} does not exist")
+    if output.resolve() == path.resolve():
+        raise UsageError(f"{path.name}: the executed copy would overwrite the notebook; choose another folder")
+    check_parameters(path, parameters or {})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial, failed = (output.with_suffix(f".{state}.ipynb") for state in ("running", "failed"))
+    for old in (output, partial, failed):
+        old.unlink(missing_ok=True)
+    with _kernel_environment() as progress, _Status(label or path.stem, progress) as status:
+        try:
+            papermill.execute_notebook(
+                str(path.resolve()),
+                str(partial.resolve()),
+                parameters=dict(parameters or {}),
+                kernel_name="python3",
+                cwd=str(path.resolve().parent),
+                execution_timeout=timeout,
+                progress_bar=False,
+                log_output=False,
+                config=ENCRYPTED,
+            )
+        except Exception as error:
+            where = _place(error, partial)
+            if partial.exists():
+                partial.replace(failed)
+                where += f"\nThe copy up to there: {failed}"
+            raise NotebookError(f"{path.name} failed in {where}") from error
+        partial.replace(output)
+    return status.seconds
+
+
+@contextmanager
+def _kernel_environment() -> Iterator[Path]:
+    """Environment variables for the kernel, restored afterwards; yields the file to which it reports its progress.
+
+    The folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
+    """
+    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder:
+        progress = Path(folder, "progress")
+        set_here = {
+            "KPNB_PROGRESS": str(progress),
+            "IPYTHONDIR": str(Path(folder, "ipython")),
+            "JUPYTER_RUNTIME_DIR": str(Path(folder, "runtime")),
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger that no one uses may print a warning
+        }
+        before = {name: os.environ.get(name) for name in set_here}
+        os.environ.update(set_here)
+        try:
+            yield progress
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def _place(error: Exception, copy: Path) -> str:
+    """Where in ``copy`` the run stopped, and why: "cell 3 (x = 1/0): ZeroDivisionError: division by zero"."""
+    if isinstance(error, PapermillExecutionError):
+        index, source, reason = error.cell_index, error.source, f"{error.ename}: {error.evalue}"
+    else:  # a cell that hangs or loses its kernel raises here, not in the kernel
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
+        begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+        if not begun:
+            return f"its start: {reason}"
+        index, source = begun[-1], cells[begun[-1]].source
+    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
+    return f"cell {index + 1} ({first}): {reason}"
+
+
+class _Status:
+    """One line on the terminal about a running notebook: name, elapsed time and the kernel's own progress."""
+
+    def __init__(self, label: str, progress: Path) -> None:
+        self._label, self._progress = label, progress
+        self._live = sys.stdout.isatty()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.seconds = 0.0
+
+    def __enter__(self) -> "_Status":
+        self._start = time.monotonic()
+        if not self._live:
+            print(f"{self._label} ...", flush=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5 if self._live else 30):
+            doing = self._progress.read_text("utf8", errors="replace").strip() if self._progress.exists() else ""
+            self._show(
+                f"{self._label}  {time.monotonic() - self._start:.0f} s  {doing}", end="" if self._live else "\n"
+            )
+
+    def _show(self, line: str, end: str = "\n") -> None:
+        if self._live:  # rewrite the line, and keep it to one
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end=end, flush=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+        self.seconds = time.monotonic() - self._start
+        self._show(f"{self._label}  {self.seconds:.1f} s{'  failed' if kind else ''}")
+
+
+def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
+    """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
+
+    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. The default
+    profile passes no parameter, so that no additional cell shows in the book.
+
+    Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
+    """
+    if profile not in PROFILES:
+        raise UsageError(unknown("profile", profile, PROFILES))
+    chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
+    parameters = {} if profile == "laptop" else {"profile": profile}
+    for path in chosen:  # all of them before the first kernel starts
+        if not path.is_file():
+            raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
+        check_parameters(path, parameters)
+    _warm_font_cache()
+    seconds = {}
+    for number, path in enumerate(chosen, 1):
+        label = f"[{number}/{len(chosen)}] {path.stem}"
+        seconds[path.stem] = run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
+    seconds["book"] = _build_pages(root)
+    print("\n" + "\n".join(f"{name:<30}{value:>8.1f} s" for name, value in seconds.items()))
+    print(f"{'together':<30}{sum(seconds.values()):>8.1f} s")
+    return root / "book" / "_build" / "html" / "index.html"
+
+
+def _warm_font_cache() -> None:
+    """Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import matplotlib.font_manager  # noqa: F401
+    finally:
+        logger.setLevel(level)
+
+
+def _build_pages(root: Path) -> float:
+    """Call Jupyter Book with every warning as an error; returns the seconds taken."""
+    start = time.monotonic()
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
+    command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode or not (root / "book" / "_build" / "html" / "index.html").exists():
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+        lines = [line for line in said.splitlines() if re.search("WARNING|ERROR", line)] or said.splitlines()[-20:]
+        raise NotebookError("Jupyter Book could not build the pages:\n" + "\n".join(lines))
+    return time.monotonic() - start
