@@ -20,13 +20,14 @@ from kpnb.units import Units
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """Settings of the closed form; the defaults cost 16 forwards and 16 backwards for each batch and layer.
+    """Settings of the closed form; the defaults cost 16 forwards and 16 backwards for a batch and a layer.
 
     rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of the feature that
                 noise moves at all: the exact Jacobian, with as many backwards
     probes      random orthonormal directions that estimate the rest
     noise       forwards under noise of size tau that find the leading directions (and the coordinates that move)
-    check       forwards at the resulting sigma for the linearity diagnostic
+    check       forwards at the resulting sigma for the linearity diagnostic (each layer has its own; layers share
+                the other forwards)
     shrink      improve each unit's estimate of the rest with what all units have in common (see ``_shrunk``);
                 without it the estimate is unbiased and noisier
     """

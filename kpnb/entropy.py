@@ -1,7 +1,7 @@
 """Eq. 1-4: how much of each input unit's information a layer discards, as one call."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -130,6 +130,20 @@ def _check_solved(fields: dict[str, Tensor], layer: str, objective: Objective) -
         )
 
 
+def _measured(
+    perturbation: Perturbation, x: Tensor, names: Sequence[str], solver: ClosedForm | Stochastic, objective: Objective
+) -> dict[str, dict[str, Tensor]]:
+    """The fields of ``Entropy`` for all samples, ``max_batch`` of them at a time."""
+    run = _closed_form if isinstance(solver, ClosedForm) else _stochastic
+    precision = torch.promote_types(x.dtype, torch.float32)
+    with explaining(perturbation.model, x.device):
+        parts = [run(perturbation, part, names, solver, objective) for part in x.split(perturbation.max_batch)]
+    return {
+        name: {key: torch.cat([part[name][key].detach().to(precision) for part in parts]) for key in TENSORS}
+        for name in names
+    }
+
+
 @overload
 def entropy(model: nn.Module, x: Tensor, layers: str, **options: Any) -> Entropy: ...
 @overload
@@ -172,26 +186,10 @@ def entropy(
         module_at(model, name)
     check_input(model, x)
     units.count(x)
-    perturbation = Perturbation(model, units, scale, max_batch, seed)
-    precision = torch.promote_types(x.dtype, torch.float32)
-    run = _closed_form if isinstance(solver, ClosedForm) else _stochastic
-    collected: dict[str, list[dict[str, Tensor]]] = {name: [] for name in names}
-    with explaining(model, x.device):
-        for part in x.split(max_batch):
-            for name, fields in run(perturbation, part, names, solver, objective).items():
-                collected[name].append({key: value.to(precision) for key, value in fields.items()})
-    settings = {
-        "units": {type(units).__name__: asdict(units)},
-        "solver": {type(solver).__name__: asdict(solver)},
-        "objective": {type(objective).__name__: asdict(objective)},
-        "scale": scale,
-        "seed": seed,
-        "dtype": str(x.dtype).removeprefix("torch."),
-    }
-    results = {}
-    for name, parts in collected.items():
-        fields = {key: torch.cat([part[key] for part in parts]) for key in TENSORS}
-        if dead == "raise":
-            _check_solved(fields, name, objective)
-        results[name] = Entropy(**fields, settings=settings | {"layer": name})
+    fields = _measured(Perturbation(model, units, scale, max_batch, seed), x, names, solver, objective)
+    how = {"units": repr(units), "solver": repr(solver), "objective": repr(objective), "scale": scale, "seed": seed}
+    if dead == "raise":
+        for name in names:
+            _check_solved(fields[name], name, objective)
+    results = {name: Entropy(**fields[name], settings={"layer": name, **how, "dtype": str(x.dtype)}) for name in names}
     return results[layers] if isinstance(layers, str) else results

@@ -89,3 +89,14 @@ def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: 
         rho=detour_ratio(found.on_foreground, choices.first, choices.empty).where(found.defined.all(0), torch.nan),
         points=found.points,
     )
+
+
+def agreement(entropy: Tensor, other: Tensor, foreground: Tensor, b: float = 0.2) -> tuple[float, float]:
+    """Mean absolute difference (nats) of two entropies ``[N, n]``, and the mean IoU of their knowledge points.
+
+    The IoU is over the images in which either has a knowledge point.
+    """
+    foreground = foreground.to(entropy.device)
+    one, two = (knowledge_points(e, foreground, b=b).points for e in (entropy, other))
+    overlap = (one & two).sum(-1).double() / (one | two).sum(-1)
+    return (entropy - other).abs().nanmean().item(), overlap.nanmean().item()

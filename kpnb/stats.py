@@ -1,6 +1,7 @@
 """How sure a difference between student and baseline is: paired bootstrap over the images of one training each."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,8 +59,19 @@ def compare(student: Metrics, baseline: Metrics, seed: int = 0) -> dict[str, Dif
     return {name: _difference(name, ours[name], theirs[name], seed) for name in BETTER}
 
 
-def verdict(differences: Mapping[str, Difference], metrics: tuple[str, ...]) -> str:
-    """One word for a hypothesis that wants several ``metrics``: "shows" only when all of them do, "open" when none is
-    clear, "opposite" when all contradict, else "mixed"."""
-    found = {differences[name].verdict for name in metrics}
-    return found.pop() if len(found) == 1 else "mixed"
+def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:
+    """How many student/baseline pairs come out as "shows", "open" and "opposite" in one metric."""
+    return Counter(pair[metric].verdict for pair in pairs)
+
+
+def verdict(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -> str:
+    """One word for a hypothesis, by a rule stated before any result.
+
+    "supported": in every one of its ``metrics`` more than half of the pairs show it and none is opposite;
+    "contradicted": the same with show and opposite exchanged; "mixed": something shows or is opposite; else "open".
+    """
+    counts = [tally(pairs, metric) for metric in metrics]
+    for word, one, other in (("supported", "shows", "opposite"), ("contradicted", "opposite", "shows")):
+        if all(2 * count[one] > len(pairs) and not count[other] for count in counts):
+            return word
+    return "mixed" if any(count["shows"] + count["opposite"] for count in counts) else "open"

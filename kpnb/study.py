@@ -4,7 +4,7 @@ A ``Study`` knows the networks of one experiment (teacher, baseline, a student f
 the store does not hold yet, and measures them on the same images. Nothing is trained before it is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from kpnb.learning import weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.networks.images import build, layer_path
 from kpnb.objectives import Aligned
-from kpnb.points import foreground_units
+from kpnb.points import background_level, foreground_units, knowledge_points
 from kpnb.store import Store
 from kpnb.units import ImageGrid
 
@@ -37,7 +37,7 @@ class Settings:
     """Everything an image experiment depends on. ``settings(profile)`` gives a profile's values.
 
     size, width, hidden, dropout describe the network's input (pixels) and ``networks.images.build``; ``teacher_images``
-    and ``share`` are the training images of the teacher and of student and baseline (None: all there are);
+    and ``share`` are how many images teacher, and student and baseline, learn from at most (None: all there are);
     ``analysed`` images of the share are measured, as the paper measures training samples; ``epochs`` is that of
     student and baseline, ``teacher_epochs`` and ``head_epochs`` of the others. ``b`` in nats. ``rank``, ``probes`` and
     ``noise`` are those of ``ClosedForm``: more than its defaults, for networks early in training.
@@ -122,7 +122,9 @@ class Study:
 
     def _load(self, split: str, count: int | None) -> ImageSet:
         s = self.settings
-        return load(s.dataset, split, size=s.size, count=count, root=s.data_root, store=self.store)
+        made = count if s.dataset == "emoji" else None  # other sets have as many images as they have
+        images = load(s.dataset, split, size=s.size, count=made, root=s.data_root, store=self.store)
+        return images if count is None or count >= len(images) else images.share(count, seed=0)
 
     @cached_property
     def train(self) -> ImageSet:
@@ -275,6 +277,21 @@ class Study:
             self.distance(training, layer, scope),
             choices,
         )
+
+    def point_counts(self, training: distill.Training, layer: str) -> Tensor:
+        """Foreground knowledge points of every measured image by epoch, ``[M + 1, N]``."""
+        entropy = self.entropies(training, layer)["entropy"].cpu()
+        return knowledge_points(entropy, self.foreground, b=self.settings.b).n_fg
+
+    def region_means(self, entropies: Mapping[str, Tensor]) -> pd.DataFrame:
+        """Mean entropy of each image's foreground and background: a row for each layer, region and image."""
+        regions = {"foreground": self.foreground, "background": ~self.foreground}
+        frames = [
+            pd.DataFrame({"layer": layer, "region": name, "entropy": background_level(entropy, region)[:, 0]})
+            for layer, entropy in entropies.items()
+            for name, region in regions.items()
+        ]
+        return pd.concat(frames, ignore_index=True)
 
     def pair(self, layer: str, seed: int = 0, **options: Any) -> tuple[Metrics, Metrics]:
         """Metrics of the student distilled for ``layer`` and of the baseline, both measured there."""

@@ -1,0 +1,53 @@
+"""Results on a page: values that the prose can quote, and tables."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from kpnb.metrics import SYMBOL
+from kpnb.stats import Difference, tally, verdict
+
+
+def glue(**values: float | int | str) -> None:
+    """Name results so that the page's text can quote them with ``{glue:text}``; outside a book it does nothing.
+
+    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text.
+    """
+    try:
+        from myst_nb import glue as paste
+    except ImportError:
+        return
+    for name, value in values.items():
+        paste(name, value if isinstance(value, str | int) else float(value), display=False)
+
+
+def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> None:
+    """Quote the outcome of student/baseline ``pairs``: verdict, and for each metric its counts and mean difference.
+
+    Names: ``h1_verdict``, ``h1_pairs``, and ``h1_n_fg_shows``, ``_opposite``, ``_open``, ``_mean`` for every metric.
+    """
+    found = list(pairs.values())
+    glue(**{f"{hypothesis}_verdict": verdict(found, metrics), f"{hypothesis}_pairs": len(found)})
+    for metric in metrics:
+        counts = tally(found, metric)
+        mean = sum(pair[metric].value for pair in found) / len(found)
+        name = f"{hypothesis}_{metric}"
+        glue(**{f"{name}_{word}": counts[word] for word in ("shows", "opposite", "open")}, **{f"{name}_mean": mean})
+
+
+def show(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table for the page: symbols for the metrics, rounded numbers, a dash for what is undefined, no index."""
+    renamed = table.rename(columns=SYMBOL)
+    return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
+
+
+def difference_table(pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> pd.DataFrame:
+    """Student minus baseline with its interval and verdict, a row for each pair and metric."""
+    rows = []
+    for pair, by_metric in pairs.items():
+        for d in (by_metric[metric] for metric in metrics):
+            interval = f"{d.low:.3g} to {d.high:.3g}"
+            row = {"pair": pair, "metric": SYMBOL[d.metric], "student - baseline": d.value, "95 % interval": interval}
+            rows.append({**row, "images": d.images, "verdict": d.verdict})
+    return pd.DataFrame(rows)
