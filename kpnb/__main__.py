@@ -9,17 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from .runner import (
-    PROFILES,
-    TIMEOUT,
-    NotebookError,
-    UsageError,
-    build_book,
-    find_notebook,
-    find_root,
-    parameters_of,
-    run_notebook,
-)
+from . import runner
+from .runner import NotebookError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,21 +18,21 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m kpnb", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser(
-        "run",
-        help="run one notebook, with other parameters if you like",
-        description="Run one notebook and keep the executed copy; the book is not touched.",
-        epilog="Example: python -m kpnb run 10 -p layer=FC2 -p seeds=[0,1] -p epochs=5",
-    )
+    example = "Example: python -m kpnb run 10 -p layer=FC2 -p seeds=[0,1] -p epochs=5"
+    run = commands.add_parser("run", help="run one notebook, with other parameters if you like", epilog=example)
     run.add_argument("notebook", help="its number (10), name or path")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
     run.add_argument("--output", type=Path, metavar="DIR", help="folder of the copy (default: reruns/NAME-TIME)")
-    run.add_argument("--timeout", type=int, default=TIMEOUT, metavar="S", help="seconds for a cell (%(default)s)")
+    run.add_argument(
+        "--timeout", type=int, default=runner.TIMEOUT, metavar="S", help="seconds for a cell (%(default)s)"
+    )
 
     commands.add_parser("list", help="list the notebooks and their parameters")
 
     book = commands.add_parser("book", help="execute every notebook and build the HTML book")
-    book.add_argument("--profile", choices=PROFILES, default="laptop", help="size of the experiments (%(default)s)")
+    book.add_argument(
+        "--profile", choices=runner.PROFILES, default="laptop", help="size of the experiments (%(default)s)"
+    )
     book.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute these, keep the other executed copies")
     return top
 
@@ -57,20 +48,24 @@ def parse_parameters(assignments: Sequence[str]) -> dict[str, object]:
         if not equals or not name.isidentifier():
             raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
         try:
-            parameters[name] = ast.literal_eval(value)  # before YAML, for which 1e-3 is a text
-        except (SyntaxError, ValueError):
-            try:
-                parameters[name] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML") from None
+            parameters[name] = _value(value)
+        except yaml.YAMLError:
+            raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML") from None
     return parameters
+
+
+def _value(text: str) -> object:
+    try:
+        return ast.literal_eval(text)  # before YAML, for which 1e-3 is a text
+    except (SyntaxError, ValueError):
+        return yaml.safe_load(text)
 
 
 def list_notebooks(root: Path) -> None:
     """Print every notebook with its parameters, their defaults and what they are for."""
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         print(path.stem)
-        for name, known in parameters_of(path).items():
+        for name, known in runner.parameters_of(path).items():
             print(f"    {name} = {known['default']:<20} {known['help']}".rstrip())
 
 
@@ -78,22 +73,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 when a notebook or the book fails, 2 when it was called wrongly."""
     options = parser().parse_args(arguments)
     try:
-        root = find_root()
+        root = runner.find_root()
         if options.command == "list":
             list_notebooks(root)
         elif options.command == "run":
-            path = find_notebook(options.notebook, root)
+            path = runner.find_notebook(options.notebook, root)
             folder = options.output or root / "reruns" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            run_notebook(path, folder / path.name, parse_parameters(options.parameters), timeout=options.timeout)
+            runner.run_notebook(path, folder / path.name, parse_parameters(options.parameters), options.timeout)
             print(f"Executed copy: {folder / path.name}")
         else:
-            print(f"The book is at {build_book(options.profile, root, options.only)}")
-    except NotebookError as error:
+            print(f"The book is at {runner.build_book(options.profile, root, options.only)}")
+    except (NotebookError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     return 0
 
 

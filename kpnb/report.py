@@ -5,8 +5,17 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from kpnb.metrics import SYMBOL
 from kpnb.stats import Difference, tally, verdict
+
+HTML = {
+    "n_fg": "N<sup>fg</sup>",
+    "n_bg": "N<sup>bg</sup>",
+    "lambda": "λ",
+    "d_mean": "D<sub>mean</sub>",
+    "d_var": "D<sub>var</sub>",
+    "rho": "ρ",
+}
+"""Symbols of the metrics in tables, where pages do not typeset mathematics."""
 
 
 def glue(**values: float | int | str) -> None:
@@ -38,7 +47,7 @@ def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], m
 
 def show(table: pd.DataFrame, precision: int = 2) -> Styler:
     """A table for the page: symbols for the metrics, rounded numbers, a dash for what is undefined, no index."""
-    renamed = table.rename(columns=SYMBOL)
+    renamed = table.rename(columns=lambda name: " ".join(HTML.get(word, word) for word in name.split(" ")))
     return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
 
 
@@ -48,6 +57,6 @@ def difference_table(pairs: Mapping[str, Mapping[str, Difference]], metrics: Seq
     for pair, by_metric in pairs.items():
         for d in (by_metric[metric] for metric in metrics):
             interval = f"{d.low:.3g} to {d.high:.3g}"
-            row = {"pair": pair, "metric": SYMBOL[d.metric], "student - baseline": d.value, "95 % interval": interval}
+            row = {"pair": pair, "metric": HTML[d.metric], "student - baseline": d.value, "95 % interval": interval}
             rows.append({**row, "images": d.images, "verdict": d.verdict})
     return pd.DataFrame(rows)

@@ -5,7 +5,6 @@ executed copy where the book looks for one, so a page can never show half a resu
 """
 
 import ast
-import logging
 import os
 import re
 import shutil
@@ -17,12 +16,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -42,33 +39,19 @@ class NotebookError(RuntimeError):
     """A notebook, or the book, did not come out right; the message says where and why."""
 
 
-def find_root(start: Path | None = None) -> Path:
-    """The folder with ``_toc.yml`` and ``notebooks/``: ``start`` (default: here) or above it, else beside the package.
-
-    Raises NotebookError when there is none.
-    """
-    start = (start or Path.cwd()).resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parents[1]):
+def find_root() -> Path:
+    """The folder with ``_toc.yml`` and ``notebooks/``: here or above, else beside the package; else NotebookError."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
-    raise NotebookError(f"no _toc.yml with notebooks/ in {start} or above: run this inside a clone of the repository")
+    raise NotebookError(f"no _toc.yml with notebooks/ in {here} or above: run this inside a clone of the repository")
 
 
 def notebooks_of(root: Path) -> list[Path]:
     """The notebooks that ``_toc.yml`` lists, in reading order."""
-
-    def files(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            if "file" in node:
-                yield node["file"]
-            for key in ("parts", "chapters", "sections", "subtrees", "entries"):
-                yield from files(node.get(key))
-        elif isinstance(node, list):
-            for item in node:
-                yield from files(item)
-
-    toc = yaml.safe_load((root / "_toc.yml").read_text("utf8"))
-    return [root / f"{name.removesuffix('.ipynb')}.ipynb" for name in files(toc) if name.startswith("notebooks/")]
+    files = re.findall(r"^[\s-]*file: *notebooks/([^\s.]+)", (root / "_toc.yml").read_text("utf8"), re.MULTILINE)
+    return [root / "notebooks" / f"{name}.ipynb" for name in files]
 
 
 def find_notebook(name: str, root: Path) -> Path:
@@ -93,7 +76,7 @@ def parameters_of(path: Path) -> dict[str, dict[str, str]]:
     """
     try:
         return papermill.inspect_notebook(str(path))
-    except (ValueError, nbformat.ValidationError) as error:
+    except (OSError, ValueError, nbformat.ValidationError) as error:
         raise NotebookError(f"{path} is not a readable Python notebook: {error}") from error
 
 
@@ -119,52 +102,40 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
 
 
 def run_notebook(
-    path: Path,
-    output: Path,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    timeout: int = TIMEOUT,
-    label: str | None = None,
+    path: Path, output: Path, parameters: Mapping[str, Any] | None = None, timeout: int = TIMEOUT, label: str = ""
 ) -> float:
     """Execute the notebook ``path`` in its own folder, write the executed copy to ``output``, return the seconds taken.
 
-    A status line (``label``, default: the notebook's name) shows what the kernel is doing. ``timeout`` is in seconds
-    for each cell. With ``parameters`` the copy holds an additional cell with them.
+    ``timeout`` is in seconds for each cell; ``label`` (default: the notebook's name) begins the line on the terminal.
+    With ``parameters`` the copy holds an additional cell with them.
 
-    Raises UsageError for parameters that do not fit, before a kernel starts, and NotebookError, which
-    names notebook, cell and exception, when a cell fails, hangs or loses its kernel. Then ``output`` does not exist
-    (an older copy is removed) and the partial copy is kept beside it as ``<stem>.failed.ipynb``.
+    Raises UsageError for parameters that do not fit, before a kernel starts, and NotebookError, which names notebook,
+    cell and exception, when a cell fails, hangs or loses its kernel. Then ``output`` does not exist (an older copy is
+    removed) and the partial copy is kept beside it as ``<stem>.failed.ipynb``.
     """
-    if not path.is_file():
-        raise NotebookError(f"{path} does not exist")
     if output.resolve() == path.resolve():
         raise UsageError(f"{path.name}: the executed copy would overwrite the notebook; choose another folder")
-    check_parameters(path, parameters or {})
+    parameters = dict(parameters or {})
+    check_parameters(path, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = (output.with_suffix(f".{state}.ipynb") for state in ("running", "failed"))
     for old in (output, partial, failed):
         old.unlink(missing_ok=True)
-    with _kernel_environment() as progress, _Status(label or path.stem, progress) as status:
+    options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
+    options |= {"progress_bar": False, "log_output": False, "config": ENCRYPTED}
+    start, label = time.monotonic(), label or path.stem
+    with _kernel_environment() as progress, _status(label, progress):
         try:
-            papermill.execute_notebook(
-                str(path.resolve()),
-                str(partial.resolve()),
-                parameters=dict(parameters or {}),
-                kernel_name="python3",
-                cwd=str(path.resolve().parent),
-                execution_timeout=timeout,
-                progress_bar=False,
-                log_output=False,
-                config=ENCRYPTED,
-            )
+            papermill.execute_notebook(str(path.resolve()), str(partial.resolve()), parameters, **options)
         except Exception as error:
             where = _place(error, partial)
             if partial.exists():
-                partial.replace(failed)
-                where += f"\nThe copy up to there: {failed}"
+                where += f"\nThe copy up to there: {partial.replace(failed)}"
             raise NotebookError(f"{path.name} failed in {where}") from error
-        partial.replace(output)
-    return status.seconds
+    partial.replace(output)
+    seconds = time.monotonic() - start
+    print(f"{label}  {seconds:.1f} s", flush=True)
+    return seconds
 
 
 @contextmanager
@@ -173,23 +144,17 @@ def _kernel_environment() -> Iterator[Path]:
 
     The folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
     """
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder:
         progress = Path(folder, "progress")
-        set_here = {
-            "KPNB_PROGRESS": str(progress),
-            "IPYTHONDIR": str(Path(folder, "ipython")),
-            "JUPYTER_RUNTIME_DIR": str(Path(folder, "runtime")),
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger that no one uses may print a warning
-        }
-        before = {name: os.environ.get(name) for name in set_here}
-        os.environ.update(set_here)
+        os.environ |= {"KPNB_PROGRESS": str(progress), "IPYTHONDIR": f"{folder}/ipython"}
+        os.environ |= {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
+        os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
         try:
             yield progress
         finally:
-            for name, value in before.items():
-                os.environ.pop(name)
-                if value is not None:
-                    os.environ[name] = value
+            os.environ.clear()
+            os.environ |= before
 
 
 def _place(error: Exception, copy: Path) -> str:
@@ -197,50 +162,39 @@ def _place(error: Exception, copy: Path) -> str:
     if isinstance(error, PapermillExecutionError):
         index, source, reason = error.cell_index, error.source, f"{error.ename}: {error.evalue}"
     else:  # a cell that hangs or loses its kernel raises here, not in the kernel
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
         begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
         if not begun:
             return f"its start: {reason}"
         index, source = begun[-1], cells[begun[-1]].source
-    first = next((line.strip() for line in source.splitlines() if line.strip()), "")
-    return f"cell {index + 1} ({first}): {reason}"
+    return f"cell {index + 1} ({source.strip().partition(chr(10))[0]}): {reason}"
 
 
-class _Status:
-    """One line on the terminal about a running notebook: name, elapsed time and the kernel's own progress."""
+@contextmanager
+def _status(label: str, progress: Path) -> Iterator[None]:
+    """Show elapsed time and the kernel's own ``progress``: on a terminal one line that is rewritten, else now and then.
 
-    def __init__(self, label: str, progress: Path) -> None:
-        self._label, self._progress = label, progress
-        self._live = sys.stdout.isatty()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self.seconds = 0.0
+    The line of a terminal is empty again in the end.
+    """
+    live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
 
-    def __enter__(self) -> "_Status":
-        self._start = time.monotonic()
-        if not self._live:
-            print(f"{self._label} ...", flush=True)
-        self._thread.start()
-        return self
+    def watch() -> None:
+        while not done.wait(0.5 if live else 30):
+            doing = progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
+            line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1] if live else line + "\n"
+            print(line, end="", flush=True)
 
-    def _watch(self) -> None:
-        while not self._done.wait(0.5 if self._live else 30):
-            doing = self._progress.read_text("utf8", errors="replace").strip() if self._progress.exists() else ""
-            self._show(
-                f"{self._label}  {time.monotonic() - self._start:.0f} s  {doing}", end="" if self._live else "\n"
-            )
-
-    def _show(self, line: str, end: str = "\n") -> None:
-        if self._live:  # rewrite the line, and keep it to one
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-        print(line, end=end, flush=True)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-        self.seconds = time.monotonic() - self._start
-        self._show(f"{self._label}  {self.seconds:.1f} s{'  failed' if kind else ''}")
+    print(f"{label} ...", end="" if live else "\n", flush=True)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print("\r\x1b[K" if live else "", end="", flush=True)
 
 
 def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
@@ -248,47 +202,35 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
 
     ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. The default
     profile passes no parameter, so that no additional cell shows in the book.
-
     Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
     if profile not in PROFILES:
         raise UsageError(unknown("profile", profile, PROFILES))
+    start = time.monotonic()
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     parameters = {} if profile == "laptop" else {"profile": profile}
     for path in chosen:  # all of them before the first kernel starts
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
         check_parameters(path, parameters)
-    _warm_font_cache()
-    seconds = {}
+    # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
     for number, path in enumerate(chosen, 1):
         label = f"[{number}/{len(chosen)}] {path.stem}"
-        seconds[path.stem] = run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
-    seconds["book"] = _build_pages(root)
-    print("\n" + "\n".join(f"{name:<30}{value:>8.1f} s" for name, value in seconds.items()))
-    print(f"{'together':<30}{sum(seconds.values()):>8.1f} s")
-    return root / "book" / "_build" / "html" / "index.html"
+        run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
+    page = _build_pages(root)
+    print(f"Notebooks and pages together: {time.monotonic() - start:.0f} s")
+    return page
 
 
-def _warm_font_cache() -> None:
-    """Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output."""
-    logger = logging.getLogger("matplotlib.font_manager")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        import matplotlib.font_manager  # noqa: F401
-    finally:
-        logger.setLevel(level)
-
-
-def _build_pages(root: Path) -> float:
-    """Call Jupyter Book with every warning as an error; returns the seconds taken."""
-    start = time.monotonic()
+def _build_pages(root: Path) -> Path:
+    """Call Jupyter Book with every warning as an error; returns the first page."""
+    page = root / "book" / "_build" / "html" / "index.html"
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
     command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or not (root / "book" / "_build" / "html" / "index.html").exists():
-        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-        lines = [line for line in said.splitlines() if re.search("WARNING|ERROR", line)] or said.splitlines()[-20:]
+    if done.returncode or not page.exists():
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+        lines = [line for line in said if re.search("WARNING|ERROR", line)] or said[-20:]
         raise NotebookError("Jupyter Book could not build the pages:\n" + "\n".join(lines))
-    return time.monotonic() - start
+    return page

@@ -7,7 +7,6 @@ renamed, the JSON last: an artefact without its JSON does not exist, so whatever
 nothing that is read later. Pickle is never used.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -16,8 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,18 +39,13 @@ class Item(NamedTuple):
 
 
 def canonical(value: object, path: str = "config") -> Any:
-    """The JSON form of a configuration in which equal settings look equal.
+    """The JSON form of a configuration in which equal settings look equal: tuples are lists, ``1.0`` is ``1``.
 
-    Tuples become lists and whole floats become integers (``1.0`` is ``1``); keys are sorted when it is hashed.
-    Raises TypeError or ValueError naming the key of anything that JSON cannot hold, NaN and infinity included.
+    Raises TypeError naming the key of anything that JSON cannot hold, NaN and infinity included.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, str | int):
         return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{path} is {value}, which JSON cannot hold: use None or a string instead")
+    if isinstance(value, float) and math.isfinite(value):
         return int(value) if value.is_integer() and abs(value) < 2**53 else float(value)
     if isinstance(value, list | tuple):
         return [canonical(entry, f"{path}[{i}]") for i, entry in enumerate(value)]
@@ -61,7 +54,8 @@ def canonical(value: object, path: str = "config") -> Any:
             if not isinstance(key, str):
                 raise TypeError(f"{path} has the key {key!r} of type {type(key).__name__}: keys must be strings")
         return {key: canonical(entry, f"{path}.{key}") for key, entry in value.items()}
-    raise TypeError(f"{path} is a {type(value).__name__}, which JSON cannot hold: use numbers, strings, lists, dicts")
+    what = value if isinstance(value, float) else f"a {type(value).__name__}"
+    raise TypeError(f"{path} is {what}, which JSON cannot hold: use numbers, strings, None, lists, dicts")
 
 
 def digest(value: object) -> str:
@@ -78,7 +72,7 @@ class Store:
         self.root = Path(root or os.environ.get("KPNB_STORE") or Path(cache) / "kpnb").expanduser().absolute()
 
     def run(self, kind: str, config: Mapping[str, Any]) -> "Run":
-        """The run that ``config`` determines. Nothing is written before the first artefact."""
+        """The run that ``config`` determines. Nothing is written before its first artefact is computed."""
         return Run(self.root, kind, canonical(config))
 
     def runs(self) -> Iterator[tuple[str, str, dict[str, Any], int]]:
@@ -86,11 +80,11 @@ class Store:
         for path in sorted(self.root.glob("*/*/config.json")):
             try:
                 config = json.loads(path.read_bytes())["config"]
-            except (OSError, ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError):
                 log.warning("%s is unreadable; it is written anew when its run is next computed", path)
                 config = {}
-            size = sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-            yield path.parent.parent.name, f"{path.parent.parent.name}/{path.parent.name}", config, size
+            kind = path.parent.parent.name
+            yield kind, f"{kind}/{path.parent.name}", config, sum(f.stat().st_size for f in path.parent.iterdir())
 
 
 class Run:
@@ -106,11 +100,11 @@ class Run:
     def info(self, name: str) -> dict[str, Any] | None:
         """The JSON part of an artefact, or None when there is none. No tensor is read, only its size is compared."""
         sidecar = self._sidecar(name)
-        return sidecar["info"] if isinstance(sidecar, dict) else None
+        return sidecar["info"] if sidecar else None
 
     def has(self, name: str) -> bool:
         """Whether the artefact exists, judged as :meth:`info` does."""
-        return self.info(name) is not None
+        return self._sidecar(name) is not None
 
     def get(self, name: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]) -> Item:
         """The artefact ``name``, read and verified, or computed and written when it is not there or damaged.
@@ -119,18 +113,13 @@ class Run:
         ``info`` may hold anything that JSON can; NaN is allowed (an undefined metric) and comes back as NaN.
         Raises OSError naming the store's folder when that cannot be written.
         """
-        item = self._read(name)
-        if isinstance(item, Item):
+        if item := self._read(name):
             return item
         with self._locked():
-            item = self._read(name)  # another process may have written it meanwhile
-            if isinstance(item, Item):
+            if item := self._read(name):  # another process has written it meanwhile
                 return item
-            if item:
-                log.warning("%s is damaged (%s): it is removed and computed again", self._file(name), item)
-            with self._explained():
-                self._file(name, "json").unlink(missing_ok=True)
-                self._file(name).unlink(missing_ok=True)
+            if self._file(name, "json").exists():
+                log.warning("%s is damaged: it is computed again", self._file(name))
             start = time.perf_counter()
             tensors, info = compute()
             # A copy: what is returned must not change when the caller trains on, nor share memory (tied weights).
@@ -140,43 +129,33 @@ class Run:
     def _file(self, name: str, suffix: str = "safetensors") -> Path:
         return self.path / f"{_checked('name', name)}.{suffix}"
 
-    def _sidecar(self, name: str) -> dict[str, Any] | str:
-        """The verified sidecar, or what is wrong with the artefact ("" when it simply is not there)."""
+    def _sidecar(self, name: str) -> dict[str, Any] | None:
+        """The JSON part, if it is unaltered and belongs to ``name`` and the tensor file has the right size."""
         try:
             sidecar = json.loads(self._file(name, "json").read_bytes())
-            if sidecar.pop("digest") != digest(sidecar):
-                return "its JSON was altered"
-            if sidecar["artefact"] != f"{self.address}/{name}":
-                return f"it belongs to {sidecar['artefact']}"
-            size = self._file(name).stat().st_size
-        except (FileNotFoundError, NotADirectoryError) as error:
-            return "its tensor file is missing" if str(error.filename).endswith(".safetensors") else ""
-        except (ValueError, KeyError, AttributeError, TypeError):
-            return "its JSON is broken"
-        return sidecar if size == sidecar["bytes"] else f"{size} bytes instead of {sidecar['bytes']}"
+            intact = sidecar.pop("digest") == digest([self.address, name, sidecar])
+            intact = intact and self._file(name).stat().st_size == sidecar["bytes"]
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
+            return None
+        return sidecar if intact else None
 
-    def _read(self, name: str) -> Item | str:
-        """The verified artefact, or what is wrong with it ("" when it simply is not there)."""
-        sidecar = self._sidecar(name)
-        if isinstance(sidecar, str):
-            return sidecar
-        try:
-            data = self._file(name).read_bytes()
-        except FileNotFoundError:
-            return "its tensor file is missing"
-        if digest(data) != sidecar["sha256"]:
-            return "its SHA-256 differs"
-        return Item(safetensors.torch.load(data), sidecar["info"])
+    def _read(self, name: str) -> Item | None:
+        """The artefact, if it is there and every bit is as it was written."""
+        if not (sidecar := self._sidecar(name)):
+            return None
+        data = self._file(name).read_bytes()
+        return Item(safetensors.torch.load(data), sidecar["info"]) if digest(data) == sidecar["sha256"] else None
 
     def _write(self, name: str, tensors: dict[str, Tensor], info: dict[str, Any], seconds: float) -> Item:
         data = safetensors.torch.save(tensors)
-        sidecar = {"artefact": f"{self.address}/{name}", "sha256": digest(data), "bytes": len(data), "info": info}
-        sidecar |= {"seconds": seconds, "kpnb": __version__, "torch": torch.__version__}
-        sidecar |= {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+        sidecar = {"sha256": digest(data), "bytes": len(data), "info": info, "seconds": seconds}
+        sidecar |= {"kpnb": __version__, "torch": torch.__version__}
         sidecar = json.loads(json.dumps(sidecar))  # as it will be read, so that fresh and stored results are alike
+        signed = sidecar | {"digest": digest([self.address, name, sidecar])}
         with self._explained():
+            _replace(self.path / "config.json", json.dumps(self._identity, indent=1, sort_keys=True).encode())
             _replace(self._file(name), data)
-            _replace(self._file(name, "json"), json.dumps(sidecar | {"digest": digest(sidecar)}, indent=1).encode())
+            _replace(self._file(name, "json"), json.dumps(signed, indent=1).encode())
         return Item(tensors, sidecar["info"])
 
     @contextmanager
@@ -189,13 +168,6 @@ class Run:
                 log.warning("waiting for another process that computes %s", self.address)
                 self._lock.acquire()
         try:
-            with self._explained():
-                for stale in self.path.glob("*.tmp"):  # only the holder of the lock writes here
-                    stale.unlink(missing_ok=True)
-                text = json.dumps(self._identity, indent=1, sort_keys=True).encode()
-                config = self.path / "config.json"
-                if not config.exists() or config.read_bytes() != text:
-                    _replace(config, text)
             yield
         finally:
             self._lock.release()
@@ -206,11 +178,8 @@ class Run:
         try:
             yield
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            remedy = "free some space there, or" if full else "make it a writable folder, or"
-            reason = error.strerror or str(error)
-            message = f"cannot write to the store {self.root} ({reason}): {remedy} set KPNB_STORE to another folder"
-            raise OSError(error.errno or errno.EIO, message) from error
+            remedy = "free some space there, make it a writable folder, or set KPNB_STORE to another folder"
+            raise OSError(f"cannot write to the store {self.root} ({error.strerror or error}): {remedy}") from error
 
 
 def _checked(what: str, name: str) -> str:
@@ -220,8 +189,8 @@ def _checked(what: str, name: str) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write ``path`` so that it holds either its old content or all of ``data``, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Write ``path`` so that it holds either its old content or all of ``data``, whatever happens meanwhile."""
+    temporary = path.with_name(f"{path.name}.tmp")  # only the holder of the run's lock writes here
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -229,11 +198,4 @@ def _replace(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself must reach the disk too
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        temporary.unlink(missing_ok=True)

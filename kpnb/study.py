@@ -5,7 +5,7 @@ the store does not hold yet, and measures them on the same images. Nothing is tr
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -300,6 +300,11 @@ class Study:
             self.metrics(self.baseline(seed), layer, **options),
         )
 
+    def pairs(self, **options: Any) -> dict[str, tuple[Metrics, Metrics]]:
+        """``pair`` for every layer and seed, by a title that names both."""
+        s = self.settings
+        return {f"{layer}, seed {n}": self.pair(layer, n, **options) for layer in s.layers for n in s.seeds}
+
     def table(self, **options: Any) -> pd.DataFrame:
         """Table 5 of this study: a row for each layer, seed and network, the six metrics and how many are undefined."""
         rows = []
@@ -319,9 +324,3 @@ class Study:
                 accuracy = self.head(layer, seed).accuracy
                 rows.append({"network": "student", "layer": layer, "seed": seed, "accuracy": accuracy})
         return pd.DataFrame(rows)
-
-    def with_settings(self, **overrides: Any) -> "Study":
-        """The same study and store with other settings."""
-        other = Study.__new__(Study)
-        other.settings, other.store = replace(self.settings, **overrides), self.store
-        return other

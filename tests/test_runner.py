@@ -161,7 +161,7 @@ def test_build_checks_every_notebook_first(tmp_path):
     assert not (root / "book").exists()
 
 
-def test_notebooks_by_number_name_and_path(tmp_path):
+def test_notebooks_by_number_name_and_path(tmp_path, monkeypatch):
     root = repository(tmp_path)
     first = root / "notebooks" / "10_first.ipynb"
     assert runner.notebooks_of(root) == [first, root / "notebooks" / "11_second.ipynb"]
@@ -169,7 +169,8 @@ def test_notebooks_by_number_name_and_path(tmp_path):
         assert runner.find_notebook(name, root) == first
     with pytest.raises(UsageError, match="did you mean '10_first'"):
         runner.find_notebook("10_frist", root)
-    assert runner.find_root(root / "notebooks") == root
+    monkeypatch.chdir(root / "notebooks")
+    assert runner.find_root() == root
 
 
 def test_parameters_on_the_command_line():
