@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from . import runner
-from .runner import NotebookError, UsageError
+from .runner import PROFILES, TIMEOUT, NotebookError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,16 +23,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", help="its number (10), name or path")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
     run.add_argument("--output", type=Path, metavar="DIR", help="folder of the copy (default: reruns/NAME-TIME)")
-    run.add_argument(
-        "--timeout", type=int, default=runner.TIMEOUT, metavar="S", help="seconds for a cell (%(default)s)"
-    )
+    run.add_argument("--timeout", type=int, default=TIMEOUT, metavar="S", help="seconds for a cell (%(default)s)")
 
     commands.add_parser("list", help="list the notebooks and their parameters")
 
     book = commands.add_parser("book", help="execute every notebook and build the HTML book")
-    book.add_argument(
-        "--profile", choices=runner.PROFILES, default="laptop", help="size of the experiments (%(default)s)"
-    )
+    book.add_argument("--profile", choices=PROFILES, default="laptop", help="size of the experiments (%(default)s)")
     book.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute these, keep the other executed copies")
     return top
 
@@ -48,17 +44,13 @@ def parse_parameters(assignments: Sequence[str]) -> dict[str, object]:
         if not equals or not name.isidentifier():
             raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
         try:
-            parameters[name] = _value(value)
-        except yaml.YAMLError:
-            raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML") from None
+            parameters[name] = ast.literal_eval(value)  # before YAML, for which 1e-3 is a text
+        except (SyntaxError, ValueError):
+            try:
+                parameters[name] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML") from None
     return parameters
-
-
-def _value(text: str) -> object:
-    try:
-        return ast.literal_eval(text)  # before YAML, for which 1e-3 is a text
-    except (SyntaxError, ValueError):
-        return yaml.safe_load(text)
 
 
 def list_notebooks(root: Path) -> None:

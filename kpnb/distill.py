@@ -36,7 +36,6 @@ class Data(Protocol):
     def __len__(self) -> int: ...
     def batch(self, index: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
         """Inputs ``x [B, ...]`` and labels ``y [B]`` of the samples ``index [B]``; the same at every call."""
-        ...
 
 
 @dataclass(frozen=True)

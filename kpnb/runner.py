@@ -28,8 +28,6 @@ from ._messages import unknown
 PROFILES = ("smoke", "laptop", "paper")
 TIMEOUT = 4 * 3600  # seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it
 
-ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # a kernel without encryption prints a warning
-
 
 class UsageError(ValueError):
     """What was asked for does not exist or does not fit; the message names the nearest that does."""
@@ -55,10 +53,7 @@ def notebooks_of(root: Path) -> list[Path]:
 
 
 def find_notebook(name: str, root: Path) -> Path:
-    """The notebook that ``name`` means: a path, a file name, or the number it starts with ("10", "0").
-
-    Raises UsageError with the nearest names when there is none.
-    """
+    """The notebook that ``name`` means: a path, a file name, or the number it starts with ("10", "0")."""
     known = sorted((root / "notebooks").glob("*.ipynb"))
     for path in (Path(name), root / name):
         if path.suffix == ".ipynb" and path.is_file():
@@ -70,10 +65,7 @@ def find_notebook(name: str, root: Path) -> Path:
 
 
 def parameters_of(path: Path) -> dict[str, dict[str, str]]:
-    """Name to ``default`` (source text) and ``help`` (comment) of what the parameters cell of ``path`` assigns.
-
-    Raises NotebookError when the file is not a readable Python notebook.
-    """
+    """Name to ``default`` (source text) and ``help`` (comment) of what the parameters cell of ``path`` assigns."""
     try:
         return papermill.inspect_notebook(str(path))
     except (OSError, ValueError, nbformat.ValidationError) as error:
@@ -84,7 +76,7 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Compare ``parameters`` with the notebook's parameters cell; no kernel is started.
 
     Raises UsageError for a name that the cell does not assign, and for a value of another type than the default
-    (an int may stand for a float, a list for a tuple; a default of None takes anything).
+    (an int may stand for a float; a default of None takes anything).
     """
     known = parameters_of(path)
     for name, value in parameters.items():
@@ -94,11 +86,10 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
             default = ast.literal_eval(known[name]["default"])
         except (SyntaxError, ValueError):  # an expression: its type is known to the kernel only
             continue
-        kind = type(default)
-        allowed = {float: (float, int), tuple: (tuple, list)}.get(kind, (kind,))
-        if default is not None and type(value) not in allowed:
-            kinds = f"takes {kind.__name__}, as in {default!r}, not {type(value).__name__}"
-            raise UsageError(f"{path.name}: parameter {name!r} {kinds} {value!r}")
+        kind, given = type(default), type(value)
+        if default is not None and given is not kind and (kind, given) != (float, int):
+            wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
+            raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
 
 
 def run_notebook(
@@ -122,7 +113,8 @@ def run_notebook(
     for old in (output, partial, failed):
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
-    options |= {"progress_bar": False, "log_output": False, "config": ENCRYPTED}
+    options |= {"progress_bar": False, "log_output": False}
+    options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
     start, label = time.monotonic(), label or path.stem
     with _kernel_environment() as progress, _status(label, progress):
         try:
@@ -173,10 +165,7 @@ def _place(error: Exception, copy: Path) -> str:
 
 @contextmanager
 def _status(label: str, progress: Path) -> Iterator[None]:
-    """Show elapsed time and the kernel's own ``progress``: on a terminal one line that is rewritten, else now and then.
-
-    The line of a terminal is empty again in the end.
-    """
+    """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line every 30 s in a log."""
     live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
 
     def watch() -> None:
@@ -206,7 +195,6 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
     """
     if profile not in PROFILES:
         raise UsageError(unknown("profile", profile, PROFILES))
-    start = time.monotonic()
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     parameters = {} if profile == "laptop" else {"profile": profile}
     for path in chosen:  # all of them before the first kernel starts
@@ -218,9 +206,7 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
     for number, path in enumerate(chosen, 1):
         label = f"[{number}/{len(chosen)}] {path.stem}"
         run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
-    page = _build_pages(root)
-    print(f"Notebooks and pages together: {time.monotonic() - start:.0f} s")
-    return page
+    return _build_pages(root)
 
 
 def _build_pages(root: Path) -> Path:

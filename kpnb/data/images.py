@@ -130,11 +130,11 @@ def _folder(split: str, size: int, count: int | None, seed: int, root: Path | No
     if root is None:
         raise ValueError(f"the data set 'folder' needs root=, the folder of your images; {LAYOUT}")
     divided = (root / "train").is_dir() and (root / "test").is_dir()
-    base = root / split if divided else root
-    classes = _classes(base)
     if divided and (odd := set(_classes(root / "train")) ^ set(_classes(root / "test"))):
         names = ", ".join(sorted(odd))
         raise ValueError(f"train and test in {root} have different classes: {names} is in one of them only")
+    base = root / split if divided else root
+    classes = _classes(base)
     paths = _pictures(base / "images")
     labels = np.array([classes.index(path.parent.name) for path in paths])
     for label, name in enumerate(classes):

@@ -1,0 +1,172 @@
+"""Intervals against theory, verdicts by hand, and figures that show what they were given."""
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.patches import Rectangle
+
+from kpnb import plots
+from kpnb.metrics import BETTER, Metrics
+from kpnb.stats import Difference, compare, tally, verdict
+
+
+def metrics(seed: int, shift: float = 0.0, images: int = 400) -> Metrics:
+    """Values of ``images`` images, normal with mean ``shift`` and standard deviation 1."""
+    values = torch.randn(5, images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    return Metrics(*values, points=torch.zeros(2, images, 4, dtype=torch.bool))
+
+
+def test_interval_is_that_of_a_paired_mean():
+    """Normal theory: mean of the differences plus or minus 1.96 standard errors."""
+    student, baseline = metrics(0, 0.2), metrics(1)
+    found = compare(student, baseline)
+    for name in ("n_fg", "n_bg", "lambda", "d_mean", "rho"):
+        gap = (student.per_image()[name] - baseline.per_image()[name]).numpy()
+        half = 1.96 * gap.std(ddof=1) / 20
+        assert found[name].value == pytest.approx(gap.mean())
+        assert found[name].low == pytest.approx(gap.mean() - half, abs=0.15 * half)
+        assert found[name].high == pytest.approx(gap.mean() + half, abs=0.15 * half)
+    assert found["d_var"].value == pytest.approx(np.var(student.distance.numpy()) - np.var(baseline.distance.numpy()))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    """60 images, true difference 0.3: between 88 and 99 of 100 intervals of 95 % hold it."""
+    found = [compare(metrics(2 * s, 0.3, 60), metrics(2 * s + 1, 0.0, 60))["n_fg"] for s in range(100)]
+    assert 88 <= sum(d.low <= 0.3 <= d.high for d in found) <= 99
+
+
+def test_undefined_images_are_left_out_in_pairs():
+    student, baseline = metrics(0), metrics(1)
+    student.rho[:100], baseline.rho[50:150] = torch.nan, torch.nan
+    found = compare(student, baseline)["rho"]
+    assert found.images == 250
+    assert found.value == pytest.approx((student.rho - baseline.rho)[150:].mean().item())
+    student.rho[:] = torch.nan
+    nothing = compare(student, baseline)["rho"]
+    assert nothing.images == 0
+    assert nothing.verdict == "open"
+
+
+def test_identical_networks_are_open():
+    found = compare(metrics(3), metrics(3))
+    assert {d.verdict for d in found.values()} == {"open"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "expected"),
+    [
+        ("n_fg", 0.1, 0.5, "shows"),
+        ("n_fg", -0.5, -0.1, "opposite"),
+        ("n_fg", -0.1, 0.5, "open"),
+        ("n_bg", -0.5, -0.1, "shows"),
+        ("d_var", 0.1, 0.5, "opposite"),
+        ("rho", float("nan"), float("nan"), "open"),
+    ],
+)
+def test_verdict_of_a_pair(metric, low, high, expected):
+    assert Difference(metric, (low + high) / 2, low, high, 10).verdict == expected
+
+
+def pair(**signs: int) -> dict[str, Difference]:
+    """Differences that show (1), are open (0) or are opposite (-1)."""
+    found = {}
+    for name, sign in signs.items():
+        low, high = (-1.0, 1.0) if not sign else sorted((0.5 * sign * BETTER[name], 1.5 * sign * BETTER[name]))
+        found[name] = Difference(name, (low + high) / 2, low, high, 9)
+    return found
+
+
+def test_verdict_of_a_hypothesis():
+    both = ("d_mean", "d_var")
+    yes, part, no, none = (
+        pair(d_mean=1, d_var=1),
+        pair(d_mean=1, d_var=0),
+        pair(d_mean=-1, d_var=-1),
+        pair(d_mean=0, d_var=0),
+    )
+    assert tally([yes, part, no], "d_var") == {"shows": 1, "open": 1, "opposite": 1}
+    assert verdict([yes, yes, part], both) == "supported"
+    assert verdict([yes, part], both) == "mixed"  # exactly half is not more than half
+    assert verdict([yes, yes, no], both) == "mixed"
+    assert verdict([no, no, none], both) == "contradicted"
+    assert verdict([none, none], both) == "open"
+
+
+IMAGES = torch.randint(0, 255, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+POINTS = torch.rand(5, 3, 16, generator=torch.Generator().manual_seed(1)) > 0.6
+FOREGROUND = torch.rand(3, 16, generator=torch.Generator().manual_seed(2)) > 0.5
+
+
+def cells(axis, colour: str) -> int:
+    """Marked cells of a colour in a panel."""
+    wanted = matplotlib.colors.to_rgb(colour)
+    return sum(isinstance(p, Rectangle) and p.get_facecolor()[:3] == wanted for p in axis.patches)
+
+
+def test_point_maps_mark_every_knowledge_point_once():
+    figure = plots.point_maps(IMAGES, {"student": POINTS[0], "baseline": POINTS[1]}, FOREGROUND, (4, 4))
+    panels = np.array(figure.axes).reshape(3, 3)
+    for row in range(3):
+        for column in range(2):
+            shown = panels[row, column + 1]
+            points = POINTS[column, row]
+            assert cells(shown, plots.COLOUR["foreground"]) == (points & FOREGROUND[row]).sum()
+            assert cells(shown, plots.COLOUR["background"]) == (points & ~FOREGROUND[row]).sum()
+
+
+def test_cells_lie_where_their_unit_is():
+    only = torch.zeros(3, 16, dtype=torch.bool)
+    only[0, 6] = True  # second row, third column of 4 x 4
+    figure = plots.point_maps(IMAGES, {"one": only}, only, (4, 4))
+    (patch,) = figure.axes[1].patches
+    assert patch.get_xy() == (0.5, 0.25)
+
+
+def test_detour_maps_say_how_many_are_kept():
+    figure = plots.detour_maps(IMAGES[0], {"student": POINTS[:, 0]}, [1, 4], (4, 4))
+    union, kept = POINTS[1:, 0].any(0), POINTS[1:, 0].any(0) & POINTS[-1, 0]
+    last = figure.axes[-1]
+    assert last.get_xlabel() == f"kept {kept.sum()} of {union.sum()}"
+    assert cells(last, plots.GREY) == (union & ~kept).sum()
+
+
+def test_entropy_maps_share_one_scale():
+    entropies = {"FC1": torch.linspace(-3, -2, 48).reshape(3, 16), "FC2": torch.linspace(-4, -3, 48).reshape(3, 16)}
+    figure = plots.entropy_maps(IMAGES, entropies, (4, 4))
+    limits = {axis.images[0].get_clim() for axis in figure.axes[:9] if axis.images[0].get_array().ndim == 2}
+    assert len(limits) == 1
+
+
+def test_curves_end_where_the_data_do():
+    distance, counts = torch.tensor([0.0, 0.5, 1.2]), torch.tensor([[0.0, 1], [4, 2], [3, 5]])
+    figure = plots.learning_curves({"student": (distance, counts)})
+    mean = figure.axes[0].lines[-1]
+    assert mean.get_xdata().tolist() == pytest.approx([0, 0.5, 1.2])
+    assert mean.get_ydata().tolist() == [0.5, 3, 4]
+
+
+def test_every_other_figure_draws_on_a_transparent_ground():
+    row = {"n_fg": 1.0, "n_bg": 2.0, "lambda": 0.3, "d_mean": 0.5, "d_var": 0.1, "rho": float("nan")}
+    table = pd.DataFrame(
+        [{"layer": "FC1", "network": n, "seed": s, **row} for s in (0, 1) for n in ("student", "baseline")]
+    )
+    log = pd.DataFrame({"epoch": [0, 1, 2], "loss": [float("nan"), 2.0, 1.0]})
+    means = pd.DataFrame(
+        {"layer": ["Conv", "FC1"] * 4, "region": ["foreground"] * 4 + ["background"] * 4, "entropy": range(8)}
+    )
+    figures = [
+        plots.six_panels(table),
+        plots.differences({"FC1": compare(metrics(0, 1), metrics(1))}, ("n_fg", "n_bg")),
+        plots.training_curves({"student": log}, "loss", "loss"),
+        plots.discarding_by_layer(means),
+        plots.detour_histogram({"student": torch.tensor([0.2, 0.9, torch.nan])}),
+    ]
+    for figure in figures:
+        figure.canvas.draw()
+        assert figure.get_facecolor()[3] == 0
+        assert all(axis.get_facecolor()[3] == 0 for axis in figure.axes)
+    assert len(figures[0].axes) == 6
+    assert figures[1].axes[0].get_title().endswith("more expected")
+    assert figures[1].axes[1].get_title().endswith("less expected")

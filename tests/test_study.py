@@ -1,0 +1,164 @@
+"""One experiment end to end on a folder of drawn images: what is trained, what is shared, what the tables say."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from kpnb.metrics import Choices, agreement, six_metrics
+from kpnb.networks.images import build
+from kpnb.report import difference_table, show
+from kpnb.stats import compare
+from kpnb.store import Store
+from kpnb.study import Study, settings
+
+TINY = {"size": 32, "width": 0.05, "hidden": 20, "grid": 4, "epochs": 2, "teacher_epochs": 2, "head_epochs": 1}
+TINY |= {"share": 16, "test_images": 8, "teacher_images": 32, "analysed": 6, "seeds": (0,), "layers": ("FC1",)}
+
+
+def draw(root: Path, per_class: int = 24) -> Path:
+    """Discs and squares on noise, with their masks."""
+    rng = np.random.default_rng(0)
+    for shape in ("disc", "square"):
+        for folder in ("images", "masks"):
+            (root / folder / shape).mkdir(parents=True)
+        for number in range(per_class):
+            picture = Image.fromarray(rng.integers(0, 120, (32, 32, 3), dtype=np.uint8))
+            mask = Image.new("L", (32, 32))
+            left, top = rng.integers(2, 14, 2)
+            for canvas, colour in ((picture, (250, 120, 40)), (mask, 255)):
+                box = [left, top, left + 14, top + 14]
+                pen = ImageDraw.Draw(canvas)
+                (pen.ellipse if shape == "disc" else pen.rectangle)(box, fill=colour)
+            picture.save(root / "images" / shape / f"{number}.png")
+            mask.save(root / "masks" / shape / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    root = draw(tmp_path_factory.mktemp("shapes"))
+    store = Store(tmp_path_factory.mktemp("store"))
+    return Study("laptop", dataset="folder", data_root=str(root), store=store, **TINY)
+
+
+def test_table_agrees_with_a_count_by_hand(study):
+    """Eq. 6-9 once more with plain loops over the stored entropies and the drawn masks."""
+    table = study.table().set_index("network")
+    assert list(table.index) == ["student", "baseline"]
+    for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
+        entropy = study.entropies(training, "FC1")["entropy"].numpy()
+        masks = study.images.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
+        sets = [[set() for _ in range(6)] for _ in range(3)]
+        n_bg = np.zeros(6)
+        for epoch in range(3):
+            for image in range(6):
+                level = entropy[epoch, image][~masks[image]].mean()
+                points = {u for u in range(16) if level - entropy[epoch, image, u] > 0.2}
+                sets[epoch][image] = {u for u in points if masks[image, u]}
+                n_bg[image] = len(points - sets[epoch][image])
+        path = np.cumsum([0, *(np.sqrt(sum(v**2 for v in step.values())) for step in training.step_norms()[1:])])
+        path /= np.sqrt(sum(v**2 for v in training.step_norms()[0].values()))
+        distances = [path[1 if len(sets[1][i]) >= len(sets[2][i]) else 2] for i in range(6) if sets[1][i] or sets[2][i]]
+        kept = [len(sets[2][i]) / len(sets[1][i] | sets[2][i]) for i in range(6) if sets[1][i] | sets[2][i]]
+        row = table.loc[role]
+        assert row["n_fg"] == pytest.approx(np.mean([len(s) for s in sets[2]]))
+        assert row["n_bg"] == pytest.approx(n_bg.mean())
+        assert row["d_mean"] == pytest.approx(np.mean(distances), nan_ok=True)
+        assert row["d_var"] == pytest.approx(np.var(distances), nan_ok=True)
+        assert row["rho"] == pytest.approx(np.mean(kept), nan_ok=True)
+        assert row["undefined rho"] == 6 - len(kept)
+
+
+def test_nothing_is_computed_twice(study):
+    study.table()
+    files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    again = Study("laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY)
+    assert again.table().equals(study.table())
+    now = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    assert files == now
+
+
+def test_who_starts_where_and_what_moves(study):
+    student, baseline, teacher = study.student("FC1"), study.baseline(), study.teacher()
+    start = build(**study.spec(0)).state_dict()
+    assert all(torch.equal(value, student.state(0)[key]) for key, value in start.items())
+    assert all(torch.equal(value, baseline.state(0)[key]) for key, value in start.items())
+    assert not torch.equal(teacher.state(0)["features.0.weight"], start["features.0.weight"])
+    last = student.step_norms()[-1]
+    assert last["classifier.0.weight"] > 0
+    assert last["classifier.3.weight"] == last["classifier.6.weight"] == 0
+    whole, below, one = (study.distance(student, "FC1", scope)[-1] for scope in ("all", "below", "layer"))
+    assert 0 < whole < below  # the layers above count in ||w_0|| only
+    initial, *steps = student.step_norms()
+    weight = "classifier.0.weight"
+    assert one == pytest.approx(sum(step[weight] for step in steps) / initial[weight])
+
+
+def test_student_is_classified_with_its_own_features(study):
+    head = study.head("FC1")
+    assert torch.equal(head.state()["classifier.0.weight"], study.student("FC1").state()["classifier.0.weight"])
+    assert torch.equal(head.state()["features.1.running_mean"], study.student("FC1").state()["features.1.running_mean"])
+    accuracies = study.accuracies()
+    assert list(accuracies["network"]) == ["teacher", "baseline", "student"]
+    assert accuracies["accuracy"].between(0, 1).all()
+
+
+def test_released_choices_reach_the_table(study):
+    released = study.table(choices=Choices.released(0.2), scope="layer")
+    entropy = study.entropies(study.baseline(), "FC1")["entropy"]
+    distance = study.distance(study.baseline(), "FC1", "layer")
+    direct = six_metrics(entropy, study.foreground, distance, Choices(0.2, "dataset", 0, "zero")).row()
+    for name, value in direct.items():
+        assert released.set_index("network").loc["baseline", name] == pytest.approx(value, nan_ok=True)
+
+
+def test_noise_seed_changes_the_estimate_a_little(study):
+    training = study.baseline()
+    one, two = (study.entropies(training, "FC1", epochs=[-1], noise_seed=n)["entropy"][0] for n in (0, 7))
+    error, iou = agreement(one, two, study.foreground)
+    assert error < 0.05
+    assert iou > 0.5
+    assert agreement(one, one, study.foreground) == (0, 1)
+
+
+def test_tables_for_the_page(study):
+    found = {title: compare(*pair) for title, pair in study.pairs().items()}
+    html = show(difference_table(found, ("n_fg", "rho"))).to_html()
+    assert "N<sup>fg</sup>" in html
+    assert "FC1, seed 0" in html
+    assert "undefined D<sub>mean</sub>" in show(study.table()).to_html()
+    assert "–" in show(pd.DataFrame({"rho": [float("nan")]})).to_html()
+
+
+def test_settings_follow_profile_network_and_overrides():
+    assert settings("laptop").grid == 16
+    assert settings("laptop", epochs=None, grid=8).grid == 8
+    assert settings("laptop", network="alexnet").b == 0.25
+    assert settings("laptop", network="alexnet", b=0.3).b == 0.3
+    assert settings("smoke", network="alexnet").size == 64
+    assert settings("laptop", layers="FC3", seeds=4).layers == ("FC3",)
+    assert settings("laptop", layers="FC3", seeds=4).seeds == (4,)
+    assert settings("paper").layers == ("Conv", "FC1", "FC2", "FC3")
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "message"),
+    [
+        ("lapop", {}, "unknown profile 'lapop'; did you mean 'laptop'"),
+        ("laptop", {"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
+        ("laptop", {"layers": "FC9"}, "unknown layer of vgg11_bn 'FC9'"),
+        ("laptop", {"network": "vgg12"}, "unknown network 'vgg12'"),
+    ],
+)
+def test_wrong_settings_are_named(profile, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        settings(profile, **overrides)
+
+
+def test_six_metrics_need_two_epochs():
+    with pytest.raises(ValueError, match=r"at least two epochs; got \(1, 2, 3\)"):
+        six_metrics(torch.zeros(1, 2, 3), torch.ones(2, 3, dtype=torch.bool), torch.zeros(1))
