@@ -64,9 +64,8 @@ def against_the_learner(study: Study, model: nn.Module, layer: str, images: int)
     again = kpnb.entropy(model, x, path, units=study.units, solver=learner, max_batch=96, seed=1)
     print(f"\n{layer}: closed form (16 forwards, 16 backwards) against the released 2020 settings, {images} images")
     print(f"  closed form          {1000 * fast:10.1f} ms an image")
-    print(
-        f"  stochastic learner   {1000 * slow:10.1f} ms an image, {learner.steps * learner.samples} forwards and backwards"
-    )
+    passes = learner.steps * learner.samples
+    print(f"  stochastic learner   {1000 * slow:10.1f} ms an image, {passes} forwards and backwards")
     print(f"  ratio                {slow / fast:10.0f}   (target: at least 500)")
     for name, one, two in (
         ("closed form and exact", closed, exact),
@@ -84,9 +83,7 @@ def against_the_bare_loop(study: Study, model: nn.Module, layer: str) -> None:
         bare = seconds(lambda: bare_loop(model, study.x, path, solver, 64), 3)
         full = seconds(lambda: kpnb.entropy(model, study.x, path, units=study.units, solver=solver), 3)
         ratios.append(bare / full)
-    print(
-        f"\n{layer}: throughput over a bare loop of the same autograd calls {statistics.median(ratios):.2f} (target 0.8)"
-    )
+    print(f"\n{layer}: throughput over a bare loop of the same calls {statistics.median(ratios):.2f} (target: 0.8)")
 
 
 def ranks(study: Study, model: nn.Module, title: str) -> None:
@@ -113,7 +110,8 @@ def peak(images: int, max_batch: int) -> float:
         "model = build('vgg11', 12, input_size=64, width=0.5, hidden=256); x = torch.randn(2, 3, 64, 64)\n"
         "kpnb.entropy(model, x, 'classifier.1', max_batch=2)\n"
         "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        f"before = rss(); kpnb.entropy(model, torch.randn({images}, 3, 64, 64), 'classifier.1', max_batch={max_batch})\n"
+        f"before, x = rss(), torch.randn({images}, 3, 64, 64)\n"
+        f"kpnb.entropy(model, x, 'classifier.1', max_batch={max_batch})\n"
         "print(rss() - before)"
     )
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
