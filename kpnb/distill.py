@@ -190,6 +190,10 @@ class Training:
         """Per epoch k and parameter ``||w_k - w_{k-1}||``, and for k = 0 ``||w_0||``: the ingredients of Eq. 8."""
         return [info["norms"] for info in self.log]
 
+    def paths(self) -> list[dict[str, float]]:
+        """Per epoch, each trained parameter's path over the optimiser's steps (Eq. 8 as released in 2020)."""
+        return [info.get("paths", {}) for info in self.log]
+
     def state(self, epoch: int = -1) -> dict[str, Tensor]:
         """The state dict of an epoch, on the CPU."""
         return _part(self._stored(self.number(epoch)).tensors, "model.")
@@ -382,6 +386,7 @@ class _Live:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go to the end of the epoch that left ``tensors``."""
         self.model.load_state_dict(_part(tensors, "model."))
+        self.optimiser.state.clear()
         for name, momentum in _part(tensors, "momentum.").items():
             self.optimiser.state[self.parameters[name]]["momentum_buffer"] = momentum.to(self.t.device)
 
@@ -406,8 +411,9 @@ class _Live:
         norms = {k: torch.linalg.vector_norm(v, dtype=torch.float64).item() for k, v in moved.items()}
         return info | {"norms": norms}
 
-    def _train(self, epoch: int, rate: float, bar: Progress | None) -> dict[str, float]:
+    def _train(self, epoch: int, rate: float, bar: Progress | None) -> dict[str, Any]:
         total = part = whole = count = 0
+        path = torch.zeros(len(self.trained), device=self.t.device)
         self.model.train()
         for module in self.frozen:
             module.training = False
@@ -419,13 +425,15 @@ class _Live:
                 raise FloatingPointError(f"{where}: use a lower learning rate than {rate:g}; earlier epochs are kept")
             self.optimiser.zero_grad()
             loss.backward()
+            before = [parameter.detach().clone() for parameter in self.trained.values()]
             self.optimiser.step()
+            path += torch.stack([(p.detach() - b).norm() for p, b in zip(self.trained.values(), before, strict=True)])
             score = self.objective.score(output.detach(), y, target)
             total, part, whole, count = total + loss.item() * len(y), part + score[0], whole + score[1], count + len(y)
             info = {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
             if bar:
                 bar.step(len(y), **info)
-        return info
+        return info | {"paths": dict(zip(self.trained, path.tolist(), strict=True))}
 
     @torch.no_grad()
     def _evaluate(self, data: Data) -> dict[str, float]:

@@ -7,7 +7,7 @@ the store does not hold yet, and measures them on the same images. Nothing is tr
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -28,7 +28,7 @@ from kpnb.points import background_level, foreground_units, knowledge_points
 from kpnb.store import Store
 from kpnb.units import ImageGrid
 
-Scope = Literal["all", "below", "layer"]
+Scope = Literal["all", "below", "layer", "layer steps"]
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
 
 
@@ -253,17 +253,19 @@ class Study:
     def distance(self, training: distill.Training, layer: str, scope: Scope = "all") -> Tensor:
         """Relative weight distance ``[M + 1]`` (inside Eq. 8).
 
-        scope: "all" parameters of the network, as in the text; those the feature depends on ("below"); or the weight
-        of the target layer alone ("layer"), as in the released 2020 procedure.
+        scope: "all" parameters of the network, as in the text; those the feature depends on ("below"); the weight of
+        the target layer alone ("layer"); or that weight's path over all optimiser steps instead of epochs ("layer
+        steps"), as in the released 2020 procedure.
         """
         initial, *steps = training.step_norms()
         if scope == "all":
             return weight_distance(initial, steps)
-        if scope not in ("below", "layer"):
-            raise ValueError(unknown("scope", scope, ["all", "below", "layer"]))
+        if scope not in get_args(Scope):
+            raise ValueError(unknown("scope", scope, get_args(Scope)))
         below = parameters_below(build(**self.spec(0)), self.x[:1].cpu(), self.path(layer))
         ordered = [name for name in initial if name in below]
         last = [name for name in ordered if name.endswith(".weight")][-1:]
+        steps = training.paths()[1:] if scope == "layer steps" else steps
         return weight_distance(initial, steps, ordered if scope == "below" else last)
 
     def metrics(

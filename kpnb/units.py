@@ -72,3 +72,25 @@ class ImageGrid:
             raise ValueError(f"masks have the shape [B, H, W]; got {tuple(masks.shape)}")
         marked = masks.to(torch.float64)[:, None]
         return (self.gather(marked) / self.gather(torch.ones_like(marked))).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of clouds ``[B, N, 3]``; the three coordinates of a point share one sigma (section 4.1)."""
+
+    def count(self, x: Tensor) -> int:
+        if x.dim() != 3 or x.shape[2] != 3 or not x.shape[1]:
+            raise ValueError(f"a batch of clouds has the shape [B, N, 3]; got {tuple(x.shape)}")
+        return x.shape[1]
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        return values[..., None]
+
+    def gather(self, elements: Tensor) -> Tensor:
+        return elements.sum(-1)
+
+    def coverage(self, masks: Tensor) -> Tensor:
+        """1 for each point that ``masks [B, N]`` marks and 0 for the others, ``[B, N]``."""
+        if masks.dim() != 2:
+            raise ValueError(f"masks of points have the shape [B, N]; got {tuple(masks.shape)}")
+        return masks.to(torch.float32)

@@ -96,6 +96,7 @@ def test_who_starts_where_and_what_moves(study):
     initial, *steps = student.step_norms()
     weight = "classifier.0.weight"
     assert one == pytest.approx(sum(step[weight] for step in steps) / initial[weight])
+    assert study.distance(student, "FC1", "layer steps")[-1] > one  # a path is longer than its chords
 
 
 def test_student_is_classified_with_its_own_features(study):
@@ -108,9 +109,9 @@ def test_student_is_classified_with_its_own_features(study):
 
 
 def test_released_choices_reach_the_table(study):
-    released = study.table(choices=Choices.released(0.2), scope="layer")
+    released = study.table(choices=Choices.released(0.2), scope="layer steps")
     entropy = study.entropies(study.baseline(), "FC1")["entropy"]
-    distance = study.distance(study.baseline(), "FC1", "layer")
+    distance = study.distance(study.baseline(), "FC1", "layer steps")
     direct = six_metrics(entropy, study.foreground, distance, Choices(0.2, "dataset", 0, "zero")).row()
     for name, value in direct.items():
         assert released.set_index("network").loc["baseline", name] == pytest.approx(value, nan_ok=True)
