@@ -75,7 +75,7 @@ def test_momentum_sgd_equals_a_hand_written_loop(disk: Store):
     speed = [torch.zeros_like(w), torch.zeros_like(b)]
     rates, losses = [0.0, 0.1, 0.075, 0.025], []  # half a cosine: 1 + cos of 0, 60 and 120 degrees
     for epoch in (1, 2, 3):
-        rate, total = rates[epoch], 0.0
+        rate, total, path = rates[epoch], 0.0, 0.0
         with distill._seeded(3, epoch):
             order = torch.randperm(37)
         start = w.clone()
@@ -87,11 +87,13 @@ def test_momentum_sgd_equals_a_hand_written_loop(disk: Store):
             for value, gradient, v in zip((w, b), (error.T @ x, error.sum(0)), speed, strict=True):
                 v.mul_(0.9).add_(gradient + 0.01 * value)
                 value.sub_(rate * v)
+            path += rate * speed[0].norm().item()
         losses.append(total / 37)
         state = training.state(epoch)
         torch.testing.assert_close(state["weight"], w, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(state["bias"], b, rtol=1e-10, atol=1e-12)
         assert training.step_norms()[epoch]["weight"] == pytest.approx((w - start).norm().item(), rel=1e-9)
+        assert training.paths()[epoch]["weight"] == pytest.approx(path, rel=1e-5)
     assert [entry["loss"] for entry in training.log[1:]] == pytest.approx(losses)
     assert [entry["lr"] for entry in training.log] == pytest.approx(rates)
     assert training.step_norms()[0]["weight"] == pytest.approx(model.weight.norm().item(), rel=1e-12)
