@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import kpnb
 from kpnb.layers import capture, explaining
 from kpnb.metrics import agreement
-from kpnb.study import Study
+from kpnb.studies.images import ImageStudy
 
 EXACT = kpnb.ClosedForm(rank=None)
 
@@ -50,7 +50,7 @@ def bare_loop(model: nn.Module, x: Tensor, path: str, solver: kpnb.ClosedForm, m
                 torch.autograd.grad(feature, leaf, vector, retain_graph=True)
 
 
-def against_the_learner(study: Study, model: nn.Module, layer: str, images: int) -> None:
+def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images: int) -> None:
     """The closed form and the stochastic learner with the released 2020 settings, on the same images."""
     path, x, foreground = study.path(layer), study.x[:images], study.foreground[:images]
     exact = kpnb.entropy(model, x, path, units=study.units, solver=EXACT)
@@ -76,7 +76,7 @@ def against_the_learner(study: Study, model: nn.Module, layer: str, images: int)
         print(f"  {name:22s} mean abs. difference {error:.4f} nats, IoU of knowledge points {iou:.3f}")
 
 
-def against_the_bare_loop(study: Study, model: nn.Module, layer: str) -> None:
+def against_the_bare_loop(study: ImageStudy, model: nn.Module, layer: str) -> None:
     path, solver = study.path(layer), kpnb.ClosedForm()
     ratios = []
     for _ in range(3):
@@ -86,7 +86,7 @@ def against_the_bare_loop(study: Study, model: nn.Module, layer: str) -> None:
     print(f"\n{layer}: throughput over a bare loop of the same calls {statistics.median(ratios):.2f} (target: 0.8)")
 
 
-def ranks(study: Study, model: nn.Module, title: str) -> None:
+def ranks(study: ImageStudy, model: nn.Module, title: str) -> None:
     """What rank each layer needs."""
     print(f"\n{title}: IoU of knowledge points with the exact Jacobian (mean abs. error of H in nats)")
     settings = ((10, 6, 12), (16, 16, 24), (32, 32, 40), (64, 32, 80))
@@ -127,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4, help="images for the stochastic learner")
     images = parser.parse_args().images
-    study = Study("laptop")
+    study = ImageStudy("laptop")
     model = study.teacher().load()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for layer in ("FC1", "FC2"):

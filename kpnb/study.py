@@ -1,32 +1,32 @@
-"""Section 4.1 for images, from data to metrics: what the image notebooks have in common.
+"""Section 4.1, from data to metrics: what the chapters of every modality have in common.
 
 A ``Study`` knows the networks of one experiment (teacher, baseline, a student for every target layer), trains what
-the store does not hold yet, and measures them on the same images. Nothing is trained before it is asked for.
+the store does not hold yet, and measures them on the same samples. Nothing is trained before it is asked for.
+``kpnb.studies`` has a subclass for each modality, which says what the data, the networks and the units are.
 """
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kpnb import distill
 from kpnb._messages import unknown
 from kpnb._progress import Progress
-from kpnb.data.images import ImageSet, load
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.layers import parameters_below
 from kpnb.learning import weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
-from kpnb.networks.images import build, layer_path
 from kpnb.objectives import Aligned
-from kpnb.points import background_level, foreground_units, knowledge_points
+from kpnb.points import background_level, knowledge_points
 from kpnb.store import Store
-from kpnb.units import ImageGrid
+from kpnb.units import Units
 
 Scope = Literal["all", "below", "layer", "layer steps"]
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
@@ -34,23 +34,25 @@ TEACHER_SEED = 1000  # the teacher starts from other weights than any student or
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything an image experiment depends on. ``settings(profile)`` gives a profile's values.
+    """What an experiment of any modality depends on; ``Study.resolve`` gives a profile's values.
 
-    size, width, hidden, dropout describe the network's input (pixels) and ``networks.images.build``; ``teacher_images``
-    and ``share`` are how many images teacher, and student and baseline, learn from at most (None: all there are);
-    ``analysed`` images of the share are measured, as the paper measures training samples; ``epochs`` is that of
-    student and baseline, ``teacher_epochs`` and ``head_epochs`` of the others. ``b`` in nats. ``rank``, ``probes`` and
-    ``noise`` are those of ``ClosedForm``: more than its defaults, for networks early in training.
-
-    The laptop's rates were chosen among 0.02, 0.05, 0.1 and 0.2 before any knowledge point was counted: ``lr`` by the
-    baseline's held-out accuracy, ``student_lr`` by the student's held-out feature error.
+    dataset, data_root      which data, and the folder it lies in
+    network, layers         name of the network, and the target layers
+    b                       threshold of a knowledge point, nats
+    seeds, device           one student and one baseline for each seed; where networks run
+    epochs                  of student and baseline; the others have ``teacher_epochs`` and ``head_epochs``
+    lr                      rate of teacher and baseline; the others have ``student_lr`` and ``head_lr``
+    teacher_samples, share  how many samples the teacher, and student and baseline, learn from (None: all there are)
+    test_samples            held-out samples
+    analysed                samples of the share that are measured, as the paper measures training samples
+    rank, probes, noise     of ``ClosedForm``: more than its defaults, for networks early in training
+    max_batch               rows of the largest forward pass when measuring
     """
 
-    dataset: str = "emoji"
+    dataset: str = ""
     data_root: str | None = None
-    network: str = "vgg11_bn"
+    network: str = ""
     layers: tuple[str, ...] = ("FC1", "FC2")
-    grid: int = 16
     b: float = 0.2
     seeds: tuple[int, ...] = (0, 1)
     device: str = "cpu"
@@ -60,14 +62,9 @@ class Settings:
     lr: float = 0.05
     student_lr: float = 0.1
     head_lr: float = 0.05
-    teacher_weights: str | None = None
-    size: int = 64
-    width: float = 0.125
-    hidden: int = 256
-    dropout: float = 0.0
-    teacher_images: int | None = 8000
+    teacher_samples: int | None = 8000
     share: int | None = 1000
-    test_images: int | None = 1000
+    test_samples: int | None = 1000
     analysed: int = 64
     rank: int = 16
     probes: int = 16
@@ -75,117 +72,99 @@ class Settings:
     max_batch: int = 64
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "size": 32, "width": 0.125, "hidden": 48, "grid": 8,
-              "teacher_images": 384, "share": 192, "test_images": 96, "analysed": 12, "seeds": (0,)},
-    "laptop": {},
-    "paper": {"network": "vgg16", "layers": ("Conv", "FC1", "FC2", "FC3"), "size": 224, "width": 1.0, "hidden": 4096,
-              "dropout": 0.5, "teacher_weights": "IMAGENET1K_V1", "teacher_images": None, "share": None,
-              "test_images": None, "epochs": 150, "teacher_epochs": 150, "head_epochs": 50, "lr": 0.01,
-              "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000, "max_batch": 32, "seeds": (0,)},
-}  # fmt: skip
-"""``smoke`` only exercises the mechanics; ``laptop`` is meant for two cores; ``paper`` for a GPU and real data."""
-
-
-def settings(profile: str = "laptop", **overrides: Any) -> Settings:
-    """A profile's ``Settings`` with ``overrides``; an override of None keeps the profile's value.
-
-    The device defaults to a GPU when there is one, b to 0.25 for AlexNet (section 4.1), and AlexNet's input to the 64
-    pixels it needs at least. Raises ``ValueError`` for unknown profiles and settings, with the nearest names.
-    """
-    if profile not in PROFILES:
-        raise ValueError(unknown("profile", profile, PROFILES))
-    known = {field.name: field.type for field in fields(Settings)}
-    for name in overrides:
-        if name not in known:
-            raise ValueError(unknown("setting", name, known))
-    given = {name: value for name, value in overrides.items() if value is not None}
-    values = PROFILES[profile] | given
-    if values.get("network") == "alexnet":
-        values = {"b": 0.25} | values | {"size": max(values.get("size", 64), 64)}
-    values = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | values
-    for name in ("layers", "seeds"):
-        if name in values:
-            values[name] = tuple(values[name]) if isinstance(values[name], list | tuple) else (values[name],)
-    chosen = Settings(**values)
-    for layer in chosen.layers:
-        layer_path(chosen.network, layer)
-    return chosen
-
-
-class Study:
+class Study(ABC):
     """One experiment: its data, its networks and their metrics, for the ``seed`` of student and baseline."""
 
+    Settings: ClassVar[type[Settings]]
+    PROFILES: ClassVar[dict[str, dict[str, Any]]]
+    build: ClassVar[Callable[..., nn.Module]]
+
     def __init__(self, profile: str = "laptop", *, store: Store | None = None, **overrides: Any) -> None:
-        self.settings = settings(profile, **overrides)
+        self.settings = self.resolve(profile, **overrides)
         self.store = store or Store()
+        for layer in self.settings.layers:
+            self.path(layer)
 
-    def _load(self, split: str, count: int | None) -> ImageSet:
-        s = self.settings
-        made = count if s.dataset == "emoji" else None  # other sets have as many images as they have
-        images = load(s.dataset, split, size=s.size, count=made, root=s.data_root, store=self.store)
-        return images if count is None or count >= len(images) else images.share(count, seed=0)
+    @classmethod
+    def resolve(cls, profile: str = "laptop", **overrides: Any) -> Settings:
+        """A profile's ``Settings`` with ``overrides``; an override of None keeps the profile's value.
+
+        The device defaults to a GPU when there is one. Raises ``ValueError`` for unknown profiles and settings, with
+        the nearest names.
+        """
+        if profile not in cls.PROFILES:
+            raise ValueError(unknown("profile", profile, cls.PROFILES))
+        known = [field.name for field in fields(cls.Settings)]
+        for name in overrides:
+            if name not in known:
+                raise ValueError(unknown("setting", name, known))
+        values = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | cls.PROFILES[profile]
+        values |= {name: value for name, value in overrides.items() if value is not None}
+        for name in {"layers", "seeds"} & values.keys():
+            given = values[name]
+            values[name] = tuple(given) if isinstance(given, list | tuple) else (given,)
+        return cls.Settings(**values)
+
+    @abstractmethod
+    def load(self, split: str, count: int | None) -> Any:
+        """The "train" or "test" data, ``count`` samples of it at most (None: all)."""
+
+    @abstractmethod
+    def path(self, layer: str) -> str:
+        """Dotted module name of a layer such as "FC1"; ``ValueError`` when the network has none of that name."""
+
+    @abstractmethod
+    def spec(self, seed: int) -> dict[str, Any]:
+        """Arguments of ``build`` for the network that starts from ``seed``."""
+
+    @property
+    @abstractmethod
+    def units(self) -> Units:
+        """What a unit of the input is."""
+
+    @property
+    @abstractmethod
+    def foreground(self) -> Tensor:
+        """Foreground units of the measured samples, bool ``[N, n]``."""
 
     @cached_property
-    def train(self) -> ImageSet:
-        """The teacher's training images."""
-        return self._load("train", self.settings.teacher_images)
+    def train(self) -> Any:
+        """The teacher's training samples."""
+        return self.load("train", self.settings.teacher_samples)
 
     @cached_property
-    def share(self) -> ImageSet:
-        """The training images of student and baseline."""
+    def share(self) -> Any:
+        """The training samples of student and baseline."""
         count = self.settings.share
         return self.train if count is None or count >= len(self.train) else self.train.share(count, seed=0)
 
     @cached_property
-    def test(self) -> ImageSet:
-        """Held-out images, for accuracies."""
-        return self._load("test", self.settings.test_images)
+    def test(self) -> Any:
+        """Held-out samples, for accuracies."""
+        return self.load("test", self.settings.test_samples)
 
     @cached_property
-    def images(self) -> ImageSet:
-        """The images that are measured: training samples, as in the paper."""
+    def measured(self) -> Any:
+        """The samples that are measured: training samples, as in the paper."""
         return self.share.share(min(self.settings.analysed, len(self.share)), seed=1)
 
     @cached_property
     def x(self) -> Tensor:
-        """The measured images as the networks see them, ``[N, 3, S, S]`` on the device."""
-        return self.images.batch(torch.arange(len(self.images)), self.settings.device)[0]
-
-    @cached_property
-    def foreground(self) -> Tensor:
-        """Units whose larger part is foreground, bool ``[N, n]``."""
-        return foreground_units(self.units.coverage(self.images.masks))
-
-    @property
-    def units(self) -> ImageGrid:
-        return ImageGrid(self.settings.grid)
-
-    def path(self, layer: str) -> str:
-        """Dotted module name of "Conv", "FC1", "FC2" or "FC3"."""
-        return layer_path(self.settings.network, layer)
-
-    def spec(self, seed: int) -> dict[str, Any]:
-        """Arguments of ``networks.images.build``."""
-        s = self.settings
-        return {
-            "name": s.network,
-            "num_classes": len(self.train.classes),
-            "input_size": s.size,
-            "width": s.width,
-            "hidden": s.hidden,
-            "dropout": s.dropout,
-            "seed": seed,
-        }
+        """The measured samples as the networks see them, ``[N, ...]`` on the device."""
+        return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
     def _options(self) -> dict[str, Any]:
-        return {"build": build, "test": self.test, "device": self.settings.device}
+        return {"build": type(self).build, "test": self.test, "device": self.settings.device}
+
+    def teacher_spec(self) -> dict[str, Any]:
+        """Arguments of ``build`` for the teacher."""
+        return self.spec(TEACHER_SEED)
 
     def teacher(self) -> distill.Training:
-        """Cross-entropy on all training images, the rate falling along a cosine."""
+        """Cross-entropy on all training samples, the rate falling along a cosine."""
         s = self.settings
         schedule = distill.Schedule(s.teacher_epochs, s.lr, seed=TEACHER_SEED, cosine=True)
-        spec = self.spec(TEACHER_SEED) | ({"weights": s.teacher_weights} if s.teacher_weights else {})
+        spec = self.teacher_spec()
         return distill.baseline(self.store, spec, self.train, schedule, kind="teacher", **self._options())
 
     def baseline(self, seed: int = 0) -> distill.Training:
@@ -208,22 +187,16 @@ class Study:
     def entropies(
         self, training: distill.Training, layer: str, epochs: Sequence[int] | None = None, noise_seed: int = 0
     ) -> dict[str, Tensor]:
-        """Fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, of the measured images at ``layer``; stored.
+        """Fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, of the measured samples at ``layer``; stored.
 
-        An image whose feature does not move has NaN. Noise and probes (``noise_seed``) are the same for all networks
+        A sample whose feature does not move has NaN. Noise and probes (``noise_seed``) are the same for all networks
         and epochs.
         """
         s, path = self.settings, self.path(layer)
         solver = ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
-        objective = Aligned(weight=6.0 if s.network.startswith("resnet") else 7.0)
-        how = {
-            "solver": asdict(solver),
-            "objective": asdict(objective),
-            "units": asdict(self.units),
-            "layer": path,
-            "seed": noise_seed,
-        }
-        run = self.store.run("entropy", {"network": training.address, "images": self.images.config, **how})
+        how = {"solver": asdict(solver), "objective": asdict(Aligned()), "units": repr(self.units)}
+        where = {"network": training.address, "samples": self.measured.config, "layer": path, "seed": noise_seed}
+        run = self.store.run("entropy", where | how)
         epochs = range(training.epochs + 1) if epochs is None else [training.number(e) for e in epochs]
 
         def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -234,7 +207,6 @@ class Study:
                 path,
                 units=self.units,
                 solver=solver,
-                objective=objective,
                 max_batch=s.max_batch,
                 seed=noise_seed,
                 dead="nan",
@@ -262,7 +234,7 @@ class Study:
             return weight_distance(initial, steps)
         if scope not in get_args(Scope):
             raise ValueError(unknown("scope", scope, get_args(Scope)))
-        below = parameters_below(build(**self.spec(0)), self.x[:1].cpu(), self.path(layer))
+        below = parameters_below(type(self).build(**self.spec(0)), self.x[:1].cpu(), self.path(layer))
         ordered = [name for name in initial if name in below]
         last = [name for name in ordered if name.endswith(".weight")][-1:]
         steps = training.paths()[1:] if scope == "layer steps" else steps
@@ -281,12 +253,12 @@ class Study:
         )
 
     def point_counts(self, training: distill.Training, layer: str) -> Tensor:
-        """Foreground knowledge points of every measured image by epoch, ``[M + 1, N]``."""
+        """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""
         entropy = self.entropies(training, layer)["entropy"].cpu()
         return knowledge_points(entropy, self.foreground, b=self.settings.b).n_fg
 
     def region_means(self, entropies: Mapping[str, Tensor]) -> pd.DataFrame:
-        """Mean entropy of each image's foreground and background: a row for each layer, region and image."""
+        """Mean entropy of each sample's foreground and background: a row for each layer, region and sample."""
         regions = {"foreground": self.foreground, "background": ~self.foreground}
         frames = [
             pd.DataFrame({"layer": layer, "region": name, "entropy": background_level(entropy, region)[:, 0]})

@@ -13,10 +13,10 @@ from kpnb.networks.images import build
 from kpnb.report import difference_table, show
 from kpnb.stats import compare
 from kpnb.store import Store
-from kpnb.study import Study, settings
+from kpnb.studies.images import ImageStudy
 
 TINY = {"size": 32, "width": 0.05, "hidden": 20, "grid": 4, "epochs": 2, "teacher_epochs": 2, "head_epochs": 1}
-TINY |= {"share": 16, "test_images": 8, "teacher_images": 32, "analysed": 6, "seeds": (0,), "layers": ("FC1",)}
+TINY |= {"share": 16, "test_samples": 8, "teacher_samples": 32, "analysed": 6, "seeds": (0,), "layers": ("FC1",)}
 
 
 def draw(root: Path, per_class: int = 24) -> Path:
@@ -39,10 +39,10 @@ def draw(root: Path, per_class: int = 24) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Study:
+def study(tmp_path_factory) -> ImageStudy:
     root = draw(tmp_path_factory.mktemp("shapes"))
     store = Store(tmp_path_factory.mktemp("store"))
-    return Study("laptop", dataset="folder", data_root=str(root), store=store, **TINY)
+    return ImageStudy("laptop", dataset="folder", data_root=str(root), store=store, **TINY)
 
 
 def test_table_agrees_with_a_count_by_hand(study):
@@ -51,7 +51,7 @@ def test_table_agrees_with_a_count_by_hand(study):
     assert list(table.index) == ["student", "baseline"]
     for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
         entropy = study.entropies(training, "FC1")["entropy"].numpy()
-        masks = study.images.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
+        masks = study.measured.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
         sets = [[set() for _ in range(6)] for _ in range(3)]
         n_bg = np.zeros(6)
         for epoch in range(3):
@@ -76,7 +76,7 @@ def test_table_agrees_with_a_count_by_hand(study):
 def test_nothing_is_computed_twice(study):
     study.table()
     files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
-    again = Study("laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY)
+    again = ImageStudy("laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY)
     assert again.table().equals(study.table())
     now = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
     assert files == now
@@ -136,14 +136,14 @@ def test_tables_for_the_page(study):
 
 
 def test_settings_follow_profile_network_and_overrides():
-    assert settings("laptop").grid == 16
-    assert settings("laptop", epochs=None, grid=8).grid == 8
-    assert settings("laptop", network="alexnet").b == 0.25
-    assert settings("laptop", network="alexnet", b=0.3).b == 0.3
-    assert settings("smoke", network="alexnet").size == 64
-    assert settings("laptop", layers="FC3", seeds=4).layers == ("FC3",)
-    assert settings("laptop", layers="FC3", seeds=4).seeds == (4,)
-    assert settings("paper").layers == ("Conv", "FC1", "FC2", "FC3")
+    assert ImageStudy.resolve("laptop").grid == 16
+    assert ImageStudy.resolve("laptop", epochs=None, grid=8).grid == 8
+    assert ImageStudy.resolve("laptop", network="alexnet").b == 0.25
+    assert ImageStudy.resolve("laptop", network="alexnet", b=0.3).b == 0.3
+    assert ImageStudy.resolve("smoke", network="alexnet").size == 64
+    assert ImageStudy.resolve("laptop", layers="FC3", seeds=4).layers == ("FC3",)
+    assert ImageStudy.resolve("laptop", layers="FC3", seeds=4).seeds == (4,)
+    assert ImageStudy.resolve("paper").layers == ("Conv", "FC1", "FC2", "FC3")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_settings_follow_profile_network_and_overrides():
 )
 def test_wrong_settings_are_named(profile, overrides, message):
     with pytest.raises(ValueError, match=message):
-        settings(profile, **overrides)
+        ImageStudy(profile, **overrides)
 
 
 def test_six_metrics_need_two_epochs():

@@ -1,0 +1,1 @@
+"""Experiments of section 4.1, one module a modality."""
