@@ -69,7 +69,7 @@ class Settings:
     rank: int = 16
     probes: int = 16
     noise: int = 24
-    max_batch: int = 64
+    max_batch: int = 32
 
 
 class Study(ABC):

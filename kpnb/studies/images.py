@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from kpnb import study
@@ -43,7 +44,7 @@ class ImageStudy(study.Study):
         "paper": {"network": "vgg16", "layers": ("Conv", "FC1", "FC2", "FC3"), "size": 224, "width": 1.0,
                   "hidden": 4096, "dropout": 0.5, "teacher_weights": "IMAGENET1K_V1", "teacher_samples": None,
                   "share": None, "test_samples": None, "epochs": 150, "teacher_epochs": 150, "head_epochs": 50,
-                  "lr": 0.01, "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000, "max_batch": 32, "seeds": (0,)},
+                  "lr": 0.01, "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000, "seeds": (0,)},
     }  # fmt: skip
 
     @classmethod
@@ -71,6 +72,11 @@ class ImageStudy(study.Study):
     def teacher_spec(self) -> dict[str, Any]:
         weights = self.settings.teacher_weights
         return super().teacher_spec() | ({"weights": weights} if weights else {})
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The measured images as the networks see them; channels last, which convolutions on CPUs like better."""
+        return super().x.contiguous(memory_format=torch.channels_last)
 
     @property
     def units(self) -> ImageGrid:
