@@ -157,7 +157,7 @@ def entropy(
     solver: ClosedForm | Stochastic | None = None,
     objective: Objective | None = None,
     scale: float = 1.0,
-    max_batch: int = 64,
+    max_batch: int = 32,
     seed: int = 0,
     dead: Literal["raise", "nan"] = "raise",
 ) -> Entropy | dict[str, Entropy]:

@@ -27,7 +27,7 @@ class Perturbation:
     model: nn.Module
     units: Units
     scale: float = 1.0
-    max_batch: int = 64
+    max_batch: int = 32
     seed: int = 0
 
     @property

@@ -133,7 +133,7 @@ def test_largest_forward_pass_is_bounded_and_layers_share_passes():
     assert max(rows) == 3
     rows.clear()
     entropy(model, x, ["8", "5"], units=GRID, max_batch=7, solver=ClosedForm())
-    assert sum(rows) == 7 * (1 + 12 + 2 * 3)  # one pass with a graph, twelve with noise, three checks for each layer
+    assert sum(rows) == 7 * (1 + 14 + 2)  # one pass with a graph, fourteen with noise, one check for each layer
 
 
 def test_linearity_is_one_for_a_linear_network():
