@@ -88,9 +88,3 @@ class Points:
 
     def gather(self, elements: Tensor) -> Tensor:
         return elements.sum(-1)
-
-    def coverage(self, masks: Tensor) -> Tensor:
-        """1 for each point that ``masks [B, N]`` marks and 0 for the others, ``[B, N]``."""
-        if masks.dim() != 2:
-            raise ValueError(f"masks of points have the shape [B, N]; got {tuple(masks.shape)}")
-        return masks.to(torch.float32)

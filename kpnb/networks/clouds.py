@@ -14,6 +14,8 @@ The order of the points does not matter to any of them. Which points are sampled
 gradient, which reaches every point used through its coordinates.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,8 +29,8 @@ LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all 
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """``[B, M, N]`` between the points ``a [B, M, C]`` and ``b [B, N, C]``; rounding may leave them slightly below 0."""
-    return a.square().sum(-1)[..., None] + b.square().sum(-1)[..., None, :] - 2 * a @ b.mT
+    """``[B, M, N]`` between points ``a [B, M, C]`` and ``b [B, N, C]``; rounding may leave them slightly below 0."""
+    return torch.baddbmm(b.square().sum(-1)[:, None], a, b.mT, alpha=-2) + a.square().sum(-1)[..., None]
 
 
 @torch.no_grad()
@@ -84,12 +86,13 @@ class Norm(nn.BatchNorm1d):
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Point-wise layers ``[..., C]``: linear, normalised, ReLU."""
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return nn.Sequential(*[part for i, o in pairs for part in (nn.Linear(i, o, bias=False), Norm(o), nn.ReLU())])
+    return nn.Sequential(
+        *[part for i, o in pairwise(sizes) for part in (nn.Linear(i, o, bias=False), Norm(o), nn.ReLU())]
+    )
 
 
 class TNet(nn.Module):
-    """Joint alignment network of PointNet (Qi et al. 2017a, section 4.2): a matrix ``[B, d, d]``, at first the identity.
+    """Joint alignment network of PointNet (Qi et al. 2017a, section 4.2): ``[B, d, d]``, at first the identity.
 
     The paper's penalty for feature transforms that are not orthogonal is part of its loss, not of the network.
     """
@@ -137,8 +140,8 @@ class SetAbstraction(nn.Module):
 class DensityConv(SetAbstraction):
     """PointConv (Wu et al. 2019, sections 3.1 and 3.2, in the memory-efficient form of its theorem 1).
 
-    The k nearest points of a centre are a sample of the continuous function under the convolution. Each is weighted with
-    a function of its place (``weight``) and of the inverse density there (``density``, a kernel estimate whose
+    The k nearest points of a centre are a sample of the continuous function under the convolution. Each is weighted
+    with a function of its place (``weight``) and of the inverse density there (``density``, a kernel estimate whose
     bandwidth is ``radius``).
     """
 
@@ -211,7 +214,8 @@ class PointNet2(nn.Module):
             raise ValueError(f"points={points} leaves {half} after the first sampling, too few for 2 k = {2 * k}")
         first = self.block(half, k, self.radii[0], 0, c[64], c[64], c[128])
         second = self.block(eighth, 2 * k, self.radii[1], c[128], c[128], c[128], c[256])
-        self.levels = nn.ModuleList([first, second, self.block(None, 0, self.radii[2], c[256], c[256], c[512], c[1024])])
+        whole = self.block(None, 0, self.radii[2], c[256], c[256], c[512], c[1024])
+        self.levels = nn.ModuleList([first, second, whole])
         self.smallest, self.width = max(half, k), c[1024]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -237,7 +241,7 @@ class DGCNN(nn.Module):
     def __init__(self, c: dict[int, int], k: int, points: int) -> None:
         super().__init__()
         sizes = [3, c[64], c[64], c[128], c[256]]
-        self.edges = nn.ModuleList(EdgeConv(k, i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
+        self.edges = nn.ModuleList(EdgeConv(k, i, o) for i, o in pairwise(sizes))
         self.embed = mlp(sum(sizes[1:]), c[1024])
         self.smallest, self.width = k, 2 * c[1024]
 
@@ -256,8 +260,9 @@ class Classifier(nn.Module):
     def __init__(self, encoder: nn.Module, c: dict[int, int], num_classes: int, dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
-        first, second = ([*mlp(i, o), nn.Dropout(dropout)] for i, o in ((encoder.width, c[512]), (c[512], c[256])))
-        self.head = nn.Sequential(*first, *second, nn.Linear(c[256], num_classes))
+        sizes = pairwise((encoder.width, c[512], c[256]))
+        hidden = [part for i, o in sizes for part in (*mlp(i, o), nn.Dropout(dropout))]
+        self.head = nn.Sequential(*hidden, nn.Linear(c[256], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[B, num_classes]``; ``ValueError`` for a wrong shape, too few points or coordinates not finite."""
