@@ -185,15 +185,21 @@ class Study(ABC):
         return distill.head(self.store, student, self.path(layer), self.share, schedule, **options)
 
     def entropies(
-        self, training: distill.Training, layer: str, epochs: Sequence[int] | None = None, noise_seed: int = 0
+        self,
+        training: distill.Training,
+        layer: str,
+        epochs: Sequence[int] | None = None,
+        *,
+        noise_seed: int = 0,
+        solver: ClosedForm | None = None,
     ) -> dict[str, Tensor]:
         """Fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, of the measured samples at ``layer``; stored.
 
         A sample whose feature does not move has NaN. Noise and probes (``noise_seed``) are the same for all networks
-        and epochs.
+        and epochs; ``solver`` replaces the one of the settings.
         """
         s, path = self.settings, self.path(layer)
-        solver = ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
+        solver = solver or ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
         how = {"solver": asdict(solver), "objective": asdict(Aligned()), "units": repr(self.units)}
         where = {"network": training.address, "samples": self.measured.config, "layer": path, "seed": noise_seed}
         run = self.store.run("entropy", where | how)
