@@ -268,8 +268,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
     """One value of the training logs by epoch, a line for each network, named at its end."""
     figure, axis = plt.subplots(figsize=(6, 3))
-    for name, log in logs.items():
-        colour = COLOUR.get(name.split()[0], GREY)
+    for (name, log), colour in zip(logs.items(), sns.color_palette("colorblind", len(logs)), strict=True):
         known = log.dropna(subset=[value])
         axis.plot(known["epoch"], known[value], color=colour, lw=2, label=name)
     axis.set(xlabel="epoch", ylabel=label)
