@@ -135,6 +135,14 @@ def test_tables_for_the_page(study):
     assert "–" in show(pd.DataFrame({"rho": [float("nan")]})).to_html()
 
 
+def test_only_free_artwork_is_shown(study, tmp_path):
+    assert study.shown(4).tolist() == [0, 1, 2, 3]  # one's own images: all
+    embedded = ImageStudy("smoke", store=Store(tmp_path), teacher_samples=60, share=60, analysed=40)
+    shown = embedded.shown(3).tolist()
+    assert len(shown) == 3
+    assert all(embedded.measured.names[i].startswith("Goog/") for i in shown)
+
+
 def test_settings_follow_profile_network_and_overrides():
     assert ImageStudy.resolve("laptop").grid == 16
     assert ImageStudy.resolve("laptop", epochs=None, grid=8).grid == 8

@@ -78,6 +78,11 @@ class ImageStudy(study.Study):
         """The measured images as the networks see them; channels last, which convolutions on CPUs like better."""
         return super().x.contiguous(memory_format=torch.channels_last)
 
+    def shown(self, count: int) -> Tensor:
+        """Positions of at most ``count`` measured images to show: of the embedded set only artwork that may be."""
+        free = self.measured.where("Goog/") if self.settings.dataset == "emoji" else torch.arange(len(self.measured))
+        return free[:count]
+
     @property
     def units(self) -> ImageGrid:
         return ImageGrid(self.settings.grid)
