@@ -266,7 +266,7 @@ def test_wrong_folders_are_named(tmp_path):
 
 
 def test_hdf5_without_its_package(tmp_path, monkeypatch):
-    (tmp_path / "train_files.txt").touch()
+    (tmp_path / "train_files.txt").write_text("some.h5\n")
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ModuleNotFoundError, match="pip install h5py"):
         read(tmp_path)

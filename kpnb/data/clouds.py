@@ -16,13 +16,12 @@ come first.
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -32,65 +31,33 @@ from trimesh import creation, transformations
 
 from kpnb._messages import unknown
 from kpnb._progress import Progress
-from kpnb.data.images import _stratified
+from kpnb.data.samples import SampleSet, stratified
 
 
-@dataclass(frozen=True, eq=False)
-class CloudSet:
-    """N clouds of P points with labels and foreground masks; the fields are like those of ``ImageSet``.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CloudSet(SampleSet):
+    """N clouds of P points with labels and foreground masks.
 
-    Raises ``ValueError`` that names the field when the parts do not fit together.
+    Raises ``ValueError`` that names the field when the parts do not fit together, and for NaN coordinates.
     """
 
-    points: Tensor  # float32 [N, P, 3]
-    labels: Tensor  # int64 [N], each an index into classes
-    masks: Tensor  # bool [N, P], True on the foreground object
-    classes: tuple[str, ...]
-    names: tuple[str, ...]  # for each cloud, where its object comes from
-    config: dict[str, Any]
+    KIND: ClassVar[str] = "clouds"
+    INPUT: ClassVar[str] = "points"
+
+    points: Tensor  # float32 [N, P, 3]; masks are [N, P]
 
     def __post_init__(self) -> None:
         shape = tuple(self.points.shape)
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape or self.points.dtype != torch.float32:
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise ValueError(f"points must be float32 [N, P, 3] with N, P > 0, not {self.points.dtype} {list(shape)}")
-        for field, dtype, size in (("labels", torch.int64, shape[:1]), ("masks", torch.bool, shape[:2])):
-            tensor = getattr(self, field)
-            if tensor.dtype != dtype or tensor.shape != size:
-                found = f"{tensor.dtype} {list(tensor.shape)}"
-                raise ValueError(f"{field} must be {dtype} {list(size)} for these points, not {found}")
-        if len(self.names) != len(self):
-            raise ValueError(f"{len(self.names)} names for {len(self)} clouds")
+        self._check(torch.float32, shape[1])
         if bad := (~self.points.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
             raise ValueError(f"cloud {bad[0]} ({self.names[bad[0]]}) has NaN or infinite coordinates")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.classes):
-            raise ValueError(f"labels run from {low} to {high}, but there are {len(self.classes)} classes")
-        try:
-            json.dumps(self.config)
-        except TypeError as error:
-            raise ValueError(f"config must be JSON-able: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self.points)
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Clouds ``index`` [B] as float32 [B, P, 3] in the unit sphere, and labels [B]."""
         index = index.to(self.points.device)
         return self.points[index].to(device), self.labels[index].to(device)
-
-    def subset(self, index: Tensor | Sequence[int]) -> "CloudSet":
-        """The clouds at ``index`` (positions, or a bool for each cloud), in that order."""
-        index = torch.as_tensor(index)
-        index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
-        digest = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
-        steps = [*self.config.get("subsets", []), {"clouds": len(index), "index": digest}]
-        parts = {field: getattr(self, field)[index] for field in ("points", "labels", "masks")}
-        names = tuple(self.names[i] for i in index.tolist())
-        return replace(self, **parts, names=names, config={**self.config, "subsets": steps})
-
-    def share(self, n: int, seed: int) -> "CloudSet":
-        """``n`` clouds drawn without replacement, each class in proportion; a larger share holds the smaller one."""
-        return self.subset(torch.from_numpy(_stratified(self.labels.numpy(), n, seed)))
 
 
 class Objects(NamedTuple):
@@ -125,164 +92,108 @@ def unit(points: np.ndarray) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------- "shapes": everyday things
 
-Parts = list[np.ndarray]  # each part's triangles [F, 3, 3]
-UP, ALONG, ACROSS = (0, 0, 1), (1, 0, 0), (0, 1, 0)
+X, Y, Z = np.eye(3)  # along, across, up
+Part = tuple[Any, ...]  # the arguments of _triangles
+Draw = Callable[..., float]  # Generator.uniform
+SOLIDS = {  # triangles [F, 3, 3] that fill the cube of side 1 around the origin
+    "box": creation.box().triangles,
+    "ball": creation.icosphere(2, 0.5).triangles,
+    "rod": creation.cylinder(0.5, 1, sections=20).triangles,
+    "ring": creation.torus(0.42, 0.08, major_sections=20, minor_sections=8).triangles,
+}
 
 
-@cache
-def _primitive(kind: str) -> np.ndarray:
-    """Triangles [F, 3, 3] of a solid that fills the cube of side 1 around the origin."""
-    if kind == "ring":
-        mesh = creation.torus(0.42, 0.08, major_sections=20, minor_sections=8)
-    else:
-        of = {"box": creation.box, "ball": lambda: creation.icosphere(2, 0.5)}
-        mesh = of.get(kind, lambda: creation.cylinder(0.5, 1, sections=20))()
-    return np.array(mesh.triangles)
+def _triangles(
+    solid: Any, size: Any = 1, at: Any = 0, turn: float = 0, axis: Any = Z, mirror: Any = (), taper: float = 1
+) -> np.ndarray:
+    """Triangles [F, 3, 3] of a part: sized, narrowed by ``taper`` towards its top, turned (degrees), moved, mirrored.
+
+    ``solid`` names one, or is the line of (radius, height) that a lathe turns around the upright axis.
+    """
+    made = np.array(SOLIDS[solid] if isinstance(solid, str) else creation.revolve(solid, sections=20).triangles)
+    made = made * np.where((1, 1, 0), 1 + (taper - 1) * (made[..., 2:] + 0.5), 1) * size
+    made = made @ transformations.rotation_matrix(np.radians(turn), axis)[:3, :3].T + at
+    for normal in mirror:
+        made = np.concatenate([made, made * (1 - 2 * normal)])
+    return made
 
 
-def _part(kind: str, size: Any, at: Any = (0, 0, 0), turn: float = 0, axis: Any = UP, taper: float = 1) -> np.ndarray:
-    """A "box", "ball", "rod" or "ring" of a size, narrowed by ``taper`` towards its top, turned (degrees) and moved."""
-    triangles = _primitive(kind)
-    if taper != 1:
-        triangles = triangles * np.where((1, 1, 0), 1 + (taper - 1) * (triangles[..., 2:] + 0.5), 1)
-    triangles = triangles * size
-    if turn:
-        triangles = triangles @ transformations.rotation_matrix(np.radians(turn), axis)[:3, :3].T
-    return triangles + at
-
-
-def _lathe(*profile: tuple[float, float]) -> np.ndarray:
-    """The surface that a line of (radius, height) makes when it turns around the upright axis."""
-    return np.array(creation.revolve(profile, sections=20).triangles)
-
-
-def _legs(r: Generator, width: float, depth: float, height: float) -> Parts:
+def _legs(u: Draw, wide: float, deep: float, high: float) -> list[Part]:
     """Four legs below a plate at height 0, or a foot in the middle."""
-    if r.random() < 0.3:
-        foot, pole = r.uniform(0.5, 0.9) * min(width, depth), r.uniform(0.06, 0.14)
-        parts = [_part("rod", (pole, pole, height), (0, 0, -height / 2))]
-        return [*parts, _part("rod", (foot, foot, 0.06), (0, 0, -height))]
-    kind, thick, taper = r.choice(("box", "rod")), r.uniform(0.06, 0.14), r.uniform(1, 1.8)
-    at = [(x * (width - thick) / 2, y * (depth - thick) / 2, -height / 2) for x in (-1, 1) for y in (-1, 1)]
-    return [_part(kind, (thick, thick, height), place, taper=taper) for place in at]
+    thick, solid = u(0.06, 0.14), ("box", "rod")[u() < 0.5]
+    if u() < 0.3:
+        foot = u(0.5, 0.9) * min(wide, deep)
+        return [("rod", (thick, thick, high), -high / 2 * Z), ("rod", (foot, foot, 0.06), -high * Z)]
+    place = ((wide - thick) / 2, (deep - thick) / 2, -high / 2)
+    return [(solid, (thick, thick, high), place, 0, Z, (X, Y), u(1, 1.8))]
 
 
-def _airplane(r: Generator) -> Parts:
-    body, span, chord, sweep, tail = r.uniform((0.22, 0.7, 0.25, 5, 0.3), (0.4, 1.2, 0.5, 35, 0.5))
-    parts = [_part("ball", (2, body, body)), _part("box", (0.25, 0.04, tail), (-0.85, 0, tail / 2), -20, ACROSS)]
-    engines, high = r.integers(3), r.uniform(-0.1, 0.1)
-    for side in (-1, 1):
-        parts.append(_part("box", (chord, span, 0.04), (0.1 - span * sweep / 120, side * span / 2, high), side * sweep))
-        parts.append(_part("box", (0.22, tail, 0.03), (-0.9, side * tail / 2, tail * (engines == 0)), side * sweep))
-        for e in range(engines):
-            at = (0.2 - span * sweep / 120, side * span * (0.35 + 0.35 * e), high - 0.12)
-            parts.append(_part("rod", (0.14, 0.14, 0.4), at, 90, ACROSS))
+def _plant(u: Draw) -> list[Part]:
+    pot, high, length, stem, leaves = u(0.25, 0.45), u(0.4, 0.8), u(0.5, 1), u(0, 0.6), int(u(6, 16))
+    parts: list[Part] = [([(0, 0), (pot * u(0.6, 0.9), 0), (pot, high), (0, high - 0.05)],)]
+    parts.append(("rod", (0.06, 0.06, stem), (high + stem / 2) * Z))
+    for angle in 2 * np.pi / leaves * np.arange(leaves):
+        x, y, rise = np.cos(angle), np.sin(angle), np.radians(u(5, 80))
+        tip = length * np.array([x * np.cos(rise), y * np.cos(rise), np.sin(rise)])
+        size = length * np.abs([x, y, 0]) + (0.1, 0.1, 0.03)
+        parts.append(("ball", size, tip / 2 + (high + stem) * Z, -np.degrees(rise), (-y, x, 0)))
     return parts
 
 
-def _bed(r: Generator) -> Parts:
-    wide, high, head, foot = r.uniform((0.8, 0.15, 0.2, 0), (1.8, 0.4, 0.9, 0.4))
-    parts = [_part("box", (2, wide, high)), _part("box", (0.08, wide, head + high), (-1, 0, head / 2))]
-    parts += [_part("box", (0.08, wide, foot + high), (1, 0, foot / 2))] * int(foot > 0.15)
-    for y in (-0.25, 0.25) if wide > 1.2 else (0,):
-        parts.append(_part("ball", (0.4, 0.4 * wide, 0.15), (-0.7, y * wide, high / 2 + 0.05)))
-    legs = [(x, y * wide / 2, -0.1 - high / 2) for x in (-0.9, 0.9) for y in (-0.9, 0.9)]
-    return parts + [_part("box", (0.1, 0.1, 0.2), at) for at in legs] * (r.random() < 0.6)
-
-
-def _bookshelf(r: Generator) -> Parts:
-    wide, deep, high = r.uniform((0.6, 0.2, 1.2), (1.4, 0.5, 2))
-    parts = [_part("box", (0.05, deep, high), (x * wide / 2, 0, 0)) for x in (-1, 1)]
-    parts += [_part("box", (wide, 0.03, high), (0, deep / 2, 0))] * (r.random() < 0.7)
-    levels = np.linspace(-high / 2, high / 2, r.integers(4, 8))
-    parts += [_part("box", (wide, deep, 0.04), (0, 0, z)) for z in levels]
-    for z in levels[:-1]:  # books on about every other shelf
-        books = r.uniform(0.2, 0.9) * wide
-        block = _part("box", (books, 0.7 * deep, 0.2), (r.uniform(-0.5, 0.5) * (wide - books), 0, z + 0.1))
-        parts += [block] * (r.random() < 0.5)
-    return parts
-
-
-def _bottle(r: Generator) -> Parts:
-    body, shoulder, neck, top = r.uniform((0.2, 0.9, 0.06, 1.4), (0.45, 1.3, 0.14, 1.9))
-    waist = body * r.uniform(0.75, 1.05)
-    parts = [_lathe((0, 0), (body, 0), (waist, shoulder / 2), (body, shoulder), (neck, shoulder + 0.25), (neck, top))]
-    return [*parts, _part("rod", (3 * neck, 3 * neck, 0.15), (0, 0, top))] if r.random() < 0.6 else parts
-
-
-def _car(r: Generator) -> Parts:
-    wide, low, cabin, high, back = r.uniform((0.75, 0.25, 0.8, 0.25, -0.35), (1, 0.4, 1.5, 0.5, 0.1))
-    roof = _part("box", (cabin, 0.9 * wide, high), (back, 0, (low + high) / 2), taper=0.75)
-    parts = [_part("box", (2, wide, low)), roof]
-    wheel, apart = r.uniform((0.35, 0.5), (0.5, 0.7))
-    for x in (-apart, apart):
-        for y in (-wide / 2, wide / 2):
-            parts.append(_part("rod", (wheel, wheel, 0.18), (x, y, -low / 2), 90, ALONG))
-    return parts
-
-
-def _chair(r: Generator) -> Parts:
-    wide, deep, legs, back, lean = r.uniform((0.8, 0.8, 0.6, 0.7, 0), (1.2, 1.1, 1.1, 1.5, 15))
-    parts = [_part("box", (wide, deep, r.uniform(0.06, 0.25))), *_legs(r, wide, deep, legs)]
-    bars = r.integers(1, 6)  # one is a whole plate
-    for x in np.linspace(-0.45, 0.45, bars) if bars > 1 else (0,):
-        size = (wide if bars == 1 else 0.08, 0.08, back)
-        parts.append(_part("box", size, (x * wide, deep / 2 + back * lean / 120, back / 2), -lean, ALONG))
-    arms = [_part("box", (0.08, deep, 0.06), (side * wide / 2, 0, 0.4)) for side in (-1, 1)]
-    return parts + arms * (r.random() < 0.4)
-
-
-def _guitar(r: Generator) -> Parts:
-    lower, upper, waist, neck, thick = r.uniform((0.7, 0.5, 0.4, 0.8, 0.08), (0.95, 0.7, 0.55, 1.2, 0.25))
-    parts = [_part("rod", (lower, lower, thick)), _part("rod", (upper, upper, thick), (waist, 0, 0))]
-    parts.append(_part("box", (neck, 0.1, 0.06), (waist + upper / 2 + neck / 2 - 0.1, 0, thick / 2)))
-    parts.append(_part("box", (0.25, 0.18, 0.06), (waist + upper / 2 + neck, 0, thick / 2)))
-    return [part[..., [1, 2, 0]] for part in parts]  # it stands
-
-
-def _lamp(r: Generator) -> Parts:
-    foot, pole, shade, top, high = r.uniform((0.3, 0.8, 0.3, 0.12, 0.3), (0.6, 1.7, 0.6, 0.3, 0.6))
-    parts = [_part("rod", (foot, foot, 0.08)), _part("rod", (0.06, 0.06, pole), (0, 0, pole / 2))]
-    return [*parts, _lathe((shade, pole - high / 2), (top, pole + high / 2))]
-
-
-def _mug(r: Generator) -> Parts:
-    low, high, wall, size = r.uniform((0.35, 0.8, 0.03, 0.5), (0.55, 1.2, 0.08, 0.75))
-    top = low * r.uniform(0.9, 1.3)
-    cup = _lathe((0, 0), (low, 0), (top, high), (top - wall, high), (low - wall, wall), (0, wall))
-    return [cup, _part("ring", (size, size, 0.6), (top, 0, high / 2), 90, ALONG)]
-
-
-def _plant(r: Generator) -> Parts:
-    pot, high, leaves = r.uniform(0.25, 0.45), r.uniform(0.4, 0.8), r.integers(6, 16)
-    parts = [_lathe((0, 0), (pot * r.uniform(0.6, 0.9), 0), (pot, high), (0, high - 0.05))]
-    length, stem = r.uniform(0.5, 1), r.uniform(0, 0.6)
-    parts.append(_part("rod", (0.06, 0.06, stem), (0, 0, high + stem / 2)))
-    for angle in np.linspace(0, 360, leaves, endpoint=False):
-        leaf = _part("ball", (length, r.uniform(0.1, 0.25), 0.03), (length / 2, 0, 0))
-        up = transformations.euler_matrix(0, -np.radians(r.uniform(5, 80)), np.radians(angle))[:3, :3]
-        parts.append(leaf @ up.T + (0, 0, high + stem))
-    return parts
-
-
-def _stool(r: Generator) -> Parts:
-    wide, legs = r.uniform((0.5, 0.7), (0.9, 1.5))
-    size = (wide, wide, r.uniform(0.06, 0.2))
-    parts = [_part(r.choice(("rod", "box")), size), *_legs(r, 0.8 * wide, 0.8 * wide, legs)]
-    return parts + [_part("ring", (wide, wide, 0.3), (0, 0, -0.6 * legs))] * (r.random() < 0.5)
-
-
-def _table(r: Generator) -> Parts:
-    wide, deep, legs = r.uniform((1.2, 0.8, 0.5), (2.2, 1.3, 1))
-    size = (wide, deep, r.uniform(0.05, 0.12))
-    parts = [_part(r.choice(("rod", "box")), size), *_legs(r, 0.8 * wide, 0.8 * deep, legs)]
-    return parts + [_part("box", (0.8 * wide, 0.8 * deep, 0.04), (0, 0, -0.7 * legs))] * (r.random() < 0.3)
-
-
-SHAPES: dict[str, Callable[[Generator], Parts]] = {
-    "airplane": _airplane, "bed": _bed, "bookshelf": _bookshelf, "bottle": _bottle, "car": _car, "chair": _chair,
-    "guitar": _guitar, "lamp": _lamp, "mug": _mug, "plant": _plant, "stool": _stool, "table": _table,
-}  # fmt: skip
+# Class to its parts, from random numbers u(low, high), or u() in [0, 1]. No point hits a part of size 0.
+# fmt: off
+SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
+    "airplane": lambda u: [
+        ("ball", (2, body := u(0.2, 0.4), body)), ("box", (0.25, 0.04, tail := u(0.3, 0.5)), (-1, 0, tail / 2), -20, Y),
+        ("box", (u(0.25, 0.5), span := u(0.7, 1.2), 0.04), (0, span / 2, u(-0.1, 0.1)), sweep := u(5, 35), Z, [Y]),
+        ("box", (0.22, tail, 0.03), (-0.9, tail / 2, tail * (u() < 0.4)), sweep, Z, [Y]),
+        *[("rod", (0.14, 0.14, 0.4), (0.1, span * e, -0.12), 90, Y, [Y]) for e in (0.35, 0.7)[: int(u(0, 3))]]],
+    "bed": lambda u: [
+        ("box", (2, wide := u(0.8, 1.8), high := u(0.15, 0.4))), ("box", (0.08, wide, h := u(0.4, 1)), (-1, 0, h / 2)),
+        ("box", (0.08, wide, f := u(0.1, 0.7)), (1, 0, f / 2)),
+        ("box", (0.1, 0.1, 0.7), (0.9, 0.45 * wide, -u(0, 0.5)), 0, Z, (X, Y)),
+        ("ball", (0.4, 0.4 * wide, 0.2), (-0.7, (wide > 1.2) * wide / 4, high / 2 + 0.05), 0, Z, [Y])],
+    "bookshelf": lambda u: [
+        ("box", (0.05, deep := u(0.2, 0.5), high := u(1.2, 2)), (wide := u(0.6, 1.4)) / 2 * X, 0, Z, [X]),
+        ("box", (wide * (u() < 0.7), 0.03, high), deep / 2 * Y),
+        *[part for z in np.linspace(-high / 2, high / 2, int(u(4, 8))) for books in [u(0.1, 0.9)] for part in (
+            ("box", (wide, deep, 0.04), z * Z),
+            ("box", (wide * books * (u() < 0.6), 0.7 * deep, 0.2), (wide * (1 - books) / 2, 0, z + 0.1)))]],
+    "bottle": lambda u: [
+        ([(0, 0), (body := u(0.2, 0.45), 0), (body * u(0.75, 1), 0.5), (body, shoulder := u(0.9, 1.3)),
+          (neck := u(0.06, 0.14), shoulder + 0.25), (neck, top := u(1.6, 1.9))],),
+        ("rod", (cap := u(1, 3) * neck, cap, 0.15), top * Z)],
+    "car": lambda u: [
+        ("box", (2, wide := u(0.75, 1), low := u(0.25, 0.4))),
+        ("box", (u(0.8, 1.5), 0.9 * wide, high := u(0.25, 0.5)), (u(-0.35, 0.1), 0, (low + high) / 2), 0, Z, (), 0.75),
+        ("rod", (wheel := u(0.35, 0.5), wheel, 0.18), (u(0.5, 0.7), wide / 2, -low / 2), 90, X, (X, Y))],
+    "chair": lambda u: [
+        ("box", (wide := u(0.8, 1.2), deep := u(0.8, 1.1), u(0.06, 0.25))), *_legs(u, wide, deep, u(0.6, 1.1)),
+        *[("box", (0.08 + wide * (n == 1), 0.08, high), (x * wide, deep / 2 + high * lean / 120, high / 2), -lean, X)
+          for high, lean, n in [(u(0.7, 1.5), u(0, 15), int(u(1, 6)))] for x in np.arange(0.5 - n / 2, n / 2) / 5],
+        ("box", (0.08, deep, 0.06 * (u() < 0.4)), (wide / 2, 0, 0.4), 0, Z, [X])],
+    "guitar": lambda u: [  # it stands
+        ("rod", (low := u(0.7, 0.95), low, thick := u(0.08, 0.25)), 0, 90, X),
+        ("rod", (high := u(0.5, 0.7), high, thick), (waist := u(0.4, 0.55)) * Z, 90, X),
+        ("box", (0.1, 0.06, neck := u(0.8, 1.2)), (0, -thick / 2, waist + (high + neck) / 2 - 0.1)),
+        ("box", (0.18, 0.06, 0.25), (0, -thick / 2, waist + high / 2 + neck))],
+    "lamp": lambda u: [
+        ("rod", (foot := u(0.3, 0.6), foot, 0.08)), ("rod", (0.06, 0.06, pole := u(0.8, 1.7)), pole / 2 * Z),
+        ([(u(0.3, 0.6), pole - (high := u(0.15, 0.3))), (u(0.12, 0.3), pole + high)],)],
+    "mug": lambda u: [
+        ([(0, 0), (low := u(0.35, 0.55), 0), (top := low * u(0.9, 1.3), high := u(0.8, 1.2)), (top - 0.05, high),
+          (low - 0.05, 0.05), (0, 0.05)],), ("ring", (size := u(0.5, 0.75), size, 0.6), (top, 0, high / 2), 90, X)],
+    "plant": _plant,
+    "stool": lambda u: [
+        (("box", "rod")[u() < 0.5], (wide := u(0.5, 0.9), wide, u(0.06, 0.2))),
+        *_legs(u, 0.8 * wide, 0.8 * wide, high := u(0.7, 1.5)),
+        ("ring", (wide, wide, 0.3 * (u() < 0.5)), -0.6 * high * Z)],
+    "table": lambda u: [
+        (("box", "rod")[u() < 0.5], (wide := u(1.2, 2.2), deep := u(0.8, 1.3), u(0.05, 0.12))),
+        *_legs(u, 0.8 * wide, 0.8 * deep, high := u(0.5, 1)),
+        ("box", (0.8 * wide, 0.8 * deep, 0.04 * (u() < 0.3)), -0.7 * high * Z)],
+}
+# fmt: on
 DONORS = 100 * len(SHAPES)  # background comes from the first so many objects of a split
 
 
@@ -296,8 +207,8 @@ def _shapes(split: str, count: int | None, seed: int, root: Path | None) -> Obje
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
         rng = np.random.default_rng([seed, split == "test", i, 0])
-        triangles = np.concatenate(SHAPES[classes[i % len(classes)]](rng))
-        return surface(triangles, points, rng) @ transformations.rotation_matrix(rng.uniform(-0.5, 0.5), UP)[:3, :3].T
+        triangles = np.concatenate([_triangles(*part) for part in SHAPES[classes[labels[i]]](rng.uniform)])
+        return surface(triangles, points, rng) @ transformations.rotation_matrix(rng.uniform(-0.5, 0.5), Z)[:3, :3].T
 
     config = {"recipe": 1, "trimesh": metadata.version("trimesh")}
     return Objects(config, classes, labels, [f"{classes[y]}/{i}" for i, y in enumerate(labels)], cloud, DONORS)
@@ -309,6 +220,8 @@ LAYOUTS = """expected one of
   meshes   <class>/train/*.off and <class>/test/*.off (ModelNet40.zip)
   text     modelnet40_train.txt, modelnet40_test.txt, <class>/<name>.txt (modelnet40_normal_resampled.zip)
   HDF5     train_files.txt, test_files.txt, shape_names.txt, *.h5 (modelnet40_ply_hdf5_2048.zip)"""
+AGAIN = "unpack or download the archive again"
+Entry = tuple[str, Path, int]  # class, file, position in the file
 
 
 def _off(path: Path) -> np.ndarray:
@@ -329,73 +242,62 @@ def _off(path: Path) -> np.ndarray:
     return numbers[3:end].reshape(-1, 3)[index[:, 1:]]
 
 
-Read = Callable[[int, int, Generator], np.ndarray]  # (object, how many points, random numbers) to points [P, 3]
-Entries = tuple[list[str], list[int], list[str], list[Path], Read]  # classes, labels, names, files, read
-
-
-def _meshes(root: Path, split: str) -> Entries:
-    classes = sorted(path.parent.name for path in root.glob("[!.]*/train") if path.is_dir())
-    files = [path for name in classes for path in sorted((root / name / split).glob("[!.]*.off"))]
-    labels = [classes.index(path.parent.parent.name) for path in files]
-    names = [f"{classes[y]}/{path.stem}" for path, y in zip(files, labels, strict=True)]
-    return classes, labels, names, files, lambda i, count, rng: surface(_off(files[i]), count, rng)
-
-
-def _text(root: Path, split: str) -> Entries:
-    lists = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in ("train", "test")}
-    classes = sorted({name.rpartition("_")[0] for names in lists.values() for name in names})
-    labels = [classes.index(name.rpartition("_")[0]) for name in lists[split]]
-    names = [f"{classes[y]}/{name}" for name, y in zip(lists[split], labels, strict=True)]
-    files = [root / f"{name}.txt" for name in names]
-    return classes, labels, names, files, lambda i, count, rng: _drawn(np.loadtxt(files[i], delimiter=","), count, rng)
-
-
-def _hdf5(root: Path, split: str) -> Entries:
+def _hdf5(path: Path, key: str, row: Any = ...) -> np.ndarray:
     try:
         import h5py
+
+        with h5py.File(path) as file:
+            return file[key][row]
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{root} holds HDF5 files, which need the package h5py: pip install h5py") from None
-    classes = (root / "shape_names.txt").read_text().split()
-    files = [root / Path(line).name for line in (root / f"{split}_files.txt").read_text().split()]
-    points, labels, names = [], [], []
-    for path in files:
-        try:
-            with h5py.File(path) as file:
-                points.append(file["data"][:])
-                labels += file["label"][:].flatten().tolist()
-        except (OSError, KeyError) as error:
-            raise ValueError(f"cannot read {path}: {error}; {AGAIN}") from error
-        names += [f"{path.name}/{i}" for i in range(len(points[-1]))]
-    clouds = np.concatenate(points)
-    return classes, labels, names, files, lambda i, count, rng: _drawn(clouds[i], count, rng)
+        raise ModuleNotFoundError(f"{path} is an HDF5 file, which needs the package h5py: pip install h5py") from None
+    except (OSError, KeyError) as error:
+        raise ValueError(f"cannot read {path}: {error}; {AGAIN}") from error
 
 
-def _drawn(cloud: np.ndarray, count: int, rng: Generator) -> np.ndarray:
+def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
+    """The classes, also those without an object in this ``split``, and where each object is."""
+    if (lists := root / "train_files.txt").is_file():
+        files = [root / Path(line).name for line in lists.with_stem(f"{split}_files").read_text().split()]
+        rows = [(int(y), path, i) for path in files for i, y in enumerate(_hdf5(path, "label").flatten())]
+        classes = (root / "shape_names.txt").read_text().split()
+        return classes, [(classes[y], path, i) for y, path, i in rows]
+    if (root / "modelnet40_train.txt").is_file():
+        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in ("train", "test")}
+        parts = {part: [(name.rpartition("_")[0], name) for name in names[part]] for part in names}
+        classes = sorted({kind for part in parts.values() for kind, _ in part})
+        return classes, [(kind, root / kind / f"{name}.txt", 0) for kind, name in parts[split]]
+    classes = sorted({path.parent.name for name in ("train", "test") for path in root.glob(f"[!.]*/{name}")})
+    return classes, [(kind, path, 0) for kind in classes for path in sorted((root / kind / split).glob("[!.]*.off"))]
+
+
+def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
+    """``count`` random points [P, 3] of the object at ``row`` of a file."""
+    if path.suffix == ".off":
+        return surface(_off(path), count, rng)
+    cloud = np.loadtxt(path, delimiter=",") if path.suffix == ".txt" else _hdf5(path, "data", row).astype(np.float64)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < count:
         raise ValueError(f"{count} points wanted, found {cloud.shape}")
     return cloud[rng.choice(len(cloud), count, replace=False), :3]
-
-
-AGAIN = "unpack or download the archive again"
 
 
 def _modelnet40(split: str, count: int | None, seed: int, root: Path | None) -> Objects:
     """ModelNet40's own split, upright along z in its meshes and along y in the two resampled layouts."""
     if root is None or not root.is_dir():
         raise FileNotFoundError(f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}")
-    hdf5, text = (root / "train_files.txt").is_file(), (root / "modelnet40_train.txt").is_file()
-    classes, labels, names, files, read = (_hdf5 if hdf5 else _text if text else _meshes)(root, split)
+    classes, entries = _entries(root, split)
     if not classes:
         raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
-    if missing := [name for label, name in enumerate(classes) if label not in labels]:
+    if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
         raise FileNotFoundError(f"class {missing[0]!r} has no file for the split {split!r} in {root}; {AGAIN}")
+    files = list(dict.fromkeys(path for _, path, _ in entries))
     if missing := [path for path in files if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; {AGAIN}")
+    names = [f"{kind}/{path.stem}" + f"/{row}" * (path.suffix == ".h5") for kind, path, row in entries]
 
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
         try:
-            found = read(i, points, np.random.default_rng([seed, split == "test", i, 0])).astype(np.float64)
+            found = _drawn(*entries[i][1:], points, np.random.default_rng([seed, split == "test", i, 0]))
             if not np.isfinite(found).all():
                 raise ValueError("NaN or infinite coordinates")
         except ValueError as error:
@@ -404,7 +306,8 @@ def _modelnet40(split: str, count: int | None, seed: int, root: Path | None) -> 
 
     stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     config = {"files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
-    return Objects(config, classes, np.array(labels), names, cloud, len(labels), 1 if hdf5 or text else 2)
+    labels, up = np.array([classes.index(kind) for kind, *_ in entries]), 2 if files[0].suffix == ".off" else 1
+    return Objects(config, classes, labels, names, cloud, len(labels), up)
 
 
 # ------------------------------------------------------------------------------------------------------- all data sets
@@ -457,19 +360,14 @@ def load(
         raise ValueError(unknown("data set", dataset, SOURCES))
     if split not in ("train", "test"):
         raise ValueError(unknown("split", split, ("train", "test")))
-    if (
-        min(points, clouds) < 1
-        or min(seed, background, distance) < 0
-        or scale <= 0
-        or (count is not None and count < 1)
-    ):
+    if min(points, clouds, 1 if count is None else count) < 1 or min(seed, background, distance) < 0 or scale <= 0:
         given = f"points={points}, clouds={clouds}, scale={scale} and count={count} must be positive"
         raise ValueError(f"{given}; background={background}, distance={distance} and seed={seed} not negative")
     if background > clouds * points:
         raise ValueError(f"background={background} points cannot be drawn from {clouds} clouds of {points}")
     objects = SOURCES[dataset](split, count, seed, None if root is None else Path(root).expanduser())
-    index = _stratified(objects.labels, count, seed) if dataset == "modelnet40" and count else None
-    index = np.arange(count or len(objects.labels)) if index is None else index
+    chosen = stratified(objects.labels, count, seed, "clouds") if count and dataset != "shapes" else None
+    index = np.arange(count or len(objects.labels)) if chosen is None else chosen
     how = {"points": points, "background": background, "clouds": clouds, "scale": scale, "distance": distance}
     config = {"dataset": dataset, "split": split, "count": len(index), "seed": seed, **how, **objects.config}
 
@@ -485,4 +383,5 @@ def load(
     tensors = make()[0] if store is None else store.run("clouds", config).get("set", make).tensors
     masks = (torch.arange(points + background) < points).repeat(len(index), 1)
     labels, names = torch.from_numpy(objects.labels[index]).long(), tuple(objects.names[i] for i in index)
-    return CloudSet(tensors["points"], labels, masks, tuple(objects.classes), names, config)
+    parts = {"labels": labels, "masks": masks, "classes": tuple(objects.classes), "names": names, "config": config}
+    return CloudSet(points=tensors["points"], **parts)
