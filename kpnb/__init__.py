@@ -11,7 +11,7 @@ from kpnb.lipschitz import Lipschitz, lipschitz
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.store import Store
-from kpnb.units import ImageGrid
+from kpnb.units import ImageGrid, Points
 
 __all__ = [
     "Aligned",
@@ -21,6 +21,7 @@ __all__ = [
     "ImageGrid",
     "KnowledgePoints",
     "Lipschitz",
+    "Points",
     "Stochastic",
     "Store",
     "capture",
