@@ -7,12 +7,14 @@ colour-blind readers can tell apart.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from math import cos, sin
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -29,23 +31,22 @@ COLOUR = {
     "foreground": "#E69F00",
     "background": "#56B4E9",
 }
+KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
+    "background": GREY,
+    "object": "#CC79A7",
+    "knowledge point on the background": COLOUR["background"],
+    "knowledge point on the object": COLOUR["foreground"],
+}
 _STYLE: dict[str, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), GREY),
     "savefig.transparent": True,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "axes.titlecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "font.size": 10,
     "legend.frameon": False,
-    "grid.color": GREY,
     "grid.alpha": 0.25,
     "figure.dpi": 110,
 }
@@ -172,6 +173,35 @@ def detour_maps(
     for axis, epoch in zip(axes[0], epochs, strict=False):
         axis.set_title(f"epoch {epoch}")
     axes[0, -1].set_title("ever tried")
+    return figure
+
+
+def project(points: Tensor, turn: float = 0.6, tilt: float = 0.35) -> Tensor:
+    """``points [..., 3]``, upright in the third axis, as (right, up, away) of who looks at them; angles in radians."""
+    x, y, z = points.unbind(-1)
+    far = x * sin(turn) + y * cos(turn)
+    up, away = z * cos(tilt) + far * sin(tilt), far * cos(tilt) - z * sin(tilt)
+    return torch.stack([x * cos(turn) - y * sin(turn), up, away], -1)
+
+
+@_styled
+def cloud_maps(clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str] = tuple(KINDS)) -> Figure:
+    """The picture beside ``views.turnable``: one row a cloud, one column a network (or an epoch).
+
+    clouds  ``[N, P, 3]`` in the unit sphere
+    kinds   by column title, int ``[N, P]``: each point's index into ``names``, whose colours are those of ``KINDS``
+    """
+    figure, axes = _panels(len(clouds), len(kinds), size=2.2)
+    colours = np.array(list(KINDS.values()))
+    for (title, found), column in zip(kinds.items(), axes.T, strict=True):
+        column[0].set_title(title)
+        for axis, cloud, kind in zip(column, project(clouds), found, strict=True):
+            order = cloud[:, 2].argsort(descending=True)  # the nearest last
+            right, up, _ = cloud[order].T.numpy()
+            axis.scatter(right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0)
+            axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    handles = [plt.Line2D([], [], marker="o", ls="", color=colour) for colour in colours]
+    figure.legend(handles, names, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
     return figure
 
 

@@ -211,17 +211,8 @@ class Study(ABC):
 
         def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
             model = training.load(epoch=epoch).to(s.device)
-            found = entropy(
-                model,
-                self.x,
-                path,
-                units=self.units,
-                solver=solver,
-                scale=s.scale,
-                max_batch=s.max_batch,
-                seed=noise_seed,
-                dead="nan",
-            )
+            options = {"units": self.units, "solver": solver, "scale": s.scale, "max_batch": s.max_batch}
+            found = entropy(model, self.x, path, **options, seed=noise_seed, dead="nan")
             return found.tensors(), found.settings
 
         names = [f"epoch-{epoch:03d}" for epoch in epochs]
@@ -256,12 +247,8 @@ class Study(ABC):
     ) -> Metrics:
         """The metrics of one network at one layer, with the study's threshold unless ``choices`` says otherwise."""
         choices = choices or Choices(b=self.settings.b)
-        return six_metrics(
-            self.entropies(training, layer)["entropy"].cpu(),
-            self.foreground,
-            self.distance(training, layer, scope),
-            choices,
-        )
+        entropy = self.entropies(training, layer)["entropy"].cpu()
+        return six_metrics(entropy, self.foreground, self.distance(training, layer, scope), choices)
 
     def point_counts(self, training: distill.Training, layer: str) -> Tensor:
         """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""

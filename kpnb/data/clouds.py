@@ -159,12 +159,10 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
         *[part for z in np.linspace(-high / 2, high / 2, int(u(4, 8))) for books in [u(0.1, 0.9)] for part in (
             ("box", (wide, deep, 0.04), z * Z),
             ("box", (wide * books * (u() < 0.6), 0.7 * deep, 0.2), (wide * (1 - books) / 2, 0, z + 0.1)))]],
-    "bottle": lambda u: [
-        ([(0, 0), (body := u(0.2, 0.45), 0), (body * u(0.75, 1), 0.5), (body, shoulder := u(0.9, 1.3)),
+    "bottle": lambda u: [([(0, 0), (body := u(0.2, 0.45), 0), (body * u(0.75, 1), 0.5), (body, shoulder := u(0.9, 1.3)),
           (neck := u(0.06, 0.14), shoulder + 0.25), (neck, top := u(1.6, 1.9))],),
         ("rod", (cap := u(1, 3) * neck, cap, 0.15), top * Z)],
-    "car": lambda u: [
-        ("box", (2, wide := u(0.75, 1), low := u(0.25, 0.4))),
+    "car": lambda u: [("box", (2, wide := u(0.75, 1), low := u(0.25, 0.4))),
         ("box", (u(0.8, 1.5), 0.9 * wide, high := u(0.25, 0.5)), (u(-0.35, 0.1), 0, (low + high) / 2), 0, Z, (), 0.75),
         ("rod", (wheel := u(0.35, 0.5), wheel, 0.18), (u(0.5, 0.7), wide / 2, -low / 2), 90, X, (X, Y))],
     "chair": lambda u: [
@@ -184,12 +182,10 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
         ([(0, 0), (low := u(0.35, 0.55), 0), (top := low * u(0.9, 1.3), high := u(0.8, 1.2)), (top - 0.05, high),
           (low - 0.05, 0.05), (0, 0.05)],), ("ring", (size := u(0.5, 0.75), size, 0.6), (top, 0, high / 2), 90, X)],
     "plant": _plant,
-    "stool": lambda u: [
-        (("box", "rod")[u() < 0.5], (wide := u(0.5, 0.9), wide, u(0.06, 0.2))),
+    "stool": lambda u: [(("box", "rod")[u() < 0.5], (wide := u(0.5, 0.9), wide, u(0.06, 0.2))),
         *_legs(u, 0.8 * wide, 0.8 * wide, high := u(0.7, 1.5)),
         ("ring", (wide, wide, 0.3 * (u() < 0.5)), -0.6 * high * Z)],
-    "table": lambda u: [
-        (("box", "rod")[u() < 0.5], (wide := u(1.2, 2.2), deep := u(0.8, 1.3), u(0.05, 0.12))),
+    "table": lambda u: [(("box", "rod")[u() < 0.5], (wide := u(1.2, 2.2), deep := u(0.8, 1.3), u(0.05, 0.12))),
         *_legs(u, 0.8 * wide, 0.8 * deep, high := u(0.5, 1)),
         ("box", (0.8 * wide, 0.8 * deep, 0.04 * (u() < 0.3)), -0.7 * high * Z)],
 }

@@ -30,16 +30,7 @@ class Settings(study.Settings):
     dropout: float = 0.0
     scale: float = 0.4
     seeds: tuple[int, ...] = (0,)
-    batch_size: int = 32
-    epochs: int = 12
-    teacher_epochs: int = 10
-    teacher_samples: int | None = 2400
     share: int | float | None = 0.1
-    test_samples: int | None = 480
-    analysed: int = 32
-    rank: int = 9
-    probes: int = 5
-    noise: int = 14
 
 
 class CloudStudy(study.Study):
@@ -50,7 +41,8 @@ class CloudStudy(study.Study):
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "points": 48, "background": 24, "k": 6,
                   "teacher_samples": 240, "share": 0.3, "test_samples": 60, "analysed": 8},
-        "laptop": {},
+        "laptop": {"epochs": 12, "teacher_epochs": 10, "teacher_samples": 2400, "test_samples": 480, "analysed": 32,
+                   "batch_size": 32, "rank": 9, "probes": 5, "noise": 14},
         "paper": {"dataset": "modelnet40", "points": 1024, "background": 500, "k": None, "width": 1.0, "dropout": 0.3,
                   "teacher_samples": None, "test_samples": None, "epochs": 150, "teacher_epochs": 150,
                   "head_epochs": 50, "lr": 0.01, "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000},
