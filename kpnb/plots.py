@@ -24,13 +24,8 @@ from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb.stats import Difference
 
 GREY = "#808080"
-COLOUR = {
-    "teacher": "#009E73",
-    "student": "#D55E00",
-    "baseline": "#0072B2",
-    "foreground": "#E69F00",
-    "background": "#56B4E9",
-}
+COLOUR = {"teacher": "#009E73", "student": "#D55E00", "baseline": "#0072B2"}
+COLOUR |= {"foreground": "#E69F00", "background": "#56B4E9"}
 KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
     "background": GREY,
     "object": "#CC79A7",
@@ -87,9 +82,8 @@ def _cells(axis: Axes, chosen: Tensor, shape: tuple[int, int], colour: str, alph
     rows, columns = shape
     for unit in chosen.nonzero().flatten().tolist():
         corner = ((unit % columns) / columns, (unit // columns) / rows)
-        axis.add_patch(
-            Rectangle(corner, 1 / columns, 1 / rows, facecolor=colour, edgecolor="white", lw=0.4, alpha=alpha)
-        )
+        look = {"facecolor": colour, "edgecolor": "white", "lw": 0.4, "alpha": alpha}
+        axis.add_patch(Rectangle(corner, 1 / columns, 1 / rows, **look))
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 
@@ -101,13 +95,11 @@ def _points(axis: Axes, image: Tensor, points: Tensor, foreground: Tensor, shape
     _cells(axis, points & ~foreground, shape, COLOUR["background"])
 
 
-def _key(figure: Figure, *entries: str) -> None:
+def _key(figure: Figure) -> None:
     """Name the colours of the cells below the panels."""
     names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
-    handles = [Rectangle((0, 0), 1, 1, color=COLOUR[e]) for e in entries]
-    figure.legend(
-        handles, [names.get(e, e) for e in entries], loc="upper center", ncols=len(entries), bbox_to_anchor=(0.5, 0.08)
-    )
+    handles = [Rectangle((0, 0), 1, 1, color=COLOUR[region]) for region in names]
+    figure.legend(handles, names.values(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
 
 
 @_styled
@@ -147,7 +139,7 @@ def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor,
             _points(axes[row, column], image, found[row], foreground[row], shape)
     for axis, title in zip(axes[0], ["input", *points], strict=True):
         axis.set_title(title)
-    _key(figure, "foreground", "background")
+    _key(figure)
     return figure
 
 
@@ -216,18 +208,13 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         colour, d, n = COLOUR.get(name, GREY), distance.numpy(), counts.double().numpy()
         axes[0].plot(d, n, color=colour, alpha=0.10, lw=0.8)
         axes[0].plot(d, np.nanmean(n, 1), color=colour, lw=2.2, marker="o", ms=3)
-        axes[0].annotate(
-            name, (d[-1], np.nanmean(n[-1])), xytext=(6, 0), textcoords="offset points", color=colour, va="center"
-        )
+        end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes[0].annotate(name, (d[-1], np.nanmean(n[-1])), color=colour, **end)
         peak = d[1:][np.nan_to_num(n[1:], nan=-1).argmax(0)]
         sns.ecdfplot(x=peak, ax=axes[1], color=colour, lw=2.2)
         axes[1].axvline(peak.mean(), color=colour, lw=1, ls=":")
-    axes[0].set(
-        xlabel="weight distance", ylabel="foreground knowledge points", title="each image (faint) and their mean"
-    )
-    axes[1].set(
-        xlabel="weight distance of the richest epoch", ylabel="share of images", title="when; dotted: $D_{mean}$"
-    )
+    axes[0].set(xlabel="weight distance", ylabel="foreground knowledge points", title="each sample, and their mean")
+    axes[1].set(xlabel="weight distance of the richest epoch", ylabel="share of samples", title="dotted: $D_{mean}$")
     figure.tight_layout()
     return figure
 
@@ -242,9 +229,7 @@ def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
             x=known, bins=np.linspace(0, 1, 16), ax=axis, color=COLOUR.get(name, GREY), alpha=0.45, label=name, lw=0
         )
         axis.axvline(known.mean(), color=COLOUR.get(name, GREY), lw=2)
-    axis.set(
-        xlabel="$\\rho$: share of the tried knowledge points that are kept (line: mean)", ylabel="images", xlim=(0, 1)
-    )
+    axis.set(xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)", ylabel="samples", xlim=(0, 1))
     axis.legend()
     figure.tight_layout()
     return figure

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kpnb.plots import KINDS
 
+LOOK = 'style="width:100%;height:320px;cursor:grab;touch-action:pan-y"'
+
 
 @dataclass(frozen=True)
 class View:
@@ -40,10 +42,7 @@ def turnable(
         f'<span style="margin-right:1.5em"><span style="color:{colour}">&#9679;</span> {escape(name)} ({count})</span>'
         for name, colour, count in zip(names, KINDS.values(), counts, strict=True)
     )
-    canvas = f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}" style="{STYLE}"></canvas>'
+    canvas = f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}" {LOOK}></canvas>'
     script = Path(__file__).with_suffix(".js").read_text("utf8").rstrip()
     call = f"<script>(\n{script}\n)(document.currentScript.previousElementSibling, {data}, {colours});</script>"
     return View(f'<div class="kpnb-clouds">{canvas}{call}<div>{key}</div></div>')
-
-
-STYLE = "width:100%;height:320px;cursor:grab;touch-action:pan-y"

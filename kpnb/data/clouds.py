@@ -129,10 +129,10 @@ def _legs(u: Draw, wide: float, deep: float, high: float) -> list[Part]:
 
 
 def _plant(u: Draw) -> list[Part]:
-    pot, high, length, stem, leaves = u(0.25, 0.45), u(0.4, 0.8), u(0.5, 1), u(0, 0.6), int(u(6, 16))
-    parts: list[Part] = [([(0, 0), (pot * u(0.6, 0.9), 0), (pot, high), (0, high - 0.05)],)]
-    parts.append(("rod", (0.06, 0.06, stem), (high + stem / 2) * Z))
-    for angle in 2 * np.pi / leaves * np.arange(leaves):
+    pot, high, length, stem = u(0.25, 0.45), u(0.4, 0.8), u(0.5, 1), u(0, 0.6)
+    rim = [(0, 0), (pot * u(0.6, 0.9), 0), (pot, high), (0, high - 0.05)]
+    parts: list[Part] = [(rim,), ("rod", (0.06, 0.06, stem), (high + stem / 2) * Z)]
+    for angle in np.linspace(0, 2 * np.pi, int(u(6, 16)), endpoint=False):
         x, y, rise = np.cos(angle), np.sin(angle), np.radians(u(5, 80))
         tip = length * np.array([x * np.cos(rise), y * np.cos(rise), np.sin(rise)])
         size = length * np.abs([x, y, 0]) + (0.1, 0.1, 0.03)
