@@ -11,26 +11,10 @@ from kpnb.lipschitz import Lipschitz, lipschitz
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.store import Store
-from kpnb.units import ImageGrid
+from kpnb.units import ImageGrid, Points
 
 __all__ = [
-    "Aligned",
-    "ClosedForm",
-    "Converged",
-    "Entropy",
-    "ImageGrid",
-    "KnowledgePoints",
-    "Lipschitz",
-    "Stochastic",
-    "Store",
-    "capture",
-    "d_mean_var",
-    "detour_ratio",
-    "entropy",
-    "foreground_units",
-    "knowledge_points",
-    "learning_distance",
-    "lipschitz",
-    "summarise",
-    "weight_distance",
-]
+    "Aligned", "ClosedForm", "Converged", "Entropy", "ImageGrid", "KnowledgePoints", "Lipschitz", "Points",
+    "Stochastic", "Store", "capture", "d_mean_var", "detour_ratio", "entropy", "foreground_units",
+    "knowledge_points", "learning_distance", "lipschitz", "summarise", "weight_distance",
+]  # fmt: skip

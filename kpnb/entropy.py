@@ -85,7 +85,8 @@ def _closed_form(
         sigma, error = solve(found, objective, perturbation.tau)
         energy = found.energy.double()
         with torch.no_grad():
-            noise = perturbation.units.spread(sigma.to(x.dtype), x) * delta
+            still = sigma.nan_to_num().to(x.dtype)  # a sample without any energy is NaN; networks may refuse NaN
+            noise = perturbation.units.spread(still, x) * delta
             parts = perturbation.features(x, [name], noise)
             change = sum((part[name] - found.feature).double().square().sum(-1).sum(0) for part in parts)
         results[name] = {

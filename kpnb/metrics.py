@@ -12,14 +12,8 @@ from kpnb.points import Level, knowledge_points, summarise
 NAMES = ("n_fg", "n_bg", "lambda", "d_mean", "d_var", "rho")
 BETTER = {"n_fg": 1, "n_bg": -1, "lambda": 1, "d_mean": -1, "d_var": -1, "rho": 1}
 """Direction in which the hypotheses want the student to differ from the baseline."""
-SYMBOL = {
-    "n_fg": "$N^{fg}$",
-    "n_bg": "$N^{bg}$",
-    "lambda": "$\\lambda$",
-    "d_mean": "$D_{mean}$",
-    "d_var": "$D_{var}$",
-    "rho": "$\\rho$",
-}
+_SYMBOLS = ("$N^{fg}$", "$N^{bg}$", "$\\lambda$", "$D_{mean}$", "$D_{var}$", "$\\rho$")
+SYMBOL = dict(zip(NAMES, _SYMBOLS, strict=True))
 
 
 @dataclass(frozen=True)

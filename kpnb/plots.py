@@ -7,12 +7,14 @@ colour-blind readers can tell apart.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from math import cos, sin
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -22,30 +24,24 @@ from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb.stats import Difference
 
 GREY = "#808080"
-COLOUR = {
-    "teacher": "#009E73",
-    "student": "#D55E00",
-    "baseline": "#0072B2",
-    "foreground": "#E69F00",
-    "background": "#56B4E9",
+COLOUR = {"teacher": "#009E73", "student": "#D55E00", "baseline": "#0072B2"}
+COLOUR |= {"foreground": "#E69F00", "background": "#56B4E9"}
+KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
+    "background": GREY,
+    "object": "#CC79A7",
+    "knowledge point on the background": COLOUR["background"],
+    "knowledge point on the object": COLOUR["foreground"],
 }
 _STYLE: dict[str, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
+    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), GREY),
     "savefig.transparent": True,
-    "text.color": GREY,
-    "axes.labelcolor": GREY,
-    "axes.edgecolor": GREY,
-    "axes.titlecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "font.size": 10,
     "legend.frameon": False,
-    "grid.color": GREY,
     "grid.alpha": 0.25,
     "figure.dpi": 110,
 }
@@ -86,9 +82,8 @@ def _cells(axis: Axes, chosen: Tensor, shape: tuple[int, int], colour: str, alph
     rows, columns = shape
     for unit in chosen.nonzero().flatten().tolist():
         corner = ((unit % columns) / columns, (unit // columns) / rows)
-        axis.add_patch(
-            Rectangle(corner, 1 / columns, 1 / rows, facecolor=colour, edgecolor="white", lw=0.4, alpha=alpha)
-        )
+        look = {"facecolor": colour, "edgecolor": "white", "lw": 0.4, "alpha": alpha}
+        axis.add_patch(Rectangle(corner, 1 / columns, 1 / rows, **look))
     axis.set_xlim(0, 1)
     axis.set_ylim(1, 0)
 
@@ -100,13 +95,11 @@ def _points(axis: Axes, image: Tensor, points: Tensor, foreground: Tensor, shape
     _cells(axis, points & ~foreground, shape, COLOUR["background"])
 
 
-def _key(figure: Figure, *entries: str) -> None:
+def _key(figure: Figure) -> None:
     """Name the colours of the cells below the panels."""
     names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
-    handles = [Rectangle((0, 0), 1, 1, color=COLOUR[e]) for e in entries]
-    figure.legend(
-        handles, [names.get(e, e) for e in entries], loc="upper center", ncols=len(entries), bbox_to_anchor=(0.5, 0.08)
-    )
+    handles = [Rectangle((0, 0), 1, 1, color=COLOUR[region]) for region in names]
+    figure.legend(handles, names.values(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
 
 
 @_styled
@@ -146,7 +139,7 @@ def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor,
             _points(axes[row, column], image, found[row], foreground[row], shape)
     for axis, title in zip(axes[0], ["input", *points], strict=True):
         axis.set_title(title)
-    _key(figure, "foreground", "background")
+    _key(figure)
     return figure
 
 
@@ -175,6 +168,35 @@ def detour_maps(
     return figure
 
 
+def project(points: Tensor, turn: float = 0.6, tilt: float = 0.35) -> Tensor:
+    """``points [..., 3]``, upright in the third axis, as (right, up, away) of who looks at them; angles in radians."""
+    x, y, z = points.unbind(-1)
+    far = x * sin(turn) + y * cos(turn)
+    up, away = z * cos(tilt) + far * sin(tilt), far * cos(tilt) - z * sin(tilt)
+    return torch.stack([x * cos(turn) - y * sin(turn), up, away], -1)
+
+
+@_styled
+def cloud_maps(clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str] = tuple(KINDS)) -> Figure:
+    """The picture beside ``views.turnable``: one row a cloud, one column a network (or an epoch).
+
+    clouds  ``[N, P, 3]`` in the unit sphere
+    kinds   by column title, int ``[N, P]``: each point's index into ``names``, whose colours are those of ``KINDS``
+    """
+    figure, axes = _panels(len(clouds), len(kinds), size=2.2)
+    colours = np.array(list(KINDS.values()))
+    for (title, found), column in zip(kinds.items(), axes.T, strict=True):
+        column[0].set_title(title)
+        for axis, cloud, kind in zip(column, project(clouds), found, strict=True):
+            order = cloud[:, 2].argsort(descending=True)  # the nearest last
+            right, up, _ = cloud[order].T.numpy()
+            axis.scatter(right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0)
+            axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+    handles = [plt.Line2D([], [], marker="o", ls="", color=colour) for colour in colours]
+    figure.legend(handles, names, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
+    return figure
+
+
 @_styled
 def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """Figure 4: foreground knowledge points against the weight distance; a dot marks where each image has most.
@@ -186,18 +208,13 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         colour, d, n = COLOUR.get(name, GREY), distance.numpy(), counts.double().numpy()
         axes[0].plot(d, n, color=colour, alpha=0.10, lw=0.8)
         axes[0].plot(d, np.nanmean(n, 1), color=colour, lw=2.2, marker="o", ms=3)
-        axes[0].annotate(
-            name, (d[-1], np.nanmean(n[-1])), xytext=(6, 0), textcoords="offset points", color=colour, va="center"
-        )
+        end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes[0].annotate(name, (d[-1], np.nanmean(n[-1])), color=colour, **end)
         peak = d[1:][np.nan_to_num(n[1:], nan=-1).argmax(0)]
         sns.ecdfplot(x=peak, ax=axes[1], color=colour, lw=2.2)
         axes[1].axvline(peak.mean(), color=colour, lw=1, ls=":")
-    axes[0].set(
-        xlabel="weight distance", ylabel="foreground knowledge points", title="each image (faint) and their mean"
-    )
-    axes[1].set(
-        xlabel="weight distance of the richest epoch", ylabel="share of images", title="when; dotted: $D_{mean}$"
-    )
+    axes[0].set(xlabel="weight distance", ylabel="foreground knowledge points", title="each sample, and their mean")
+    axes[1].set(xlabel="weight distance of the richest epoch", ylabel="share of samples", title="dotted: $D_{mean}$")
     figure.tight_layout()
     return figure
 
@@ -212,9 +229,7 @@ def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
             x=known, bins=np.linspace(0, 1, 16), ax=axis, color=COLOUR.get(name, GREY), alpha=0.45, label=name, lw=0
         )
         axis.axvline(known.mean(), color=COLOUR.get(name, GREY), lw=2)
-    axis.set(
-        xlabel="$\\rho$: share of the tried knowledge points that are kept (line: mean)", ylabel="images", xlim=(0, 1)
-    )
+    axis.set(xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)", ylabel="samples", xlim=(0, 1))
     axis.legend()
     figure.tight_layout()
     return figure

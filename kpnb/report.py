@@ -5,16 +5,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from kpnb.metrics import NAMES
 from kpnb.stats import Difference, tally, verdict
 
-HTML = {
-    "n_fg": "N<sup>fg</sup>",
-    "n_bg": "N<sup>bg</sup>",
-    "lambda": "λ",
-    "d_mean": "D<sub>mean</sub>",
-    "d_var": "D<sub>var</sub>",
-    "rho": "ρ",
-}
+_HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
+HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
 
 

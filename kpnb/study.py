@@ -42,11 +42,14 @@ class Settings:
     seeds, device           one student and one baseline for each seed; where networks run
     epochs                  of student and baseline; the others have ``teacher_epochs`` and ``head_epochs``
     lr                      rate of teacher and baseline; the others have ``student_lr`` and ``head_lr``
-    teacher_samples, share  how many samples the teacher, and student and baseline, learn from (None: all there are)
+    batch_size              of every training
+    teacher_samples, share  how many samples the teacher, and student and baseline, learn from (None: all there are); a
+                            share of type float is a part of the teacher's
     test_samples            held-out samples
     analysed                samples of the share that are measured, as the paper measures training samples
     rank, probes, noise     of ``ClosedForm``: more than its defaults, for networks early in training
     max_batch               rows of the largest forward pass when measuring
+    scale                   the input's, see ``kpnb.entropy``
     """
 
     dataset: str = ""
@@ -62,14 +65,16 @@ class Settings:
     lr: float = 0.05
     student_lr: float = 0.1
     head_lr: float = 0.05
+    batch_size: int = 64
     teacher_samples: int | None = 8000
-    share: int | None = 1000
+    share: int | float | None = 1000
     test_samples: int | None = 1000
     analysed: int = 64
     rank: int = 16
     probes: int = 16
     noise: int = 24
     max_batch: int = 32
+    scale: float = 1.0
 
 
 class Study(ABC):
@@ -136,6 +141,7 @@ class Study(ABC):
     def share(self) -> Any:
         """The training samples of student and baseline."""
         count = self.settings.share
+        count = round(count * len(self.train)) if isinstance(count, float) else count
         return self.train if count is None or count >= len(self.train) else self.train.share(count, seed=0)
 
     @cached_property
@@ -156,6 +162,9 @@ class Study(ABC):
     def _options(self) -> dict[str, Any]:
         return {"build": type(self).build, "test": self.test, "device": self.settings.device}
 
+    def _schedule(self, epochs: int, lr: float, seed: int, cosine: bool = False) -> distill.Schedule:
+        return distill.Schedule(epochs, lr, batch_size=self.settings.batch_size, seed=seed, cosine=cosine)
+
     def teacher_spec(self) -> dict[str, Any]:
         """Arguments of ``build`` for the teacher."""
         return self.spec(TEACHER_SEED)
@@ -163,24 +172,24 @@ class Study(ABC):
     def teacher(self) -> distill.Training:
         """Cross-entropy on all training samples, the rate falling along a cosine."""
         s = self.settings
-        schedule = distill.Schedule(s.teacher_epochs, s.lr, seed=TEACHER_SEED, cosine=True)
+        schedule = self._schedule(s.teacher_epochs, s.lr, TEACHER_SEED, cosine=True)
         spec = self.teacher_spec()
         return distill.baseline(self.store, spec, self.train, schedule, kind="teacher", **self._options())
 
     def baseline(self, seed: int = 0) -> distill.Training:
         """Cross-entropy on the share: the network that learns from scratch."""
-        schedule = distill.Schedule(self.settings.epochs, self.settings.lr, seed=seed)
+        schedule = self._schedule(self.settings.epochs, self.settings.lr, seed)
         return distill.baseline(self.store, self.spec(seed), self.share, schedule, **self._options())
 
     def student(self, layer: str, seed: int = 0) -> distill.Training:
         """The teacher's feature at ``layer`` learned on the share, from the baseline's initial weights."""
-        schedule = distill.Schedule(self.settings.epochs, self.settings.student_lr, seed=seed)
+        schedule = self._schedule(self.settings.epochs, self.settings.student_lr, seed)
         teacher = {"teacher": self.teacher(), "layer": self.path(layer)}
         return distill.student(self.store, self.spec(seed), self.share, schedule, **teacher, **self._options())
 
     def head(self, layer: str, seed: int = 0) -> distill.Training:
         """The student of ``layer`` with what lies above it trained on the share's labels."""
-        schedule = distill.Schedule(self.settings.head_epochs, self.settings.head_lr, seed=seed)
+        schedule = self._schedule(self.settings.head_epochs, self.settings.head_lr, seed)
         student, options = self.student(layer, seed), self._options()
         return distill.head(self.store, student, self.path(layer), self.share, schedule, **options)
 
@@ -201,22 +210,15 @@ class Study(ABC):
         s, path = self.settings, self.path(layer)
         solver = solver or ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
         how = {"solver": asdict(solver), "objective": asdict(Aligned()), "units": repr(self.units)}
+        how |= {} if s.scale == 1 else {"scale": s.scale}
         where = {"network": training.address, "samples": self.measured.config, "layer": path, "seed": noise_seed}
         run = self.store.run("entropy", where | how)
         epochs = range(training.epochs + 1) if epochs is None else [training.number(e) for e in epochs]
 
         def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
             model = training.load(epoch=epoch).to(s.device)
-            found = entropy(
-                model,
-                self.x,
-                path,
-                units=self.units,
-                solver=solver,
-                max_batch=s.max_batch,
-                seed=noise_seed,
-                dead="nan",
-            )
+            options = {"units": self.units, "solver": solver, "scale": s.scale, "max_batch": s.max_batch}
+            found = entropy(model, self.x, path, **options, seed=noise_seed, dead="nan")
             return found.tensors(), found.settings
 
         names = [f"epoch-{epoch:03d}" for epoch in epochs]
@@ -251,12 +253,8 @@ class Study(ABC):
     ) -> Metrics:
         """The metrics of one network at one layer, with the study's threshold unless ``choices`` says otherwise."""
         choices = choices or Choices(b=self.settings.b)
-        return six_metrics(
-            self.entropies(training, layer)["entropy"].cpu(),
-            self.foreground,
-            self.distance(training, layer, scope),
-            choices,
-        )
+        entropy = self.entropies(training, layer)["entropy"].cpu()
+        return six_metrics(entropy, self.foreground, self.distance(training, layer, scope), choices)
 
     def point_counts(self, training: distill.Training, layer: str) -> Tensor:
         """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""

@@ -11,9 +11,10 @@ import skimage
 import torch
 from PIL import Image
 
-from kpnb.data import emoji, images
+from kpnb.data import emoji
 from kpnb.data.emoji import CLASSES, VENDORS
 from kpnb.data.images import ImageSet, load
+from kpnb.data.samples import stratified
 from kpnb.store import Store
 
 SIZE = 32
@@ -98,7 +99,7 @@ def test_share_is_stratified_nested_and_seeded(train):
 def test_share_keeps_unequal_proportions():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     for n in (10, 20, 50):
-        assert np.bincount(labels[images._stratified(labels, n, 3)]).tolist() == [6 * n // 10, 3 * n // 10, n // 10]
+        assert np.bincount(labels[stratified(labels, n, 3)]).tolist() == [6 * n // 10, 3 * n // 10, n // 10]
 
 
 # --------------------------------------------------------------------------------------------------------------- emoji

@@ -7,13 +7,12 @@ A further data set is one function in :data:`SOURCES`.
 """
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from kpnb._messages import unknown
 from kpnb._progress import Progress
 from kpnb.data import emoji
+from kpnb.data.samples import SampleSet, stratified
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -30,44 +30,23 @@ STD = (0.229, 0.224, 0.225)
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSet(SampleSet):
     """N square images with labels and foreground masks.
 
-    ``config`` is JSON-able and determines the content, so that it can address whatever is computed from the set.
     Raises ``ValueError`` that names the field when the parts do not fit together.
     """
 
-    images: Tensor  # uint8 [N, 3, S, S]
-    labels: Tensor  # int64 [N], each an index into classes
-    masks: Tensor  # bool [N, S, S], True on the foreground; may be all or nothing of an image
-    classes: tuple[str, ...]
-    names: tuple[str, ...]  # for each image, where it comes from
-    config: dict[str, Any]
+    KIND: ClassVar[str] = "images"
+    INPUT: ClassVar[str] = "images"
+
+    images: Tensor  # uint8 [N, 3, S, S]; masks are [N, S, S]
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
         if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or not shape[0]:
             raise ValueError(f"images must be [N, 3, S, S] with N > 0, not {list(shape)}")
-        n, _, *square = shape
-        wanted = {"images": (torch.uint8, shape), "labels": (torch.int64, (n,)), "masks": (torch.bool, (n, *square))}
-        for field, (dtype, size) in wanted.items():
-            tensor = getattr(self, field)
-            if tensor.dtype != dtype or tensor.shape != size:
-                found = f"{tensor.dtype} {list(tensor.shape)}"
-                raise ValueError(f"{field} must be {dtype} {list(size)} for these images, not {found}")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(self.classes):
-            raise ValueError(f"labels run from {low} to {high}, but there are {len(self.classes)} classes")
-        if len(self.names) != n:
-            raise ValueError(f"{len(self.names)} names for {n} images")
-        try:
-            json.dumps(self.config)
-        except TypeError as error:
-            raise ValueError(f"config must be JSON-able: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self._check(torch.uint8, *shape[2:])
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Images ``index`` [B] as float32 [B, 3, S, S], normalised with ImageNet's mean and std, and labels [B]."""
@@ -75,42 +54,10 @@ class ImageSet:
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
         return (self.images[index].to(device).float() / 255 - mean) / std, self.labels[index].to(device)
 
-    def subset(self, index: Tensor | Sequence[int]) -> "ImageSet":
-        """The images at ``index`` (positions, or a bool for each image), in that order."""
-        index = torch.as_tensor(index)
-        index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
-        digest = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
-        steps = [*self.config.get("subsets", []), {"images": len(index), "index": digest}]
-        names = tuple(self.names[i] for i in index.tolist())
-        parts = (self.images[index], self.labels[index], self.masks[index])
-        return ImageSet(*parts, self.classes, names, {**self.config, "subsets": steps})
-
-    def share(self, n: int, seed: int) -> "ImageSet":
-        """``n`` images drawn without replacement, each class in proportion; a larger share holds the smaller one."""
-        return self.subset(torch.from_numpy(_stratified(self.labels.numpy(), n, seed)))
-
-    def where(self, prefix: str) -> Tensor:
-        """Positions of the images whose name starts with ``prefix``: ``where("Twtr/")`` is one vendor's artwork."""
-        return torch.tensor([i for i, name in enumerate(self.names) if name.startswith(prefix)], dtype=torch.int64)
-
     def incomplete(self) -> dict[str, int]:
         """How many images have no foreground, and how many no background: metrics that need both are NaN there."""
         area = self.masks.flatten(1)
         return {"no foreground": int((~area.any(1)).sum()), "no background": int(area.all(1).sum())}
-
-
-def _stratified(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Sorted positions of ``n`` labels, classes in proportion (Sainte-Laguë, ties in random order), random within."""
-    if not 0 < n <= len(labels):
-        raise ValueError(f"cannot draw {n} of {len(labels)} images")
-    rng = np.random.default_rng([seed, 0])
-    order = rng.permutation(len(labels))
-    key = np.empty(len(labels))
-    for label in np.unique(labels):
-        mine = order[labels[order] == label]
-        key[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-    tie = rng.permutation(labels.max() + 1)[labels]
-    return np.sort(np.lexsort((tie, key))[:n])
 
 
 # ----------------------------------------------------------------------------------------------- "folder": your own
@@ -142,10 +89,10 @@ def _folder(split: str, size: int, count: int | None, seed: int, root: Path | No
             raise FileNotFoundError(f"class folder {base / 'images' / name} holds no image")
     keep = np.arange(len(paths))
     if not divided:
-        test = _stratified(labels, max(1, len(paths) // 5), seed=0)
+        test = stratified(labels, max(1, len(paths) // 5), seed=0)
         keep = test if split == "test" else np.setdiff1d(keep, test)
     if count is not None:
-        keep = keep[_stratified(labels[keep], count, seed)]
+        keep = keep[stratified(labels[keep], count, seed, "images")]
     if not len(keep):
         raise ValueError(f"no image is left for the split {split!r}: {root} holds a single one")
     masks = {path.relative_to(base / "masks").with_suffix(""): path for path in _pictures(base / "masks")}

@@ -86,9 +86,8 @@ class Norm(nn.BatchNorm1d):
 
 def mlp(*sizes: int) -> nn.Sequential:
     """Point-wise layers ``[..., C]``: linear, normalised, ReLU."""
-    return nn.Sequential(
-        *[part for i, o in pairwise(sizes) for part in (nn.Linear(i, o, bias=False), Norm(o), nn.ReLU())]
-    )
+    layers = [(nn.Linear(i, o, bias=False), Norm(o), nn.ReLU()) for i, o in pairwise(sizes)]
+    return nn.Sequential(*[part for layer in layers for part in layer])
 
 
 class TNet(nn.Module):
@@ -278,11 +277,8 @@ class Classifier(nn.Module):
 
 # name to the network and the papers' number of neighbours
 NETWORKS: dict[str, tuple[type[nn.Module], int]] = {
-    "pointnet": (PointNet, 0),
-    "pointnet2": (PointNet2, 32),
-    "dgcnn": (DGCNN, 20),
-    "pointconv": (PointConv, 32),
-}
+    "pointnet": (PointNet, 0), "pointnet2": (PointNet2, 32), "dgcnn": (DGCNN, 20), "pointconv": (PointConv, 32),
+}  # fmt: skip
 
 
 def layer_path(name: str, layer: str) -> str:
