@@ -18,8 +18,7 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str = "epoch", done: int = 0, hidden: bool = False) -> None:
         path = os.environ.get("KPNB_PROGRESS")
         self._file = Path(path) if path else None
-        sink = open(os.devnull, "w") if self._file else None  # noqa: SIM115 - closed in __exit__
-        self._sink = sink
+        self._sink = sink = open(os.devnull, "w") if self._file else None  # noqa: SIM115 - closed in __exit__
         self._bar = tqdm(total=total, desc=what, unit=unit, initial=done, file=sink, leave=False, disable=hidden)
 
     def __enter__(self) -> "Progress":

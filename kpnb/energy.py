@@ -96,9 +96,8 @@ def _vjp_energies(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: 
 
 def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
     """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by row."""
-    total = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
-    for energy in _vjp_energies(feature, x, vectors, units):
-        total += energy
+    nothing = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
+    total = sum(_vjp_energies(feature, x, vectors, units), nothing)
     return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1))
 
 

@@ -36,12 +36,9 @@ _STYLE: dict[str, Any] = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
     **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), GREY),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "axes.grid"), False),
+    **dict.fromkeys(("axes.titlesize", "font.size"), 10),
     "savefig.transparent": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "font.size": 10,
-    "legend.frameon": False,
     "grid.alpha": 0.25,
     "figure.dpi": 110,
 }
@@ -52,7 +49,7 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(plot)
     def drawn(*args: Any, **options: Any) -> Figure:
-        with plt.rc_context({**_STYLE, "axes.grid": False}):
+        with plt.rc_context(_STYLE):
             figure = plot(*args, **options)
         plt.close(figure)
         return figure
@@ -60,12 +57,11 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _panels(rows: int, columns: int, size: float = 1.25, left: float = 0.0) -> tuple[Figure, np.ndarray]:
+def _panels(rows: int, columns: int, size: float = 1.25) -> tuple[Figure, np.ndarray]:
     """A grid of square panels without ticks."""
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns + left, size * rows + 0.3), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.3), squeeze=False)
     for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
     return figure, axes
