@@ -78,8 +78,7 @@ def lipschitz(
                 near_feature, near_y, near_slope = _prediction(model, rows + units.spread(scales, rows) * delta, layer)
                 distance = (near_feature - feature).norm(dim=1)
                 inside = (distance <= tau) & (distance > 0)
-                norm = torch.linalg.matrix_norm(near_slope, 2)
-                kappa = torch.where(inside, torch.maximum(kappa, norm), kappa)
+                kappa = torch.where(inside, torch.maximum(kappa, torch.linalg.matrix_norm(near_slope, 2)), kappa)
                 furthest = torch.where(inside, torch.maximum(furthest, distance), furthest)
                 ratio = (near_y - y).norm(dim=1) / distance
                 observed = torch.where(inside, torch.maximum(observed, ratio), observed)
