@@ -11,10 +11,10 @@ from kpnb.lipschitz import Lipschitz, lipschitz
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.store import Store
-from kpnb.units import ImageGrid, Points
+from kpnb.units import ImageGrid, Points, Tokens
 
 __all__ = [
     "Aligned", "ClosedForm", "Converged", "Entropy", "ImageGrid", "KnowledgePoints", "Lipschitz", "Points",
-    "Stochastic", "Store", "capture", "d_mean_var", "detour_ratio", "entropy", "foreground_units",
+    "Stochastic", "Store", "Tokens", "capture", "d_mean_var", "detour_ratio", "entropy", "foreground_units",
     "knowledge_points", "learning_distance", "lipschitz", "summarise", "weight_distance",
 ]  # fmt: skip

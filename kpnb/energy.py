@@ -8,14 +8,14 @@ of Meyer, Musco, Musco and Woodruff (Hutch++, 2021). It is exact when directions
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from kpnb.layers import capture
 from kpnb.perturb import Perturbation, generator
-from kpnb.units import Units
+from kpnb.units import Units, existing
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ClosedForm:
 class UnitEnergy:
     """``energy [B, n]``: s of every unit; ``deviation [B, n]``: its standard error (0 where s is exact).
 
-    ``feature [B, d]`` is the unperturbed feature they belong to.
+    Both are NaN for units that do not exist. ``feature [B, d]`` is the unperturbed feature they belong to.
     """
 
     energy: Tensor
@@ -87,11 +87,12 @@ def _coordinates(changes: Tensor) -> Iterator[Tensor]:
 
 
 def _vjp_energies(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
-    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]``."""
+    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]`` (0 for no unit)."""
+    exists = existing(units, x)
     for vector in vectors:
         flat = vector.reshape(feature.shape).to(feature.dtype)
         (gradient,) = torch.autograd.grad(feature, x, flat, retain_graph=True)
-        yield units.gather(gradient.square())
+        yield units.gather(gradient.square()) * exists
 
 
 def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
@@ -101,20 +102,21 @@ def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) 
     return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1))
 
 
-def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """The probes' estimate ``rest [B, n]`` of what they left out, moved towards a smoother one; and its variance.
 
     The total of ``rest`` is well known, its split among units is not. A second opinion on the split: let every
     direction probed vote with its own ``energies [k, B, n]``, normalised so that all votes weigh the same. Both are
     mixed by the James-Stein rule, according to how far they differ (relative to the second) beyond the noise.
+    Each sample has ``n [B, 1]`` units; the others are 0 everywhere.
     """
     votes = (energies / energies.sum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)).sum(0)
     other = votes * rest.sum(-1, keepdim=True) / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
     square = other.square().clamp_min(torch.finfo(other.dtype).tiny)
-    apart = ((rest - other).square() / square).mean(-1, keepdim=True)
-    noise = (variance / square).mean(-1, keepdim=True)
+    apart = ((rest - other).square() / square).sum(-1, keepdim=True) / n
+    noise = (variance / square).sum(-1, keepdim=True) / n
     # the mean over n units knows the distance to a part in sqrt(n / 2), so the second opinion is never taken as exact
-    bias = torch.maximum(apart - noise, apart * (2 / rest.shape[-1]) ** 0.5)
+    bias = torch.maximum(apart - noise, apart * (2 / n) ** 0.5)
     weight = noise / (noise + bias).clamp_min(torch.finfo(noise.dtype).tiny)
     # the rule promises the variance times (1 - weight); its weight is an estimate too, so half of that is credited
     return rest + weight * (other - rest), square * noise * (1 - weight / 2)
@@ -133,7 +135,7 @@ def _estimated(
     # the probes are a sample, without replacement, of r out of scale * r directions
     variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
     if solver.shrink:
-        rest, variance = _shrunk(rest, variance, energies)
+        rest, variance = _shrunk(rest, variance, energies, existing(units, x).sum(-1, keepdim=True, dtype=rest.dtype))
     return UnitEnergy(known + rest, variance.sqrt(), feature.detach().flatten(1))
 
 
@@ -167,7 +169,9 @@ def unit_energies(
         gen = generator(perturbation.seed + 1, x.device)
         probes = torch.randn(width, solver.probes, generator=gen, device=x.device, dtype=changes.dtype)
         found[name] = _estimated(features[name], x, changes, solver, probes, units)
-    return found
+    none = {"mask": ~existing(units, x), "value": torch.nan}
+    filled = {k: (v.energy.masked_fill(**none), v.deviation.masked_fill(**none)) for k, v in found.items()}
+    return {k: replace(found[k], energy=energy, deviation=deviation) for k, (energy, deviation) in filled.items()}
 
 
 def _factorable(values: Tensor) -> Tensor:

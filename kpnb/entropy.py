@@ -12,7 +12,7 @@ from kpnb.layers import explaining, module_at
 from kpnb.learner import Stochastic, learn_sigma
 from kpnb.objectives import Aligned, Objective, entropy_of, relative_energy
 from kpnb.perturb import Perturbation
-from kpnb.units import ImageGrid, Units
+from kpnb.units import ImageGrid, Units, existing
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Entropy:
                 the closed form holds (NaN from the stochastic learner, which has no prediction)
     error       ``[N, n]`` nats: standard error of H_i due to the random probes, 0 where it is exact (NaN from the
                 stochastic learner: repeat it with another seed instead)
+
+    Units that a sample does not have (padding) are NaN everywhere.
     settings    everything that produced the result, ready for JSON
     """
 
@@ -71,7 +73,7 @@ def solve(found: UnitEnergy, objective: Objective, tau: float) -> tuple[Tensor, 
         q = relative_energy(found.energy.detach()).requires_grad_(True)
         sigma = tau * objective.variance(q).sqrt()
         (slope,) = torch.autograd.grad(sigma.log().sum(), q)
-    deviation = found.deviation.double() / found.energy.double().mean(-1, keepdim=True)
+    deviation = found.deviation.double() / found.energy.double().nanmean(-1, keepdim=True)
     return sigma.detach(), (slope * deviation).abs()
 
 
@@ -92,8 +94,8 @@ def _closed_form(
         results[name] = {
             "entropy": entropy_of(sigma),
             "sigma": sigma,
-            "delta_f2": perturbation.tau**2 * energy.sum(-1),
-            "linearity": change / solver.check / (energy * sigma.square()).sum(-1),
+            "delta_f2": perturbation.tau**2 * energy.nansum(-1),
+            "linearity": change / solver.check / (energy * sigma.square()).nansum(-1),
             "error": error,
         }
     return results
@@ -124,7 +126,7 @@ def _check_solved(fields: dict[str, Tensor], layer: str, objective: Objective) -
             f"{_samples(still)}: the feature of layer {layer!r} does not move under noise (delta_f^2 = 0), so every "
             "unit is discarded completely; choose another layer, or pass dead='nan' to go on with NaN there"
         )
-    unreached = fields["entropy"].isnan().any(-1)
+    unreached = fields["entropy"].isnan().all(-1)
     if unreached.any():
         raise ValueError(
             f"{_samples(unreached)}: at layer {layer!r} the mean entropy never gets as high as {objective}"
@@ -187,6 +189,8 @@ def entropy(
         module_at(model, name)
     check_input(model, x)
     units.count(x)
+    if isinstance(solver, Stochastic) and not existing(units, x).all():
+        raise ValueError("the stochastic learner takes samples without padding or special tokens; use ClosedForm()")
     fields = _measured(Perturbation(model, units, scale, max_batch, seed), x, names, solver, objective)
     how = {"units": repr(units), "solver": repr(solver), "objective": repr(objective), "scale": scale, "seed": seed}
     if dead == "raise":

@@ -15,7 +15,7 @@ where w is the weight of the *mean* entropy (the paper's alpha times n). Its lim
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,9 +30,12 @@ def entropy_of(sigma: Tensor) -> Tensor:
 
 
 def relative_energy(energy: Tensor) -> Tensor:
-    """``energy [B, n]`` over its mean, in double precision: q, with mean 1 (NaN where a sample has none)."""
+    """``energy [B, n]`` over its mean, in double precision: q, with mean 1 (NaN where a sample has none).
+
+    Units that do not exist have NaN, here and in all that follows, and enter no mean.
+    """
     energy = energy.double()
-    return energy / energy.mean(-1, keepdim=True)
+    return energy / energy.nanmean(-1, keepdim=True)
 
 
 def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
@@ -48,8 +51,8 @@ class Objective(Protocol):
     def variance(self, q: Tensor) -> Tensor:
         """Relative variances ``v [B, n]`` (in units of sigma_0 squared) for relative energies ``q [B, n]``."""
 
-    def mean_weight(self, n: int) -> float:
-        """Weight of the mean entropy in the loss for ``n`` units."""
+    def mean_weight(self, n: Any) -> Any:
+        """Weight of the mean entropy in the loss for ``n`` units (a number, or one for each sample)."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,17 @@ class Aligned:
         """Distance from the start of the path to the mean entropy asked for, nats."""
         return self.mean - (math.log(SIGMA_0) + HALF_LOG_2PIE)
 
-    def mean_weight(self, n: int) -> float:
+    def mean_weight(self, n: Any) -> Any:
         return self.weight
 
     def time(self, q: Tensor) -> Tensor:
         """Time ``[B, 1]`` at which the path for ``q [B, n]`` has the mean entropy; NaN where it never has."""
         low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
         high = -low
-        reached = flow(q, self.weight, high.exp()).log().mean(-1, keepdim=True) / 2 >= self.rise
+        reached = flow(q, self.weight, high.exp()).log().nanmean(-1, keepdim=True) / 2 >= self.rise
         for _ in range(64):  # halvings of 41 nats: to the last bit of log t
             middle = (low + high) / 2
-            below = flow(q, self.weight, middle.exp()).log().mean(-1, keepdim=True) / 2 < self.rise
+            below = flow(q, self.weight, middle.exp()).log().nanmean(-1, keepdim=True) / 2 < self.rise
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return torch.where(reached, high.exp(), torch.nan)
 
@@ -106,9 +109,9 @@ class Converged:
         if not self.alpha > 0:
             raise ValueError(f"alpha = {self.alpha}: the weight of the entropy in Eq. 3 must be positive")
 
-    def mean_weight(self, n: int) -> float:
+    def mean_weight(self, n: Any) -> Any:
         return self.alpha * n
 
     def variance(self, q: Tensor) -> Tensor:
-        limit = SIGMA_0**-2
-        return (self.mean_weight(q.shape[-1]) / (2 * q).clamp_min(1e-300)).clamp_max(limit)
+        limit, n = SIGMA_0**-2, (~q.isnan()).sum(-1, keepdim=True, dtype=q.dtype)
+        return (self.mean_weight(n) / (2 * q).clamp_min(1e-300)).clamp_max(limit)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kpnb.layers import capture
 from kpnb.objectives import SIGMA_0
-from kpnb.units import Units
+from kpnb.units import Units, existing
 
 
 def generator(seed: int, device: torch.device) -> torch.Generator:
@@ -21,7 +21,8 @@ class Perturbation:
     """A network, the units of its input, the input's scale, the rows allowed in one forward pass, and a seed.
 
     Noise is the same for every sample of a batch and depends on the seed only: a sample's result does not depend on
-    its company, and two networks are compared under the same noise.
+    its company, and two networks are compared under the same noise. Where samples differ in length, it is drawn for one
+    position after another, so that padding at the end changes nothing.
     """
 
     model: nn.Module
@@ -37,15 +38,21 @@ class Perturbation:
 
     def normal(self, count: int, x: Tensor, stream: int) -> Tensor:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x [B, ...]``."""
-        shape = (count, 1, *x.shape[1:])
-        return torch.randn(shape, generator=generator(self.seed + stream, x.device), device=x.device, dtype=x.dtype)
+        how = {"generator": generator(self.seed + stream, x.device), "device": x.device, "dtype": x.dtype}
+        if not hasattr(self.units, "exists"):
+            return torch.randn(count, 1, *x.shape[1:], **how)
+        return torch.stack([torch.randn(count, 1, *x.shape[2:], **how) for _ in range(x.shape[1])], 2)
 
     def features(self, x: Tensor, layers: Sequence[str], noise: Tensor) -> Iterator[dict[str, Tensor]]:
         """Flat features ``[m', B, d]`` of ``x [B, ...]`` plus ``noise [m, B or 1, ...]``, in parts along m.
 
-        A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch).
+        A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch). Noise on what
+        belongs to no unit is left out.
         """
+        inside: float | Tensor = 1.0
+        if hasattr(self.units, "exists"):
+            inside = self.units.spread(existing(self.units, x).to(x.dtype), x)
         for part in noise.split(max(1, self.max_batch // len(x))):
-            rows = x + part
+            rows = x + part * inside
             features = capture(self.model, rows.flatten(0, 1), layers)
             yield {name: f.reshape(*rows.shape[:2], -1) for name, f in features.items()}

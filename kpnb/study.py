@@ -159,6 +159,10 @@ class Study(ABC):
         """The measured samples as the networks see them, ``[N, ...]`` on the device."""
         return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
+    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
+        """What is perturbed when ``model`` is measured, ``[N, ...]`` on its device, and the scale of that."""
+        return self.x, self.settings.scale
+
     def _options(self) -> dict[str, Any]:
         return {"build": type(self).build, "test": self.test, "device": self.settings.device}
 
@@ -217,8 +221,9 @@ class Study(ABC):
 
         def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
             model = training.load(epoch=epoch).to(s.device)
-            options = {"units": self.units, "solver": solver, "scale": s.scale, "max_batch": s.max_batch}
-            found = entropy(model, self.x, path, **options, seed=noise_seed, dead="nan")
+            x, scale = self.inputs(model)
+            options = {"units": self.units, "solver": solver, "scale": scale, "max_batch": s.max_batch}
+            found = entropy(model, x, path, **options, seed=noise_seed, dead="nan")
             return found.tensors(), found.settings
 
         names = [f"epoch-{epoch:03d}" for epoch in epochs]

@@ -68,8 +68,22 @@ def test_images_without_a_region_are_undefined_and_counted():
     assert knowledge_points(ENTROPY, nothing).ratio[1].isnan()
     assert summarise(knowledge_points(ENTROPY, nothing).n_fg).undefined == 1
     spoiled = ENTROPY.clone()
-    spoiled[1, 4] = torch.nan
+    spoiled[1] = torch.nan
     assert knowledge_points(spoiled, FOREGROUND).n_fg.isnan().tolist() == [False, True]
+
+
+def test_units_that_do_not_exist_are_ignored():
+    """Padding (NaN at every epoch) changes neither level nor counts; NaN at one epoch makes that epoch undefined."""
+    padded = torch.cat([ENTROPY, torch.full((2, 3), torch.nan)], 1)
+    wider = torch.cat([FOREGROUND, torch.zeros(2, 3, dtype=torch.bool)], 1)
+    assert torch.equal(background_level(padded, ~wider), background_level(ENTROPY, ~FOREGROUND))
+    plain, found = knowledge_points(ENTROPY, FOREGROUND), knowledge_points(padded, wider)
+    assert torch.equal(found.points[:, :6], plain.points)
+    assert not found.points[:, 6:].any()
+    for name in ("n_fg", "n_bg", "ratio"):
+        torch.testing.assert_close(getattr(found, name), getattr(plain, name), equal_nan=True)
+    dead = torch.stack([torch.full_like(padded, torch.nan), padded])
+    assert knowledge_points(dead, wider).n_fg.isnan().tolist() == [[True, True], [False, False]]
 
 
 def test_units_of_neither_region_are_not_counted():

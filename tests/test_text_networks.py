@@ -1,0 +1,238 @@
+"""Tokens as units, and the networks that read them: full Jacobian, padding, masks, kernels, seeds."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kpnb import ClosedForm, Converged, Stochastic, Tokens, entropy, lipschitz
+from kpnb.energy import unit_energies
+from kpnb.networks.text import MARKS, TextNet, build, layer_path
+from kpnb.objectives import Aligned
+from kpnb.perturb import Perturbation
+from tests.tiny_text import tiny_model
+
+LENGTH = 12
+POOLS = ("first", "mean", "all")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def net_of(tiny: str, pool: str = "all", classes: int | None = 2, **options) -> TextNet:
+    """A double-precision network that is far from its start, so that attention is not flat."""
+    net = build(tiny, classes, pool=pool, length=LENGTH, **options).double().eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in net.encoder.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    return net
+
+
+def texts(lengths: list[int], width: int = 0) -> Tensor:
+    """Tokens [B, T, 4] of texts with so many words between two special tokens, padded to ``width`` at least."""
+    generator = torch.Generator().manual_seed(1)
+    out = torch.zeros(len(lengths), max(width, max(lengths) + 2), 4, dtype=torch.int32)
+    for row, length in zip(out, lengths, strict=True):
+        row[: length + 2, 1] = 1
+        row[1 : length + 1, 0] = 1
+        row[: length + 2, 3] = torch.tensor([2, *torch.randint(5, 40, (length,), generator=generator).tolist(), 3])
+    return out
+
+
+def jacobian_energies(net: TextNet, tokens: Tensor) -> Tensor:
+    """Energies ``[B, T]`` from autograd and the encoder alone, without any code of kpnb but its pooling rule."""
+    words, attended = net.encoder.get_input_embeddings()(tokens[..., 3]).detach(), tokens[..., 1]
+
+    def feature(one: Tensor, mask: Tensor) -> Tensor:
+        hidden = net.encoder(inputs_embeds=one[None], attention_mask=mask[None]).last_hidden_state[0]
+        hidden = hidden[mask.bool()]
+        return {"first": hidden[0], "mean": hidden.mean(0), "all": hidden}[net.feature.pool]
+
+    rows = []
+    for one, mask in zip(words, attended, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda e, mask=mask: feature(e, mask).flatten(), one)  # [d, T, E]
+        rows.append(jacobian.square().sum((0, 2)))
+    return torch.stack(rows).where(tokens[..., 0] == 1, torch.nan)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_token_energies_are_the_full_jacobian(tiny, pool):
+    net, tokens = net_of(tiny, pool, attention="eager"), texts([4, 7, 1])
+    perturbation = Perturbation(net, Tokens())
+    found = unit_energies(perturbation, net.embed(tokens), ["feature"], ClosedForm(rank=None))["feature"]
+    torch.testing.assert_close(found.energy, jacobian_energies(net, tokens), rtol=1e-8, atol=0, equal_nan=True)
+    assert (found.energy.isnan() == (tokens[..., 0] == 0)).all()
+
+
+def test_mean_entropy_is_that_of_the_tokens_that_exist(tiny):
+    net, tokens = net_of(tiny), texts([4, 7, 1])
+    x = net.embed(tokens)
+    found = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(None), scale=0.5)
+    expected = torch.full((3,), Aligned().mean + math.log(0.5), dtype=torch.float64)
+    torch.testing.assert_close(found.entropy.nanmean(-1), expected)
+    assert found.linearity.isfinite().all()
+    energy = jacobian_energies(net, tokens)
+    torch.testing.assert_close(found.delta_f2, (0.01 * 0.5) ** 2 * energy.nansum(-1))
+    converged = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(None), objective=Converged(1e-5))
+    minimum = 0.01 * (1e-5 * energy.nansum(-1, keepdim=True) / (2 * energy)).sqrt()  # below Eq. 3
+    torch.testing.assert_close(converged.sigma, minimum, equal_nan=True)
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(None), ClosedForm(rank=4, probes=3, noise=6)], ids=["exact", "probes"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_padding_and_company_change_nothing(tiny, pool, solver):
+    net, batch = net_of(tiny, pool), texts([4, 8, 6], width=LENGTH)
+    options = {"units": Tokens(), "solver": solver}
+    padded = entropy(net, net.embed(batch), "feature", **options)
+    for row, length in enumerate([4, 8, 6]):
+        alone = entropy(net, net.embed(batch[row : row + 1, : length + 2]), "feature", **options)
+        for name in ("entropy", "sigma", "error", "linearity"):
+            one, many = getattr(alone, name)[0], getattr(padded, name)[row]
+            torch.testing.assert_close(
+                many[: length + 2] if many.dim() else many, one, rtol=1e-8, atol=1e-8, equal_nan=True
+            )
+        assert padded.entropy[row, length + 2 :].isnan().all()
+
+
+def test_padding_in_single_precision(tiny):
+    net, batch = net_of(tiny).float(), texts([4, 8], width=LENGTH)
+    many = entropy(net, net.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None))
+    alone = entropy(net, net.embed(batch[:1, :6]), "feature", units=Tokens(), solver=ClosedForm(None))
+    torch.testing.assert_close(many.entropy[:1, :6], alone.entropy, rtol=0, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("classes", [2, None], ids=["class", "span"])
+def test_what_stands_at_padding_does_not_matter(tiny, classes):
+    net, batch = net_of(tiny, classes=classes), texts([3, 8])
+    batch[..., 2] = batch[..., 1]  # a passage, for the span head
+    other = batch.clone()
+    other[0, 5:, 3] = 17
+    assert not torch.equal(batch, other)
+    for x, y in ((batch, other), (net.embed(batch), net.embed(other))):
+        torch.testing.assert_close(net(x), net(y))
+    other[0, 2, 3] += 1  # but what stands at a word does
+    assert (net(batch) - net(other)).abs()[0].max() > 1e-6
+
+
+def test_only_embeddings_of_words_are_perturbed(tiny):
+    """Every input that the network sees under noise has the marks and special embeddings of the original."""
+    net, x = net_of(tiny), net_of(tiny).embed(texts([3, 8]))
+    seen = []
+    handle = net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    found = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(4, 3, 6))
+    lipschitz(net, x, "feature", found.sigma, units=Tokens(), samples=2)
+    handle.remove()
+    fixed = x.clone().bool().fill_(True)
+    fixed[..., MARKS:] = (x[..., :1] == 0).expand_as(fixed[..., MARKS:])
+    moved = 0
+    for batch in seen:
+        rows = batch.unflatten(0, (-1, 2)) if len(batch) % 2 == 0 else batch[None]
+        change = rows - x if rows.shape[1] == 2 else torch.zeros_like(x)
+        assert not change.masked_select(fixed).any()
+        moved += bool(change.any())
+    assert moved >= 3
+
+
+@pytest.mark.parametrize("classes", [3, None], ids=["class", "span"])
+def test_sdpa_and_eager_attention_agree(tiny, classes):
+    one, two = (net_of(tiny, classes=classes, attention=kind) for kind in ("sdpa", "eager"))
+    batch = texts([3, 8])
+    torch.testing.assert_close(one(batch), two(batch))
+    first, second = (entropy(n, n.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None)) for n in (one, two))
+    torch.testing.assert_close(first.entropy, second.entropy, equal_nan=True)
+
+
+def test_tokens_and_their_embeddings_are_one_text(tiny):
+    net, batch = net_of(tiny), texts([3, 8])
+    assert torch.equal(net(batch), net(net.embed(batch)))
+    net(batch).sum().backward()
+    assert net.words.weight.grad.abs().sum() > 0  # the embeddings learn
+
+
+def test_first_layers_of_a_model(tiny):
+    whole, part = (build(tiny, pretrained=True, layers=n, dropout=0.0) for n in (None, 2))
+    theirs, ours = whole.encoder.state_dict(), part.encoder.state_dict()
+    assert all(torch.equal(theirs[key], value) for key, value in ours.items())
+    assert len(whole.encoder.encoder.layer) == 3
+    assert not [key for key in ours if "layer.2" in key or "pooler" in key]
+    batch = texts([5])
+    hidden = whole.encoder.eval()(batch[..., 3], output_hidden_states=True).hidden_states[2]
+    torch.testing.assert_close(part.encoder.eval()(batch[..., 3]).last_hidden_state, hidden)
+
+
+def test_random_weights_depend_on_the_seed_alone(tiny):
+    before = torch.get_rng_state()
+    one, two, other = (build(tiny, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, two[key]) for key, value in one.items())
+    for key in ("head.weight", "encoder.embeddings.word_embeddings.weight"):
+        assert not torch.equal(one[key], other[key])
+
+
+def test_dropout_is_that_of_the_configuration_or_of_the_caller(tiny):
+    rates = [{m.p for m in build(tiny, dropout=p).modules() if isinstance(m, torch.nn.Dropout)} for p in (None, 0.0)]
+    assert rates == [{0.1}, {0.0}]
+    net, batch = build(tiny), texts([5])
+    assert net.training
+    assert not torch.equal(net(batch), net(batch))
+    net.eval()
+    assert torch.equal(net(batch), net(batch))
+
+
+def test_span_head_points_into_the_passage_only(tiny):
+    net, batch = net_of(tiny, classes=None), texts([7])
+    batch[0, 4:9, 2] = 1  # the passage, after three words of a question; its last token is special
+    logits = net(batch)
+    assert logits.shape == (1, LENGTH, 2)
+    allowed = (logits[0] > -1e4).all(-1).nonzero().flatten().tolist()
+    assert allowed == [4, 5, 6, 7]
+    assert (logits[0] == -1e4).all(-1).sum() == LENGTH - 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "no/such-model"}, "there is no model 'no/such-model'; give 'minilm', a folder"),
+        ({"layers": 4}, "layers=4: '.*' has 3"),
+        ({"pool": "frist"}, "unknown pool 'frist'; did you mean 'first'"),
+        ({"num_classes": None}, "a span head reads every token's vector; use pool='all'"),
+        ({"length": 0}, "num_classes=2 and length=0 must be positive"),
+    ],
+)
+def test_wrong_networks_are_named(tiny, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**({"name": tiny} | options))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    tiny = tiny_model(tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("encoder.layer.1.output.dense.weight")
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack 1 parameters, the first is encoder\.layer\.1\.output\.dense\.weight"):
+        build(tiny, pretrained=True)
+
+
+def test_layer_names():
+    assert layer_path("last") == "feature"
+    with pytest.raises(ValueError, match="unknown layer of a text network 'lats'; did you mean 'last'"):
+        layer_path("lats")
+
+
+def test_texts_that_do_not_fit_are_named(tiny):
+    net = net_of(tiny)
+    with pytest.raises(ValueError, match=r"texts are \[B, up to 12, 3 \+ 16\] once embedded; got \(1, 13, 19\)"):
+        net(texts([3], width=13))
+    with pytest.raises(ValueError, match=r"has the shape \[B, T, 3 \+ E\]; got \(2, 3\)"):
+        Tokens().count(torch.ones(2, 3))
+    empty = net.embed(texts([3, 0]))
+    with pytest.raises(ValueError, match="text 1 of the batch has no token that counts"):
+        entropy(net, empty, "feature", units=Tokens())
+    with pytest.raises(ValueError, match="the stochastic learner takes samples without padding"):
+        entropy(net, net.embed(texts([3])), "feature", units=Tokens(), solver=Stochastic())
