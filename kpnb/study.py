@@ -41,7 +41,8 @@ class Settings:
     b                       threshold of a knowledge point, nats
     seeds, device           one student and one baseline for each seed; where networks run
     epochs                  of student and baseline; the others have ``teacher_epochs`` and ``head_epochs``
-    lr                      rate of teacher and baseline; the others have ``student_lr`` and ``head_lr``
+    lr                      rate of the baseline; the others have ``teacher_lr`` (None: the same), ``student_lr`` and
+                            ``head_lr``
     batch_size              of every training
     teacher_samples, share  how many samples the teacher, and student and baseline, learn from (None: all there are); a
                             share of type float is a part of the teacher's
@@ -63,6 +64,7 @@ class Settings:
     teacher_epochs: int = 15
     head_epochs: int = 10
     lr: float = 0.05
+    teacher_lr: float | None = None
     student_lr: float = 0.1
     head_lr: float = 0.05
     batch_size: int = 64
@@ -176,7 +178,7 @@ class Study(ABC):
     def teacher(self) -> distill.Training:
         """Cross-entropy on all training samples, the rate falling along a cosine."""
         s = self.settings
-        schedule = self._schedule(s.teacher_epochs, s.lr, TEACHER_SEED, cosine=True)
+        schedule = self._schedule(s.teacher_epochs, s.teacher_lr or s.lr, TEACHER_SEED, cosine=True)
         spec = self.teacher_spec()
         return distill.baseline(self.store, spec, self.train, schedule, kind="teacher", **self._options())
 
@@ -298,12 +300,16 @@ class Study(ABC):
                     rows.append({"layer": layer, "network": role, "seed": seed, **metrics.row(), **undefined})
         return pd.DataFrame(rows)
 
+    def scores(self, training: distill.Training) -> dict[str, float]:
+        """Held-out scores of a network by name."""
+        return {"accuracy": training.accuracy}
+
     def accuracies(self) -> pd.DataFrame:
         """Held-out accuracy of every network, students after their head was trained."""
-        rows = [{"network": "teacher", "layer": "", "seed": TEACHER_SEED, "accuracy": self.teacher().accuracy}]
+        rows = [{"network": "teacher", "layer": "", "seed": TEACHER_SEED, **self.scores(self.teacher())}]
         for seed in self.settings.seeds:
-            rows.append({"network": "baseline", "layer": "", "seed": seed, "accuracy": self.baseline(seed).accuracy})
+            rows.append({"network": "baseline", "layer": "", "seed": seed, **self.scores(self.baseline(seed))})
             for layer in self.settings.layers:
-                accuracy = self.head(layer, seed).accuracy
-                rows.append({"network": "student", "layer": layer, "seed": seed, "accuracy": accuracy})
+                scores = self.scores(self.head(layer, seed))
+                rows.append({"network": "student", "layer": layer, "seed": seed, **scores})
         return pd.DataFrame(rows)

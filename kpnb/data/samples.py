@@ -20,8 +20,9 @@ class SampleSet:
 
     KIND: ClassVar[str]  # what messages call the samples, in the plural
     INPUT: ClassVar[str]  # the field with the inputs [N, ...]
+    ROWS: ClassVar[tuple[str, ...]] = ("names",)  # fields that are tuples with an entry for each sample
 
-    labels: Tensor  # int64 [N], each an index into classes
+    labels: Tensor  # int64 [N] or [N, ...], each an index into classes
     masks: Tensor  # bool [N, ...], True on the foreground; may be all or nothing of a sample
     classes: tuple[str, ...]
     names: tuple[str, ...]  # for each sample, where it comes from
@@ -30,7 +31,7 @@ class SampleSet:
     def _check(self, dtype: torch.dtype, *mask: int) -> None:
         """``ValueError`` that names the field unless inputs of ``dtype`` and masks [N, *mask] fit the other parts."""
         shape = getattr(self, self.INPUT).shape
-        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1])}
+        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1] + self.labels.shape[1:])}
         for field, (kind, size) in (wanted | {"masks": (torch.bool, (len(self), *mask))}).items():
             tensor = getattr(self, field)
             if tensor.dtype != kind or tensor.shape != size:
@@ -57,12 +58,16 @@ class SampleSet:
         steps = [*self.config.get("subsets", []), {self.KIND: len(index), "index": digest}]
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen = {name: part[index] for name, part in parts.items() if isinstance(part, Tensor)}
-        names = tuple(self.names[i] for i in index.tolist())
-        return replace(self, **chosen, names=names, config={**self.config, "subsets": steps})
+        chosen |= {name: tuple(parts[name][i] for i in index.tolist()) for name in self.ROWS}
+        return replace(self, **chosen, config={**self.config, "subsets": steps})
 
     def share(self, n: int, seed: int) -> Self:
-        """``n`` samples drawn without replacement, each class in proportion; a larger share holds the smaller one."""
-        return self.subset(torch.from_numpy(stratified(self.labels.numpy(), n, seed, self.KIND)))
+        """``n`` samples drawn without replacement, each class in proportion; a larger share holds the smaller one.
+
+        Samples with several labels each are not divided into classes.
+        """
+        labels = self.labels if self.labels.dim() == 1 else torch.zeros(len(self), dtype=torch.int64)
+        return self.subset(torch.from_numpy(stratified(labels.numpy(), n, seed, self.KIND)))
 
     def where(self, prefix: str) -> Tensor:
         """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork or one class."""

