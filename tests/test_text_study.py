@@ -1,0 +1,239 @@
+"""The text experiments in miniature on files in the official layouts, the scorer, and the heat map."""
+
+import math
+import re
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from kpnb.distill import Schedule, baseline
+from kpnb.networks.text import build
+from kpnb.objectives import Aligned
+from kpnb.report import show
+from kpnb.store import Store
+from kpnb.studies.text import TextStudy, best_spans, exact_and_f1, normalise
+from kpnb.tokens import heat_map
+from tests.by_hand import metrics_by_hand
+from tests.tiny_text import tiny_model, write_squad, write_sst2
+
+TINY = {"depth": 2, "epochs": 3, "teacher_epochs": 2, "head_epochs": 2, "teacher_samples": None, "share": 12}
+TINY |= {"test_samples": None, "analysed": 5, "batch_size": 8, "rank": 6, "probes": 4, "noise": 8, "b": 0.05}
+TASKS = {"sentiment": {"dataset": "sst2", "length": 16}, "qa": {"dataset": "squad", "length": 48}}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def study(request, tmp_path_factory) -> TextStudy:
+    root = tmp_path_factory.mktemp("files")
+    write_sst2(root)
+    write_squad(root)
+    network = tiny_model(tmp_path_factory.mktemp("tiny"))
+    options = {"task": request.param, "network": network, "data_root": str(root), **TASKS[request.param], **TINY}
+    return TextStudy("smoke", store=Store(tmp_path_factory.mktemp("store")), **options)
+
+
+def test_table_agrees_with_a_count_by_hand(study):
+    """Eq. 6-9 with plain loops, sentence by sentence without its padding."""
+    table = study.table().set_index("network")
+    exists = study.x[..., 0].numpy() == 1
+    assert not exists.all()
+    for role, training in (("student", study.student("last")), ("baseline", study.baseline())):
+        entropy = study.entropies(training, "last")["entropy"].numpy()
+        assert (np.isfinite(entropy) == exists).all()
+        ones = []
+        for i, there in enumerate(exists):
+            if study.foreground[i].any():
+                one = entropy[:, i : i + 1, there], study.foreground[i : i + 1, there].numpy()
+                ones.append(metrics_by_hand(*one, training.step_norms(), b=0.05))
+        for name in ("n_fg", "n_bg", "d_mean", "rho"):
+            values = [one[name] for one in ones if not np.isnan(one[name])]
+            assert table.loc[role, name] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
+    assert "undefined" in show(study.table()).to_html()
+
+
+def test_entropy_is_that_of_embeddings_at_their_own_scale(study):
+    training = study.baseline()
+    found = study.entropies(training, "last")["entropy"]
+    for epoch in (0, 3):
+        words = training.load(epoch=epoch).encoder.get_input_embeddings().weight
+        expected = Aligned().mean + math.log(words.std().item())
+        torch.testing.assert_close(found[epoch].nanmean(-1), torch.full((5,), expected), rtol=0, atol=1e-5)
+    levels = study.region_means({"last": found[-1]}).groupby("region")["entropy"].mean()
+    assert levels.notna().all()
+
+
+def test_who_starts_where_and_what_moves(study):
+    student, first, head = study.student("last"), study.baseline().state(0), study.head("last")
+    assert all(torch.equal(value, student.state(0)[key]) for key, value in first.items())
+    weights = build(study.settings.network, pretrained=True, layers=2).encoder.state_dict()
+    teacher = study.teacher().state(0)
+    assert all(torch.equal(value, teacher[f"encoder.{key}"]) for key, value in weights.items())
+    assert not torch.equal(
+        first["encoder.embeddings.word_embeddings.weight"], weights["embeddings.word_embeddings.weight"]
+    )
+    last = student.step_norms()[-1]
+    assert last["encoder.embeddings.word_embeddings.weight"] > 0
+    assert last["head.weight"] == 0
+    for key, value in student.state().items():
+        assert torch.equal(value, head.state()[key]) == (not key.startswith("head."))
+    errors = [entry["test_feature_error"] for entry in student.log]
+    assert errors[-1] < errors[0]
+    assert 0 < study.distance(student, "last")[-1] < study.distance(student, "last", "below")[-1] * 1.0001
+
+
+def test_scores(study):
+    table = study.accuracies().set_index("network")
+    assert list(table.index) == ["teacher", "baseline", "student"]
+    names = ["accuracy"] + ["exact match", "F1"] * (study.settings.task == "qa")
+    assert table[names].stack().between(0, 1).all()
+    if study.settings.task == "qa":
+        model = study.teacher().load()
+        with torch.no_grad():
+            logits = model(study.test.batch(torch.arange(len(study.test)))[0])
+        right = (logits.argmax(1) == study.test.labels).all(1).double().mean().item()
+        assert table.loc["teacher", "accuracy"] == pytest.approx(right)
+        for answer, row in zip(study.answers(study.teacher()), study.test.rows, strict=True):
+            assert answer in row.text
+            assert answer
+
+
+def test_nothing_is_computed_twice(study):
+    study.table(), study.accuracies()
+    files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    s = study.settings
+    options = {"task": s.task, "network": s.network, "data_root": s.data_root, **TASKS[s.task], **TINY}
+    again = TextStudy("smoke", store=study.store, **options)
+    assert again.table().equals(study.table())
+    assert again.accuracies().equals(study.accuracies())
+    assert files == {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+
+
+def test_adamw_goes_on_where_it_was(study, tmp_path):
+    """Three epochs at once, and one and two more by another process, end with the same bits."""
+    spec, data = study.spec(3), study.share
+    how = {"lr": 1e-3, "weight_decay": 0.1, "batch_size": 4, "seed": 1, "optimiser": "adamw", "bf16": True}
+    whole = baseline(Store(tmp_path / "a"), spec, data, Schedule(3, **how), build=build)
+    baseline(Store(tmp_path / "b"), spec, data, Schedule(1, **how), build=build)
+    parts = baseline(Store(tmp_path / "b"), spec, data, Schedule(3, **how), build=build)
+    assert all(torch.equal(value, parts.state()[key]) for key, value in whole.state().items())
+    assert not torch.equal(whole.state(1)["head.weight"], whole.state(2)["head.weight"])
+
+
+class Clouds:
+    """Twelve points of three classes, in double precision."""
+
+    config: ClassVar[dict[str, str]] = {"dataset": "twelve points"}
+    x = torch.randn(12, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def __len__(self) -> int:
+        return 12
+
+    def batch(self, index: torch.Tensor, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[index], index % 3
+
+
+def test_adamw_is_the_published_update(tmp_path):
+    """Loshchilov and Hutter 2019, algorithm 2, written out; full batches, so that the order does not matter."""
+    model = torch.nn.Linear(5, 3).double()
+    schedule = Schedule(4, lr=0.05, momentum=0.8, weight_decay=0.1, batch_size=12, optimiser="adamw")
+    found = baseline(Store(tmp_path), model, Clouds(), schedule).state()
+    w = torch.cat([model.weight, model.bias[:, None]], 1).detach()
+    m = v = torch.zeros_like(w)
+    x, y = torch.cat([Clouds.x, torch.ones(12, 1)], 1), torch.nn.functional.one_hot(torch.arange(12) % 3)
+    for step in range(1, 5):
+        gradient = ((x @ w.T).softmax(1) - y).T @ x / 12
+        m, v = 0.8 * m + 0.2 * gradient, 0.999 * v + 0.001 * gradient**2
+        w = w - 0.05 * (0.1 * w + m / (1 - 0.8**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8))
+    torch.testing.assert_close(torch.cat([found["weight"], found["bias"][:, None]], 1), w)
+    with pytest.raises(ValueError, match="unknown optimiser 'adam'; did you mean 'adamw'"):
+        Schedule(optimiser="adam")
+
+
+def test_earlier_runs_keep_their_address():
+    assert "optimiser" not in Schedule().config
+    assert "bf16" not in Schedule(cosine=True).config
+    assert Schedule(optimiser="adamw").config["optimiser"] == "adamw"
+
+
+def test_settings_follow_task_profile_and_overrides():
+    assert TextStudy.resolve("laptop").dataset == "reviews"
+    assert TextStudy.resolve("laptop", task="qa", dataset=None).dataset == "factbook"
+    assert TextStudy.resolve("paper", task="qa").network == "bert-base-uncased"
+    assert TextStudy.resolve("paper", task="qa", length=256).length == 256
+    assert {TextStudy.resolve(p, task=t).b for p in ("laptop", "paper") for t in ("sentiment", "qa")} == {0.2}
+    with pytest.raises(ValueError, match="unknown task 'sentimnt'; did you mean 'sentiment'"):
+        TextStudy("smoke", task="sentimnt")
+    with pytest.raises(ValueError, match="unknown layer of a text network 'first'"):
+        TextStudy("smoke", layers="first")
+
+
+def test_data_of_another_task_is_refused(study):
+    task = {"sentiment": "qa", "qa": "sentiment"}[study.settings.task]
+    options = TINY | {"dataset": study.settings.dataset, "length": 48, "pool": "all"}
+    other = TextStudy("smoke", task=task, network=study.settings.network, data_root=study.settings.data_root, **options)
+    with pytest.raises(ValueError, match=f"the data set '{study.settings.dataset}' is not for the task '{task}'"):
+        other.train  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The Rhine-Maas, a river!", ["rhinemaas", "river"]),
+        ("AN  apple", ["apple"]),
+        ("theatre", ["theatre"]),
+        ("A.", []),
+    ],
+)
+def test_answers_are_normalised_as_the_official_scorer_does(text, words):
+    assert normalise(text) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "exact", "f1"),
+    [
+        ("the Seine", ["Seine"], 1, 1),
+        ("river Seine", ["Seine"], 0, 2 / 3),
+        ("Seine", ["the Tiber", "river Seine"], 0, 2 / 3),
+        ("two two", ["two"], 0, 2 / 3),  # a word counts as often as both have it
+        ("Rome", ["Paris"], 0, 0),
+        ("", ["Paris"], 0, 0),
+    ],
+)
+def test_exact_match_and_f1_by_hand(given, wanted, exact, f1):
+    assert exact_and_f1([given], [wanted]) == {"exact match": exact, "F1": pytest.approx(f1)}
+
+
+def test_best_span_is_in_order_and_not_too_long():
+    logits = torch.randn(6, 9, 2, generator=torch.Generator().manual_seed(0))
+    for longest in (1, 3, 30):
+        for one, (start, end) in zip(logits, best_spans(logits, longest).tolist(), strict=True):
+            pairs = [(i, j) for i in range(9) for j in range(i, min(9, i + longest))]
+            assert (start, end) == max(pairs, key=lambda pair, one=one: (one[pair[0], 0] + one[pair[1], 1]).item())
+
+
+def test_heat_map_shows_every_token_once(study):
+    texts, entropy = study.measured, study.entropies(study.baseline(), "last")["entropy"]
+    points = entropy < entropy.nanmean(-1, keepdim=True)
+    titles = [f"epoch <{epoch}>" for epoch in range(4)]
+    shown = heat_map(
+        texts, dict(zip(titles, entropy, strict=True)), dict(zip(titles, points, strict=True)), 1, slider=True
+    )
+    page = shown._repr_html_()
+    frames = re.findall(r"<div data-frame( hidden)?>.*?<p>(.*?)</p></div>", page)
+    assert [bool(hidden) for hidden, _ in frames] == [True, True, True, False]
+    assert 'max="3" value="3"' in page
+    assert "epoch &lt;3&gt;" in page
+    there = study.x[1, :, 0].bool() & (texts.offsets[1, : study.x.shape[1], 1] > 0)
+    for (_, body), h, known in zip(frames, entropy[:, 1], points[:, 1], strict=True):
+        plain = re.sub("<[^>]*>", "", body).replace("&quot;", '"')
+        assert plain == texts.rows[1].text
+        assert re.findall(r'title="(\S+) nats"', body) == [f"{value:.2f}" for value in h[there].tolist()]
+        assert body.count("<b ") == int((known & there).sum())
+        assert body.count("<u>") == int(texts.masks[1].sum())
+    shades = [float(s) for s in re.findall(r"rgba\(230,159,0,(\S+)\)", page)]
+    assert min(shades) >= 0
+    assert max(shades) <= 0.8
+    single = heat_map(texts, {"one": entropy[0]}, {"one": points[0]}, 0).html
+    assert "<input" not in single
+    assert (texts.rows[0].question in single) or not texts.rows[0].question
