@@ -242,7 +242,7 @@ def test_squad_that_is_no_json_or_not_there(tiny, tmp_path):
 
 def test_over_long_passages_are_counted(tiny, tmp_path, caplog):
     write_squad(tmp_path)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         texts = load("squad", "train", tokenizer=tiny, length=20, root=tmp_path)
     whole = load("squad", "train", tokenizer=tiny, length=64, root=tmp_path)
     long = int((whole.tokens[..., 1].sum(1) > 20).sum())

@@ -328,7 +328,7 @@ def load(
     made = [encode(r, f, length, RULES[rule](r, threshold), question) for r, f in zip(rows, found, strict=True)]
     tensors = {name: torch.from_numpy(np.stack([one[name] for one in made])) for name in made[0]}
     if cut := sum(len(one) > length for one in found):
-        log.warning("%d of %d texts of %s (%s) were cut to %d tokens", cut, len(rows), dataset, split, length)
+        log.info("%d of %d texts of %s (%s) were cut to %d tokens", cut, len(rows), dataset, split, length)
     config = {"dataset": dataset, "split": split, "rows": hashlib.sha256(repr(rows).encode()).hexdigest(), "cut": cut}
     config |= {"tokenizer": tokenizer, "length": length, "rule": rule, "threshold": threshold, "question": question}
     classes = tuple(map(str, range(length))) if asking else ("negative", "positive")

@@ -38,7 +38,7 @@ class Settings(study.Settings):
     pool: str = "all"
     depth: int | None = 3
     dropout: float = 0.0
-    length: int = 48
+    length: int = 64
     rule: str | None = None
     threshold: float = 1.0
     question: bool = True
