@@ -29,33 +29,26 @@ def heat_map(
     """
     rows = {title: entropy[index] - entropy[index].nanmean() for title, entropy in entropies.items()}
     known = torch.cat([row[~row.isnan()] for row in rows.values()])
-    low, high = known.min().item(), known.max().item()
-    frames = []
+    low, spread = known.min(), (known.max() - known.min()).clamp_min(1e-9)
+    frames, last = [], len(rows) - 1
     for number, (title, row) in enumerate(rows.items()):
-        shade = 0.5 * (high - row) / max(high - low, 1e-9)
-        body = _words(texts, index, row.tolist(), shade.tolist(), points[title][index].tolist())
-        hidden = " hidden" * (slider and number < len(rows) - 1)
+        body = _words(texts, index, row, 0.5 * (1 - (row - low) / spread), points[title][index])
+        hidden = " hidden" * (slider and number < last)
         frames.append(f"<div data-frame{hidden}><strong>{escape(title)}</strong><p>{body}</p></div>")
-    last = len(frames) - 1
-    bar = (
-        f'<input type="range" aria-label="which of {last + 1} is shown" max="{last}" value="{last}" oninput="{SLIDE}">'
-        if slider
-        else ""
-    )
-    asked = f"<p><em>{escape(texts.rows[index].question)}</em></p>" if texts.rows[index].question else ""
+    bar = f'<input type="range" aria-label="which is shown" max="{last}" value="{last}" oninput="{SLIDE}">' * slider
+    asked = f"<p><em>{escape(texts.rows[index].question)}</em></p>"
     return View(f'<figure style="line-height:1.9">{asked}{bar}{"".join(frames)}<figcaption>{KEY}</figcaption></figure>')
 
 
-def _words(texts: TextSet, index: int, level: list[float], shade: list[float], points: list[bool]) -> str:
-    """The text with its tokens marked; what lies between them, or was cut, stays as it is."""
+def _words(texts: TextSet, index: int, *values: Tensor) -> str:
+    """The text with its tokens marked by level, shade and knowledge points; what lies between stays as it is."""
     text, parts, done = texts.rows[index].text, [], 0
-    for (start, end), h, alpha, point, inside in zip(
-        texts.offsets[index].tolist(), level, shade, points, texts.masks[index].tolist(), strict=False
-    ):
+    columns = (texts.offsets[index], texts.masks[index], *values)
+    for (start, end), inside, level, shade, point in zip(*(column.tolist() for column in columns), strict=False):
         if end > start:
+            tag, line = ("b", ";outline:2px solid") if point else ("span", "")
+            look = f'style="background:rgba(230,159,0,{shade:.2f}){line}" title="{level:+.2f} nats"'
             word = f"<u>{escape(text[start:end])}</u>" if inside else escape(text[start:end])
-            style = f"background:rgba(230,159,0,{alpha:.2f})" + ";outline:2px solid" * point
-            tag = "b" if point else "span"
-            parts.append(f'{escape(text[done:start])}<{tag} style="{style}" title="{h:+.2f} nats">{word}</{tag}>')
+            parts.append(f"{escape(text[done:start])}<{tag} {look}>{word}</{tag}>")
             done = end
     return "".join(parts) + escape(text[done:])

