@@ -58,12 +58,12 @@ def _encoder(name: str, layers: int | None, pretrained: bool, attention: str, se
     if layers is not None and not 0 < layers <= config.num_hidden_layers:
         raise ValueError(f"layers={layers}: {name!r} has {config.num_hidden_layers}")
     config.num_hidden_layers = layers or config.num_hidden_layers
+    how = {"config": config, "attn_implementation": attention, "dtype": torch.float32}
     if not pretrained:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return AutoModel.from_config(config, attn_implementation=attention)
-    how = {"config": config, "attn_implementation": attention, "dtype": torch.float32, "output_loading_info": True}
-    encoder, info = AutoModel.from_pretrained(source(name), **how)
+            return AutoModel.from_config(**how)
+    encoder, info = AutoModel.from_pretrained(source(name), **how, output_loading_info=True)
     if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
         raise ValueError(f"the weights of {name!r} lack {len(missing)} parameters, the first is {missing[0]}")
     return encoder
