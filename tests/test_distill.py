@@ -362,9 +362,9 @@ def test_bad_input_is_named(disk: Store):
         distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="9")
     with pytest.raises(ValueError, match="unknown scale 'sums'; did you mean 'sum'"):
         Feature(scale="sums")
-    with pytest.raises(ValueError, match="temperature is 0"):
+    with pytest.raises(ValueError, match="temperature=0 must be positive"):
         Soft(temperature=0)
-    with pytest.raises(ValueError, match=r"Schedule\.batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size=0 must be positive"):
         Schedule(batch_size=0)
     with pytest.raises(ValueError, match="no samples to train on"):
         distill.baseline(disk, mlp(), Points(0), fast)
