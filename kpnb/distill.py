@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from kpnb._messages import positive, unknown
 from kpnb._progress import Progress
 from kpnb.layers import capture, modules_below, parameters_below
-from kpnb.store import Item, Store, digest
+from kpnb.store import Item, Store, copied, digest
 
 
 class Data(Protocol):
@@ -290,8 +290,7 @@ def _source(model: Model, build: Callable[..., nn.Module] | None = None) -> Sour
         return Source({"run": model.address, "epoch": model.epochs}, model.load)
     if isinstance(model, nn.Module):
         kept = copy.deepcopy(model)  # the caller may change the model before an epoch has to be computed again
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-        content = repr(model).encode() + safetensors.torch.save(weights)
+        content = repr(model).encode() + safetensors.torch.save(copied(model.state_dict()))
         return Source({"class": type(model).__qualname__, "digest": digest(content)}, lambda: copy.deepcopy(kept))
     if build is None:
         raise TypeError("a model given as a dict of arguments needs build=, the function that takes them")

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import papermill
@@ -113,12 +114,15 @@ def run_notebook(
     for old in (output, partial, failed):
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
-    options |= {"progress_bar": False, "log_output": False}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
     start, label = time.monotonic(), label or path.stem
-    with _kernel_environment() as progress, _status(label, progress):
+    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
+        # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
+        kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+        kernel |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
         try:
-            papermill.execute_notebook(str(path.resolve()), str(partial.resolve()), parameters, **options)
+            with patch.dict(os.environ, kernel, KPNB_PROGRESS=str(progress)):
+                papermill.execute_notebook(path.resolve(), partial.resolve(), parameters, progress_bar=False, **options)
         except Exception as error:
             where = _place(error, partial)
             if partial.exists():
@@ -128,25 +132,6 @@ def run_notebook(
     seconds = time.monotonic() - start
     print(f"{label}  {seconds:.1f} s", flush=True)
     return seconds
-
-
-@contextmanager
-def _kernel_environment() -> Iterator[Path]:
-    """Environment variables for the kernel, restored afterwards; yields the file to which it reports its progress.
-
-    The folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
-    """
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder:
-        progress = Path(folder, "progress")
-        os.environ |= {"KPNB_PROGRESS": str(progress), "IPYTHONDIR": f"{folder}/ipython"}
-        os.environ |= {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
-        os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
-        try:
-            yield progress
-        finally:
-            os.environ.clear()
-            os.environ |= before
 
 
 def _place(error: Exception, copy: Path) -> str:
@@ -164,26 +149,26 @@ def _place(error: Exception, copy: Path) -> str:
 
 
 @contextmanager
-def _status(label: str, progress: Path) -> Iterator[None]:
+def _status(label: str, progress: Path) -> Iterator[Path]:
     """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line every 30 s in a log."""
     live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
+    begin, end = ("\r\x1b[K", "") if live else ("", "\n")
 
     def watch() -> None:
         while not done.wait(0.5 if live else 30):
             doing = progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
             line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1] if live else line + "\n"
-            print(line, end="", flush=True)
+            print(begin + (line[: shutil.get_terminal_size().columns - 1] if live else line), end=end, flush=True)
 
-    print(f"{label} ...", end="" if live else "\n", flush=True)
+    print(f"{label} ...", end=end, flush=True)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield progress
     finally:
         done.set()
         thread.join()
-        print("\r\x1b[K" if live else "", end="", flush=True)
+        print(begin, end="", flush=True)
 
 
 def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
