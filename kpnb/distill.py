@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import safetensors.torch
@@ -173,7 +174,6 @@ class Training:
         config |= {"data": self.data.config, "test": self.test.config if self.test is not None else None}
         self.run = self.store.run(self.kind, config)
         self.address, self.epochs = self.run.address, self.schedule.epochs
-        self._live: _Live | None = None
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -218,32 +218,29 @@ class Training:
         missing = [epoch for epoch in range(self.epochs + 1) if not self.run.has(_name(epoch))]
         total = len(self.data) * sum(epoch > 0 for epoch in missing)
         with Progress(total, self.kind, "sample", hidden=not missing) as bar:
+            live = cache(lambda: _Live(self, bar))
             for epoch in missing:
-                self._artefact(epoch, bar)
-        self._live = None
+                self._artefact(epoch, live)
         return self
 
     def _stored(self, epoch: int) -> Item:
         if not self.run.has(_name(epoch)):
             self.finish()
-        item = self._artefact(epoch)
-        self._live = None  # a network is there if the epoch was damaged
-        return item
+        with Progress(0, self.kind, hidden=True) as bar:
+            return self._artefact(epoch, cache(lambda: _Live(self, bar)))
 
-    def _artefact(self, epoch: int, bar: Progress | None = None) -> Item:
-        return self.run.get(_name(epoch), lambda: self._compute(epoch, bar))
+    def _artefact(self, epoch: int, live: Callable[[], "_Live"]) -> Item:
+        return self.run.get(_name(epoch), lambda: self._compute(epoch, live))
 
-    def _compute(self, epoch: int, bar: Progress | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _compute(self, epoch: int, live: Callable[[], "_Live"]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """An epoch, after those before it which are missing or damaged, with a network that only these have seen."""
         start = time.perf_counter()
-        previous = self._artefact(epoch - 1).tensors if epoch else None
-        if self._live is None or previous is None:
-            with _seeded(self.schedule.seed, -1):  # a builder may draw from torch's generator
-                self._live = _Live(self)
-        if previous is not None:
-            self._live.restore(previous)
+        previous = self._artefact(epoch - 1, live).tensors if epoch else {}
+        with _seeded(self.schedule.seed, -1):  # a builder may draw from torch's generator
+            network = live()
         with _seeded(self.schedule.seed, epoch):
-            info = self._live.advance(epoch, bar)
-        return self._live.tensors(), info | {"seconds": time.perf_counter() - start}
+            info = network.advance(epoch, previous)
+        return network.tensors(), info | {"seconds": time.perf_counter() - start}
 
 
 Model = Training | nn.Module | Mapping[str, Any]
@@ -300,8 +297,8 @@ def _source(model: Model, build: Callable[..., nn.Module] | None = None) -> Sour
 class _Live:
     """Network, optimiser and teacher's answers in memory."""
 
-    def __init__(self, training: Training) -> None:
-        self.t, self.objective, s = training, training.objective, training.schedule
+    def __init__(self, training: Training, bar: Progress) -> None:
+        self.t, self.bar, self.objective, s = training, bar, training.objective, training.schedule
         self.model = training.make().to(training.device)
         x, _ = training.data.batch(torch.arange(min(2, len(training.data))), training.device)
         # Channels last is a quarter faster for images on CPUs, but some models (with a ``view``) cannot take it.
@@ -338,49 +335,48 @@ class _Live:
         inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(self.t.schedule.batch_size))
         return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go to the end of the epoch that left ``tensors``."""
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.optimiser.state.clear()
-        for name, momentum in _part(tensors, "momentum.").items():
-            self.optimiser.state[self.parameters[name]]["momentum_buffer"] = momentum.to(self.t.device)
-
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and momentum: all that the next epoch starts from."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         momenta = {name: self.optimiser.state[p].get("momentum_buffer") for name, p in self.trained.items()}
         return tensors | {f"momentum.{name}": value for name, value in momenta.items() if value is not None}
 
-    def advance(self, epoch: int, bar: Progress | None) -> dict[str, Any]:
-        """Train ``epoch`` (0: nothing) and evaluate; its entry of the log, with how far each parameter went."""
+    def advance(self, epoch: int, previous: dict[str, Tensor]) -> dict[str, Any]:
+        """Train ``epoch`` (0: nothing) from the ``previous`` one's tensors and evaluate; its entry of the log."""
+        if epoch:
+            self.model.load_state_dict(_part(previous, "model."))
+            for name, momentum in _part(previous, "momentum.").items():
+                self.optimiser.state[self.parameters[name]]["momentum_buffer"] = momentum.to(self.t.device)
         before = {k: v.detach().clone() if epoch else torch.zeros_like(v) for k, v in self.parameters.items()}
         rate = self.t.schedule.rate(epoch) if epoch else 0.0
         info = {"epoch": epoch, "lr": rate, "device": str(self.t.device)}
         info |= {"loss": math.nan, "accuracy": math.nan, "test_accuracy": math.nan}
         if epoch and self.trained:
-            info |= self._train(epoch, rate, bar)
+            info |= self._train(epoch, rate)
         if self.t.test:
             info |= self._evaluate(self.t.test)
         moved = {k: (v.detach() - before[k]).cpu() for k, v in self.parameters.items()}
         norms = {k: torch.linalg.vector_norm(v, dtype=torch.float64).item() for k, v in moved.items()}
         return info | {"norms": norms}
 
-    def _train(self, epoch: int, rate: float, bar: Progress | None) -> dict[str, Any]:
-        path = torch.zeros(len(self.trained), device=self.t.device)
+    def _train(self, epoch: int, rate: float) -> dict[str, Any]:
+        path, done = torch.zeros(len(self.trained), device=self.t.device), 0
         self.model.train()
         for module in self.frozen:
             module.training = False
         self.optimiser.param_groups[0]["lr"] = rate
         order = torch.randperm(len(self.t.data))
-        for loss, count, info in self._batches(self.t.data, self.answers, order, bar):  # noqa: B007 - the last info counts
+        for loss, size, info in self._batches(self.t.data, self.answers, order):
             if not loss.isfinite():
-                where = f"the loss of {self.t.address} became {loss.item()} in epoch {epoch} after {count} samples"
+                where = f"the loss of {self.t.address} became {loss.item()} in epoch {epoch} after {done} samples"
                 raise FloatingPointError(f"{where}: use a lower learning rate than {rate:g}; earlier epochs are kept")
             self.optimiser.zero_grad()
             loss.backward()
             before = [parameter.detach().clone() for parameter in self.trained.values()]
             self.optimiser.step()
             path += torch.stack([(p.detach() - b).norm() for p, b in zip(self.trained.values(), before, strict=True)])
+            done += size
+            self.bar.step(size, **info)
         return info | {"paths": dict(zip(self.trained, path.tolist(), strict=True))}
 
     @torch.no_grad()
@@ -390,9 +386,9 @@ class _Live:
         return {f"test_{self.objective.metric}": info[self.objective.metric]}
 
     def _batches(
-        self, data: Data, answers: Tensor | None, order: Tensor, bar: Progress | None = None
+        self, data: Data, answers: Tensor | None, order: Tensor
     ) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
-        """The loss of every batch; and so far the number of samples, and the mean loss and the metric."""
+        """Loss and size of every batch; and the mean loss and the metric so far."""
         student, teacher = self.objective.layer, self.objective.teacher_layer
         batches = list(order.split(self.t.schedule.batch_size))
         if len(batches[-1]) == 1 < len(batches[0]):
@@ -408,9 +404,7 @@ class _Live:
             loss, *score = self.objective.terms(output, y, target, self.energy)
             total, part, whole, count = total + loss.item() * len(y), part + score[0], whole + score[1], count + len(y)
             info = {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
-            yield loss, count, info
-            if bar:
-                bar.step(len(y), **info)
+            yield loss, len(y), info
 
 
 def _name(epoch: int) -> str:

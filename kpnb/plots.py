@@ -8,6 +8,7 @@ colour-blind readers can tell apart.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from math import cos, sin
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,15 +33,7 @@ KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge 
     "knowledge point on the background": COLOUR["background"],
     "knowledge point on the object": COLOUR["foreground"],
 }
-_STYLE: dict[str, Any] = {
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
-    **dict.fromkeys(("xtick.color", "ytick.color"), GREY),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **dict.fromkeys(("savefig.transparent", "figure.constrained_layout.use"), True),
-    **dict.fromkeys(("axes.titlesize", "font.size"), 10),
-    "figure.dpi": 110,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -48,7 +41,7 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(plot)
     def drawn(*args: Any, **options: Any) -> Figure:
-        with plt.rc_context(_STYLE):
+        with plt.style.context(STYLE):
             figure = plot(*args, **options)
         plt.close(figure)
         return figure

@@ -22,6 +22,7 @@ from unittest.mock import patch
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from papermill.execute import ERROR_MARKER_TAG
 from traitlets.config import Config
 
 from ._messages import unknown
@@ -136,16 +137,18 @@ def run_notebook(
 
 def _place(error: Exception, copy: Path) -> str:
     """Where in ``copy`` the run stopped, and why: "cell 3 (x = 1/0): ZeroDivisionError: division by zero"."""
-    if isinstance(error, PapermillExecutionError):
-        index, source, reason = error.cell_index, error.source, f"{error.ename}: {error.evalue}"
-    else:  # a cell that hangs or loses its kernel raises here, not in the kernel
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
-        begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
-        if not begun:
-            return f"its start: {reason}"
-        index, source = begun[-1], cells[begun[-1]].source
-    return f"cell {index + 1} ({source.strip().partition(chr(10))[0]}): {reason}"
+    name, value = type(error).__name__, _first_line(str(error))
+    if isinstance(error, PapermillExecutionError):  # otherwise the cell hung or lost its kernel
+        name, value = error.ename, error.evalue
+    cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
+    cells = [cell for cell in cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
+    begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    where = f"cell {begun[-1] + 1} ({_first_line(cells[begun[-1]].source)})" if begun else "its start"
+    return f"{where}: {name}: {value}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 @contextmanager

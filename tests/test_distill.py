@@ -407,10 +407,10 @@ class Slow(Points):
         time.sleep(pause)
         return super().batch(index, device)
 real = distill.Training._compute
-def noted(self, epoch, bar):
+def noted(self, epoch, live):
     with open(root / "computed", "a") as file:
         file.write(f"{self.run.kind}-{epoch}\\n")
-    return real(self, epoch, bar)
+    return real(self, epoch, live)
 distill.Training._compute = noted
 torch.set_num_threads(1)
 work(Store(root / "store"), Slow(48, image=True))

