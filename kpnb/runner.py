@@ -181,8 +181,6 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
     profile passes no parameter, so that no additional cell shows in the book.
     Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
-    if profile not in PROFILES:
-        raise UsageError(unknown("profile", profile, PROFILES))
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     parameters = {} if profile == "laptop" else {"profile": profile}
     for path in chosen:  # all of them before the first kernel starts

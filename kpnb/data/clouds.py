@@ -15,7 +15,7 @@ points drawn; the whole is scaled to the unit sphere, the object's centroid stay
 come first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -32,8 +32,7 @@ from trimesh.transformations import rotation_matrix
 from trimesh.triangles import to_kwargs
 
 from kpnb._messages import positive
-from kpnb._progress import Progress
-from kpnb.data.samples import Request, SampleSet, stamp, stratified
+from kpnb.data.samples import SPLITS, Request, Sample, SampleSet, stamp, stratified
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,13 +130,11 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
     "airplane": lambda u: [
         ("ball", (2, body := u(0.2, 0.4), body)), ("box", (0.25, 0.04, tail := u(0.3, 0.5)), (-1, 0, tail / 2), -20, Y),
         ("box", (u(0.25, 0.5), span := u(0.7, 1.2), 0.04), (0, span / 2, u(-0.1, 0.1)), sweep := u(5, 35), Z, [Y]),
-        ("box", (0.22, tail, 0.03), (-0.9, tail / 2, tail * (u() < 0.4)), sweep, Z, [Y]),
-        *[("rod", (0.14, 0.14, 0.4), (0.1, span * e, -0.12), 90, Y, [Y]) for e in (0.35, 0.7)[: int(u(0, 3))]]],
+        ("box", (0.22, tail, 0.03), (-0.9, tail / 2, tail * (u() < 0.4)), sweep, Z, [Y])],
     "bed": lambda u: [
-        ("box", (2, wide := u(0.8, 1.8), high := u(0.15, 0.4))), ("box", (0.08, wide, h := u(0.4, 1)), (-1, 0, h / 2)),
+        ("box", (2, wide := u(0.8, 1.8), u(0.15, 0.4))), ("box", (0.08, wide, h := u(0.4, 1)), (-1, 0, h / 2)),
         ("box", (0.08, wide, f := u(0.1, 0.7)), (1, 0, f / 2)),
-        ("box", (0.1, 0.1, 0.7), (0.9, 0.45 * wide, -u(0, 0.5)), 0, Z, (X, Y)),
-        ("ball", (0.4, 0.4 * wide, 0.2), (-0.7, (wide > 1.2) * wide / 4, high / 2 + 0.05), 0, Z, [Y])],
+        ("box", (0.1, 0.1, 0.7), (0.9, 0.45 * wide, -u(0, 0.5)), 0, Z, (X, Y))],
     "bookshelf": lambda u: [
         ("box", (0.05, deep := u(0.2, 0.5), high := u(1.2, 2)), (wide := u(0.6, 1.4)) / 2 * X, 0, Z, [X]),
         ("box", (wide * (u() < 0.7), 0.03, high), deep / 2 * Y),
@@ -167,8 +164,7 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
         ([(0, 0), (low := u(0.35, 0.55), 0), (top := low * u(0.9, 1.3), high := u(0.8, 1.2)), (top - 0.05, high),
           (low - 0.05, 0.05), (0, 0.05)],), ("ring", (size := u(0.5, 0.75), size, 0.6), (top, 0, high / 2), 90, X)],
     "table": lambda u: [(("box", "rod")[u() < 0.5], (wide := u(1.2, 2.2), deep := u(0.8, 1.3), u(0.05, 0.12))),
-        *_legs(u, 0.8 * wide, 0.8 * deep, high := u(0.5, 1)),
-        ("box", (0.8 * wide, 0.8 * deep, 0.04 * (u() < 0.3)), -0.7 * high * Z)],
+        *_legs(u, 0.8 * wide, 0.8 * deep, u(0.5, 1))],
 }
 # fmt: on
 DONORS = 100 * len(SHAPES)  # background comes from the first so many objects of a split
@@ -234,11 +230,11 @@ def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
         classes = (root / "shape_names.txt").read_text().split()
         return classes, [(classes[y], path, i) for y, path, i in rows]
     if (root / "modelnet40_train.txt").is_file():
-        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in ("train", "test")}
-        parts = {part: [(name.rpartition("_")[0], name) for name in names[part]] for part in names}
-        classes = sorted({kind for part in parts.values() for kind, _ in part})
-        return classes, [(kind, root / kind / f"{name}.txt", 0) for kind, name in parts[split]]
-    classes = sorted({path.parent.name for name in ("train", "test") for path in root.glob(f"[!.]*/{name}")})
+        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in SPLITS}
+        classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
+        found = [(name.rpartition("_")[0], f"{name}.txt") for name in names[split]]
+        return classes, [(kind, root / kind / name, 0) for kind, name in found]
+    classes = sorted({path.parent.name for part in SPLITS for path in root.glob(f"[!.]*/{part}")})
     return classes, [(kind, path, 0) for kind in classes for path in sorted((root / kind / split).glob("[!.]*.off"))]
 
 
@@ -249,6 +245,8 @@ def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
     cloud = np.loadtxt(path, delimiter=",") if path.suffix == ".txt" else _hdf5(path, "data", row).astype(np.float64)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < count:
         raise ValueError(f"{count} points wanted, found {cloud.shape}")
+    if not np.isfinite(cloud).all():
+        raise ValueError("NaN or infinite coordinates")
     return cloud[rng.choice(len(cloud), count, replace=False), :3]
 
 
@@ -270,12 +268,9 @@ def _modelnet40(wanted: Request) -> Objects:
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
         try:
-            found = _drawn(*entries[i][1:], points, wanted.rng(i, 0))
-            if not np.isfinite(found).all():
-                raise ValueError("NaN or infinite coordinates")
+            return _drawn(*entries[i][1:], points, wanted.rng(i, 0))
         except ValueError as error:
             raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
-        return found
 
     config = {"files": stamp(files, root)}
     labels, up = np.array([classes.index(kind) for kind, *_ in entries]), 2 if files[0].suffix == ".off" else 1
@@ -341,16 +336,11 @@ def load(dataset: str = "shapes", split: str = "train", *, store: Any = None, **
         index = stratified(objects.labels, wanted.count, wanted.seed, "clouds")
     config = {**wanted.config, "count": len(index), "trimesh": metadata.version("trimesh"), **objects.config}
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        made = np.empty((len(index), wanted.points + wanted.background, 3), np.float32)
-        with Progress(len(index), "clouds", unit="cloud") as progress:
-            for n, i in enumerate(index.tolist()):
-                made[n] = _composed(objects, i, wanted)
-                progress.step()
-        return {"points": torch.from_numpy(made)}, {}
+    mask = np.arange(wanted.points + wanted.background) < wanted.points
 
-    tensors, _ = make() if store is None else store.run("clouds", config).get("set", make)
-    labels, names = torch.from_numpy(objects.labels[index]).long(), tuple(objects.names[i] for i in index)
-    masks = (torch.arange(wanted.points + wanted.background) < wanted.points).repeat(len(index), 1)
-    parts = {"labels": labels, "masks": masks, "classes": tuple(objects.classes), "names": names, "config": config}
-    return CloudSet(**tensors, **parts)
+    def samples() -> Iterator[Sample]:
+        for i in index.tolist():
+            points = _composed(objects, i, wanted).astype(np.float32)
+            yield objects.names[i], {"points": points, "labels": objects.labels[i], "masks": mask}
+
+    return CloudSet.made(store, config, objects.classes, samples())

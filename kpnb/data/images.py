@@ -7,9 +7,8 @@ A further data set is one function in :data:`SOURCES`.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +19,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from kpnb._messages import positive
-from kpnb._progress import Progress
 from kpnb.data import emoji
 from kpnb.data.samples import SPLITS, Request, SampleSet, stamp, stratified
 
@@ -99,7 +97,7 @@ def _folder(wanted: Request, size: int) -> emoji.Source:
     files = stamp([path for image, mask, _ in chosen for path in (image, mask) if path], base)
     config = {"dataset": "folder", "split": wanted.split, "size": size, "count": len(chosen), "classes": classes}
     config |= {"files": files, "pillow": metadata.version("pillow")}
-    samples = ((*_read(image, mask, size), y, f"{classes[y]}/{image.name}") for image, mask, y in chosen)
+    samples = ((f"{classes[y]}/{image.name}", emoji.fields(*_read(image, mask, size), y)) for image, mask, y in chosen)
     return config, classes, samples
 
 
@@ -170,24 +168,8 @@ def load(dataset: str = "emoji", split: str = "train", *, size: int = 64, store:
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """
     positive(size=size)
-    config, classes, samples = Request(dataset, split, **more).source(SOURCES, size)
-    make = partial(_stack, samples, config["count"], size)
-    tensors, info = make() if store is None else store.run("images", config).get("set", make)
-    data = ImageSet(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config)
+    data = ImageSet.made(store, *Request(dataset, split, **more).source(SOURCES, size))
     for what, images in data.incomplete().items():
         if images:
             log.warning("%d of %d images of %s (%s) have %s", images, len(data), dataset, split, what)
     return data
-
-
-def _stack(samples: Iterator[emoji.Sample], count: int, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an :class:`ImageSet`, and its names."""
-    images, masks = np.empty((count, 3, size, size), np.uint8), np.empty((count, size, size), bool)
-    labels, names = np.empty(count, np.int64), []
-    with Progress(count, "images", unit="image") as progress:
-        for i, (image, mask, label, name) in enumerate(samples):
-            images[i], masks[i], labels[i] = image.transpose(2, 0, 1), mask, label
-            names.append(name)
-            progress.step()
-    tensors = {"images": images, "masks": masks, "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in tensors.items()}, {"names": names}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 
 from kpnb._messages import positive, unknown
+from kpnb._progress import Progress
 from kpnb.store import digest
 
 SPLITS = ("train", "test")
+Sample = tuple[str, dict[str, np.ndarray]]  # where it comes from, and its inputs, label and mask
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,6 +57,16 @@ class SampleSet:
     def __len__(self) -> int:
         return len(getattr(self, self.INPUT))
 
+    @classmethod
+    def made(cls, store: Any, config: dict[str, Any], classes: Iterable[str], samples: Iterable[Sample]) -> Self:
+        """The set that ``config`` determines, of config["count"] ``samples``: from the ``store`` if there is one.
+
+        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the set.
+        """
+        make = partial(_stacked, samples, config["count"], cls.KIND)
+        tensors, info = make() if store is None else store.run(cls.KIND, config).get("set", make)
+        return cls(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config)
+
     def subset(self, index: Tensor | Sequence[int]) -> Self:
         """The samples at ``index`` (positions, or a bool for each sample), in that order."""
         index = torch.as_tensor(index)
@@ -72,6 +85,20 @@ class SampleSet:
     def where(self, prefix: str) -> Tensor:
         """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork or one class."""
         return torch.tensor([i for i, name in enumerate(self.names) if name.startswith(prefix)], dtype=torch.int64)
+
+
+def _stacked(samples: Iterable[Sample], count: int, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a :class:`SampleSet`, and its names."""
+    names: list[str] = []
+    with Progress(count, kind, unit=kind.removesuffix("s")) as progress:
+        for name, sample in samples:
+            if not names:
+                arrays = {field: np.empty((count, *value.shape), value.dtype) for field, value in sample.items()}
+            for field, value in sample.items():
+                arrays[field][len(names)] = value
+            names.append(name)
+            progress.step()
+    return {field: torch.from_numpy(array) for field, array in arrays.items()}, {"names": names}
 
 
 @dataclass(frozen=True)
