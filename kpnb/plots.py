@@ -51,8 +51,8 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 def _panels(rows: int, titles: Sequence[str], size: float = 1.25) -> tuple[Figure, np.ndarray]:
     """A grid of square panels without ticks, a column for each of ``titles``."""
-    size = (size * len(titles), size * rows + 0.5)
-    figure, axes = plt.subplots(rows, len(titles), figsize=size, squeeze=False, layout="compressed")
+    options = {"figsize": (size * len(titles), size * rows + 0.5), "squeeze": False, "layout": "compressed"}
+    figure, axes = plt.subplots(rows, len(titles), **options)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
