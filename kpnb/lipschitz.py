@@ -36,12 +36,8 @@ def _prediction(model: Module, x: Tensor, layer: str) -> tuple[Tensor, Tensor, T
         leaves.append(output.detach().requires_grad_(True))
         return leaves[-1].clone()  # what follows may work in place
 
-    handle = module_at(model, layer).register_forward_hook(cut)
-    try:
-        with torch.enable_grad():
-            y = model(x).flatten(1)
-    finally:
-        handle.remove()
+    with module_at(model, layer).register_forward_hook(cut), torch.enable_grad():
+        y = model(x).flatten(1)
     (feature,) = leaves
     rows = [torch.autograd.grad(y[:, c].sum(), feature, retain_graph=True)[0].flatten(1) for c in range(y.shape[1])]
     return feature.detach().flatten(1), y.detach(), torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
