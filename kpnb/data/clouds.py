@@ -262,7 +262,7 @@ def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
         parts = {part: [(name.rpartition("_")[0], name) for name in names[part]] for part in names}
         classes = sorted({kind for part in parts.values() for kind, _ in part})
         return classes, [(kind, root / kind / f"{name}.txt", 0) for kind, name in parts[split]]
-    classes = sorted({path.parent.name for name in ("train", "test") for path in root.glob(f"[!.]*/{name}")})
+    classes = sorted(path.name for path in root.glob("[!._]*/"))  # without .git, __MACOSX and the like
     return classes, [(kind, path, 0) for kind in classes for path in sorted((root / kind / split).glob("[!.]*.off"))]
 
 
@@ -281,7 +281,7 @@ def _modelnet40(split: str, count: int | None, seed: int, root: Path | None) -> 
     if root is None or not root.is_dir():
         raise FileNotFoundError(f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}")
     classes, entries = _entries(root, split)
-    if not classes:
+    if not entries:
         raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
     if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
         raise FileNotFoundError(f"class {missing[0]!r} has no file for the split {split!r} in {root}; {AGAIN}")
