@@ -200,6 +200,7 @@ def read(root, split="train", **options):
 @pytest.mark.parametrize("layout", WRITERS)
 def test_layouts_are_read_and_left_alone(tmp_path, layout):
     WRITERS[layout](tmp_path)
+    (tmp_path / "__MACOSX").mkdir()  # unpacked archives have one
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     data, test = read(tmp_path), read(tmp_path, "test")
     assert data.classes == CLASSES
@@ -252,12 +253,32 @@ def test_broken_files_are_named(tmp_path, layout, name, content, message):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(("layout", "name"), [("meshes", "sofa/test/sofa_0000.off"), ("text", "sofa/sofa_0004.txt")])
-def test_missing_files_are_named(tmp_path, layout, name):
-    WRITERS[layout](tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match="sofa"):
+def test_missing_files_are_named(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / "sofa" / "sofa_0004.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sofa_0004.txt is missing; .*download the archive again"):
         read(tmp_path, "test")
+    read(tmp_path)  # the other split is whole
+
+
+@pytest.mark.parametrize("left", ["sofa/test", "sofa", "armchair"])
+def test_class_folders_without_files_are_named(tmp_path, left):
+    write_meshes(tmp_path)
+    shutil.rmtree(tmp_path / left, ignore_errors=True)
+    (tmp_path / left).mkdir()
+    name = left.partition("/")[0]
+    with pytest.raises(FileNotFoundError, match=f"class '{name}' has no file for the split 'test' .*archive again"):
+        read(tmp_path, "test")
+
+
+def test_objects_of_one_repeated_point_stay_finite(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / TEXT).write_text("1,2,3,0,0,1\n" * 30)
+    data = read(tmp_path)
+    points = data.points[data.names.index("bed/bed_0002")]
+    assert data.points.isfinite().all()
+    assert not points[:24].any()
+    assert points[24:].norm(dim=-1).max() == pytest.approx(1)
 
 
 def test_wrong_folders_are_named(tmp_path):

@@ -234,7 +234,7 @@ def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
         classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
         found = [(name.rpartition("_")[0], f"{name}.txt") for name in names[split]]
         return classes, [(kind, root / kind / name, 0) for kind, name in found]
-    classes = sorted({path.parent.name for part in SPLITS for path in root.glob(f"[!.]*/{part}")})
+    classes = sorted(path.name for path in root.glob("[!._]*/"))  # without .git, __MACOSX and the like
     return classes, [(kind, path, 0) for kind in classes for path in sorted((root / kind / split).glob("[!.]*.off"))]
 
 
@@ -256,7 +256,7 @@ def _modelnet40(wanted: Request) -> Objects:
     if not root or not root.is_dir():
         raise FileNotFoundError(f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}")
     classes, entries = _entries(root, wanted.split)
-    if not classes:
+    if not entries:
         raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
     if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
         raise FileNotFoundError(f"class {missing[0]!r} has no file for the split {wanted.split!r} in {root}; {AGAIN}")
