@@ -239,16 +239,14 @@ def unit_energies(
     changes = _changes(perturbation, x, searched, solver.noise, stream=0) if searched else {}
     found = {}
     for name, feature in features.items():
-        width = flat[name].shape[1]
-        if name not in searched:
-            identity = torch.eye(width, dtype=x.dtype, device=x.device)
-            found[name] = _exact(feature, x, identity[:, None].expand(-1, len(x), -1), units)
-            continue
-        if solver.rank is None:
-            found[name] = _exact(feature, x, _coordinates(changes[name]), units)
+        if solver.rank is None or name not in changes:
+            known, ones = name in changes, torch.ones_like(flat[name])
+            vectors = _coordinates(changes[name]) if known else torch.diag_embed(ones).unbind(1)
+            found[name] = _exact(feature, x, vectors, units)
             continue
         gen = generator(perturbation.seed + 1, x.device)
-        probes = torch.randn(width, solver.probes, generator=gen, device=x.device, dtype=changes[name].dtype)
+        shape, dtype = (feature[0].numel(), solver.probes), changes[name].dtype
+        probes = torch.randn(shape, generator=gen, device=x.device, dtype=dtype)
         if solver.rank == "auto":
             draw = partial(_changes, perturbation, x, {name: flat[name]}, solver.noise)
             blocks = (draw(1000 * i)[name] if i else changes[name] for i in itertools.count())
