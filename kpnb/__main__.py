@@ -5,6 +5,7 @@ import ast
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -43,13 +44,12 @@ def parse_parameters(assignments: Sequence[str]) -> dict[str, object]:
         name, equals, value = assignment.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
-        try:
-            parameters[name] = ast.literal_eval(value)  # before YAML, for which 1e-3 is a text
-        except (SyntaxError, ValueError):
-            try:
-                parameters[name] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML") from None
+        for read in (ast.literal_eval, yaml.safe_load):  # in this order, because 1e-3 is a text in YAML
+            with suppress(SyntaxError, ValueError, yaml.YAMLError):
+                parameters[name] = read(value)
+                break
+        else:
+            raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML")
     return parameters
 
 

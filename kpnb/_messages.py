@@ -12,3 +12,10 @@ def unknown(what: str, name: object, options: Iterable[object]) -> str:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     listed = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
     return f"unknown {what} {name!r}; known: {listed or 'none'}"
+
+
+def positive(or_zero: bool = False, /, **values: float | None) -> None:
+    """Raise ``ValueError`` naming the first of ``values`` that is not positive (None is not checked)."""
+    for name, value in values.items():
+        if value is not None and not (value > 0 or (or_zero and value == 0)):
+            raise ValueError(f"{name}={value} must {'not be negative' if or_zero else 'be positive'}")

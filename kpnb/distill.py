@@ -14,18 +14,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import unknown
+from kpnb._messages import positive, unknown
 from kpnb._progress import Progress
 from kpnb.layers import capture, modules_below, parameters_below
-from kpnb.store import Item, Run, Store, digest
+from kpnb.store import Item, Store, copied, digest
 
 
 class Data(Protocol):
@@ -43,8 +44,8 @@ class Schedule:
     """SGD with momentum. The paper's batch is 64; its release has momentum 0.9, weight decay 1e-4, 150 epochs.
 
     ``cosine``: the rate falls from ``lr`` to 0 along half a cosine over ``epochs``; otherwise it is constant.
-    ``optimiser``: "sgd", or "adamw" for transformers (``momentum`` is its first beta). ``bf16``: networks run under
-    bfloat16 autocast; weights and losses stay as they are.
+    ``adamw``: AdamW instead of SGD, for transformers; ``momentum`` is its first beta. ``bf16``: networks run under
+    bfloat16 autocast while they are trained; weights and losses stay as they are.
     """
 
     epochs: int = 20
@@ -54,15 +55,12 @@ class Schedule:
     batch_size: int = 64
     seed: int = 0
     cosine: bool = False
-    optimiser: str = "sgd"
+    adamw: bool = False
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimiser not in ("sgd", "adamw"):
-            raise ValueError(unknown("optimiser", self.optimiser, ["sgd", "adamw"]))
-        for name, low in {"epochs": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "batch_size": 1}.items():
-            if not getattr(self, name) >= low:
-                raise ValueError(f"Schedule.{name} is {getattr(self, name)}: it must be at least {low}")
+        positive(batch_size=self.batch_size)
+        positive(True, epochs=self.epochs, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
     def rate(self, epoch: int) -> float:
         """Learning rate of ``epoch`` 1, 2, ..."""
@@ -71,16 +69,9 @@ class Schedule:
     @property
     def config(self) -> dict[str, Any]:
         """What an epoch depends on: without ``epochs`` if the rate does not, so that a longer run extends a shorter."""
-        left_out = {} if self.cosine else {"epochs": self.epochs}
-        left_out |= {"optimiser": "sgd", "bf16": False}  # came later: runs without them keep their address
-        return {key: value for key, value in asdict(self).items() if key not in left_out or left_out[key] != value}
-
-    def optimise(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser of ``parameters``, which may be none."""
-        group = [{"params": parameters}]  # a group, because an empty list is refused
-        if self.optimiser == "adamw":
-            return torch.optim.AdamW(group, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
-        return torch.optim.SGD(group, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        left_out = {"adamw": False, "bf16": False}  # runs without them are older
+        left_out |= {} if self.cosine else {"epochs": self.epochs}
+        return {key: value for key, value in asdict(self).items() if left_out.get(key) != value}
 
 
 class Source(NamedTuple):
@@ -109,17 +100,15 @@ class CrossEntropy:
     @property
     def config(self) -> dict[str, Any]:
         """What addresses the objective in a run."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {"loss": type(self).__name__} | values | {"teacher": self.teacher and self.teacher.identity}
+        return {"loss": type(self).__name__, **vars(self), "teacher": self.teacher and self.teacher.identity}
 
-    def loss(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> Tensor:
-        """Scalar loss of a batch; ``energy`` is the mean of ``||target||^2`` over the training set."""
-        return F.cross_entropy(output, y)
+    def terms(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> tuple[Tensor, float, float]:
+        """Loss of a batch, then numerator and denominator of ``metric``, to be summed over batches.
 
-    def score(self, output: Tensor, y: Tensor, target: Tensor | None) -> tuple[float, float]:
-        """Numerator and denominator of ``metric``, to be summed over batches."""
-        right = (output.argmax(1) == y).reshape(len(y), -1).all(1)  # both ends of an answer, when y is [B, 2]
-        return right.sum().item(), len(y)
+        ``energy`` is the mean of ``||target||^2`` over the training set.
+        """
+        right = (output.argmax(1) == y).reshape(len(y), -1).all(1)  # both ends of an answer, where y is [B, 2]
+        return F.cross_entropy(output, y), right.sum().item(), len(y)
 
 
 @dataclass(frozen=True)
@@ -138,12 +127,10 @@ class Feature(CrossEntropy):
         if self.scale not in ("energy", "sum", "mean"):
             raise ValueError(unknown("scale", self.scale, ["energy", "sum", "mean"]))
 
-    def loss(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> Tensor:
+    def terms(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> tuple[Tensor, float, float]:
+        error = (output - target).square().sum()
         unit = {"energy": energy, "sum": 1.0, "mean": output[0].numel()}[self.scale]
-        return (output - target).square().sum() / len(output) / unit
-
-    def score(self, output: Tensor, y: Tensor, target: Tensor | None) -> tuple[float, float]:
-        return (output - target).square().sum().item(), target.square().sum().item()
+        return error / len(output) / unit, error.item(), target.square().sum().item()
 
 
 @dataclass(frozen=True)
@@ -153,40 +140,47 @@ class Soft(CrossEntropy):
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be positive")
+        positive(temperature=self.temperature)
 
-    def loss(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> Tensor:
+    def terms(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> tuple[Tensor, float, float]:
         ours, theirs = (F.log_softmax(z / self.temperature, 1) for z in (output, target))
-        return self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        loss = self.temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        return loss, *super().terms(output, y, target, energy)[1:]
 
 
 @dataclass
 class Training:
-    """A finished training: an artefact for each of the ``epochs`` + 1 epochs, number 0 being the untrained network.
+    """Training a copy of ``model`` on ``data``: an artefact for each epoch, number 0 being the untrained network.
+
+    ``model`` is a network, known by its class, its printed structure and the digest of its weights; or, faster when
+    everything is stored, a dict of arguments for ``build``, known by them and the name of ``build``; or a training to
+    go on from. After every epoch the metric on ``test`` is taken. The last, partial batch counts too; a single sample
+    joins the batch before it (BatchNorm needs two).
 
     ``log``, ``accuracy`` and ``step_norms`` read JSON only; weights are read, and verified, when they are asked for.
-    What was lost or damaged since is computed anew. Everywhere ``epoch`` counts from 0, and -1 is the last one.
+    What is not stored yet, was lost or damaged is computed. Everywhere ``epoch`` counts from 0, and -1 is the last one,
+    number ``epochs``. ``address`` is that of the ``run`` in its store.
+    Raises FloatingPointError when the loss is no longer finite (finished epochs are kept), ValueError without data.
     """
 
-    run: Run
-    make: Callable[[], nn.Module]
+    store: Store
+    kind: str
+    model: "Model"
     data: Data
     objective: CrossEntropy
     schedule: Schedule
+    build: Callable[..., nn.Module] | None = None
     test: Data | None = None
     device: str = "cpu"
-    _live: "_Live | None" = field(default=None, init=False, repr=False)
 
-    @property
-    def address(self) -> str:
-        """Address of the run in its store."""
-        return self.run.address
-
-    @property
-    def epochs(self) -> int:
-        """Number of the last epoch."""
-        return self.schedule.epochs
+    def __post_init__(self) -> None:
+        if len(self.data) == 0:
+            raise ValueError(f"no samples to train on in {dict(self.data.config)}")
+        identity, self.make = _source(self.model, self.build)
+        config = {"model": identity, "objective": self.objective.config, "schedule": self.schedule.config}
+        config |= {"data": self.data.config, "test": self.test.config if self.test is not None else None}
+        self.run = self.store.run(self.kind, config)
+        self.address, self.epochs = self.run.address, self.schedule.epochs
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -226,41 +220,34 @@ class Training:
             raise IndexError(f"epoch {epoch} of {self.address}: it has the epochs 0 to {self.epochs}")
         return epoch % (self.epochs + 1)
 
-    def finish(self) -> None:
+    def finish(self) -> Self:
         """Compute every epoch that is not stored, in order."""
         missing = [epoch for epoch in range(self.epochs + 1) if not self.run.has(_name(epoch))]
         total = len(self.data) * sum(epoch > 0 for epoch in missing)
-        try:
-            with Progress(total, self.run.kind, "sample", hidden=not missing) as bar:
-                for epoch in missing:
-                    if epoch and self.run.has(_name(epoch)):  # by another process, meanwhile
-                        bar.step(len(self.data))
-                    else:
-                        self._artefact(epoch, bar)
-        finally:
-            self._live = None
+        with Progress(total, self.kind, "sample", hidden=not missing) as bar:
+            live = cache(lambda: _Live(self, bar))
+            for epoch in missing:
+                self._artefact(epoch, live)
+        return self
 
     def _stored(self, epoch: int) -> Item:
         if not self.run.has(_name(epoch)):
             self.finish()
-        item = self._artefact(epoch)
-        self._live = None  # a network is there if the epoch was damaged
-        return item
+        with Progress(0, self.kind, hidden=True) as bar:
+            return self._artefact(epoch, cache(lambda: _Live(self, bar)))
 
-    def _artefact(self, epoch: int, bar: Progress | None = None) -> Item:
-        return self.run.get(_name(epoch), lambda: self._compute(epoch, bar))
+    def _artefact(self, epoch: int, live: Callable[[], "_Live"]) -> Item:
+        return self.run.get(_name(epoch), lambda: self._compute(epoch, live))
 
-    def _compute(self, epoch: int, bar: Progress | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _compute(self, epoch: int, live: Callable[[], "_Live"]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """An epoch, after those before it which are missing or damaged, with a network that only these have seen."""
         start = time.perf_counter()
-        previous = self._artefact(epoch - 1).tensors if epoch else None
-        if self._live is None or previous is None:
-            with _seeded(self.schedule.seed, -1):  # a builder may draw from torch's generator
-                self._live = _Live(self)
-        if previous is not None:
-            self._live.restore(previous)
+        previous = self._artefact(epoch - 1, live).tensors if epoch else {}
+        with _seeded(self.schedule.seed, -1):  # a builder may draw from torch's generator
+            network = live()
         with _seeded(self.schedule.seed, epoch):
-            info = self._live.advance(epoch, bar)
-        return self._live.tensors(), info | {"seconds": time.perf_counter() - start}
+            info = network.advance(epoch, previous)
+        return network.tensors(), info | {"seconds": time.perf_counter() - start}
 
 
 Model = Training | nn.Module | Mapping[str, Any]
@@ -269,26 +256,23 @@ Model = Training | nn.Module | Mapping[str, Any]
 def baseline(
     store: Store, model: Model, data: Data, schedule: Schedule, *, kind: str = "baseline", **options: Any
 ) -> Training:
-    """Train with cross-entropy: a baseline, or a teacher when ``data`` is everything. Options: see :func:`train`."""
-    return train(store, kind, model, data, CrossEntropy(), schedule, **options)
+    """Train with cross-entropy: a baseline, or a teacher when ``data`` is everything.
+
+    ``options`` here and below are ``build``, ``test`` and ``device`` of :class:`Training`.
+    """
+    return Training(store, kind, model, data, CrossEntropy(), schedule, **options).finish()
 
 
 def student(
-    store: Store,
-    model: Model,
-    data: Data,
-    schedule: Schedule,
-    *,
-    teacher: Training | nn.Module,
-    layer: str,
-    teacher_layer: str | None = None,
-    epoch: int = -1,
-    scale: str = "energy",
-    **options: Any,
+    store: Store, model: Model, data: Data, schedule: Schedule, *, teacher: Model, layer: str, **options: Any
 ) -> Training:
-    """Distil the feature of the teacher (at ``epoch``) into ``layer`` of a student: see :class:`Feature`."""
-    objective = Feature(layer, None, _source(teacher, epoch=epoch), teacher_layer or layer, scale)
-    return train(store, "student", model, data, objective, schedule, **options)
+    """Distil the feature of the teacher (of a training: after its last epoch) into ``layer`` of a student.
+
+    ``options`` also takes ``scale``, see :class:`Feature`, and ``teacher_layer`` when the teacher's has another name.
+    """
+    scale, theirs = options.pop("scale", Feature.scale), options.pop("teacher_layer", layer)
+    objective = Feature(layer, teacher=_source(teacher), teacher_layer=theirs, scale=scale)
+    return Training(store, "student", model, data, objective, schedule, **options).finish()
 
 
 def head(store: Store, student: Model, layer: str, data: Data, schedule: Schedule, **options: Any) -> Training:
@@ -296,62 +280,21 @@ def head(store: Store, student: Model, layer: str, data: Data, schedule: Schedul
 
     When nothing lies above it (distillation from the output), every epoch is the student itself, with its accuracy.
     """
-    return train(store, "head", student, data, CrossEntropy(above=layer), schedule, **options)
+    return Training(store, "head", student, data, CrossEntropy(above=layer), schedule, **options).finish()
 
 
-def output(
-    store: Store,
-    model: Model,
-    data: Data,
-    schedule: Schedule,
-    *,
-    teacher: Training | nn.Module,
-    temperature: float = 4.0,
-    epoch: int = -1,
-    **options: Any,
-) -> Training:
-    """Distil the softened output of the teacher (at ``epoch``) into a student: see :class:`Soft`."""
-    objective = Soft(teacher=_source(teacher, epoch=epoch), temperature=temperature)
-    return train(store, "output", model, data, objective, schedule, **options)
+def output(store: Store, model: Model, data: Data, schedule: Schedule, *, teacher: Model, **options: Any) -> Training:
+    """Distil the softened output of the teacher into a student; ``options`` also takes ``temperature`` of ``Soft``."""
+    objective = Soft(teacher=_source(teacher), temperature=options.pop("temperature", Soft.temperature))
+    return Training(store, "output", model, data, objective, schedule, **options).finish()
 
 
-def train(
-    store: Store,
-    kind: str,
-    model: Model,
-    data: Data,
-    objective: CrossEntropy,
-    schedule: Schedule,
-    *,
-    build: Callable[..., nn.Module] | None = None,
-    test: Data | None = None,
-    device: str = "cpu",
-) -> Training:
-    """Train a copy of ``model`` on ``data``, with the metric on ``test`` after every epoch; stored epochs are kept.
-
-    ``model`` is a network, known by its class, its printed structure and the digest of its weights; or, faster when
-    everything is stored, a dict of arguments for ``build``, known by them and the name of ``build``; or a training to
-    go on from. The last, partial batch counts too; a single sample joins the batch before it (BatchNorm needs two).
-    Raises FloatingPointError when the loss is no longer finite (finished epochs are kept), ValueError without data.
-    """
-    if len(data) == 0:
-        raise ValueError(f"no samples to train on in {dict(data.config)}")
-    source = _source(model, build)
-    config = {"model": source.identity, "objective": objective.config, "schedule": schedule.config}
-    config |= {"data": data.config, "test": test.config if test is not None else None}
-    training = Training(store.run(kind, config), source.make, data, objective, schedule, test, device)
-    training.finish()
-    return training
-
-
-def _source(model: Model, build: Callable[..., nn.Module] | None = None, epoch: int = -1) -> Source:
+def _source(model: Model, build: Callable[..., nn.Module] | None = None) -> Source:
     if isinstance(model, Training):
-        number = model.number(epoch)
-        return Source({"run": model.address, "epoch": number}, lambda: model.load(epoch=number))
+        return Source({"run": model.address, "epoch": model.epochs}, model.load)
     if isinstance(model, nn.Module):
         kept = copy.deepcopy(model)  # the caller may change the model before an epoch has to be computed again
-        weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-        content = repr(model).encode() + safetensors.torch.save(weights)
+        content = repr(model).encode() + safetensors.torch.save(copied(model.state_dict()))
         return Source({"class": type(model).__qualname__, "digest": digest(content)}, lambda: copy.deepcopy(kept))
     if build is None:
         raise TypeError("a model given as a dict of arguments needs build=, the function that takes them")
@@ -361,8 +304,8 @@ def _source(model: Model, build: Callable[..., nn.Module] | None = None, epoch: 
 class _Live:
     """Network, optimiser and teacher's answers in memory."""
 
-    def __init__(self, training: Training) -> None:
-        self.t, self.objective, s = training, training.objective, training.schedule
+    def __init__(self, training: Training, bar: Progress) -> None:
+        self.t, self.bar, self.objective, s = training, bar, training.objective, training.schedule
         self.model = training.make().to(training.device)
         x, _ = training.data.batch(torch.arange(min(2, len(training.data))), training.device)
         # Channels last is a quarter faster for images on CPUs, but some models (with a ``view``) cannot take it.
@@ -381,9 +324,13 @@ class _Live:
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in trained)
         # Besides what is below, whole blocks: some, such as attention, look at their own ``training`` flag.
-        flags = {name: {p.requires_grad for p in module.parameters()} for name, module in self.model.named_modules()}
-        self.frozen = [self.model.get_submodule(name) for name in flags if name in below or flags[name] == {False}]
-        self.optimiser = s.optimise([*self.trained.values()])
+        blocks = [m for m in self.model.modules() if {p.requires_grad for p in m.parameters()} == {False}]
+        self.frozen = [*blocks, *map(self.model.get_submodule, below)]
+        group = {"params": [*self.trained.values()]}  # a group, because SGD refuses an empty list
+        if s.adamw:
+            self.optimiser = torch.optim.AdamW([group], s.lr, (s.momentum, 0.999), weight_decay=s.weight_decay)
+        else:
+            self.optimiser = torch.optim.SGD([group], s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)
         sizes = torch.zeros(1) if self.answers is None else self.answers.flatten(1).square().sum(1)
@@ -398,85 +345,82 @@ class _Live:
         inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(self.t.schedule.batch_size))
         return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go to the end of the epoch that left ``tensors``."""
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.optimiser.state.clear()
-        for prefix, key in STATE.items():
-            for name, value in _part(tensors, f"{prefix}.").items():
-                value = value if key == "step" else value.to(self.t.device)
-                self.optimiser.state[self.parameters[name]][key] = value
-
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and the optimiser's state: all that the next epoch starts from."""
-        states = {name: self.optimiser.state[parameter] for name, parameter in self.trained.items()}
-        kept = {f"{prefix}.{name}": s.get(key) for prefix, key in STATE.items() for name, s in states.items()}
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return tensors | {name: value for name, value in kept.items() if value is not None}
+        for prefix, key in STATE.items():
+            kept = {name: self.optimiser.state[p].get(key) for name, p in self.trained.items()}
+            tensors |= {f"{prefix}.{name}": value for name, value in kept.items() if value is not None}
+        return tensors
 
-    def advance(self, epoch: int, bar: Progress | None) -> dict[str, Any]:
-        """Train ``epoch`` (0: nothing) and evaluate; its entry of the log, with how far each parameter went."""
+    def advance(self, epoch: int, previous: dict[str, Tensor]) -> dict[str, Any]:
+        """Train ``epoch`` (0: nothing) from the ``previous`` one's tensors and evaluate; its entry of the log."""
+        if epoch:
+            self.model.load_state_dict(_part(previous, "model."))
+            for prefix, key in STATE.items():
+                for name, value in _part(previous, f"{prefix}.").items():
+                    kept = value if key == "step" else value.to(self.t.device)
+                    self.optimiser.state[self.parameters[name]][key] = kept
         before = {k: v.detach().clone() if epoch else torch.zeros_like(v) for k, v in self.parameters.items()}
         rate = self.t.schedule.rate(epoch) if epoch else 0.0
         info = {"epoch": epoch, "lr": rate, "device": str(self.t.device)}
         info |= {"loss": math.nan, "accuracy": math.nan, "test_accuracy": math.nan}
         if epoch and self.trained:
-            info |= self._train(epoch, rate, bar)
+            info |= self._train(epoch, rate)
         if self.t.test:
             info |= self._evaluate(self.t.test)
         moved = {k: (v.detach() - before[k]).cpu() for k, v in self.parameters.items()}
         norms = {k: torch.linalg.vector_norm(v, dtype=torch.float64).item() for k, v in moved.items()}
         return info | {"norms": norms}
 
-    def _train(self, epoch: int, rate: float, bar: Progress | None) -> dict[str, Any]:
-        total = part = whole = count = 0
-        path = torch.zeros(len(self.trained), device=self.t.device)
+    def _train(self, epoch: int, rate: float) -> dict[str, Any]:
+        path, done = torch.zeros(len(self.trained), device=self.t.device), 0
         self.model.train()
         for module in self.frozen:
             module.training = False
         self.optimiser.param_groups[0]["lr"] = rate
-        for output, y, target in self._outputs(self.t.data, self.answers, torch.randperm(len(self.t.data))):
-            loss = self.objective.loss(output, y, target, self.energy)
+        order = torch.randperm(len(self.t.data))
+        for loss, size, info in self._batches(self.t.data, self.answers, order):
             if not loss.isfinite():
-                where = f"the loss of {self.t.address} became {loss.item()} in epoch {epoch} after {count} samples"
+                where = f"the loss of {self.t.address} became {loss.item()} in epoch {epoch} after {done} samples"
                 raise FloatingPointError(f"{where}: use a lower learning rate than {rate:g}; earlier epochs are kept")
             self.optimiser.zero_grad()
             loss.backward()
             before = [parameter.detach().clone() for parameter in self.trained.values()]
             self.optimiser.step()
             path += torch.stack([(p.detach() - b).norm() for p, b in zip(self.trained.values(), before, strict=True)])
-            score = self.objective.score(output.detach(), y, target)
-            total, part, whole, count = total + loss.item() * len(y), part + score[0], whole + score[1], count + len(y)
-            info = {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
-            if bar:
-                bar.step(len(y), **info)
+            done += size
+            self.bar.step(size, **info)
         return info | {"paths": dict(zip(self.trained, path.tolist(), strict=True))}
 
     @torch.no_grad()
     def _evaluate(self, data: Data) -> dict[str, float]:
         self.model.eval()
-        outputs = self._outputs(data, self.test_answers, torch.arange(len(data)))
-        part, whole = (sum(s) for s in zip(*(self.objective.score(*output) for output in outputs), strict=True))
-        return {f"test_{self.objective.metric}": part / whole if whole else math.nan}
+        *_, (_, _, info) = self._batches(data, self.test_answers, torch.arange(len(data)))
+        return {f"test_{self.objective.metric}": info[self.objective.metric]}
 
-    def _outputs(
+    def _batches(
         self, data: Data, answers: Tensor | None, order: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """For every batch: what the loss looks at, the labels, the teacher's answers."""
+    ) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
+        """Loss and size of every batch; and the mean loss and the metric so far."""
         student, teacher = self.objective.layer, self.objective.teacher_layer
         batches = list(order.split(self.t.schedule.batch_size))
         if len(batches[-1]) == 1 < len(batches[0]):
             batches[-2:] = [torch.cat(batches[-2:])]
+        total = part = whole = count = 0
         for index in batches:
             x, y = data.batch(index, self.t.device)
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16):
                 output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
-            output = output.float() if output.dtype == torch.bfloat16 else output
+            output = output.float() if self.t.schedule.bf16 else output
             target = answers[index].to(self.t.device) if answers is not None else None
             if target is not None and output.shape != target.shape:
                 ours, theirs = f"{student or 'output'!r} is {output.shape}", f"{teacher or 'output'!r} {target.shape}"
                 raise ValueError(f"the student's {ours}, the teacher's {theirs}: choose layers of one shape")
-            yield output, y, target
+            loss, *score = self.objective.terms(output, y, target, self.energy)
+            total, part, whole, count = total + loss.item() * len(y), part + score[0], whole + score[1], count + len(y)
+            info = {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
+            yield loss, len(y), info
 
 
 # prefix in an artefact: key in the optimiser's state

@@ -7,15 +7,18 @@ probes of what those directions leave out: the range finder of Halko, Martinsson
 of Meyer, Musco, Musco and Woodruff (Hutch++, 2021). It is exact when directions and probes together span the feature.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from kpnb.layers import capture
 from kpnb.perturb import Perturbation, generator
-from kpnb.units import Units, existing
+from kpnb.units import Units
 
 
 @dataclass(frozen=True)
@@ -23,23 +26,28 @@ class ClosedForm:
     """Settings of the closed form; the defaults cost 16 forwards and 14 backwards for a batch and a layer.
 
     rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of the feature that
-                noise moves at all: the exact Jacobian, with as many backwards
+                noise moves at all: the exact Jacobian, with as many backwards; ``"auto"`` takes one more at a time, for
+                each sample until the mean over its units of the standard error of H (nats) is at most ``tolerance``
     probes      random orthonormal directions that estimate the rest
-    noise       forwards under noise of size tau that find the leading directions (and the coordinates that move)
+    noise       forwards under noise of size tau that find the leading directions (and the coordinates that move);
+                ``"auto"`` makes as many more whenever it has used up the directions they gave
     check       forwards at the resulting sigma for the linearity diagnostic (each layer has its own; layers share
                 the other forwards)
     shrink      improve each unit's estimate of the rest with what all units have in common (see ``_shrunk``);
                 without it the estimate is unbiased and noisier
     """
 
-    rank: int | None = 9
+    rank: int | Literal["auto"] | None = 9
     probes: int = 5
     noise: int = 14
     check: int = 1
     shrink: bool = True
+    tolerance: float = 0.005
 
     def __post_init__(self) -> None:
-        if self.rank is not None and not 0 <= self.rank <= self.noise:
+        if isinstance(self.rank, str) and (self.rank != "auto" or not self.tolerance > 0):
+            raise ValueError(f"rank = {self.rank!r} must be a number, None or 'auto', tolerance = {self.tolerance} > 0")
+        if isinstance(self.rank, int) and not 0 <= self.rank <= self.noise:
             raise ValueError(f"rank = {self.rank} directions need as many forwards under noise; noise = {self.noise}")
         if self.rank is not None and self.probes < 2:
             raise ValueError(f"probes = {self.probes}: the error estimate needs at least two")
@@ -51,12 +59,18 @@ class ClosedForm:
 class UnitEnergy:
     """``energy [B, n]``: s of every unit; ``deviation [B, n]``: its standard error (0 where s is exact).
 
-    Both are NaN for units that do not exist. ``feature [B, d]`` is the unperturbed feature they belong to.
+    Both are NaN for units that a sample does not have. ``feature [B, d]`` is the unperturbed feature; ``rank`` is how many of its directions were taken
+    exactly, ``[B]`` where that differs between samples.
     """
 
     energy: Tensor
     deviation: Tensor
     feature: Tensor
+    rank: int | Tensor
+
+
+Error = Callable[[UnitEnergy], Tensor]
+"""From energies to the error ``[B]`` that ``ClosedForm.tolerance`` is about."""
 
 
 def _directions(changes: Tensor, rank: int, probes: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,92 +100,165 @@ def _coordinates(changes: Tensor) -> Iterator[Tensor]:
         yield torch.zeros_like(changes[0]).scatter(1, chosen, moved.gather(1, chosen).to(changes.dtype))
 
 
+def _gradient(feature: Tensor, x: Tensor, vector: Tensor) -> Tensor:
+    """The vector-Jacobian product, shaped like ``x``, of ``vector [B, d]``."""
+    flat = vector.reshape(feature.shape).to(feature.dtype)
+    return torch.autograd.grad(feature, x, flat, retain_graph=True)[0]
+
+
 def _vjp_energies(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
-    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]`` (0 for no unit)."""
-    exists = existing(units, x)
+    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]``."""
     for vector in vectors:
-        flat = vector.reshape(feature.shape).to(feature.dtype)
-        (gradient,) = torch.autograd.grad(feature, x, flat, retain_graph=True)
-        yield units.gather(gradient.square()) * exists
+        yield units.gather(_gradient(feature, x, vector).square())
 
 
 def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
     """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by row."""
-    nothing = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
-    total = sum(_vjp_energies(feature, x, vectors, units), nothing)
-    return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1))
+    total, rank = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device), 0
+    for energy in _vjp_energies(feature, x, vectors, units):
+        total, rank = total + energy, rank + 1
+    return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1), rank)
 
 
-def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
     """The probes' estimate ``rest [B, n]`` of what they left out, moved towards a smoother one; and its variance.
 
     The total of ``rest`` is well known, its split among units is not. A second opinion on the split: let every
     direction probed vote with its own ``energies [k, B, n]``, normalised so that all votes weigh the same. Both are
     mixed by the James-Stein rule, according to how far they differ (relative to the second) beyond the noise.
-    Each sample has ``n [B, 1]`` units; the others are 0 everywhere.
+    Units that a sample does not have are NaN and do not count.
     """
-    votes = (energies / energies.sum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)).sum(0)
-    other = votes * rest.sum(-1, keepdim=True) / votes.sum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    votes = (energies / energies.nansum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)).sum(0)
+    total = votes.nansum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
+    other = votes * rest.nansum(-1, keepdim=True) / total
     square = other.square().clamp_min(torch.finfo(other.dtype).tiny)
-    apart = ((rest - other).square() / square).sum(-1, keepdim=True) / n
-    noise = (variance / square).sum(-1, keepdim=True) / n
+    apart = ((rest - other).square() / square).nanmean(-1, keepdim=True)
+    noise = (variance / square).nanmean(-1, keepdim=True)
     # the mean over n units knows the distance to a part in sqrt(n / 2), so the second opinion is never taken as exact
-    bias = torch.maximum(apart - noise, apart * (2 / n) ** 0.5)
+    bias = torch.maximum(apart - noise, apart * (2 / (~rest.isnan()).sum(-1, keepdim=True)).sqrt())
     weight = noise / (noise + bias).clamp_min(torch.finfo(noise.dtype).tiny)
     # the rule promises the variance times (1 - weight); its weight is an estimate too, so half of that is credited
     return rest + weight * (other - rest), square * noise * (1 - weight / 2)
+
+
+def _combined(feature: Tensor, exact: Tensor, probed: Tensor, scale: Tensor, solver: ClosedForm) -> UnitEnergy:
+    """Unit energies from those of the leading directions, ``exact [k, B, n]``, and ``probed [r, B, n]`` others.
+
+    The probed directions go ``scale [B]`` times into all that the leading ones leave out.
+    """
+    scale, r = scale[:, None].to(probed.dtype), len(probed)
+    rest = scale * probed.sum(0)
+    # the probes are a sample, without replacement, of r out of scale * r directions
+    variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
+    if solver.shrink:
+        rest, variance = _shrunk(rest, variance, torch.cat([exact, probed]))
+    return UnitEnergy(exact.sum(0) + rest, variance.sqrt(), feature.detach().flatten(1), len(exact))
 
 
 def _estimated(
     feature: Tensor, x: Tensor, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units
 ) -> UnitEnergy:
     """Unit energies of one layer from its leading directions and random probes ``[d, r]`` of the rest."""
-    rank, r = solver.rank or 0, solver.probes
+    rank = int(solver.rank or 0)
     vectors, scale = _directions(changes, rank, probes)
     energies = torch.stack([*_vjp_energies(feature, x, vectors, units)])
-    scale = scale[:, None].to(energies.dtype)
-    known, probed = energies[:rank].sum(0), energies[rank:]
-    rest = scale * probed.sum(0)
-    # the probes are a sample, without replacement, of r out of scale * r directions
-    variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
-    if solver.shrink:
-        rest, variance = _shrunk(rest, variance, energies, existing(units, x).sum(-1, keepdim=True, dtype=rest.dtype))
-    return UnitEnergy(known + rest, variance.sqrt(), feature.detach().flatten(1))
+    return _combined(feature, energies[:rank], energies[rank:], scale, solver)
+
+
+def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Orthonormal directions ``[B, d]`` that lead the changes ``[m, B, d]`` of one block after the other."""
+    known: list[Tensor] = []
+    for changes in blocks:
+        samples = changes.movedim(0, -1)
+        for direction in known:
+            samples = samples - direction[..., None] * (direction[:, None] @ samples)
+        directions = torch.linalg.svd(samples, full_matrices=False).U.unbind(-1)
+        known += directions
+        yield from directions
+
+
+def _adaptive(
+    feature: Tensor, x: Tensor, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, units: Units, error: Error
+) -> UnitEnergy:
+    """Like ``_estimated``, with one leading direction more until each sample's ``error`` is within the tolerance.
+
+    A product with the Jacobian is linear: what a new direction takes out of the probes, its product takes out of
+    theirs. So there are as many backwards as if the rank had been known.
+    """
+    first = next(blocks)
+    moved = (first != 0).any(0)
+    directions = _leading(block * moved for block in itertools.chain([first], blocks))
+    vectors = torch.linalg.qr(moved[..., None] * probes).Q
+    products = torch.stack([_gradient(feature, x, vector).flatten(1) for vector in vectors.unbind(-1)], -1)
+    exact = products.new_empty(0, len(x), units.count(x))
+    kept: list[UnitEnergy] = []
+    rank, unsure = torch.zeros_like(moved[:, 0], dtype=torch.int64), torch.ones_like(moved[:, 0])
+    while True:
+        upper = torch.linalg.qr(vectors).R.to(products.dtype)
+        orthonormal = torch.linalg.solve_triangular(upper, products, upper=True, left=False)
+        probed = torch.stack([units.gather(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)])
+        rest = (moved.sum(-1) - len(exact)).clamp_min(0)
+        kept.append(_combined(feature, exact, probed, rest / rest.clamp(1, probes.shape[-1]), solver))
+        unsure = unsure & (error(kept[-1]) > solver.tolerance)  # not where it is NaN: nothing moves there
+        if not unsure.any():
+            break
+        rank += unsure
+        direction = next(directions)
+        product = _gradient(feature, x, direction)
+        exact = torch.cat([exact, units.gather(product.square())[None]])
+        overlap = direction[:, None] @ vectors
+        vectors = vectors - direction[..., None] * overlap
+        products = products - product.flatten(1)[..., None] * overlap.to(products.dtype)
+    mine = rank, torch.arange(len(x), device=x.device)
+    energy, deviation = (torch.stack([getattr(e, part) for e in kept])[mine] for part in ("energy", "deviation"))
+    return UnitEnergy(energy, deviation, kept[-1].feature, rank)
+
+
+def _changes(
+    perturbation: Perturbation, x: Tensor, flat: Mapping[str, Tensor], count: int, stream: int
+) -> dict[str, Tensor]:
+    """How ``count`` draws of noise of size tau change the features ``flat [B, d]`` of layers, ``[count, B, d]``."""
+    noise = perturbation.tau * perturbation.normal(count, x, stream)
+    with torch.no_grad():
+        parts = list(perturbation.features(x, [*flat], noise))
+    return {name: _factorable(torch.cat([part[name] for part in parts]) - flat[name]) for name in flat}
 
 
 def unit_energies(
-    perturbation: Perturbation, x: Tensor, layers: Sequence[str], solver: ClosedForm
+    perturbation: Perturbation, x: Tensor, layers: Sequence[str], solver: ClosedForm, error: Error | None = None
 ) -> dict[str, UnitEnergy]:
-    """Unit energies of every layer for one batch ``x [B, ...]``; the layers share the forward passes."""
+    """Unit energies of every layer for one batch ``x [B, ...]``; the layers share the forward passes.
+
+    ``rank="auto"`` needs ``error``.
+    """
     model, units = perturbation.model, perturbation.units
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
-        features = capture(model, x.clone(), layers)  # the clone spares x from an in-place first layer
+        seen = x.clone()  # spares x from an in-place first layer
+        inside = perturbation.inside(x) > 0
+        seen.register_hook(lambda gradient: gradient.where(inside, torch.nan))
+        features = capture(model, seen, layers)
     flat = {name: f.detach().flatten(1) for name, f in features.items()}
-    enough = solver.noise if solver.rank is None else solver.rank + solver.probes
-    searched = [name for name in layers if flat[name].shape[1] > enough]
-    parts = []
-    if searched:
-        noise = perturbation.tau * perturbation.normal(solver.noise, x, stream=0)
-        with torch.no_grad():
-            parts = list(perturbation.features(x, searched, noise))
+    enough = solver.noise if solver.rank is None else solver.probes + (solver.rank if solver.rank != "auto" else 0)
+    searched = {name: feature for name, feature in flat.items() if feature.shape[1] > enough}
+    changes = _changes(perturbation, x, searched, solver.noise, stream=0) if searched else {}
     found = {}
-    for name in layers:
-        width = flat[name].shape[1]
-        if name not in searched:
-            identity = torch.eye(width, dtype=x.dtype, device=x.device)
-            found[name] = _exact(features[name], x, identity[:, None].expand(-1, len(x), -1), units)
-            continue
-        changes = _factorable(torch.cat([part[name] for part in parts]) - flat[name])
-        if solver.rank is None:
-            found[name] = _exact(features[name], x, _coordinates(changes), units)
+    for name, feature in features.items():
+        if solver.rank is None or name not in changes:
+            known, ones = name in changes, torch.ones_like(flat[name])
+            vectors = _coordinates(changes[name]) if known else torch.diag_embed(ones).unbind(1)
+            found[name] = _exact(feature, x, vectors, units)
             continue
         gen = generator(perturbation.seed + 1, x.device)
-        probes = torch.randn(width, solver.probes, generator=gen, device=x.device, dtype=changes.dtype)
-        found[name] = _estimated(features[name], x, changes, solver, probes, units)
-    none = {"mask": ~existing(units, x), "value": torch.nan}
-    filled = {k: (v.energy.masked_fill(**none), v.deviation.masked_fill(**none)) for k, v in found.items()}
-    return {k: replace(found[k], energy=energy, deviation=deviation) for k, (energy, deviation) in filled.items()}
+        shape, dtype = (feature[0].numel(), solver.probes), changes[name].dtype
+        probes = torch.randn(shape, generator=gen, device=x.device, dtype=dtype)
+        if solver.rank == "auto":
+            draw = partial(_changes, perturbation, x, {name: flat[name]}, solver.noise)
+            blocks = (draw(1000 * i)[name] if i else changes[name] for i in itertools.count())
+            found[name] = _adaptive(feature, x, blocks, solver, probes, units, error)
+        else:
+            found[name] = _estimated(feature, x, changes[name], solver, probes, units)
+    return found
 
 
 def _factorable(values: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -12,7 +13,7 @@ from kpnb.layers import explaining, module_at
 from kpnb.learner import Stochastic, learn_sigma
 from kpnb.objectives import Aligned, Objective, entropy_of, relative_energy
 from kpnb.perturb import Perturbation
-from kpnb.units import ImageGrid, Units, existing
+from kpnb.units import ImageGrid, Units
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class Entropy:
                 the closed form holds (NaN from the stochastic learner, which has no prediction)
     error       ``[N, n]`` nats: standard error of H_i due to the random probes, 0 where it is exact (NaN from the
                 stochastic learner: repeat it with another seed instead)
-
-    Units that a sample does not have (padding) are NaN everywhere.
+    rank        ``[N]``: feature directions whose energy is exact (NaN from the stochastic learner)
     settings    everything that produced the result, ready for JSON
+
+    Units that a sample does not have (special and padding tokens) are NaN everywhere.
     """
 
     entropy: Tensor
@@ -36,6 +38,7 @@ class Entropy:
     delta_f2: Tensor
     linearity: Tensor
     error: Tensor
+    rank: Tensor
     settings: dict[str, Any]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -43,7 +46,7 @@ class Entropy:
         return {name: getattr(self, name) for name in TENSORS}
 
 
-TENSORS = ("entropy", "sigma", "delta_f2", "linearity", "error")
+TENSORS = ("entropy", "sigma", "delta_f2", "linearity", "error", "rank")
 
 
 def check_input(model: nn.Module, x: Tensor) -> None:
@@ -77,13 +80,19 @@ def solve(found: UnitEnergy, objective: Objective, tau: float) -> tuple[Tensor, 
     return sigma.detach(), (slope * deviation).abs()
 
 
+def _mean_error(found: UnitEnergy, objective: Objective, tau: float) -> Tensor:
+    """Mean over each sample's units of the standard error of H, ``[B]`` nats: what ``tolerance`` bounds."""
+    return solve(found, objective, tau)[1].nanmean(-1)
+
+
 def _closed_form(
     perturbation: Perturbation, x: Tensor, layers: Sequence[str], solver: ClosedForm, objective: Objective
 ) -> dict[str, dict[str, Tensor]]:
     """The fields of ``Entropy`` for one batch, by layer."""
     results = {}
     delta = perturbation.normal(solver.check, x, stream=2)
-    for name, found in unit_energies(perturbation, x, layers, solver).items():
+    error_of = partial(_mean_error, objective=objective, tau=perturbation.tau)
+    for name, found in unit_energies(perturbation, x, layers, solver, error_of).items():
         sigma, error = solve(found, objective, perturbation.tau)
         energy = found.energy.double()
         with torch.no_grad():
@@ -97,6 +106,7 @@ def _closed_form(
             "delta_f2": perturbation.tau**2 * energy.nansum(-1),
             "linearity": change / solver.check / (energy * sigma.square()).nansum(-1),
             "error": error,
+            "rank": torch.as_tensor(found.rank, device=x.device).expand(len(x)),
         }
     return results
 
@@ -114,6 +124,7 @@ def _stochastic(
             "delta_f2": learned.delta_f2,
             "linearity": torch.full_like(learned.delta_f2, torch.nan),
             "error": torch.full_like(learned.sigma, torch.nan),
+            "rank": torch.full_like(learned.delta_f2, torch.nan),
         }
     return results
 
@@ -189,8 +200,6 @@ def entropy(
         module_at(model, name)
     check_input(model, x)
     units.count(x)
-    if isinstance(solver, Stochastic) and not existing(units, x).all():
-        raise ValueError("the stochastic learner takes samples without padding or special tokens; use ClosedForm()")
     fields = _measured(Perturbation(model, units, scale, max_batch, seed), x, names, solver, objective)
     how = {"units": repr(units), "solver": repr(solver), "objective": repr(objective), "scale": scale, "seed": seed}
     if dead == "raise":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
-from kpnb.points import Level, knowledge_points, summarise
+from kpnb.points import Level, knowledge_points, released_filter, summarise
 
 NAMES = ("n_fg", "n_bg", "lambda", "d_mean", "d_var", "rho")
 BETTER = {"n_fg": 1, "n_bg": -1, "lambda": 1, "d_mean": -1, "d_var": -1, "rho": 1}
@@ -24,16 +24,19 @@ class Choices:
     level   the background's mean entropy: of each ``"image"`` or over the ``"dataset"``
     first   first epoch that counts for m-hat and the union of Eq. 9: 1, or 0 (the untrained network)
     empty   rho of an image without any foreground knowledge point: ``"nan"`` (undefined) or ``"zero"``
+    filtered   leave out the images that ``points.released_filter`` does, which selects for the hypotheses; the release
+               does so, but ``released`` leaves it off, so that it is asked for by name
     """
 
     b: float = 0.2
     level: Level = "image"
     first: int = 1
     empty: Literal["nan", "zero"] = "nan"
+    filtered: bool = False
 
     @classmethod
     def released(cls, b: float = 0.2) -> "Choices":
-        """What the released 2020 procedure does (its sample filter is ``points.released_filter``)."""
+        """What the released 2020 procedure does, but for its filter of images."""
         return cls(b, "dataset", 0, "zero")
 
 
@@ -74,6 +77,8 @@ def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: 
     choices = choices or Choices()
     if entropy.dim() != 3 or len(entropy) < 2:
         raise ValueError(f"entropy is [epochs, images, units] with at least two epochs; got {tuple(entropy.shape)}")
+    if choices.filtered:
+        entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)
     found = knowledge_points(entropy, foreground, b=choices.b, level=choices.level)
     return Metrics(
         n_fg=found.n_fg[-1],

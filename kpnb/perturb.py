@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kpnb.layers import capture
 from kpnb.objectives import SIGMA_0
-from kpnb.units import Units, existing
+from kpnb.units import Tokens, Units
 
 
 def generator(seed: int, device: torch.device) -> torch.Generator:
@@ -36,22 +36,24 @@ class Perturbation:
         """Size of the noise behind delta_f^2, and the sigma that every descent starts from (input units)."""
         return SIGMA_0 * self.scale
 
+    def inside(self, x: Tensor) -> Tensor:
+        """1 at the elements of ``x [B, ...]`` that belong to a unit and 0 at others, broadcastable to ``x``."""
+        return self.units.spread(x.new_ones(len(x), self.units.count(x)), x)
+
     def normal(self, count: int, x: Tensor, stream: int) -> Tensor:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x [B, ...]``."""
         how = {"generator": generator(self.seed + stream, x.device), "device": x.device, "dtype": x.dtype}
-        if not hasattr(self.units, "exists"):
+        if not isinstance(self.units, Tokens):
             return torch.randn(count, 1, *x.shape[1:], **how)
         return torch.stack([torch.randn(count, 1, *x.shape[2:], **how) for _ in range(x.shape[1])], 2)
 
     def features(self, x: Tensor, layers: Sequence[str], noise: Tensor) -> Iterator[dict[str, Tensor]]:
         """Flat features ``[m', B, d]`` of ``x [B, ...]`` plus ``noise [m, B or 1, ...]``, in parts along m.
 
-        A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch). Noise on what
-        belongs to no unit is left out.
+        A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch). What belongs
+        to no unit gets no noise.
         """
-        inside: float | Tensor = 1.0
-        if hasattr(self.units, "exists"):
-            inside = self.units.spread(existing(self.units, x).to(x.dtype), x)
+        inside = self.inside(x)
         for part in noise.split(max(1, self.max_batch // len(x))):
             rows = x + part * inside
             features = capture(self.model, rows.flatten(0, 1), layers)

@@ -5,9 +5,10 @@ mid-grey, so that a figure reads on a light page and on a dark one. Colours are 
 colour-blind readers can tell apart.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
 from math import cos, sin
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,16 +33,7 @@ KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge 
     "knowledge point on the background": COLOUR["background"],
     "knowledge point on the object": COLOUR["foreground"],
 }
-_STYLE: dict[str, Any] = {
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "none"),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor"), GREY),
-    **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), GREY),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon", "axes.grid"), False),
-    **dict.fromkeys(("axes.titlesize", "font.size"), 10),
-    "savefig.transparent": True,
-    "grid.alpha": 0.25,
-    "figure.dpi": 110,
-}
+STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
 def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -49,7 +41,7 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
     @wraps(plot)
     def drawn(*args: Any, **options: Any) -> Figure:
-        with plt.rc_context(_STYLE):
+        with plt.style.context(STYLE):
             figure = plot(*args, **options)
         plt.close(figure)
         return figure
@@ -57,14 +49,23 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _panels(rows: int, columns: int, size: float = 1.25) -> tuple[Figure, np.ndarray]:
-    """A grid of square panels without ticks."""
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows + 0.3), squeeze=False)
+def _panels(rows: int, titles: Sequence[str], size: float = 1.25) -> tuple[Figure, np.ndarray]:
+    """A grid of square panels without ticks, a column for each of ``titles``."""
+    options = {"figsize": (size * len(titles), size * rows + 0.5), "squeeze": False, "layout": "compressed"}
+    figure, axes = plt.subplots(rows, len(titles), **options)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
     return figure, axes
+
+
+def _key(figure: Figure, names: Iterable[str], colours: Iterable[str], marker: str = "o") -> None:
+    """Name the colours below the panels."""
+    handles = [plt.Line2D([], [], marker=marker, ls="", color=colour) for colour in colours]
+    figure.legend(handles, names, loc="outside lower center", ncols=2)
 
 
 def _picture(axis: Axes, image: Tensor, fade: float = 0.0) -> None:
@@ -73,29 +74,22 @@ def _picture(axis: Axes, image: Tensor, fade: float = 0.0) -> None:
     axis.imshow(pixels * (1 - fade) + fade, extent=(0, 1, 1, 0), interpolation="nearest")
 
 
-def _cells(axis: Axes, chosen: Tensor, shape: tuple[int, int], colour: str, alpha: float = 0.85) -> None:
-    """Mark the units ``chosen``, bool ``[n]``, of a grid."""
-    rows, columns = shape
-    for unit in chosen.nonzero().flatten().tolist():
-        corner = ((unit % columns) / columns, (unit // columns) / rows)
-        look = {"facecolor": colour, "edgecolor": "white", "lw": 0.4, "alpha": alpha}
-        axis.add_patch(Rectangle(corner, 1 / columns, 1 / rows, **look))
-    axis.set_xlim(0, 1)
-    axis.set_ylim(1, 0)
-
-
-def _points(axis: Axes, image: Tensor, points: Tensor, foreground: Tensor, shape: tuple[int, int]) -> None:
-    """An image with its knowledge points, foreground and background in two colours."""
+def _marked(axis: Axes, image: Tensor, shape: tuple[int, int], chosen: Mapping[str, Tensor]) -> None:
+    """An image and, by colour, units of its grid, bool ``[n]``."""
     _picture(axis, image, fade=0.35)
-    _cells(axis, points & foreground, shape, COLOUR["foreground"])
-    _cells(axis, points & ~foreground, shape, COLOUR["background"])
+    rows, columns = shape
+    for colour, units in chosen.items():
+        for unit in units.nonzero().flatten().tolist():
+            corner = ((unit % columns) / columns, (unit // columns) / rows)
+            axis.add_patch(Rectangle(corner, 1 / columns, 1 / rows, fc=colour, ec="white", lw=0.4, alpha=0.85))
 
 
-def _key(figure: Figure) -> None:
-    """Name the colours of the cells below the panels."""
-    names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
-    handles = [Rectangle((0, 0), 1, 1, color=COLOUR[region]) for region in names]
-    figure.legend(handles, names.values(), loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
+def _rows(axis: Axes, names: Collection[str], metric: str) -> None:
+    """A panel of a metric, with the rows ``names`` from top to bottom."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.margins(x=0.2)
+    axis.set_title(f"{SYMBOL[metric]}: {'more' if BETTER[metric] > 0 else 'less'} expected")
 
 
 @_styled
@@ -105,19 +99,15 @@ def entropy_maps(images: Tensor, entropies: Mapping[str, Tensor], shape: tuple[i
     images      uint8 ``[N, 3, S, S]``
     entropies   by column title, ``[N, n]`` nats; all share one colour scale
     """
-    figure, axes = _panels(len(images), 1 + len(entropies))
-    values = np.concatenate([e.numpy().ravel() for e in entropies.values()])
+    figure, axes = _panels(len(images), ["input", *entropies])
+    values = torch.stack([*entropies.values()]).numpy()
     low, high = np.nanquantile(values, (0.01, 0.99))
-    for row, image in enumerate(images):
-        _picture(axes[row, 0], image)
-        for column, entropy in enumerate(entropies.values(), 1):
-            shown = axes[row, column].imshow(
-                entropy[row].reshape(shape).numpy(), cmap="cividis", vmin=low, vmax=high, extent=(0, 1, 1, 0)
-            )
-    for axis, title in zip(axes[0], ["input", *entropies], strict=True):
-        axis.set_title(title)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.02)
-    bar.set_label("entropy $H_i$ (nats)")
+    look = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, 1, 1, 0)}
+    for image, found, (first, *others) in zip(images, values.swapaxes(0, 1), axes, strict=True):
+        _picture(first, image)
+        for axis, entropy in zip(others, found, strict=True):
+            shown = axis.imshow(entropy.reshape(shape), **look)
+    bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.02, label="entropy $H_i$ (nats)")
     bar.outline.set_visible(False)
     return figure
 
@@ -128,14 +118,15 @@ def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor,
 
     points      by column title, bool ``[N, n]``; foreground bool ``[N, n]``
     """
-    figure, axes = _panels(len(images), 1 + len(points))
-    for row, image in enumerate(images):
+    figure, axes = _panels(len(images), ["input", *points])
+    names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
+    colours = [COLOUR[region] for region in names]
+    for row, (image, inside) in enumerate(zip(images, foreground, strict=True)):
         _picture(axes[row, 0], image)
-        for column, found in enumerate(points.values(), 1):
-            _points(axes[row, column], image, found[row], foreground[row], shape)
-    for axis, title in zip(axes[0], ["input", *points], strict=True):
-        axis.set_title(title)
-    _key(figure)
+        for axis, found in zip(axes[row, 1:], points.values(), strict=True):
+            regions = (found[row] & inside, found[row] & ~inside)
+            _marked(axis, image, shape, dict(zip(colours, regions, strict=True)))
+    _key(figure, names.values(), colours, marker="s")
     return figure
 
 
@@ -145,22 +136,17 @@ def detour_maps(
 ) -> Figure:
     """Figure 5: foreground knowledge points after some epochs, at the end, and ever; a row for each network.
 
-    sets    by row title, bool ``[M + 1, n]``; of the last column the cells that were given up again are hollow
+    sets    by row title, bool ``[M + 1, n]``; of the last column the cells that were given up again are grey
     """
-    figure, axes = _panels(len(sets), len(epochs) + 1)
-    for row, (title, found) in enumerate(sets.items()):
-        for axis, epoch in zip(axes[row], epochs, strict=False):
-            _picture(axis, image, fade=0.35)
-            _cells(axis, found[epoch], shape, COLOUR["foreground"])
-        union, last = found[first:].any(0), axes[row, -1]
-        _picture(last, image, fade=0.35)
-        _cells(last, union & found[-1], shape, COLOUR["foreground"])
-        _cells(last, union & ~found[-1], shape, GREY, alpha=0.6)
-        last.set_xlabel(f"kept {int((union & found[-1]).sum())} of {int(union.sum())}")
-        axes[row, 0].set_ylabel(title, color=COLOUR.get(title, GREY))
-    for axis, epoch in zip(axes[0], epochs, strict=False):
-        axis.set_title(f"epoch {epoch}")
-    axes[0, -1].set_title("ever tried")
+    figure, axes = _panels(len(sets), [*(f"epoch {epoch}" for epoch in epochs), "ever tried"])
+    kept = COLOUR["foreground"]
+    for row, (title, found) in zip(axes, sets.items(), strict=True):
+        for axis, epoch in zip(row, epochs, strict=False):
+            _marked(axis, image, shape, {kept: found[epoch]})
+        union = found[first:].any(0)
+        _marked(row[-1], image, shape, {kept: union & found[-1], GREY: union & ~found[-1]})
+        row[-1].set_xlabel(f"kept {int((union & found[-1]).sum())} of {int(union.sum())}")
+        row[0].set_ylabel(title, color=COLOUR.get(title, GREY))
     return figure
 
 
@@ -179,17 +165,15 @@ def cloud_maps(clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str]
     clouds  ``[N, P, 3]`` in the unit sphere
     kinds   by column title, int ``[N, P]``: each point's index into ``names``, whose colours are those of ``KINDS``
     """
-    figure, axes = _panels(len(clouds), len(kinds), size=2.2)
+    figure, axes = _panels(len(clouds), [*kinds], size=2.2)
     colours = np.array(list(KINDS.values()))
-    for (title, found), column in zip(kinds.items(), axes.T, strict=True):
-        column[0].set_title(title)
+    for found, column in zip(kinds.values(), axes.T, strict=True):
         for axis, cloud, kind in zip(column, project(clouds), found, strict=True):
             order = cloud[:, 2].argsort(descending=True)  # the nearest last
             right, up, _ = cloud[order].T.numpy()
             axis.scatter(right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0)
             axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
-    handles = [plt.Line2D([], [], marker="o", ls="", color=colour) for colour in colours]
-    figure.legend(handles, names, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.08))
+    _key(figure, names, colours)
     return figure
 
 
@@ -211,7 +195,6 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         axes[1].axvline(peak.mean(), color=colour, lw=1, ls=":")
     axes[0].set(xlabel="weight distance", ylabel="foreground knowledge points", title="each sample, and their mean")
     axes[1].set(xlabel="weight distance of the richest epoch", ylabel="share of samples", title="dotted: $D_{mean}$")
-    figure.tight_layout()
     return figure
 
 
@@ -219,15 +202,12 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
     """Distribution of rho over the images, by network."""
     figure, axis = plt.subplots(figsize=(6, 2.8))
-    for name, values in rho.items():
-        known = values[~values.isnan()].numpy()
-        sns.histplot(
-            x=known, bins=np.linspace(0, 1, 16), ax=axis, color=COLOUR.get(name, GREY), alpha=0.45, label=name, lw=0
-        )
-        axis.axvline(known.mean(), color=COLOUR.get(name, GREY), lw=2)
+    colours = {name: COLOUR.get(name, GREY) for name in rho}
+    values = {name: value.numpy() for name, value in rho.items()}
+    sns.histplot(values, bins=np.linspace(0, 1, 16), palette=colours, alpha=0.45, lw=0, ax=axis)
+    for name, value in values.items():
+        axis.axvline(np.nanmean(value), color=colours[name], lw=2)
     axis.set(xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)", ylabel="samples", xlim=(0, 1))
-    axis.legend()
-    figure.tight_layout()
     return figure
 
 
@@ -242,13 +222,8 @@ def six_panels(table: pd.DataFrame) -> Figure:
             values = pair.set_index("network")[metric]
             axis.plot(values, [y] * len(values), color=GREY, lw=1, zorder=1)
             axis.scatter(values, [y] * len(values), color=[COLOUR[n] for n in values.index], s=45, zorder=2)
-        axis.set_yticks(range(len(layers)), layers)
-        axis.set_ylim(len(layers) - 0.4, -0.6)
-        axis.margins(x=0.15)
-        axis.set_title(f"{SYMBOL[metric]}  ({'more' if BETTER[metric] > 0 else 'less'} expected of the student)")
-    handles = [plt.Line2D([], [], marker="o", ls="", color=COLOUR[n]) for n in ("student", "baseline")]
-    figure.tight_layout()
-    figure.legend(handles, ["student", "baseline"], loc="upper center", ncols=2, bbox_to_anchor=(0.5, 0.02))
+        _rows(axis, layers, metric)
+    _key(figure, ["student", "baseline"], [COLOUR["student"], COLOUR["baseline"]])
     return figure
 
 
@@ -267,11 +242,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
             axis.plot([d.value], [row], "o", color=colour)
             axis.annotate(d.verdict, (d.high, row), xytext=(5, 6), textcoords="offset points", color=colour, fontsize=9)
         axis.axvline(0, color=GREY, ls="--", lw=1)
-        axis.set_yticks(range(len(found)), found.keys())
-        axis.set_ylim(len(found) - 0.5, -0.5)
-        axis.margins(x=0.2)
-        axis.set_title(f"{SYMBOL[metric]}: {'more' if BETTER[metric] > 0 else 'less'} expected")
-    figure.tight_layout()
+        _rows(axis, found, metric)
     return figure
 
 
@@ -279,12 +250,10 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
     """One value of the training logs by epoch, a line for each network, named at its end."""
     figure, axis = plt.subplots(figsize=(6, 3))
-    for (name, log), colour in zip(logs.items(), sns.color_palette("colorblind", len(logs)), strict=True):
-        known = log.dropna(subset=[value])
-        axis.plot(known["epoch"], known[value], color=colour, lw=2, label=name)
-    axis.set(xlabel="epoch", ylabel=label)
+    table = pd.concat(logs, names=["network"]).reset_index()
+    sns.lineplot(table, x="epoch", y=value, hue="network", palette="colorblind", lw=2, ax=axis)
+    axis.set(ylabel=label)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.tight_layout()
     return figure
 
 
@@ -295,10 +264,8 @@ def discarding_by_layer(means: pd.DataFrame) -> Figure:
     means   columns layer, region ("foreground" or "background"), image, entropy
     """
     figure, axis = plt.subplots(figsize=(6, 3))
-    sns.pointplot(
-        means, x="layer", y="entropy", hue="region", palette=COLOUR, errorbar=("pi", 50), dodge=0.15, ax=axis, lw=2
-    )
+    look = {"palette": COLOUR, "errorbar": ("pi", 50), "dodge": 0.15, "lw": 2}
+    sns.pointplot(means, x="layer", y="entropy", hue="region", ax=axis, **look)
     axis.set(xlabel="", ylabel="mean entropy (nats)")
     axis.legend(title="", loc="best")
-    figure.tight_layout()
     return figure

@@ -9,24 +9,14 @@ from torch import Tensor
 Level = Literal["image", "dataset"]
 
 
-def measured_units(entropy: Tensor) -> Tensor:
-    """Units that exist, bool ``[N, n]``, among ``entropy [..., N, n]``: padding is NaN in all leading dimensions.
-
-    A sample with nothing but NaN keeps all its units; it is undefined, not empty.
-    """
-    known = ~entropy.isnan().reshape(-1, *entropy.shape[-2:]).all(0)
-    return known | ~known.any(-1, keepdim=True)
-
-
 def background_level(entropy: Tensor, background: Tensor, level: Level = "image") -> Tensor:
     """The background's mean entropy (H-bar, nats), ``[..., N, 1]``, from ``entropy [..., N, n]``.
 
     ``level="image"`` averages over each image's own background (section 3.2); ``"dataset"`` averages those averages
-    over the images (the released 2020 procedure). NaN for an image without background or with undefined entropy.
-    Units that do not exist are left out.
+    over the images (the released 2020 procedure). Units with NaN are left out: padding, which is no unit. NaN for an
+    image without background or whose entropy is undefined.
     """
-    background = background & measured_units(entropy)
-    inside = torch.where(background, entropy, 0).sum(-1, keepdim=True) / background.sum(-1, keepdim=True)
+    inside = entropy.where(background, torch.nan).nanmean(-1, keepdim=True)
     if level == "image":
         return inside
     if level == "dataset":
@@ -96,18 +86,14 @@ def knowledge_points(
     foreground  bool ``[N, n]``
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
 
-    Units that do not exist (see ``measured_units``) belong to neither region.
-    An image without foreground, without background, or with NaN entropy has no defined counts: it gets NaN, which
-    ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and when no image has one of the regions.
+    Units with NaN (padding) belong to neither. An image without foreground, without background, or with nothing but NaN
+    has no defined counts: it gets NaN, which ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and when no image has one of the regions.
     """
     background = ~foreground if background is None else background
     both = _check_regions(entropy, foreground, background)
-    exists = measured_units(entropy)
-    foreground, background = foreground & exists, background & exists
     reference = background_level(entropy, background, level)
     points = reference - entropy > b
-    defined = both & ~(reference + entropy).where(foreground | background, 0).isnan().any(-1)
-    return KnowledgePoints(points & (foreground | background), foreground, background, defined)
+    return KnowledgePoints(points & (foreground | background), foreground, background, both & ~reference[..., 0].isnan())
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from papermill.execute import ERROR_MARKER_TAG
 from traitlets.config import Config
 
 from ._messages import unknown
@@ -113,12 +115,15 @@ def run_notebook(
     for old in (output, partial, failed):
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
-    options |= {"progress_bar": False, "log_output": False}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
     start, label = time.monotonic(), label or path.stem
-    with _kernel_environment() as progress, _status(label, progress):
+    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
+        # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
+        kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+        kernel |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
         try:
-            papermill.execute_notebook(str(path.resolve()), str(partial.resolve()), parameters, **options)
+            with patch.dict(os.environ, kernel, KPNB_PROGRESS=str(progress)):
+                papermill.execute_notebook(path.resolve(), partial.resolve(), parameters, progress_bar=False, **options)
         except Exception as error:
             where = _place(error, partial)
             if partial.exists():
@@ -130,60 +135,43 @@ def run_notebook(
     return seconds
 
 
-@contextmanager
-def _kernel_environment() -> Iterator[Path]:
-    """Environment variables for the kernel, restored afterwards; yields the file to which it reports its progress.
-
-    The folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
-    """
-    before = dict(os.environ)
-    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder:
-        progress = Path(folder, "progress")
-        os.environ |= {"KPNB_PROGRESS": str(progress), "IPYTHONDIR": f"{folder}/ipython"}
-        os.environ |= {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime"}
-        os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
-        try:
-            yield progress
-        finally:
-            os.environ.clear()
-            os.environ |= before
-
-
 def _place(error: Exception, copy: Path) -> str:
     """Where in ``copy`` the run stopped, and why: "cell 3 (x = 1/0): ZeroDivisionError: division by zero"."""
-    if isinstance(error, PapermillExecutionError):
-        index, source, reason = error.cell_index, error.source, f"{error.ename}: {error.evalue}"
-    else:  # a cell that hangs or loses its kernel raises here, not in the kernel
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
-        begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
-        if not begun:
-            return f"its start: {reason}"
-        index, source = begun[-1], cells[begun[-1]].source
-    return f"cell {index + 1} ({source.strip().partition(chr(10))[0]}): {reason}"
+    name, value = type(error).__name__, _first_line(str(error))
+    if isinstance(error, PapermillExecutionError):  # otherwise the cell hung or lost its kernel
+        name, value = error.ename, error.evalue
+    cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
+    cells = [cell for cell in cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
+    begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    where = f"cell {begun[-1] + 1} ({_first_line(cells[begun[-1]].source)})" if begun else "its start"
+    return f"{where}: {name}: {value}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 @contextmanager
-def _status(label: str, progress: Path) -> Iterator[None]:
+def _status(label: str, progress: Path) -> Iterator[Path]:
     """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line every 30 s in a log."""
     live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
+    begin, end = ("\r\x1b[K", "") if live else ("", "\n")
 
     def watch() -> None:
         while not done.wait(0.5 if live else 30):
             doing = progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
             line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1] if live else line + "\n"
-            print(line, end="", flush=True)
+            print(begin + (line[: shutil.get_terminal_size().columns - 1] if live else line), end=end, flush=True)
 
-    print(f"{label} ...", end="" if live else "\n", flush=True)
+    print(f"{label} ...", end=end, flush=True)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield progress
     finally:
         done.set()
         thread.join()
-        print("\r\x1b[K" if live else "", end="", flush=True)
+        print(begin, end="", flush=True)
 
 
 def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
@@ -193,8 +181,6 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
     profile passes no parameter, so that no additional cell shows in the book.
     Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
-    if profile not in PROFILES:
-        raise UsageError(unknown("profile", profile, PROFILES))
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     parameters = {} if profile == "laptop" else {"profile": profile}
     for path in chosen:  # all of them before the first kernel starts

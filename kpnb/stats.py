@@ -1,22 +1,36 @@
-"""How sure a difference between student and baseline is: paired bootstrap over the images of one training each."""
+"""How sure a difference between student and baseline is: for these trainings, and for others like them.
+
+Chance enters twice. Other images would give other values, and another training seed another network. An interval over
+the images of one training knows nothing of the second, so what holds for it need not hold for the next training.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
+import torch
+from scipy import optimize, stats
 from torch import Tensor
 
+from kpnb._messages import unknown
 from kpnb.metrics import BETTER, Metrics
+
+LEVEL = 0.05
+Chance = Literal["images", "bootstrap", "seeds"]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Student minus baseline: the value, its 95 % interval, and the number of images that both define.
+    """Student minus baseline: the value, its 95 % interval, and the numbers of images and of trainings behind it.
+
+    ``p`` belongs to a test of no difference (NaN: none was made). ``effect`` is Cohen's d of paired values: the mean
+    over the standard deviation over the images.
 
     ``verdict``: "shows" when the whole interval lies on the side the hypothesis wants, "opposite" when it lies on the
-    other, else "open". A rule stated before any result; it knows nothing of other training seeds.
+    other, else "open"; and "open" when p, corrected where several comparisons are made (``holm``), is above 0.05. A
+    rule stated before any result.
     """
 
     metric: str
@@ -24,39 +38,120 @@ class Difference:
     low: float
     high: float
     images: int
+    seeds: int = 1
+    p: float = float("nan")
+    effect: float = float("nan")
 
     @property
     def verdict(self) -> str:
         wanted = BETTER[self.metric]
-        if min(wanted * self.low, wanted * self.high) > 0:
-            return "shows"
-        return "opposite" if max(wanted * self.low, wanted * self.high) < 0 else "open"
+        if self.p > LEVEL or not (self.low > 0 or self.high < 0):
+            return "open"
+        return "shows" if wanted * self.low > 0 else "opposite"
 
 
-def _difference(metric: str, student: Tensor, baseline: Tensor, seed: int) -> Difference:
-    """Paired percentile bootstrap over the images where both values are defined."""
-    pair = np.stack([student.double().numpy(), baseline.double().numpy()])
-    pair = pair[:, ~np.isnan(pair).any(0)]
-    statistic = np.var if metric == "d_var" else np.mean
+def _gaps(student: Metrics, baseline: Metrics) -> dict[str, Tensor]:
+    """Student minus baseline in each image, ``[N]``: for D_var the squared deviations, whose mean is the variance."""
+    both = ~(student.distance + baseline.distance).isnan()
+    ours, theirs = (
+        {**m.per_image(), "d_var": (m.distance - m.distance[both].mean()).square()} for m in (student, baseline)
+    )
+    return {name: (ours[name] - theirs[name]).double().cpu() for name in BETTER}
 
-    def gap(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-        return statistic(a, axis=axis) - statistic(b, axis=axis)
 
-    if pair.shape[1] < 2:
-        return Difference(metric, float("nan"), float("nan"), float("nan"), pair.shape[1])
-    value = float(gap(pair[0], pair[1]))
-    if np.ptp(pair[0] - pair[1]) == 0 and metric != "d_var":
-        return Difference(metric, value, value, value, pair.shape[1])
-    interval = stats.bootstrap(
-        tuple(pair), gap, paired=True, method="percentile", n_resamples=4000, rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return Difference(metric, value, float(interval.low), float(interval.high), pair.shape[1])
+def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> tuple[float, float]:
+    """Percentile bootstrap over images, the same for every training since all measure the same; and over seeds."""
+
+    def mean(image: np.ndarray, seed: np.ndarray = np.arange(len(gaps)), axis: int = -1) -> np.ndarray:  # noqa: B008
+        return gaps[seed[..., :, None], image[..., None, :]].mean((-2, -1))
+
+    drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]
+    found = stats.bootstrap(drawn, mean, method="percentile", n_resamples=4000, batch=500, rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def _crossed(gaps: np.ndarray) -> tuple[float, float, float]:
+    """Interval and p for images crossed with seeds, both drawn at random.
+
+    The half-widths of the t interval over the seeds' means and of that over the images' means, added in squares. What
+    is peculiar to one seed and one image counts in both, so this errs on the wide side, never below either.
+    """
+    value, errors, free = gaps.mean(), [stats.sem(gaps.mean(1)), stats.sem(gaps.mean(0))], np.array(gaps.shape) - 1
+
+    def half(level: float) -> float:
+        return float(np.hypot(*stats.t.isf(level / 2, free) * errors))
+
+    p = optimize.brentq(lambda level: half(level) - abs(value), 1e-9, 1) if half(1e-9) > abs(value) else 0.0
+    return float(value - half(LEVEL)), float(value + half(LEVEL)), float(p)
+
+
+def _difference(metric: str, gaps: Tensor, chance: Chance, seed: int) -> Difference:
+    """From ``gaps [S, N]``, over the images where every training of both networks defines the value."""
+    known, nan = gaps[:, ~gaps.isnan().any(0)].numpy(), float("nan")
+    seeds, images = known.shape
+    if images < 2:
+        return Difference(metric, nan, nan, nan, images, seeds)
+    value, rng, p = float(known.mean()), np.random.default_rng(seed), nan
+    if np.ptp(known) == 0:
+        return Difference(metric, value, value, value, images, seeds)
+    if chance == "seeds" and seeds > 1:
+        low, high, p = _crossed(known)
+    else:
+        over_seeds = chance == "bootstrap" and seeds > 1
+        low, high = _bootstrap(known, over_seeds, rng)
+        if not over_seeds:
+            flipped = {"permutation_type": "samples", "n_resamples": 4999, "rng": rng}
+            p = float(stats.permutation_test((known.mean(0),), np.mean, **flipped).pvalue)
+    spread = known.var(1, ddof=1).mean() ** 0.5
+    return Difference(metric, value, low, high, images, seeds, p, float(value / spread) if spread else nan)
 
 
 def compare(student: Metrics, baseline: Metrics, seed: int = 0) -> dict[str, Difference]:
-    """Student minus baseline for each of the six metrics, measured on the same images."""
-    ours, theirs = ({**m.per_image(), "d_var": m.distance} for m in (student, baseline))
-    return {name: _difference(name, ours[name], theirs[name], seed) for name in BETTER}
+    """Student minus baseline for each of the six metrics, measured on the same images: for these two trainings."""
+    return compare_seeds([[(student, baseline)]], "images", seed)
+
+
+def compare_seeds(
+    trainings: Sequence[Sequence[tuple[Metrics, Metrics]]], chance: Chance = "seeds", seed: int = 0
+) -> dict[str, Difference]:
+    """Student minus baseline for each of the six metrics, over several trainings measured on the same images.
+
+    trainings   for each seed the pairs (student, baseline) whose differences are averaged: one for each layer
+    chance      what interval and test allow for: other ``"images"`` only, for these very trainings; other ``"seeds"``
+                as well, by Student's t (the default, which decides in this book); or a hierarchical
+                ``"bootstrap"`` over seeds and images, which needs many seeds: its interval cannot leave the range of
+                the seeds' means, so where seeds are what matters, three of them cover the truth 3 times in 4
+
+    With one seed only the images can be allowed for.
+    """
+    if chance not in get_args(Chance):
+        raise ValueError(unknown("chance", chance, get_args(Chance)))
+    gaps = [[_gaps(*pair) for pair in pairs] for pairs in trainings]
+    means = {m: torch.stack([torch.stack([gap[m] for gap in pairs]).nanmean(0) for pairs in gaps]) for m in BETTER}
+    return {metric: _difference(metric, values, chance, seed) for metric, values in means.items()}
+
+
+def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The same with every p corrected for the number of comparisons (Holm 1979): all of them together err in 5 %."""
+    tested = sorted((name for name, d in found.items() if not np.isnan(d.p)), key=lambda name: found[name].p)
+    corrected, p = dict(found), 0.0
+    for left, name in zip(range(len(tested), 0, -1), tested, strict=True):
+        p = max(p, min(1.0, left * found[name].p))
+        corrected[name] = replace(found[name], p=p)
+    return corrected
+
+
+def false_positives(
+    nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
+) -> dict[str, float]:
+    """How many comparisons that should be "open" are not: ``count`` of ``total``, ``rate`` and its 95 % interval.
+
+    The interval takes the comparisons for independent; those that share networks are not, so it is too narrow.
+    """
+    words = [pair[metric].verdict for pair in nulls for metric in metrics]
+    wrong = len(words) - Counter(words)["open"]
+    interval = stats.binomtest(wrong, len(words)).proportion_ci()
+    return {"count": wrong, "total": len(words), "rate": wrong / len(words), "low": interval.low, "high": interval.high}
 
 
 def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:

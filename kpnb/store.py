@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
 from kpnb import __version__
@@ -64,6 +64,11 @@ def digest(value: object) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that do not change when the caller trains on, nor share memory (tied weights)."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
 class Store:
     """All runs under one folder: ``root``, else ``$KPNB_STORE``, else ``kpnb`` in the user's cache folder."""
 
@@ -83,8 +88,8 @@ class Store:
             except (ValueError, KeyError, TypeError):
                 log.warning("%s is unreadable; it is written anew when its run is next computed", path)
                 config = {}
-            kind = path.parent.parent.name
-            yield kind, f"{kind}/{path.parent.name}", config, sum(f.stat().st_size for f in path.parent.iterdir())
+            kind, name = path.parts[-3:-1]
+            yield kind, f"{kind}/{name}", config, sum(file.stat().st_size for file in path.parent.iterdir())
 
 
 class Run:
@@ -99,8 +104,7 @@ class Run:
 
     def info(self, name: str) -> dict[str, Any] | None:
         """The JSON part of an artefact, or None when there is none. No tensor is read, only its size is compared."""
-        sidecar = self._sidecar(name)
-        return sidecar["info"] if sidecar else None
+        return (self._sidecar(name) or {}).get("info")
 
     def has(self, name: str) -> bool:
         """Whether the artefact exists, judged as :meth:`info` does."""
@@ -122,9 +126,7 @@ class Run:
                 log.warning("%s is damaged: it is computed again", self._file(name))
             start = time.perf_counter()
             tensors, info = compute()
-            # A copy: what is returned must not change when the caller trains on, nor share memory (tied weights).
-            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-            return self._write(name, tensors, info, time.perf_counter() - start)
+            return self._write(name, copied(tensors), info, time.perf_counter() - start)
 
     def _file(self, name: str, suffix: str = "safetensors") -> Path:
         return self.path / f"{_checked('name', name)}.{suffix}"
@@ -158,19 +160,15 @@ class Run:
             _replace(self._file(name, "json"), json.dumps(signed, indent=1).encode())
         return Item(tensors, sidecar["info"])
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> AcquireReturnProxy:
+        """The lock of the run, released at the end of a ``with``."""
         with self._explained():
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                self._lock.acquire(timeout=PATIENCE)
+                return self._lock.acquire(timeout=PATIENCE)
             except Timeout:
                 log.warning("waiting for another process that computes %s", self.address)
-                self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
+                return self._lock.acquire()
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

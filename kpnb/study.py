@@ -21,10 +21,12 @@ from kpnb._progress import Progress
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.layers import parameters_below
+from kpnb.learner import Stochastic
 from kpnb.learning import weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
-from kpnb.objectives import Aligned
+from kpnb.objectives import Aligned, Objective
 from kpnb.points import background_level, knowledge_points
+from kpnb.stats import Chance, Difference, compare_seeds, holm
 from kpnb.store import Store
 from kpnb.units import Units
 
@@ -187,10 +189,13 @@ class Study(ABC):
         schedule = self._schedule(self.settings.epochs, self.settings.lr, seed)
         return distill.baseline(self.store, self.spec(seed), self.share, schedule, **self._options())
 
-    def student(self, layer: str, seed: int = 0) -> distill.Training:
-        """The teacher's feature at ``layer`` learned on the share, from the baseline's initial weights."""
+    def student(self, layer: str, seed: int = 0, teacher_epoch: int = -1) -> distill.Training:
+        """The teacher's feature at ``layer`` learned on the share, from the baseline's initial weights.
+
+        ``teacher_epoch=0`` takes the teacher before its training, for a control.
+        """
         schedule = self._schedule(self.settings.epochs, self.settings.student_lr, seed)
-        teacher = {"teacher": self.teacher(), "layer": self.path(layer)}
+        teacher = {"teacher": self.teacher(), "layer": self.path(layer), "epoch": teacher_epoch}
         return distill.student(self.store, self.spec(seed), self.share, schedule, **teacher, **self._options())
 
     def head(self, layer: str, seed: int = 0) -> distill.Training:
@@ -206,16 +211,17 @@ class Study(ABC):
         epochs: Sequence[int] | None = None,
         *,
         noise_seed: int = 0,
-        solver: ClosedForm | None = None,
+        solver: ClosedForm | Stochastic | None = None,
+        objective: Objective | None = None,
     ) -> dict[str, Tensor]:
         """Fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, of the measured samples at ``layer``; stored.
 
         A sample whose feature does not move has NaN. Noise and probes (``noise_seed``) are the same for all networks
-        and epochs; ``solver`` replaces the one of the settings.
+        and epochs; ``solver`` replaces the one of the settings, ``objective`` the aligned point.
         """
         s, path = self.settings, self.path(layer)
-        solver = solver or ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
-        how = {"solver": asdict(solver), "objective": asdict(Aligned()), "units": repr(self.units)}
+        solver, objective = solver or ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise), objective or Aligned()
+        how = {"solver": asdict(solver), "objective": asdict(objective), "units": repr(self.units)}
         how |= {} if s.scale == 1 else {"scale": s.scale}
         where = {"network": training.address, "samples": self.measured.config, "layer": path, "seed": noise_seed}
         run = self.store.run("entropy", where | how)
@@ -225,7 +231,7 @@ class Study(ABC):
             model = training.load(epoch=epoch).to(s.device)
             x, scale = self.inputs(model)
             options = {"units": self.units, "solver": solver, "scale": scale, "max_batch": s.max_batch}
-            found = entropy(model, x, path, **options, seed=noise_seed, dead="nan")
+            found = entropy(model, x, path, **options, objective=objective, seed=noise_seed, dead="nan")
             return found.tensors(), found.settings
 
         names = [f"epoch-{epoch:03d}" for epoch in epochs]
@@ -289,6 +295,15 @@ class Study(ABC):
         """``pair`` for every layer and seed, by a title that names both."""
         s = self.settings
         return {f"{layer}, seed {n}": self.pair(layer, n, **options) for layer in s.layers for n in s.seeds}
+
+    def overall(self, chance: Chance = "seeds", **options: Any) -> dict[str, Difference]:
+        """Student minus baseline in every metric, averaged over the layers: the six comparisons that decide.
+
+        Interval and test allow for other images and other seeds, and the tests are corrected for being six.
+        """
+        s = self.settings
+        pairs = [[self.pair(layer, n, **options) for layer in s.layers] for n in s.seeds]
+        return holm(compare_seeds(pairs, chance))
 
     def table(self, **options: Any) -> pd.DataFrame:
         """Table 5 of this study: a row for each layer, seed and network, the six metrics and how many are undefined."""

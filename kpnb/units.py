@@ -1,9 +1,8 @@
 """Input units: the variables that are perturbed together and counted as one (sections 3.1 and 3.2).
 
 A unit type spreads one value per unit over the elements of an input and gathers an input's elements per unit.
-Anything with the three methods of ``Units`` can take the place of the image grid. Where the samples of a batch differ
-in their number of units, a fourth method, ``exists(x) -> bool [B, n]``, says which ones a sample has; the others are
-neither perturbed nor counted, and their entropy is NaN.
+Anything with the three methods of ``Units`` can take the place of the image grid. A unit without elements, such as
+padding, does not exist for a sample: it is neither perturbed nor counted, and its entropy is NaN.
 """
 
 from dataclasses import dataclass
@@ -24,13 +23,6 @@ class Units(Protocol):
 
     def gather(self, elements: Tensor) -> Tensor:
         """Sums of ``elements [B, ...]`` (shaped like ``x``) over the elements of each unit, ``[B, n]``."""
-
-
-def existing(units: Units, x: Tensor) -> Tensor:
-    """The units that each sample of ``x [B, ...]`` has, bool ``[B, n]``: all, unless ``units`` says otherwise."""
-    if exists := getattr(units, "exists", None):
-        return exists(x)
-    return torch.ones(len(x), units.count(x), dtype=torch.bool, device=x.device)
 
 
 def _cells(pixels: int, cells: int, like: Tensor) -> Tensor:
@@ -103,8 +95,8 @@ class Points:
 class Tokens:
     """The tokens of texts ``[B, T, marks + E]``; the E numbers of a word embedding share one sigma (section 3.1).
 
-    The first ``marks`` channels are constants that say what a token is; nothing perturbs them. Channel 0 is 1 for a
-    token that counts and 0 for special and padding tokens, which are no units.
+    The first ``marks`` channels say what a token is and are never perturbed. Channel 0 is 1 for a token that counts and
+    0 for special and padding tokens, which are no units.
     """
 
     marks: int = 3
@@ -112,16 +104,11 @@ class Tokens:
     def count(self, x: Tensor) -> int:
         if x.dim() != 3 or x.shape[2] <= self.marks:
             raise ValueError(f"a batch of texts has the shape [B, T, {self.marks} + E]; got {tuple(x.shape)}")
-        if none := (~self.exists(x).any(1)).nonzero().flatten().tolist():
-            raise ValueError(f"text {', '.join(map(str, none[:10]))} of the batch has no token that counts")
         return x.shape[1]
-
-    def exists(self, x: Tensor) -> Tensor:
-        return x[..., 0] > 0
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
         embedding = torch.arange(x.shape[2], device=x.device) >= self.marks
-        return torch.where(self.exists(x), values, 0)[..., None] * embedding
+        return torch.where(x[..., 0] > 0, values, 0)[..., None] * embedding
 
     def gather(self, elements: Tensor) -> Tensor:
         return elements[..., self.marks :].sum(-1)

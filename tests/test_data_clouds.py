@@ -6,9 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+import trimesh
+from trimesh.triangles import to_kwargs
 
 from kpnb.data import clouds
 from kpnb.data.clouds import SHAPES, CloudSet, load, surface, unit
+from kpnb.data.samples import Request
 from kpnb.store import Store
 
 SMALL = {"points": 24, "background": 30, "clouds": 2}
@@ -49,17 +52,17 @@ def test_parts_that_do_not_fit_are_named(wrong, message):
 
 
 def test_batch_subset_and_share():
-    data = load(count=48, **SMALL)
+    data = load(count=40, **SMALL)
     x, y = data.batch(torch.tensor([5, 2]))
     assert torch.equal(x, data.points[[5, 2]])
     assert y.tolist() == [5, 2]
     some = data.subset(data.labels == 3)
-    assert some.names == tuple(data.names[i] for i in (3, 15, 27, 39))
-    assert torch.equal(some.points, data.points[3::12])
-    share = data.share(24, seed=1)
-    assert share.labels.bincount().tolist() == [2] * 12
-    assert set(share.share(12, seed=1).names) < set(data.names)
-    assert len({str(d.config) for d in (data, some, share, data.share(24, seed=2))}) == 4
+    assert some.names == tuple(data.names[i] for i in (3, 13, 23, 33))
+    assert torch.equal(some.points, data.points[3::10])
+    share = data.share(20, seed=1)
+    assert share.labels.bincount().tolist() == [2] * 10
+    assert set(share.share(10, seed=1).names) < set(data.names)
+    assert len({str(d.config) for d in (data, some, share, data.share(20, seed=2))}) == 4
 
 
 # ---------------------------------------------------------------------------------------------------------- composition
@@ -70,7 +73,7 @@ def test_object_and_background_are_where_they_should_be(monkeypatch):
     assert data.points.shape == (36, 114, 3)
     assert data.masks.sum(1).tolist() == [64] * 36
     torch.testing.assert_close(data.points.norm(dim=-1).amax(1), torch.ones(36))
-    objects = clouds._shapes("train", None, 3, None)
+    objects = clouds._shapes(Request("shapes", seed=3))
     for i in range(36):
         alone = torch.from_numpy(unit(objects.cloud(i, 64))).float()
         found = data.points[i][data.masks[i]]
@@ -83,7 +86,7 @@ def test_object_and_background_are_where_they_should_be(monkeypatch):
 
 def test_background_is_of_other_classes_and_held_out_objects():
     for split in ("train", "test"):
-        objects, used = clouds._shapes(split, None, 0, None), []
+        objects, used = clouds._shapes(Request("shapes", split)), []
 
         def cloud(i, points, used=used, make=objects.cloud):
             used.append(i)
@@ -123,10 +126,10 @@ def test_sets_depend_on_seed_split_and_index_alone(tmp_path):
 
 
 def test_every_class_varies():
-    objects = clouds._shapes("train", None, 0, None)
+    objects = clouds._shapes(Request("shapes"))
     assert len(SHAPES) >= 10
     for label, name in enumerate(SHAPES):
-        sizes = np.array([np.ptp(objects.cloud(label + 12 * n, 400), axis=0) for n in range(12)])
+        sizes = np.array([np.ptp(objects.cloud(label + len(SHAPES) * n, 400), axis=0) for n in range(12)])
         proportions = sizes / sizes.max(1, keepdims=True)
         assert np.isfinite(sizes).all()
         assert np.ptp(proportions, axis=0).max() > 0.1, name
@@ -134,7 +137,8 @@ def test_every_class_varies():
 
 def test_surface_points_are_spread_by_area():
     big, tiny = [[0, 0, 0], [3, 0, 0], [0, 2, 0]], [[0, 0, 1], [1, 0, 1], [0, 2, 1]]
-    points = surface(np.array([big, tiny, [[5, 5, 5]] * 3], float), 40_000, np.random.default_rng(0))
+    mesh = trimesh.Trimesh(**to_kwargs([big, tiny, [[5, 5, 5]] * 3]), process=False)
+    points = surface(mesh, 40_000, np.random.default_rng(0))
     low = points[:, 2] == 0
     assert low.mean() == pytest.approx(0.75, abs=0.01)
     np.testing.assert_allclose(points[low].mean(0), [1, 2 / 3, 0], atol=0.02)  # the centroid of the triangle
@@ -196,6 +200,7 @@ def read(root, split="train", **options):
 @pytest.mark.parametrize("layout", WRITERS)
 def test_layouts_are_read_and_left_alone(tmp_path, layout):
     WRITERS[layout](tmp_path)
+    (tmp_path / "__MACOSX").mkdir()  # unpacked archives have one
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     data, test = read(tmp_path), read(tmp_path, "test")
     assert data.classes == CLASSES
@@ -232,7 +237,7 @@ TEXT = "bed/bed_0002.txt"
         ("meshes", MESH, "OFF\n0 0 0\n", "bed/bed_0001 .*mesh is empty"),
         ("meshes", MESH, "OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n", "bed/bed_0001 .*no surface"),
         ("meshes", MESH, "OFF\n" + box(1)[:-30], "bed/bed_0001 .*cut off"),
-        ("meshes", MESH, "OFF\n" + box(1).replace("3 0 1 3", "3 0 1 9"), "bed/bed_0001 .*triangles"),
+        ("meshes", MESH, "OFF\n" + box(1).replace("3 0 1 3", "3 0 1 9"), "bed/bed_0001 .*face index outside"),
         ("meshes", MESH, "OFF\n" + box(1).replace("1 1 1", "1 nan 1"), "bed/bed_0001 .*NaN"),
         ("meshes", MESH, "OFF\n" + box(1).replace("1 1 1", "1 x 1"), "bed/bed_0001 .*could not convert"),
         ("text", TEXT, "1,2,3,0,0,1\n" * 10, "bed/bed_0002 .*24 points wanted"),
@@ -248,12 +253,32 @@ def test_broken_files_are_named(tmp_path, layout, name, content, message):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(("layout", "name"), [("meshes", "sofa/test/sofa_0000.off"), ("text", "sofa/sofa_0004.txt")])
-def test_missing_files_are_named(tmp_path, layout, name):
-    WRITERS[layout](tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match="sofa"):
+def test_missing_files_are_named(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / "sofa" / "sofa_0004.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"sofa_0004.txt is missing; .*download the archive again"):
         read(tmp_path, "test")
+    read(tmp_path)  # the other split is whole
+
+
+@pytest.mark.parametrize("left", ["sofa/test", "sofa", "armchair"])
+def test_class_folders_without_files_are_named(tmp_path, left):
+    write_meshes(tmp_path)
+    shutil.rmtree(tmp_path / left, ignore_errors=True)
+    (tmp_path / left).mkdir()
+    name = left.partition("/")[0]
+    with pytest.raises(FileNotFoundError, match=f"class '{name}' has no file for the split 'test' .*archive again"):
+        read(tmp_path, "test")
+
+
+def test_objects_of_one_repeated_point_stay_finite(tmp_path):
+    write_text(tmp_path)
+    (tmp_path / TEXT).write_text("1,2,3,0,0,1\n" * 30)
+    data = read(tmp_path)
+    points = data.points[data.names.index("bed/bed_0002")]
+    assert data.points.isfinite().all()
+    assert not points[:24].any()
+    assert points[24:].norm(dim=-1).max() == pytest.approx(1)
 
 
 def test_wrong_folders_are_named(tmp_path):

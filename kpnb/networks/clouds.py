@@ -279,6 +279,7 @@ class Classifier(nn.Module):
 NETWORKS: dict[str, tuple[type[nn.Module], int]] = {
     "pointnet": (PointNet, 0), "pointnet2": (PointNet2, 32), "dgcnn": (DGCNN, 20), "pointconv": (PointConv, 32),
 }  # fmt: skip
+TITLES = {"pointnet": "PointNet", "pointnet2": "PointNet++", "dgcnn": "DGCNN", "pointconv": "PointConv"}
 
 
 def layer_path(name: str, layer: str) -> str:

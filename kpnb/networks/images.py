@@ -17,6 +17,7 @@ The layers above are the ReLUs themselves, which nothing overwrites.
 
 import pickle
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,17 +26,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 
-from kpnb._messages import unknown
+from kpnb._messages import positive, unknown
 
 _VGG = {"FC1": "classifier.1", "FC2": "classifier.4", "FC3": "classifier.6"}
+_VGG_CONV = {"vgg11": 19, "vgg11_bn": 27, "vgg16": 29, "vgg16_bn": 42, "vgg19": 35, "vgg19_bn": 51}
 LAYERS: dict[str, dict[str, str]] = {
     "alexnet": {"Conv": "features.11", "FC1": "classifier.2", "FC2": "classifier.5", "FC3": "classifier.6"},
-    "vgg11": {"Conv": "features.19", **_VGG},
-    "vgg11_bn": {"Conv": "features.27", **_VGG},
-    "vgg16": {"Conv": "features.29", **_VGG},
-    "vgg16_bn": {"Conv": "features.42", **_VGG},
-    "vgg19": {"Conv": "features.35", **_VGG},
-    "vgg19_bn": {"Conv": "features.51", **_VGG},
+    **{name: {"Conv": f"features.{number}", **_VGG} for name, number in _VGG_CONV.items()},
 }
 SMALLEST_INPUT = {"alexnet": 63, "vgg": 32}  # pixels a side; anything smaller vanishes in the pools
 
@@ -86,13 +83,15 @@ def build(
     for a missing file and ``RuntimeError`` when torchvision cannot download.
     """
     full_name = _full_name(name, batch_norm)
-    _check(full_name, num_classes, input_size, width, hidden, dropout)
+    smallest = SMALLEST_INPUT["alexnet" if name == "alexnet" else "vgg"]
+    if input_size < smallest:
+        raise ValueError(f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}")
+    positive(num_classes=num_classes, hidden=hidden, width=width)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     with torch.device("meta"):  # nothing is allocated and no random number is drawn before the sizes are right
-        net = models.get_model(full_name)
+        net = models.get_model(full_name, dropout=dropout)
         _resize(net, num_classes, input_size, width, hidden)
-    for module in net.classifier:
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
     net.to_empty(device="cpu")
     _initialise(net, seed)
     if weights is not None:
@@ -103,21 +102,11 @@ def build(
 def _full_name(name: str, batch_norm: bool) -> str:
     """torchvision's name of the network, with its suffix for batch normalisation."""
     full_name = f"{name}_bn" if batch_norm and not name.endswith("_bn") else name
-    if full_name in LAYERS:
-        return full_name
-    if name in LAYERS:
+    if name not in LAYERS:
+        raise ValueError(unknown("network", name, LAYERS))
+    if full_name not in LAYERS:
         raise ValueError(f"{name} has no variant with batch normalisation; use batch_norm=False or one of the VGGs")
-    raise ValueError(unknown("network", name, LAYERS))
-
-
-def _check(name: str, num_classes: int, input_size: int, width: float, hidden: int, dropout: float) -> None:
-    smallest = SMALLEST_INPUT[name[:3] if name.startswith("vgg") else name]
-    if input_size < smallest:
-        raise ValueError(f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}")
-    if num_classes < 1 or hidden < 1 or width <= 0:
-        raise ValueError(f"num_classes={num_classes}, hidden={hidden} and width={width} must be positive")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
+    return full_name
 
 
 def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:
@@ -130,13 +119,12 @@ def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hid
             channels = out
         elif isinstance(module, nn.BatchNorm2d):
             net.features[i] = nn.BatchNorm2d(channels)
-    largest = net.avgpool.output_size[0]
-    side = min(largest, net.features(torch.empty(2, 3, input_size, input_size)).shape[-1])
+    side = min(net.avgpool.output_size[0], net.features(torch.empty(2, 3, input_size, input_size)).shape[-1])
     net.avgpool = nn.AdaptiveAvgPool2d((side, side))
     sizes = [channels * side * side, hidden, hidden, num_classes]
     linear = [i for i, module in enumerate(net.classifier) if isinstance(module, nn.Linear)]
-    for i, fan_in, fan_out in zip(linear, sizes[:-1], sizes[1:], strict=True):
-        net.classifier[i] = nn.Linear(fan_in, fan_out)
+    for i, shape in zip(linear, pairwise(sizes), strict=True):
+        net.classifier[i] = nn.Linear(*shape)
 
 
 def _initialise(net: nn.Module, seed: int) -> None:
@@ -152,17 +140,15 @@ def _initialise(net: nn.Module, seed: int) -> None:
 
 def _read(name: str, weights: str | Path) -> Mapping[str, Tensor]:
     """State dict from a file, or from torchvision when ``weights`` is one of its weights' names."""
-    path = Path(weights)
-    known = models.get_model_weights(name)
-    if str(weights) in known.__members__:
-        entry = known[str(weights)]
+    path, known = Path(weights), models.get_model_weights(name).__members__
+    if weights in known:
         try:
-            return entry.get_state_dict(progress=False, check_hash=True)
+            return known[weights].get_state_dict(progress=False, check_hash=True)
         except OSError as error:
-            remedy = f"download {entry.url} on a machine with a network and pass the file as weights="
+            remedy = f"download {known[weights].url} on a machine with a network and pass the file as weights="
             raise RuntimeError(f"torchvision could not fetch {name} {weights} ({error}); {remedy}") from error
     if not path.suffix:
-        raise ValueError(unknown(f"weights of {name}", weights, known.__members__) + "; or pass a file")
+        raise ValueError(unknown(f"weights of {name}", weights, known) + "; or pass a file")
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist")
     try:
@@ -174,15 +160,11 @@ def _read(name: str, weights: str | Path) -> Mapping[str, Tensor]:
 def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)")
-    own = net.state_dict()
-    last = {f"classifier.{len(net.classifier) - 1}.{part}" for part in ("weight", "bias")}
-    if set(own) != set(state):
-        odd = sorted(set(own) ^ set(state))
-        raise ValueError(f"{source} is from another network: {len(odd)} names differ, the first is {odd[0]!r}")
-    wrong = [key for key in own if own[key].shape != state[key].shape and key not in last]
-    if wrong:
-        key, remedy = wrong[0], "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
-        theirs, ours = list(state[key].shape), list(own[key].shape)
-        raise ValueError(f"{source} does not fit: {key} is {theirs} there and {ours} in this network; {remedy}")
-    fits = {key: value for key, value in state.items() if own[key].shape == value.shape}
-    net.load_state_dict(fits, strict=False)
+    own, last = net.state_dict(), f"classifier.{len(net.classifier) - 1}."
+    fresh = {key: own[key] for key in own.keys() & state.keys() if key.startswith(last)}
+    fresh = {key: value for key, value in fresh.items() if value.shape != state[key].shape}
+    try:
+        net.load_state_dict({**state, **fresh})
+    except RuntimeError as error:
+        remedy = "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
+        raise ValueError(f"{source} does not fit, or is from another network ({remedy}): {error}") from error

@@ -39,8 +39,8 @@ class ImageStudy(study.Study):
     build = staticmethod(build)
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "size": 32, "hidden": 48, "grid": 8,
-                  "teacher_samples": 384, "share": 192, "test_samples": 96, "analysed": 12, "seeds": (0,)},
-        "laptop": {},
+                  "teacher_samples": 384, "share": 192, "test_samples": 96, "analysed": 12, "seeds": (0, 1)},
+        "laptop": {"seeds": (0, 1, 2)},
         "paper": {"network": "vgg16", "layers": ("Conv", "FC1", "FC2", "FC3"), "size": 224, "width": 1.0,
                   "hidden": 4096, "dropout": 0.5, "teacher_weights": "IMAGENET1K_V1", "teacher_samples": None,
                   "share": None, "test_samples": None, "epochs": 150, "teacher_epochs": 150, "head_epochs": 50,

@@ -110,7 +110,7 @@ class TextStudy(study.Study):
     def _schedule(self, *how: Any, **more: Any) -> distill.Schedule:
         s = self.settings
         plain = super()._schedule(*how, **more)
-        return replace(plain, optimiser="adamw", weight_decay=s.weight_decay, bf16=s.bf16)
+        return replace(plain, adamw=True, weight_decay=s.weight_decay, bf16=s.bf16)
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
         """The measured texts with the word embeddings of ``model``, and the scale of those."""

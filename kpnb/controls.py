@@ -1,0 +1,69 @@
+"""What a difference between student and baseline has to be compared with: controls without effect, and other choices.
+
+Each control is defined by what must not show in it:
+
+* networks that differ in their seed only (baselines, or networks that learn labels in random order): any difference;
+* masks of other images (``shuffled_masks``): a foreground treated otherwise than the background;
+* the student of an untrained teacher (``Study.student(..., teacher_epoch=0)``), which learns a random function: what it
+  has in common with a real student, against the baseline, is no trace of the teacher's knowledge.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from typing import get_args
+
+import pandas as pd
+import torch
+
+from kpnb.distill import Training
+from kpnb.metrics import Choices, Metrics, six_metrics
+from kpnb.study import Scope, Study
+
+
+def shuffled_labels(study: Study, seed: int = 0) -> Study:
+    """The same measured samples, for networks that learn the share with its labels in random order."""
+    other, share = copy.copy(study), study.share
+    order = torch.randperm(len(share), generator=torch.Generator().manual_seed(seed))
+    config = share.config | {"labels": f"shuffled with seed {seed}"}
+    other.__dict__ |= {"measured": study.measured, "share": replace(share, labels=share.labels[order], config=config)}
+    return other
+
+
+def shuffled_masks(study: Study, training: Training, layer: str, shift: int = 1) -> Metrics:
+    """A network's metrics when each measured sample is judged with the mask of the one ``shift`` places further on."""
+    masks, path = study.foreground.roll(shift, 0), study.distance(training, layer)
+    return six_metrics(study.entropies(training, layer)["entropy"].cpu(), masks, path, Choices(study.settings.b))
+
+
+def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Metrics]]]]:
+    """Every way to call half of the ``networks`` students and the other half baselines, for ``compare_seeds``.
+
+    Of an odd number the last is left out.
+    """
+    half = len(networks) // 2
+    for chosen in combinations(range(2 * half), half):
+        others = [i for i in range(2 * half) if i not in chosen]
+        if 0 in chosen:  # or it is the same split with the roles exchanged
+            yield [[(networks[i], networks[j])] for i, j in zip(chosen, others, strict=True)]
+
+
+def sensitivity(study: Study) -> pd.DataFrame:
+    """Student minus baseline, means over layers and seeds, under every combination of what text and release choose.
+
+    Columns: the fields of ``Choices`` that differ, the scope of the weight distance, and the six metrics. The first row
+    is the text's.
+    """
+    options = {"level": ("image", "dataset"), "first": (1, 0), "empty": ("nan", "zero"), "filtered": (False, True)}
+    rows = []
+    for layer, seed in product(study.settings.layers, study.settings.seeds):
+        for role, network in (("student", study.student(layer, seed)), ("baseline", study.baseline(seed))):
+            entropy = study.entropies(network, layer)["entropy"].cpu()
+            paths = {scope: study.distance(network, layer, scope) for scope in get_args(Scope)}
+            for *values, scope in product(*options.values(), paths):
+                chosen = dict(zip(options, values, strict=True))
+                found = six_metrics(entropy, study.foreground, paths[scope], Choices(study.settings.b, **chosen))
+                rows.append({"role": role, **chosen, "scope": scope, **found.row()})
+    means = pd.DataFrame(rows).groupby(["role", *options, "scope"], sort=False).mean()
+    return (means.loc["student"] - means.loc["baseline"]).reset_index()
