@@ -268,10 +268,12 @@ def student(
 ) -> Training:
     """Distil the feature of the teacher (of a training: after its last epoch) into ``layer`` of a student.
 
-    ``options`` also takes ``scale``, see :class:`Feature`, and ``teacher_layer`` when the teacher's has another name.
+    ``options`` also takes ``scale``, see :class:`Feature`, ``teacher_layer`` when the teacher's has another name, and
+    ``epoch`` of the teacher's training.
     """
     scale, theirs = options.pop("scale", Feature.scale), options.pop("teacher_layer", layer)
-    objective = Feature(layer, teacher=_source(teacher), teacher_layer=theirs, scale=scale)
+    source = _source(teacher, epoch=options.pop("epoch", -1))
+    objective = Feature(layer, teacher=source, teacher_layer=theirs, scale=scale)
     return Training(store, "student", model, data, objective, schedule, **options).finish()
 
 
@@ -289,9 +291,9 @@ def output(store: Store, model: Model, data: Data, schedule: Schedule, *, teache
     return Training(store, "output", model, data, objective, schedule, **options).finish()
 
 
-def _source(model: Model, build: Callable[..., nn.Module] | None = None) -> Source:
+def _source(model: Model, build: Callable[..., nn.Module] | None = None, epoch: int = -1) -> Source:
     if isinstance(model, Training):
-        return Source({"run": model.address, "epoch": model.epochs}, model.load)
+        return Source({"run": model.address, "epoch": model.number(epoch)}, lambda: model.load(epoch=epoch))
     if isinstance(model, nn.Module):
         kept = copy.deepcopy(model)  # the caller may change the model before an epoch has to be computed again
         content = repr(model).encode() + safetensors.torch.save(copied(model.state_dict()))

@@ -195,8 +195,8 @@ class Study(ABC):
         ``teacher_epoch=0`` takes the teacher before its training, for a control.
         """
         schedule = self._schedule(self.settings.epochs, self.settings.student_lr, seed)
-        teacher = {"teacher": self.teacher(), "layer": self.path(layer), "epoch": teacher_epoch}
-        return distill.student(self.store, self.spec(seed), self.share, schedule, **teacher, **self._options())
+        how = {"teacher": self.teacher(), "epoch": teacher_epoch, "layer": self.path(layer)}
+        return distill.student(self.store, self.spec(seed), self.share, schedule, **how, **self._options())
 
     def head(self, layer: str, seed: int = 0) -> distill.Training:
         """The student of ``layer`` with what lies above it trained on the share's labels."""

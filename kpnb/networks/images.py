@@ -37,16 +37,16 @@ LAYERS: dict[str, dict[str, str]] = {
 SMALLEST_INPUT = {"alexnet": 63, "vgg": 32}  # pixels a side; anything smaller vanishes in the pools
 
 
-def layer_path(name: str, layer: str, *, batch_norm: bool = False) -> str:
+def layer_path(name: str, layer: str) -> str:
     """Dotted module name of ``layer`` ("Conv", "FC1", "FC2" or "FC3") in the network ``name``.
 
-    Batch normalisation moves the convolutions, so say ``batch_norm=True`` or ``name="vgg11_bn"`` for such a network.
     Raises ``ValueError`` that names the nearest options when the network or the layer is unknown.
     """
-    table = LAYERS[_full_name(name, batch_norm)]
-    if layer not in table:
-        raise ValueError(unknown(f"layer of {name}", layer, table))
-    return table[layer]
+    if name not in LAYERS:
+        raise ValueError(unknown("network", name, LAYERS))
+    if layer not in LAYERS[name]:
+        raise ValueError(unknown(f"layer of {name}", layer, LAYERS[name]))
+    return LAYERS[name][layer]
 
 
 def build(
@@ -57,14 +57,13 @@ def build(
     width: float = 1.0,
     hidden: int = 4096,
     dropout: float = 0.5,
-    batch_norm: bool = False,
     seed: int = 0,
     weights: str | Path | None = None,
 ) -> nn.Module:
     """The network ``name`` for images [B, 3, input_size, input_size], on the CPU and in training mode.
 
     Args:
-        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" means "vgg11" with ``batch_norm=True``.
+        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch normalisation.
         input_size: side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The pool before FC1 keeps
             the map the convolutions give (input_size // 32 a side for VGG; 1 at 64 px and 6 at 224 px for AlexNet)
             and never more than torchvision's 7 (AlexNet: 6), where a small map would be blown up otherwise.
@@ -82,7 +81,7 @@ def build(
     Raises ``ValueError`` for an unknown name, a size that vanishes or weights that do not fit, ``FileNotFoundError``
     for a missing file and ``RuntimeError`` when torchvision cannot download.
     """
-    full_name = _full_name(name, batch_norm)
+    layer_path(name, "FC3")  # says so if there is no such network
     smallest = SMALLEST_INPUT["alexnet" if name == "alexnet" else "vgg"]
     if input_size < smallest:
         raise ValueError(f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}")
@@ -90,23 +89,13 @@ def build(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     with torch.device("meta"):  # nothing is allocated and no random number is drawn before the sizes are right
-        net = models.get_model(full_name, dropout=dropout)
+        net = models.get_model(name, dropout=dropout)
         _resize(net, num_classes, input_size, width, hidden)
     net.to_empty(device="cpu")
     _initialise(net, seed)
     if weights is not None:
-        _load(net, _read(full_name, weights), weights)
+        _load(net, _read(name, weights), weights)
     return net
-
-
-def _full_name(name: str, batch_norm: bool) -> str:
-    """torchvision's name of the network, with its suffix for batch normalisation."""
-    full_name = f"{name}_bn" if batch_norm and not name.endswith("_bn") else name
-    if name not in LAYERS:
-        raise ValueError(unknown("network", name, LAYERS))
-    if full_name not in LAYERS:
-        raise ValueError(f"{name} has no variant with batch normalisation; use batch_norm=False or one of the VGGs")
-    return full_name
 
 
 def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:

@@ -16,7 +16,7 @@ from kpnb.units import Points
 class Settings(study.Settings):
     """What a point cloud experiment depends on besides.
 
-    points, background  of each cloud, on the object and around it; 192 and 94 are in the proportion of 1024 and 500
+    points, background  of each cloud, on the object and around it; 128 and 62 are in the proportion of 1024 and 500
     k, width, dropout   as in ``networks.clouds.build`` (k None: the papers')
     scale               of the coordinates: about their standard deviation in the unit sphere
 
@@ -28,8 +28,8 @@ class Settings(study.Settings):
     dataset: str = "shapes"
     network: str = "pointnet"
     b: float = 0.25
-    points: int = 192
-    background: int = 94
+    points: int = 128
+    background: int = 62
     k: int | None = 12
     width: float = 0.25
     dropout: float = 0.0
