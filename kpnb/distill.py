@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import product
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import safetensors.torch
@@ -45,7 +46,8 @@ class Schedule:
 
     ``cosine``: the rate falls from ``lr`` to 0 along half a cosine over ``epochs``; otherwise it is constant.
     ``adamw``: AdamW instead of SGD, for transformers; ``momentum`` is its first beta. ``bf16``: networks run under
-    bfloat16 autocast while they are trained; weights and losses stay as they are.
+    bfloat16 autocast while they are trained, and between epochs the optimiser's state is rounded to it; weights and
+    losses stay as they are.
     """
 
     epochs: int = 20
@@ -69,8 +71,7 @@ class Schedule:
     @property
     def config(self) -> dict[str, Any]:
         """What an epoch depends on: without ``epochs`` if the rate does not, so that a longer run extends a shorter."""
-        left_out = {"adamw": False, "bf16": False}  # runs without them are older
-        left_out |= {} if self.cosine else {"epochs": self.epochs}
+        left_out = {"adamw": False, "bf16": False} | ({} if self.cosine else {"epochs": self.epochs})
         return {key: value for key, value in asdict(self).items() if left_out.get(key) != value}
 
 
@@ -329,10 +330,9 @@ class _Live:
         blocks = [m for m in self.model.modules() if {p.requires_grad for p in m.parameters()} == {False}]
         self.frozen = [*blocks, *map(self.model.get_submodule, below)]
         group = {"params": [*self.trained.values()]}  # a group, because SGD refuses an empty list
-        if s.adamw:
-            self.optimiser = torch.optim.AdamW([group], s.lr, (s.momentum, 0.999), weight_decay=s.weight_decay)
-        else:
-            self.optimiser = torch.optim.SGD([group], s.lr, momentum=s.momentum, weight_decay=s.weight_decay)
+        optimiser = torch.optim.AdamW if s.adamw else torch.optim.SGD
+        how = {"betas": (s.momentum, 0.999)} if s.adamw else {"momentum": s.momentum}
+        self.optimiser = optimiser([group], s.lr, weight_decay=s.weight_decay, **how)
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)
         sizes = torch.zeros(1) if self.answers is None else self.answers.flatten(1).square().sum(1)
@@ -350,19 +350,18 @@ class _Live:
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and the optimiser's state: all that the next epoch starts from."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for prefix, key in STATE.items():
-            kept = {name: self.optimiser.state[p].get(key) for name, p in self.trained.items()}
-            tensors |= {f"{prefix}.{name}": value for name, value in kept.items() if value is not None}
+        for (name, parameter), (prefix, key) in product(self.trained.items(), STATE.items()):
+            if (value := self.optimiser.state[parameter].get(key)) is not None:
+                tensors[f"{prefix}.{name}"] = value.bfloat16() if self.t.schedule.bf16 and key != "step" else value
         return tensors
 
     def advance(self, epoch: int, previous: dict[str, Tensor]) -> dict[str, Any]:
         """Train ``epoch`` (0: nothing) from the ``previous`` one's tensors and evaluate; its entry of the log."""
         if epoch:
             self.model.load_state_dict(_part(previous, "model."))
-            for prefix, key in STATE.items():
-                for name, value in _part(previous, f"{prefix}.").items():
-                    kept = value if key == "step" else value.to(self.t.device)
-                    self.optimiser.state[self.parameters[name]][key] = kept
+            for (name, parameter), (prefix, key) in product(self.trained.items(), STATE.items()):
+                if (value := previous.get(f"{prefix}.{name}")) is not None:
+                    self.optimiser.state[parameter][key] = value if key == "step" else value.to(parameter)
         before = {k: v.detach().clone() if epoch else torch.zeros_like(v) for k, v in self.parameters.items()}
         rate = self.t.schedule.rate(epoch) if epoch else 0.0
         info = {"epoch": epoch, "lr": rate, "device": str(self.t.device)}

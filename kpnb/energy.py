@@ -59,8 +59,8 @@ class ClosedForm:
 class UnitEnergy:
     """``energy [B, n]``: s of every unit; ``deviation [B, n]``: its standard error (0 where s is exact).
 
-    Both are NaN for units that a sample does not have. ``feature [B, d]`` is the unperturbed feature; ``rank`` is how many of its directions were taken
-    exactly, ``[B]`` where that differs between samples.
+    Both are NaN for units that a sample does not have. ``feature [B, d]`` is the unperturbed feature they belong to;
+    ``rank`` is how many of its directions were taken exactly, ``[B]`` where that differs between samples.
     """
 
     energy: Tensor

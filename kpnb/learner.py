@@ -82,8 +82,8 @@ class _SquaredChange:
 def learn_sigma(perturbation: Perturbation, x: Tensor, layer: str, solver: Stochastic, objective: Objective) -> Learned:
     """Sigma of every unit of ``x [B, ...]`` by descent on Eq. 4 from sigma_0, all samples at once.
 
-    Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose mean entropy is nearest to the one asked for; otherwise the
-    last step counts.
+    Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose mean entropy is
+    nearest to the one asked for; otherwise the last step counts.
     """
     aligned, adam = isinstance(objective, Aligned), solver.method == "adam"
     if aligned and adam:

@@ -87,13 +87,15 @@ def knowledge_points(
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
 
     Units with NaN (padding) belong to neither. An image without foreground, without background, or with nothing but NaN
-    has no defined counts: it gets NaN, which ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and when no image has one of the regions.
+    has no defined counts: it gets NaN, which ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and
+    when no image has one of the regions.
     """
     background = ~foreground if background is None else background
     both = _check_regions(entropy, foreground, background)
     reference = background_level(entropy, background, level)
     points = reference - entropy > b
-    return KnowledgePoints(points & (foreground | background), foreground, background, both & ~reference[..., 0].isnan())
+    defined = both & ~reference[..., 0].isnan()
+    return KnowledgePoints(points & (foreground | background), foreground, background, defined)
 
 
 @dataclass(frozen=True)

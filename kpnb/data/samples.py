@@ -28,7 +28,6 @@ class SampleSet:
 
     KIND: ClassVar[str]  # what messages call the samples, in the plural
     INPUT: ClassVar[str]  # the field with the inputs [N, ...]
-    ROWS: ClassVar[tuple[str, ...]] = ("names",)  # fields that are tuples with an entry for each sample
 
     labels: Tensor  # int64 [N], each an index into classes
     masks: Tensor  # bool [N, ...], True on the foreground; may be all or nothing of a sample
@@ -39,7 +38,7 @@ class SampleSet:
     def _check(self, dtype: torch.dtype, *mask: int) -> None:
         """``ValueError`` that names the field unless inputs of ``dtype`` and masks [N, *mask] fit the other parts."""
         shape = getattr(self, self.INPUT).shape
-        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1] + self.labels.shape[1:])}
+        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1])}
         for field, (kind, size) in (wanted | {"masks": (torch.bool, (len(self), *mask))}).items():
             tensor = getattr(self, field)
             if tensor.dtype != kind or tensor.shape != size:
@@ -59,14 +58,17 @@ class SampleSet:
         return len(getattr(self, self.INPUT))
 
     @classmethod
-    def made(cls, store: Any, config: dict[str, Any], classes: Iterable[str], samples: Iterable[Sample]) -> Self:
+    def made(
+        cls, store: Any, config: dict[str, Any], classes: Iterable[str], samples: Iterable[Sample], **more: Any
+    ) -> Self:
         """The set that ``config`` determines, of config["count"] ``samples``: from the ``store`` if there is one.
 
-        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the set.
+        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the set. ``more`` are
+        fields that samples have in common.
         """
         make = partial(_stacked, samples, config["count"], cls.KIND)
         tensors, info = make() if store is None else store.run(cls.KIND, config).get("set", make)
-        return cls(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config)
+        return cls(**tensors, classes=tuple(classes), names=tuple(info["names"]), config=config, **more)
 
     def subset(self, index: Tensor | Sequence[int]) -> Self:
         """The samples at ``index`` (positions, or a bool for each sample), in that order."""
@@ -75,14 +77,13 @@ class SampleSet:
         step = {self.KIND: len(index), "index": digest(index.numpy().tobytes())[:16]}
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         chosen = {name: part[index] for name, part in parts.items() if isinstance(part, Tensor)}
-        chosen |= {name: tuple(parts[name][i] for i in index.tolist()) for name in self.ROWS}
+        names = tuple(self.names[i] for i in index.tolist())
         config = {**self.config, "subsets": [*self.config.get("subsets", []), step]}
-        return replace(self, **chosen, config=config)
+        return replace(self, **chosen, names=names, config=config)
 
     def share(self, n: int, seed: int) -> Self:
         """``n`` samples drawn without replacement, each class in proportion; a larger share holds the smaller one."""
-        labels = self.labels if self.labels.dim() == 1 else torch.zeros(len(self), dtype=torch.int64)
-        return self.subset(torch.from_numpy(stratified(labels.numpy(), n, seed, self.KIND)))
+        return self.subset(torch.from_numpy(stratified(self.labels.numpy(), n, seed, self.KIND)))
 
     def where(self, prefix: str) -> Tensor:
         """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork or one class."""
@@ -146,6 +147,15 @@ def stamp(files: Iterable[Path], root: Path) -> str:
     """Digest of the names, sizes and times of ``files`` in ``root``: changes when they do, without reading them."""
     stamps = [(str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return digest(repr(stamps).encode())
+
+
+def fifth(labels: np.ndarray, split: str) -> np.ndarray:
+    """Positions of a split's samples where the data have none: a fifth is for testing, classes in proportion.
+
+    Always the same fifth, so that no ``seed`` can leak a test sample into training.
+    """
+    test = stratified(labels, max(1, len(labels) // 5), seed=0)
+    return test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
 
 
 def stratified(labels: np.ndarray, n: int, seed: int, kind: str = "samples") -> np.ndarray:

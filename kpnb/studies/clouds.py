@@ -43,6 +43,7 @@ class CloudStudy(study.Study):
 
     Settings = Settings
     build = staticmethod(build)
+    units = Points()
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "points": 48, "background": 24, "k": 6,
                   "teacher_samples": 240, "share": 0.3, "test_samples": 60, "analysed": 8},
@@ -82,10 +83,6 @@ class CloudStudy(study.Study):
         s = self.settings
         size = {"points": s.points + s.background, "k": s.k, "width": s.width, "dropout": s.dropout}
         return {"name": s.network, "num_classes": len(self.train.classes), **size, "seed": seed}
-
-    @property
-    def units(self) -> Points:
-        return Points()
 
     @property
     def foreground(self) -> Tensor:

@@ -5,13 +5,14 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import mean
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kpnb import distill, study
-from kpnb._messages import unknown
 from kpnb.data.text import TextSet, load
 from kpnb.networks.text import build
 from kpnb.units import Tokens
@@ -21,118 +22,86 @@ from kpnb.units import Tokens
 class Settings(study.Settings):
     """What a text experiment depends on besides.
 
-    task                        "sentiment" or "qa" (question answering); their profiles differ
-    pool, depth, dropout        as in ``networks.text.build``, where ``depth`` is ``layers``; the teacher's dropout is
-                                its configuration's
-    length                      tokens of the longest text
-    rule, threshold, question   as in ``data.text.load``
-    scale                       of the word embeddings; None: the standard deviation of each network's own
-    weight_decay, bf16          of AdamW, and whether training runs under bfloat16 autocast
+    pool, depth, dropout   as in ``networks.text.build``, where ``depth`` is ``layers``; the teacher's dropout is 0.1
+    length                 tokens of the longest text
+    threshold              smallest absolute rating of a word that carries sentiment
+    scale                  of the word embeddings, in standard deviations of each network's own
+    bf16                   whether training runs under bfloat16 autocast
     """
 
-    task: str = "sentiment"
-    dataset: str = "reviews"
-    network: str = "minilm"
-    layers: tuple[str, ...] = ("last",)
-    seeds: tuple[int, ...] = (0,)
     pool: str = "all"
     depth: int | None = 3
     dropout: float = 0.0
-    length: int = 64
-    rule: str | None = None
+    length: int = 56
     threshold: float = 1.0
-    question: bool = True
-    scale: float | None = None
-    weight_decay: float = 0.01
     bf16: bool = True
-    batch_size: int = 32
-    lr: float = 3e-4
-    teacher_lr: float | None = 1e-4
-    student_lr: float = 5e-4
-    head_lr: float = 1e-3
 
 
 class TextStudy(study.Study):
-    """Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU and real data.
+    """Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU.
 
-    ``QA`` holds what they have otherwise for question answering.
+    The data set decides what is learned: to classify sentences, or to find answers, which takes longer texts.
     """
 
     Settings = Settings
     build = staticmethod(build)
-    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"epochs": 2, "teacher_epochs": 1, "head_epochs": 1, "depth": 1, "teacher_samples": 96, "share": 64,
-                  "test_samples": 48, "analysed": 6, "rank": 4, "probes": 4, "noise": 6},
-        "laptop": {"epochs": 8, "teacher_epochs": 2, "head_epochs": 4, "teacher_samples": 3000, "analysed": 48,
-                   "rank": 8, "probes": 8, "noise": 12},
-        "paper": {"dataset": "sst2", "network": "bert-base-uncased", "pool": "first", "depth": None, "dropout": 0.1,
-                  "length": 128, "teacher_samples": None, "share": None, "test_samples": None, "epochs": 150,
-                  "teacher_epochs": 3, "head_epochs": 50, "teacher_lr": 2e-5, "lr": 5e-5, "student_lr": 5e-5,
-                  "analysed": 1000},
+    units = Tokens()
+    LAPTOP: ClassVar[dict[str, Any]] = {
+        "dataset": "reviews", "network": "minilm", "layers": ("feature",), "seeds": (0,), "epochs": 8,
+        "teacher_epochs": 2, "head_epochs": 4, "teacher_samples": 3000, "batch_size": 32, "lr": 3e-4,
+        "teacher_lr": 1e-4, "student_lr": 5e-4, "head_lr": 1e-3, "analysed": 48, "rank": 8, "probes": 8, "noise": 12,
     }  # fmt: skip
-    QA: ClassVar[dict[str, dict[str, Any]]] = {
-        "smoke": {"dataset": "factbook", "length": 136},
-        "laptop": {"dataset": "factbook", "length": 136, "teacher_epochs": 3},
-        "paper": {"dataset": "squad", "length": 384, "pool": "all"},
-    }
-
-    @classmethod
-    def resolve(cls, profile: str = "laptop", **overrides: Any) -> study.Settings:
-        """As ``Study.resolve``, with what ``QA`` says for question answering."""
-        task = overrides.get("task") or cls.Settings.task
-        if task not in ("sentiment", "qa"):
-            raise ValueError(unknown("task", task, ("sentiment", "qa")))
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return super().resolve(profile, **(cls.QA.get(profile, {}) if task == "qa" else {}) | given)
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": LAPTOP | {"epochs": 2, "teacher_epochs": 1, "head_epochs": 1, "depth": 1, "teacher_samples": 96,
+                  "share": 64, "test_samples": 48, "analysed": 6, "rank": 4, "probes": 4, "noise": 6},
+        "laptop": LAPTOP,
+        "paper": LAPTOP | {"network": "bert-base-uncased", "pool": "first", "depth": None, "dropout": 0.1,
+                  "teacher_samples": None, "share": None, "test_samples": None, "epochs": 150, "teacher_epochs": 3,
+                  "head_epochs": 50, "teacher_lr": 2e-5, "lr": 5e-5, "student_lr": 5e-5, "analysed": 1000},
+    }  # fmt: skip
 
     def load(self, split: str, count: int | None) -> TextSet:
         s = self.settings
-        how = {"rule": s.rule, "threshold": s.threshold, "question": s.question, "root": s.data_root}
-        texts = load(s.dataset, split, tokenizer=s.network, length=s.length, **how)
-        if (texts.labels.dim() == 2) != (s.task == "qa"):
-            raise ValueError(f"the data set {s.dataset!r} is not for the task {s.task!r}")
+        how = {"tokenizer": s.network, "length": s.length, "threshold": s.threshold, "root": s.data_root}
+        texts = load(s.dataset, split, **how)
         return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
 
+    @cached_property
+    def vocabulary(self) -> list[int]:
+        """Numbers of the tokens that occur, in ascending order; the networks know no others."""
+        return torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
+
     def path(self, layer: str) -> str:
-        if layer != "last":
-            raise ValueError(unknown("layer of a text network", layer, ["last"]))
-        return "feature"
+        return layer
 
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
-        size = {"pool": s.pool, "layers": s.depth, "dropout": s.dropout, "length": s.length}
-        classes = None if s.task == "qa" else len(self.train.classes)
-        return {"name": s.network, "num_classes": classes, **size, "seed": seed}
+        head = {"num_classes": None if self.train.asks else len(self.train.classes), "pool": s.pool}
+        size = {"layers": s.depth, "vocabulary": self.vocabulary, "dropout": s.dropout}
+        return {"name": s.network, **head, **size, "seed": seed}
 
     def teacher_spec(self) -> dict[str, Any]:
-        return super().teacher_spec() | {"pretrained": True, "dropout": None}
+        return super().teacher_spec() | {"pretrained": True, "dropout": 0.1}
 
     def _schedule(self, *how: Any, **more: Any) -> distill.Schedule:
-        s = self.settings
-        plain = super()._schedule(*how, **more)
-        return replace(plain, adamw=True, weight_decay=s.weight_decay, bf16=s.bf16)
+        return replace(super()._schedule(*how, **more), adamw=True, weight_decay=0.01, bf16=self.settings.bf16)
 
     def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
         """The measured texts with the word embeddings of ``model``, and the scale of those."""
-        return model.embed(self.x).detach(), self.settings.scale or model.words.weight.std().item()
-
-    @property
-    def units(self) -> Tokens:
-        return Tokens()
+        return model.embed(self.x).detach(), self.settings.scale * model.words.weight.std().item()
 
     @property
     def foreground(self) -> Tensor:
-        """Tokens on the foreground, bool ``[N, T]``, where T is the longest measured text."""
-        return self.measured.masks[:, : self.x.shape[1]]
+        """Tokens on the foreground, bool ``[N, T]``."""
+        return self.measured.masks
 
     def scores(self, training: distill.Training) -> dict[str, float]:
-        """Held-out accuracy; for question answering that of both ends of the span, exact match and F1; stored."""
-        if self.settings.task != "qa":
+        """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides; stored."""
+        if not self.test.asks:
             return super().scores(training)
         where = {"network": training.address, "epoch": training.epochs, "test": self.test.config}
         run = self.store.run("answers", where)
-        wanted = [[row.text[slice(*span)] for span in row.answers] for row in self.test.rows]
-        found = run.get("scores", lambda: ({}, exact_and_f1(self.answers(training), wanted)))
+        found = run.get("scores", lambda: ({}, exact_and_f1(self.answers(training), self.test.accepted)))
         return super().scores(training) | found.info
 
     @torch.no_grad()
@@ -140,16 +109,15 @@ class TextStudy(study.Study):
         """What the network answers to the held-out questions."""
         model, device = training.load().to(self.settings.device), self.settings.device
         batches = torch.arange(len(self.test)).split(self.settings.batch_size)
-        ends = [best_spans(model(self.test.batch(index, device)[0])).cpu() for index in batches]
-        return self.test.spans(torch.cat(ends))
+        return self.test.parts(torch.cat([best_spans(model(self.test.batch(i, device)[0])).cpu() for i in batches]))
 
 
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:
     """First and last token ``[B, 2]`` of the likeliest answers of at most ``longest`` tokens; ``logits [B, T, 2]``."""
     start, end = logits.unbind(-1)
-    allowed = torch.ones(start.shape[1], start.shape[1], device=start.device).triu().tril(longest - 1).bool()
-    sums = (start[:, :, None] + end[:, None, :]).masked_fill(~allowed, -torch.inf).flatten(1).argmax(1)
-    return torch.stack([sums // start.shape[1], sums % start.shape[1]], 1)
+    allowed = torch.ones_like(logits[0, :, :1] @ logits[0, :, :1].T).triu().tril(longest - 1).bool()
+    best = (start[:, :, None] + end[:, None, :]).where(allowed, -torch.inf).flatten(1).argmax(1)
+    return torch.stack([best // start.shape[1], best % start.shape[1]], 1)
 
 
 def normalise(text: str) -> list[str]:
@@ -158,12 +126,13 @@ def normalise(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
-def exact_and_f1(answers: Sequence[str], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and F1 of SQuAD v1.1, in [0, 1]; of the several ``wanted`` for a question the best counts."""
-    exact, total = 0, 0.0
-    for given, options in zip(map(normalise, answers), wanted, strict=True):
-        words = [normalise(option) for option in options]
-        exact += given in words
-        shared = [(Counter(given) & Counter(w)).total() for w in words]
-        total += max(2 * n / (len(given) + len(w)) if n else 0.0 for n, w in zip(shared, words, strict=True))
-    return {"exact match": exact / len(answers), "F1": total / len(answers)}
+def exact_and_f1(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match and F1 of SQuAD v1.1, in [0, 1]; of several accepted answers to a question the best counts."""
+    pairs = [(normalise(a), list(map(normalise, options))) for a, options in zip(answers, accepted, strict=True)]
+    f1 = [max(_f1(words, option) for option in options) for words, options in pairs]
+    return {"exact match": mean(words in options for words, options in pairs), "F1": mean(f1)}
+
+
+def _f1(ours: list[str], theirs: list[str]) -> float:
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
