@@ -61,6 +61,8 @@ def quoted(source: str) -> Iterator[tuple[str, str]]:
     for reference in re.findall(r"\{glue:text\}`([^`]+)`", source):
         page, _, name = reference.rpartition("::")
         yield page, name.split(":")[0]
+    for name, page in re.findall(r"^```\{glue:any\} (\w+)\n(?::doc: (\S+)\n)?", source, re.M):
+        yield page, name
 
 
 def executed(path: Path) -> list[str] | None:
