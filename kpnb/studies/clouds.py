@@ -46,8 +46,8 @@ class CloudStudy(study.Study):
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "points": 48, "background": 24, "k": 6,
                   "teacher_samples": 240, "share": 0.3, "test_samples": 60, "analysed": 8},
-        "laptop": {"epochs": 20, "teacher_epochs": 4, "head_epochs": 6, "teacher_samples": 4000, "test_samples": 480,
-                   "analysed": 24, "batch_size": 16, "lr": 0.02, "rank": 24, "probes": 12, "noise": 30},
+        "laptop": {"epochs": 20, "teacher_epochs": 4, "teacher_samples": 4000, "test_samples": 480, "analysed": 24,
+                   "batch_size": 16, "lr": 0.02, "student_lr": 0.2, "rank": 24, "probes": 12, "noise": 30},
         "paper": {"dataset": "modelnet40", "points": 1024, "background": 500, "k": None, "width": 1.0, "dropout": 0.3,
                   "teacher_samples": None, "test_samples": None, "epochs": 150, "teacher_epochs": 150,
                   "head_epochs": 50, "lr": 0.01, "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000},
