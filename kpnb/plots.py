@@ -172,7 +172,7 @@ def cloud_maps(clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str]
             order = cloud[:, 2].argsort(descending=True)  # the nearest last
             right, up, _ = cloud[order].T.numpy()
             axis.scatter(right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0)
-            axis.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal")
+            axis.set(xlim=(-1, 1), ylim=(-0.8, 0.8), aspect="equal")
     _key(figure, names, colours)
     return figure
 
@@ -214,7 +214,7 @@ def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
 @_styled
 def six_panels(table: pd.DataFrame) -> Figure:
     """Table 5 as a picture: student and baseline at each layer, a panel for each metric, a pair for each seed."""
-    figure, axes = plt.subplots(2, 3, figsize=(9, 4.2))
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.2), sharey=True)
     layers = list(dict.fromkeys(table["layer"]))
     for axis, metric in zip(axes.flat, NAMES, strict=True):
         for (layer, seed), pair in table.groupby(["layer", "seed"], sort=False):
@@ -233,7 +233,8 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 
     Right of the dashed line is the side the hypothesis wants for "more", left for "less"; the row says the verdict.
     """
-    figure, axes = plt.subplots(1, len(metrics), figsize=(3 * len(metrics), 0.55 * len(found) + 1.2), squeeze=False)
+    size = (2.6 * len(metrics) + 1.2, 0.55 * len(found) + 1.2)
+    figure, axes = plt.subplots(1, len(metrics), figsize=size, squeeze=False, sharey=True)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, by_metric in enumerate(found.values()):
             d = by_metric[metric]

@@ -13,8 +13,8 @@ HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
 
 
-def glue(**values: float | int | str) -> None:
-    """Name results so that the page's text can quote them with ``{glue:text}``; outside a book it does nothing.
+def glue(**values: float | int | str | Styler) -> None:
+    """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a book nothing happens.
 
     Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text.
     """
@@ -23,7 +23,7 @@ def glue(**values: float | int | str) -> None:
     except ImportError:
         return
     for name, value in values.items():
-        paste(name, value if isinstance(value, str | int) else float(value), display=False)
+        paste(name, value if isinstance(value, str | int | Styler) else float(value), display=False)
 
 
 def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import pandas as pd
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb.stats import verdict
 from kpnb.study import Study
 
 HYPOTHESES = {"H1": ("n_fg", "n_bg", "lambda"), "H2": ("d_mean", "d_var"), "H3": ("rho",)}
@@ -34,20 +33,23 @@ def paper_signs(tables: pd.DataFrame) -> pd.DataFrame:
 
 
 def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFrame:
-    """A row for each hypothesis, modality and metric; ``studies`` by modality, ``tables`` as in ``paper_signs``.
+    """A row for each hypothesis, study and metric.
+
+    studies   by modality, with the network after a comma where there are several: "clouds, PointNet"
+    tables    as in ``paper_signs``
 
     The effect is the mean over layers and seeds of student minus baseline, and ``Study.overall`` decides. Signs are
     counted over the pairs of all layers and seeds.
     """
     paper, rows = paper_signs(tables), []
-    for modality, study in studies.items():
+    for title, study in studies.items():
         overall = study.overall()
         ours = _advantage(study.table().set_index(["network", "layer", "seed"])[[*NAMES]])
         for hypothesis, metric in ((h, metric) for h, metrics in HYPOTHESES.items() for metric in metrics):
-            d, theirs = overall[metric], paper.loc[modality]
-            row = {"hypothesis": hypothesis, "modality": modality, "metric": metric}
+            d, theirs = overall[metric], paper.loc[title.split(",")[0]]
+            row = {"hypothesis": hypothesis, "data": title, "metric": metric}
             row |= {"paper": f"{theirs['better', metric]} / {theirs['pairs', metric]}"}
             row |= {"ours": f"{(ours[metric] > 0).sum()} / {ours[metric].notna().sum()}", "effect": d.value}
             row |= {"interval": f"{d.low:+.2g} to {d.high:+.2g}", "d": d.effect, "p": d.p, "verdict": d.verdict}
-            rows.append(row | {"all metrics": verdict([overall], HYPOTHESES[hypothesis])})
+            rows.append(row | {"seeds": d.seeds})
     return pd.DataFrame(rows)

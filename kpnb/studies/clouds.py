@@ -47,8 +47,8 @@ class CloudStudy(study.Study):
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {"epochs": 2, "teacher_epochs": 2, "head_epochs": 1, "points": 48, "background": 24, "k": 6,
                   "teacher_samples": 240, "share": 0.3, "test_samples": 60, "analysed": 8},
-        "laptop": {"epochs": 24, "teacher_epochs": 4, "head_epochs": 6, "teacher_samples": 4000, "test_samples": 480,
-                   "analysed": 24, "batch_size": 16, "lr": 0.02, "rank": 9, "probes": 5, "noise": 14},
+        "laptop": {"epochs": 20, "teacher_epochs": 4, "teacher_samples": 4000, "test_samples": 480, "analysed": 24,
+                   "batch_size": 16, "lr": 0.02, "student_lr": 0.2, "rank": 24, "probes": 12, "noise": 30},
         "paper": {"dataset": "modelnet40", "points": 1024, "background": 500, "k": None, "width": 1.0, "dropout": 0.3,
                   "teacher_samples": None, "test_samples": None, "epochs": 150, "teacher_epochs": 150,
                   "head_epochs": 50, "lr": 0.01, "student_lr": 0.01, "head_lr": 0.01, "analysed": 1000},
@@ -64,10 +64,11 @@ class CloudStudy(study.Study):
 
     @classmethod
     def resolve(cls, profile: str = "laptop", **overrides: Any) -> study.Settings:
-        """As ``Study.resolve``; for PointNet b defaults to 0.5 (section 4.1)."""
-        if (overrides.get("network") or cls.Settings.network) == "pointnet":
-            overrides["b"] = overrides.get("b") or 0.5
-        return super().resolve(profile, **overrides)
+        """As ``Study.resolve``; for PointNet b defaults to 0.5 (section 4.1), and its features have a lower rank."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if given.get("network", cls.Settings.network) == "pointnet":
+            given = {"b": 0.5, "rank": 9, "probes": 5, "noise": 14} | given
+        return super().resolve(profile, **given)
 
     def load(self, split: str, count: int | None) -> CloudSet:
         s = self.settings
