@@ -118,9 +118,9 @@ class Study(ABC):
     def load(self, split: str, count: int | None) -> Any:
         """The "train" or "test" data, ``count`` samples of it at most (None: all)."""
 
-    @abstractmethod
     def path(self, layer: str) -> str:
         """Dotted module name of a layer such as "FC1"; ``ValueError`` when the network has none of that name."""
+        return layer
 
     @abstractmethod
     def spec(self, seed: int) -> dict[str, Any]:
@@ -132,9 +132,9 @@ class Study(ABC):
         """What a unit of the input is."""
 
     @property
-    @abstractmethod
     def foreground(self) -> Tensor:
-        """Foreground units of the measured samples, bool ``[N, n]``."""
+        """Foreground units of the measured samples, bool ``[N, n]``; their masks, where these are made of units."""
+        return self.measured.masks
 
     @cached_property
     def train(self) -> Any:

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from kpnb.data import text
 from kpnb.data.samples import Request
-from kpnb.data.text import Row, answers, compose, covered, encode, facts, load, sentiment_words
+from kpnb.data.text import Row, compose, covered, encode, facts, foreground, load
 from kpnb.store import Store
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory) -> str:
 def sample(tiny: str, row: Row, length: int = 32) -> dict[str, np.ndarray]:
     texts = ([row.question], [row.text])[not row.question :]
     found = AutoTokenizer.from_pretrained(tiny)(*texts).encodings[0]
-    return encode(row, found, length, (answers if row.question else sentiment_words)(row, 1.0))
+    return encode(row, found, length, foreground(row, 1.0))
 
 
 def question(wanted: str, asked: str = "What is the capital of France ?", passage: str = PASSAGE) -> Row:
@@ -74,7 +74,7 @@ def test_words_of_the_lexicon(tiny, sentence, marked):
 
 def test_threshold_of_the_lexicon():
     row = Row("s", "great good okay film")  # rated 3.1, 1.9 and 0.9
-    counts = [len(sentiment_words(row, threshold)) for threshold in (0.5, 1.0, 2.0, 4.0)]
+    counts = [len(foreground(row, threshold)) for threshold in (0.5, 1.0, 2.0, 4.0)]
     assert counts == [3, 2, 1, 0]
 
 
@@ -326,7 +326,7 @@ def downloads(tmp_path, monkeypatch) -> list[list]:
 def test_reviews_are_fetched_once(tiny, tmp_path, downloads):
     train, test = (load("reviews", split, tokenizer=tiny, length=8) for split in ("train", "test"))
     assert len(downloads) == 1
-    assert "--require-hashes" in downloads[0]
+    assert "--hash=sha256:" in Path(downloads[0][downloads[0].index("-r") + 1]).read_text()
     assert (len(train), len(test)) == (16, 4)  # twenty are rated at least 1; the repeated sentence is there once
     sentences = [{texts.rows[name].text for name in texts.names} for texts in (train, test)]
     assert not sentences[0] & sentences[1]

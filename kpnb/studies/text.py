@@ -5,7 +5,6 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import mean
 from typing import Any, ClassVar
 
@@ -66,18 +65,11 @@ class TextStudy(study.Study):
         texts = load(s.dataset, split, **how)
         return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
 
-    @cached_property
-    def vocabulary(self) -> list[int]:
-        """Numbers of the tokens that occur, in ascending order; the networks know no others."""
-        return torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
-
-    def path(self, layer: str) -> str:
-        return layer
-
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
         head = {"num_classes": None if self.train.asks else len(self.train.classes), "pool": s.pool}
-        size = {"layers": s.depth, "vocabulary": self.vocabulary, "dropout": s.dropout}
+        used = torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
+        size = {"layers": s.depth, "vocabulary": used, "dropout": s.dropout}
         return {"name": s.network, **head, **size, "seed": seed}
 
     def teacher_spec(self) -> dict[str, Any]:
@@ -89,11 +81,6 @@ class TextStudy(study.Study):
     def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
         """The measured texts with the word embeddings of ``model``, and the scale of those."""
         return model.embed(self.x).detach(), self.settings.scale * model.words.weight.std().item()
-
-    @property
-    def foreground(self) -> Tensor:
-        """Tokens on the foreground, bool ``[N, T]``."""
-        return self.measured.masks
 
     def scores(self, training: distill.Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides; stored."""
@@ -115,8 +102,9 @@ class TextStudy(study.Study):
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:
     """First and last token ``[B, 2]`` of the likeliest answers of at most ``longest`` tokens; ``logits [B, T, 2]``."""
     start, end = logits.unbind(-1)
-    allowed = torch.ones_like(logits[0, :, :1] @ logits[0, :, :1].T).triu().tril(longest - 1).bool()
-    best = (start[:, :, None] + end[:, None, :]).where(allowed, -torch.inf).flatten(1).argmax(1)
+    both = start[:, :, None] + end[:, None, :]
+    allowed = torch.ones_like(both).triu().tril(longest - 1).bool()
+    best = both.where(allowed, -torch.inf).flatten(1).argmax(1)
     return torch.stack([best // start.shape[1], best % start.shape[1]], 1)
 
 
