@@ -120,8 +120,8 @@ def run_notebook(
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
         # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
         kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
-        # Threads that wait for each other by spinning make a notebook many times slower when the machine is shared.
-        kernel |= {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+        # Threads that spin for long while they wait slow a notebook down many times when the machine is shared.
+        kernel |= {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
         kernel |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
         try:
             with patch.dict(os.environ, kernel, KPNB_PROGRESS=str(progress)):

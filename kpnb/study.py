@@ -73,7 +73,7 @@ class Settings:
     teacher_samples: int | None = 8000
     share: int | float | None = 1000
     test_samples: int | None = 1000
-    analysed: int = 64
+    analysed: int = 48
     rank: int = 16
     probes: int = 16
     noise: int = 24

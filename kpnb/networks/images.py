@@ -24,7 +24,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
 from kpnb._messages import positive, unknown
 
@@ -81,6 +80,8 @@ def build(
     Raises ``ValueError`` for an unknown name, a size that vanishes or weights that do not fit, ``FileNotFoundError``
     for a missing file and ``RuntimeError`` when torchvision cannot download.
     """
+    from torchvision import models  # takes a second, which a chapter whose networks are stored can save
+
     layer_path(name, "FC3")  # says so if there is no such network
     smallest = SMALLEST_INPUT["alexnet" if name == "alexnet" else "vgg"]
     if input_size < smallest:
@@ -94,7 +95,7 @@ def build(
     net.to_empty(device="cpu")
     _initialise(net, seed)
     if weights is not None:
-        _load(net, _read(name, weights), weights)
+        _load(net, _read(models.get_model_weights(name).__members__, name, weights), weights)
     return net
 
 
@@ -127,9 +128,9 @@ def _initialise(net: nn.Module, seed: int) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _read(name: str, weights: str | Path) -> Mapping[str, Tensor]:
-    """State dict from a file, or from torchvision when ``weights`` is one of its weights' names."""
-    path, known = Path(weights), models.get_model_weights(name).__members__
+def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor]:
+    """State dict from a file, or from torchvision when ``weights`` is one of the ``known`` names of its weights."""
+    path = Path(weights)
     if weights in known:
         try:
             return known[weights].get_state_dict(progress=False, check_hash=True)
