@@ -1,4 +1,4 @@
-"""Command line: run one notebook with other parameters, list the notebooks, or build the whole book."""
+"""Command line: run one notebook with other parameters, or list the notebooks."""
 
 import argparse
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from . import runner
-from .runner import PROFILES, TIMEOUT, NotebookError, UsageError
+from .runner import TIMEOUT, NotebookError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,10 +27,6 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=int, default=TIMEOUT, metavar="S", help="seconds for a cell (%(default)s)")
 
     commands.add_parser("list", help="list the notebooks and their parameters")
-
-    book = commands.add_parser("book", help="execute every notebook and build the HTML book")
-    book.add_argument("--profile", choices=PROFILES, default="laptop", help="size of the experiments (%(default)s)")
-    book.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute these, keep the other executed copies")
     return top
 
 
@@ -68,13 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = runner.find_root()
         if options.command == "list":
             list_notebooks(root)
-        elif options.command == "run":
+        else:
             path = runner.find_notebook(options.notebook, root)
             folder = options.output or root / "reruns" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
             runner.run_notebook(path, folder / path.name, parse_parameters(options.parameters), options.timeout)
             print(f"Executed copy: {folder / path.name}")
-        else:
-            print(f"The book is at {runner.build_book(options.profile, root, options.only)}")
     except (NotebookError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -1,7 +1,7 @@
 """Progress of long work: a plain text bar, or a status file that a parent process shows.
 
 ``tqdm.auto`` would become a widget inside Jupyter, which neither papermill nor a rendered page can show. When
-``KPNB_PROGRESS`` names a file (``python -m kpnb book`` sets it), the current line goes there and nothing is
+``KPNB_PROGRESS`` names a file (``kpnb.runner`` sets it), the current line goes there and nothing is
 printed, so that executed notebooks hold results only.
 """
 

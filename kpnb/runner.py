@@ -1,4 +1,4 @@
-"""Execute notebooks without a browser, and build the book from their executed copies.
+"""Execute notebooks without a browser.
 
 A notebook is run with papermill. Its parameters are checked before a kernel starts, and only a complete run leaves an
 executed copy where the book looks for one, so a page can never show half a result.
@@ -6,14 +6,12 @@ executed copy where the book looks for one, so a page can never show half a resu
 
 import ast
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,12 +44,6 @@ def find_root() -> Path:
         if (folder / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
             return folder
     raise NotebookError(f"no _toc.yml with notebooks/ in {here} or above: run this inside a clone of the repository")
-
-
-def notebooks_of(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` lists, in reading order."""
-    files = re.findall(r"^[\s-]*file: *notebooks/([^\s.]+)", (root / "_toc.yml").read_text("utf8"), re.MULTILINE)
-    return [root / "notebooks" / f"{name}.ipynb" for name in files]
 
 
 def find_notebook(name: str, root: Path) -> Path:
@@ -174,37 +166,3 @@ def _status(label: str, progress: Path) -> Iterator[Path]:
         done.set()
         thread.join()
         print(begin, end="", flush=True)
-
-
-def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
-    """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
-
-    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. The default
-    profile passes no parameter, so that no additional cell shows in the book.
-    Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
-    """
-    chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
-    parameters = {} if profile == "laptop" else {"profile": profile}
-    for path in chosen:  # all of them before the first kernel starts
-        if not path.is_file():
-            raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
-        check_parameters(path, parameters)
-    # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
-    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
-    for number, path in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {path.stem}"
-        run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
-    return _build_pages(root)
-
-
-def _build_pages(root: Path) -> Path:
-    """Call Jupyter Book with every warning as an error; returns the first page."""
-    page = root / "book" / "_build" / "html" / "index.html"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
-    command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or not page.exists():
-        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
-        lines = [line for line in said if re.search("WARNING|ERROR", line)] or said[-20:]
-        raise NotebookError("Jupyter Book could not build the pages:\n" + "\n".join(lines))
-    return page

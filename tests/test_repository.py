@@ -99,8 +99,13 @@ def test_the_package_stays_small():
     assert sum(code_lines(path.read_text("utf8")) for path in (ROOT / "kpnb").rglob("*.py")) < 3000
 
 
+def test_kpnb_does_without_the_book():
+    sources = {path.name: path.read_text("utf8") for path in (ROOT / "kpnb").rglob("*.py")}
+    assert not [name for name, text in sources.items() if re.search(r"^\s*(import|from) kpnb_book", text, re.M)]
+
+
 def test_functions_fit_on_a_screen():
-    for path in (ROOT / "kpnb").rglob("*.py"):
+    for path in [*(ROOT / "kpnb").rglob("*.py"), *(ROOT / "book").glob("kpnb_book/*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is longer than a screen"

@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from kpnb import runner
 from kpnb.__main__ import main, parse_parameters
 from kpnb.runner import NotebookError, UsageError, check_parameters, run_notebook
+from kpnb_book.__main__ import build_book, notebooks_of
 
 PARAMETERS = (
     'profile = "laptop"  # size of the run\nepochs = 3\nlr = 0.1\nseeds = [0]\ndata_root = None\nshuffle = True'
@@ -148,7 +149,7 @@ def repository(root: Path) -> Path:
 def test_build_stops_at_the_first_failure(tmp_path):
     root = repository(tmp_path)
     with pytest.raises(NotebookError, match=r"10_first\.ipynb failed in cell 2 .*OSError: no such luck"):
-        runner.build_book("laptop", root)
+        build_book("laptop", root)
     assert not (root / "second-ran").exists()
     assert not (root / "book" / "_build").exists()
 
@@ -157,14 +158,14 @@ def test_build_checks_every_notebook_first(tmp_path):
     root = repository(tmp_path)
     (root / "notebooks" / "11_second.ipynb").unlink()
     with pytest.raises(NotebookError, match=r"lists notebooks/11_second\.ipynb, which does not exist"):
-        runner.build_book("smoke", root)
+        build_book("smoke", root)
     assert not (root / "book").exists()
 
 
 def test_notebooks_by_number_name_and_path(tmp_path, monkeypatch):
     root = repository(tmp_path)
     first = root / "notebooks" / "10_first.ipynb"
-    assert runner.notebooks_of(root) == [first, root / "notebooks" / "11_second.ipynb"]
+    assert notebooks_of(root) == [first, root / "notebooks" / "11_second.ipynb"]
     for name in ("10", "10_first", "10_first.ipynb", "notebooks/10_first.ipynb", str(first)):
         assert runner.find_notebook(name, root) == first
     with pytest.raises(UsageError, match="did you mean '10_first'"):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from kpnb import plots
 from kpnb.metrics import BETTER, Metrics
 from kpnb.stats import Difference, _difference, compare, tally, verdict
+from kpnb_book import plots
 
 
 def metrics(seed: int, shift: float = 0.0, images: int = 400) -> Metrics:

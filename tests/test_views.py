@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from kpnb.plots import COLOUR, KINDS, cloud_maps, project
-from kpnb.views import turnable
+from kpnb_book.plots import COLOUR, KINDS, cloud_maps, project
+from kpnb_book.views import turnable
 
 CLOUD = torch.nn.functional.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 KIND = torch.arange(40) % 4

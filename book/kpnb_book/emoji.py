@@ -12,13 +12,13 @@ scikit-image, public domain or CC0. Figures of this project show two vendors onl
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
 from kpnb._messages import package
+from kpnb.data.images import Source, fields
 from kpnb.data.samples import Request, Sample
 
 # The package's seventh vendor, Sams, has no transparency.
@@ -28,7 +28,6 @@ CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_te
 PHOTOGRAPHS = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png")
 PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
 
-Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see kpnb.data.images.SOURCES
 Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA image
 Photo = tuple[Image.Image, int]  # the part of a photograph that a split may show, and a third of the whole's width
 
@@ -50,11 +49,6 @@ def source(wanted: Request, size: int) -> Source:
             yield name, fields(image, mask, label)
 
     return config, list(CLASSES), samples()
-
-
-def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndarray]:
-    """Fields of an ``ImageSet`` from an image [S, S, 3], its mask and its label."""
-    return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kpnb.plots import KINDS
+from kpnb_book.plots import KINDS
 
 LOOK = 'style="width:100%;height:320px;cursor:grab;touch-action:pan-y"'
 
