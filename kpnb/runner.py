@@ -5,6 +5,7 @@ executed copy where the book looks for one, so a page can never show half a resu
 """
 
 import ast
+import multiprocessing
 import os
 import shutil
 import sys
@@ -148,7 +149,8 @@ def _first_line(text: str) -> str:
 @contextmanager
 def _status(label: str, progress: Path) -> Iterator[Path]:
     """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line every 30 s in a log."""
-    live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
+    alone = multiprocessing.parent_process() is None  # else others write to the same terminal
+    live, start, done = sys.stdout.isatty() and alone, time.monotonic(), threading.Event()
     begin, end = ("\r\x1b[K", "") if live else ("", "\n")
 
     def watch() -> None:

@@ -1,10 +1,12 @@
 """Execute every notebook with papermill and build the HTML book: what ``make book`` runs."""
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 from kpnb.runner import PROFILES, NotebookError, UsageError, check_parameters, find_notebook, find_root, run_notebook
@@ -16,11 +18,12 @@ def notebooks_of(root: Path) -> list[Path]:
     return [root / "notebooks" / f"{name}.ipynb" for name in files]
 
 
-def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
+def build_book(profile: str, root: Path, only: Sequence[str] | None = None, workers: int = 1) -> Path:
     """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
 
-    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. The default
-    profile passes no parameter, so that no additional cell shows in the book.
+    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. ``workers`` run at
+    the same time and share the processor's cores. The default profile passes no parameter, so that no additional cell
+    shows in the book.
     Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
@@ -31,10 +34,21 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> P
         check_parameters(path, parameters)
     # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
-    for number, path in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {path.stem}"
-        run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
+    # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
+    chosen.sort(key=lambda path: path.stem[1] != "0")
+    with get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:  # at its end all workers are stopped
+        jobs = [(path, root / "book" / "_executed" / path.name, parameters) for path in chosen]
+        for _ in pool.imap_unordered(_execute, jobs):
+            pass
     return _build_pages(root)
+
+
+def _share_cores(workers: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def _execute(job: tuple[Path, Path, dict[str, str]]) -> None:
+    run_notebook(*job)
 
 
 def _build_pages(root: Path) -> Path:
@@ -55,9 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kpnb_book", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="laptop", help="size of the experiments (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute these, keep the other executed copies")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks that run at the same time (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        print(f"The book is at {build_book(options.profile, find_root(), options.only)}")
+        print(f"The book is at {build_book(options.profile, find_root(), options.only, options.workers)}")
     except (NotebookError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
