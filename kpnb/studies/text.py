@@ -37,9 +37,10 @@ class Settings(study.Settings):
 
 
 class TextStudy(study.Study):
-    """Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU.
+    """Sentiment. Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU.
 
-    The data set decides what is learned: to classify sentences, or to find answers, which takes longer texts.
+    The data set decides what is learned: to classify sentences, or to find answers; ``QuestionStudy`` has profiles for
+    that.
     """
 
     Settings = Settings
@@ -97,6 +98,17 @@ class TextStudy(study.Study):
         model, device = training.load().to(self.settings.device), self.settings.device
         batches = torch.arange(len(self.test)).split(self.settings.batch_size)
         return self.test.parts(torch.cat([best_spans(model(self.test.batch(i, device)[0])).cpu() for i in batches]))
+
+
+class QuestionStudy(TextStudy):
+    """Question answering: longer texts, and a span head, which looks at all tokens whatever ``pool`` says."""
+
+    LAPTOP: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 112}
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": TextStudy.PROFILES["smoke"] | LAPTOP,
+        "laptop": TextStudy.LAPTOP | LAPTOP,
+        "paper": TextStudy.PROFILES["paper"] | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
+    }
 
 
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:
