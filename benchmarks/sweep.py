@@ -38,7 +38,7 @@ def clone(root: Path, runs: int, loops: int) -> Path:
 
 def seconds(workers: int, members: list[sweep.Member], folder: Path) -> float:
     """Time of the sweep on a local Dask cluster of ``workers`` workers with one thread each."""
-    quiet = {"dashboard_address": None, "silence_logs": 50}
+    quiet = {"dashboard_address": ":0", "silence_logs": 50}
     with LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster:
         start = time.perf_counter()
         failed = sweep.run(members, folder, scheduler=cluster.scheduler_address)

@@ -212,15 +212,45 @@ def test_two_dask_workers_give_the_same_table(root):
     distributed = pytest.importorskip("distributed")
     file = grid(root, grid={"n": [1, 2, 3]})
     assert main(["sweep", str(file), "--output", "alone"]) == 0
-    quiet = {"dashboard_address": None, "silence_logs": 50}
+    quiet = {"dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
         assert main(["sweep", str(file), "--output", "cluster", "--scheduler", cluster.scheduler_address]) == 0
     assert (root / "cluster" / "results.csv").read_text() == (root / "alone" / "results.csv").read_text()
     assert ran(root) == ["1a", "1a", "2a", "2a", "3a", "3a"]  # once each, in either
 
 
+def test_lost_worker(root):
+    """Its run goes to the other worker, which finds it running still and waits for what comes of it."""
+    distributed = pytest.importorskip("distributed")
+    write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(4)", parameters=HEAD)
+    quiet = {"dashboard_address": ":0", "silence_logs": 50}
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
+        command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2]}))]
+        command += ["--scheduler", cluster.scheduler_address]
+        sweeping = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while not (root / "ran").exists() or len(ran(root)) < 2:
+            assert sweeping.poll() is None
+            time.sleep(0.05)
+        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
+        said = sweeping.communicate(timeout=60)[0]
+    assert sweeping.returncode == 0, said
+    assert ran(root) == ["1a", "2a"]
+    assert len(pd.read_csv(root / "reruns" / "mini" / "results.csv")) == 2
+
+
+def test_scheduler_that_is_not_there(root, capsys):
+    pytest.importorskip("distributed")
+    import dask
+
+    file = grid(root)
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert main(["sweep", str(file), "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+    assert main(["sweep", str(file), "--workers", "0"]) == 2
+
+
 def start(root: Path, *options: str) -> subprocess.Popen:
-    """A sweep of four runs that take their time, in a process of its own, after its first run has begun."""
+    """A sweep of three runs that take their time, in a process of its own, after its first run has begun."""
     write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(1.5)", parameters=HEAD)
     command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2, 3]})), *options]
     process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -235,9 +265,9 @@ def test_killed_sweep_ends_with_the_same_table(root):
     killed.kill()  # -9
     killed.communicate()
     assert not (root / "reruns" / "mini" / "results.csv").exists()
-    assert main(["sweep", "mini.yaml"]) == 0
+    assert main(["sweep", "mini.yaml", "--workers", "2"]) == 0
     assert ran(root) == ["1a", "2a", "3a"]  # the run that had begun was waited for, not begun again
-    assert main(["sweep", "mini.yaml", "--output", "undisturbed"]) == 0
+    assert main(["sweep", "mini.yaml", "--output", "undisturbed", "--workers", "3"]) == 0
     for name in ("results.csv", "metrics.csv"):
         assert (root / "reruns/mini" / name).read_bytes() == (root / "undisturbed" / name).read_bytes()
 
@@ -250,7 +280,7 @@ def test_ctrl_c_ends_the_runs_and_the_next_sweep_goes_on(root):
     assert "interrupted: what is finished is kept" in said
     assert "Traceback" not in said
     assert ran(root) == ["1a"]
-    assert main(["sweep", "mini.yaml"]) == 0
+    assert main(["sweep", "mini.yaml", "--workers", "3"]) == 0
     assert ran(root) == ["1a", "1a", "2a", "3a"]
 
 

@@ -127,6 +127,8 @@ def workers(count: int, scheduler: str | None) -> Iterator[Callable[..., Future[
     Two or more workers here have one thread and, where there are GPUs, one GPU each. Workers of a cluster are what
     they were started as. Raises UsageError without Dask, or when nothing answers at ``scheduler``.
     """
+    if count < 1:
+        raise UsageError(f"--workers {count}: it takes one at least")
     if scheduler:
         try:
             from distributed import Client
@@ -171,8 +173,10 @@ def run(
     for member in members:
         if not member.finished(folder):
             groups[member.group].append(member)
-    todo = sum(map(len, groups.values()))
-    with workers(count, scheduler) as submit, tqdm(total=len(members), initial=len(members) - todo, unit="run") as bar:
+    folder.mkdir(parents=True, exist_ok=True)
+    tick = 1 if sys.stderr.isatty() else 30  # seconds between two looks at what is going on
+    shown = {"total": len(members), "initial": len(members) - sum(map(len, groups.values())), "miniters": 0}
+    with workers(count, scheduler) as submit, tqdm(**shown, unit="run", mininterval=tick, dynamic_ncols=True) as bar:
         pending: dict[Future[str], Member] = {}
 
         def start(chosen: Iterable[Member]) -> None:
@@ -182,14 +186,15 @@ def run(
         start([group.pop(0) for group in groups.values()])
         try:
             while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                for future in wait(pending, timeout=tick, return_when=FIRST_COMPLETED).done:
                     member = pending.pop(future)
                     start(groups.pop(member.group, ()))
-                    error = future.exception()  # of a cluster that has lost its workers
-                    if why := f"{error}" if error else future.result():
+                    if why := _failure(future):
                         failed[member.label] = why
                     bar.write(f"{'failed  ' if why else 'finished'}  {member.label}  {why}".rstrip())
                     bar.update()
+                bar.set_postfix_str(_doing(folder / m.name / "log.txt" for m in pending.values()), refresh=False)
+                bar.update(0)
         except KeyboardInterrupt:
             for future in pending:
                 future.cancel()
@@ -198,6 +203,19 @@ def run(
             raise
     write(members, folder, failed)
     return failed
+
+
+def _failure(future: Future[str]) -> str:
+    try:
+        return future.result()
+    except Exception as error:  # of a cluster that has lost its workers, or its scheduler
+        return f"{type(error).__name__}: {error}"
+
+
+def _doing(logs: Iterable[Path]) -> str:
+    """The last line of the log that was written last."""
+    there = [log for log in logs if log.exists() and log.stat().st_size]
+    return max(there, key=lambda log: log.stat().st_mtime).read_text("utf8").splitlines()[-1] if there else ""
 
 
 def write(members: Sequence[Member], folder: Path, failed: Mapping[str, str]) -> None:
