@@ -25,7 +25,7 @@ HEAD = "n = 1  # a number\nname = 'a'\nlayers = None"
 GLUE = """
 import pandas as pd
 from kpnb_book.report import glue, show
-table = pd.DataFrame({"name": ["student", "baseline"], "value": [n / 3, None]})
+table = pd.DataFrame({"value": [n / 3, None], "name": ["student", "baseline"]})
 glue(square=n * n, third=n / 3, nothing=float("nan"), word="yes", many=n, metrics=table, formatted=show(table))
 """
 RESULTS = """
@@ -34,7 +34,8 @@ from IPython.display import display
 open(os.environ["RAN"], "a").write(f"{n}{name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
 rows = [{"name": "student", "value": n / 3}, {"name": "baseline", "value": None}]
 found = {"square": {"text/plain": f"{n * n}"}, "word": {"text/plain": "'yes'"}}
-found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": {"data": rows}}
+schema = {"fields": [{"name": "name"}, {"name": "value"}]}
+found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": {"data": rows, "schema": schema}}
 for key, data in found.items():  # what glue displays, without the time that its imports take
     prefix = "application/papermill.record/"
     data = {prefix + kind: value for kind, value in data.items()}
@@ -76,6 +77,7 @@ def test_rerun_writes_page_results_and_settings(root):
     student, baseline = kept["tables"]["metrics"]
     assert student == {"name": "student", "value": pytest.approx(4 / 3, abs=1e-10)}
     assert baseline == {"name": "baseline", "value": None}
+    assert list(baseline) == ["value", "name"]
     assert kept["parameters"] == {"n": 4, "name": "a", "layers": None}
     assert {"torch", "kpnb"} <= kept["packages"].keys()
     assert kept["settings"] == [] == record["settings"]

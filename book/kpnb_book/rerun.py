@@ -81,7 +81,8 @@ def results_of(notebook: nbformat.NotebookNode) -> dict[str, dict[str, Any]]:
         if scrap := output.get("metadata", {}).get("scrapbook"):
             data = {kind.removeprefix(scrap["mime_prefix"]): value for kind, value in output.data.items()}
             if TABLE in data:
-                tables[scrap["name"]] = [{k: row[k] for k in row if k != "index"} for row in data[TABLE]["data"]]
+                columns = [f["name"] for f in data[TABLE]["schema"]["fields"] if f["name"] != "index"]  # in their order
+                tables[scrap["name"]] = [{name: row[name] for name in columns} for row in data[TABLE]["data"]]
                 continue
             for read in (float, ast.literal_eval):  # an int is read by the second, NaN by the first alone
                 with suppress(SyntaxError, ValueError):  # a formatted table, for the page only
