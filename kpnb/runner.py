@@ -5,7 +5,11 @@ executed copy where the book looks for one, so a page can never show half a resu
 """
 
 import ast
+<<<<<<< HEAD
 import multiprocessing
+=======
+import json
+>>>>>>> i6a
 import os
 import shutil
 import sys
@@ -13,7 +17,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -67,21 +72,26 @@ def parameters_of(path: Path) -> dict[str, dict[str, str]]:
         raise NotebookError(f"{path} is not a readable Python notebook: {error}") from error
 
 
+def defaults_of(path: Path) -> dict[str, Any]:
+    """Name to default of every parameter of ``path``; None for an expression, whose value only a kernel knows."""
+    defaults = dict.fromkeys(found := parameters_of(path))
+    for name, known in found.items():
+        with suppress(SyntaxError, ValueError):
+            defaults[name] = ast.literal_eval(known["default"])
+    return defaults
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Compare ``parameters`` with the notebook's parameters cell; no kernel is started.
 
     Raises UsageError for a name that the cell does not assign, and for a value of another type than the default
     (an int may stand for a float; a default of None takes anything).
     """
-    known = parameters_of(path)
+    known = defaults_of(path)
     for name, value in parameters.items():
         if name not in known:
             raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")
-        try:
-            default = ast.literal_eval(known[name]["default"])
-        except (SyntaxError, ValueError):  # an expression: its type is known to the kernel only
-            continue
-        kind, given = type(default), type(value)
+        default, kind, given = known[name], type(known[name]), type(value)
         if default is not None and given is not kind and (kind, given) != (float, int):
             wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
             raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
@@ -89,9 +99,10 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
 
 def run_notebook(
     path: Path, output: Path, parameters: Mapping[str, Any] | None = None, timeout: int = TIMEOUT, label: str = ""
-) -> float:
-    """Execute the notebook ``path`` in its own folder, write the executed copy to ``output``, return the seconds taken.
+) -> dict[str, Any]:
+    """Execute the notebook ``path`` in its own folder and write the executed copy to ``output``.
 
+    Returns when it ``started`` (UTC), the ``seconds`` taken, and the ``settings`` that its studies resolved.
     ``timeout`` is in seconds for each cell; ``label`` (default: the notebook's name) begins the line on the terminal.
     With ``parameters`` the copy holds an additional cell with them.
 
@@ -109,7 +120,7 @@ def run_notebook(
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
-    start, label = time.monotonic(), label or path.stem
+    started, start, label = datetime.now(UTC), time.monotonic(), label or path.stem
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
         # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
         kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
@@ -124,10 +135,12 @@ def run_notebook(
             if partial.exists():
                 where += f"\nThe copy up to there: {partial.replace(failed)}"
             raise NotebookError(f"{path.name} failed in {where}") from error
+        noted = progress.with_suffix(".settings")
+        settings = [json.loads(line) for line in noted.read_text("utf8").splitlines()] if noted.exists() else []
     partial.replace(output)
     seconds = time.monotonic() - start
     print(f"{label}  {seconds:.1f} s", flush=True)
-    return seconds
+    return {"started": started.isoformat(timespec="seconds"), "seconds": seconds, "settings": settings}
 
 
 def _place(error: Exception, copy: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kpnb import distill
 from kpnb._messages import unknown
-from kpnb._progress import Progress
+from kpnb._progress import Progress, note
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.layers import parameters_below
@@ -93,6 +93,7 @@ class Study(ABC):
         self.store = store or Store()
         for layer in self.settings.layers:
             self.path(layer)
+        note(asdict(self.settings))
 
     @classmethod
     def resolve(cls, profile: str = "laptop", **overrides: Any) -> Settings:

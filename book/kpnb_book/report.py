@@ -13,17 +13,20 @@ HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
 
 
-def glue(**values: float | int | str | Styler) -> None:
+def glue(**values: float | int | str | Styler | pd.DataFrame) -> None:
     """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a book nothing happens.
 
-    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text.
+    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text. A DataFrame is for
+    ``kpnb run`` and ``kpnb sweep``, which collect its rows (ten decimals).
     """
     try:
         from myst_nb import glue as paste
     except ImportError:
         return
-    for name, value in values.items():
-        paste(name, value if isinstance(value, str | int | Styler) else float(value), display=False)
+    with pd.option_context("display.html.table_schema", True):
+        for name, value in values.items():
+            kept = isinstance(value, str | int | Styler | pd.DataFrame)
+            paste(name, value if kept else float(value), display=False)
 
 
 def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> None:
