@@ -5,11 +5,8 @@ executed copy where the book looks for one, so a page can never show half a resu
 """
 
 import ast
-<<<<<<< HEAD
-import multiprocessing
-=======
 import json
->>>>>>> i6a
+import multiprocessing
 import os
 import shutil
 import sys
