@@ -202,11 +202,13 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
     """Distribution of rho over the images, by network."""
     figure, axis = plt.subplots(figsize=(6, 2.8))
-    colours = {name: COLOUR.get(name, GREY) for name in rho}
-    values = {name: value.numpy() for name, value in rho.items()}
-    sns.histplot(values, bins=np.linspace(0, 1, 16), palette=colours, alpha=0.45, lw=0, ax=axis)
+    values = {name: value[~value.isnan()].numpy() for name, value in rho.items()}
     for name, value in values.items():
-        axis.axvline(np.nanmean(value), color=colours[name], lw=2)
+        if len(value):  # rho may be undefined everywhere
+            colour = COLOUR.get(name, GREY)
+            sns.histplot(value, bins=np.linspace(0, 1, 16), color=colour, label=name, alpha=0.45, lw=0, ax=axis)
+            axis.axvline(value.mean(), color=colour, lw=2)
+    _key(figure, values, [COLOUR.get(name, GREY) for name in values], marker="s")
     axis.set(xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)", ylabel="samples", xlim=(0, 1))
     return figure
 
