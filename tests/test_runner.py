@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from kpnb import runner
 from kpnb.__main__ import main
 from kpnb.runner import NotebookError, UsageError, check_parameters, run_notebook
-from kpnb_book.__main__ import build_book, notebooks_of
+from kpnb_book.build import build_book, notebooks_of
 from kpnb_book.commands import parse_parameters
 
 PARAMETERS = (
