@@ -115,16 +115,16 @@ def _det(base: Path, split: str, mammals: Mapping[str, str]) -> Listing:
 
 def _coco(base: Path, split: str, _: Mapping) -> Listing:
     package("pycocotools")
-    contents = []
-    for part in ("train", PUBLIC[split]):  # training images say which categories are the largest
+    contents = {}
+    for part in dict.fromkeys(("train", PUBLIC[split])):  # training images say which categories are the largest
         path = base / "annotations" / f"instances_{part}2017.json"
         with reading(path):
-            contents.append(json.loads(path.read_text("utf8")))
-    sizes = Counter(item["category_id"] for item in contents[0]["annotations"] if not item["iscrowd"])
-    names, files = ({item["id"]: item for item in contents[1][key]} for key in ("categories", "images"))
+            contents[part] = json.loads(path.read_text("utf8"))
+    sizes = Counter(item["category_id"] for item in contents["train"]["annotations"] if not item["iscrowd"])
+    names, files = ({item["id"]: item for item in contents[part][key]} for key in ("categories", "images"))
     classes = {key: names[key]["name"] for key, _ in sizes.most_common(10) if key in names}
     records = []
-    for item in contents[1]["annotations"]:
+    for item in contents[part]["annotations"]:
         key, image = item["category_id"], base / f"{part}2017" / files[item["image_id"]]["file_name"]
         if not item["iscrowd"] and (key in classes or key not in names):
             name = f"{path.stem}/{item['id']}"
