@@ -1,4 +1,4 @@
-"""The image experiment: AlexNet or VGG on images with masks, cells of a grid as units."""
+"""The image experiment: AlexNet, VGG or ResNet on images with masks, cells of a grid as units."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +57,8 @@ class ImageStudy(study.Study):
 
     def load(self, split: str, count: int | None) -> ImageSet:
         s = self.settings
-        made = count if s.dataset == "emoji" else None  # other sets have as many images as they have
-        images = load(s.dataset, split, size=s.size, count=made, root=s.data_root, store=self.store)
+        limit = {"count" if s.dataset == "emoji" else "at_most": count}  # other sets have as many as they have
+        images = load(s.dataset, split, size=s.size, root=s.data_root, store=self.store, **limit)
         return images if count is None or count >= len(images) else images.share(count, seed=0)
 
     def path(self, layer: str) -> str:
