@@ -164,7 +164,11 @@ def _status(label: str, progress: Path) -> Iterator[Path]:
     begin, end = ("\r\x1b[K", "") if live else ("", "\n")
 
     def watch() -> None:
+        note = progress.with_suffix(".note")  # what a kernel says beforehand, to be read when the run is long
         while not done.wait(0.5 if live else 30):
+            if note.exists():
+                print(f"{begin}{label}  {note.read_text('utf8')}", flush=True)
+                note.unlink()
             doing = progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
             line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
             print(begin + (line[: shutil.get_terminal_size().columns - 1] if live else line), end=end, flush=True)
