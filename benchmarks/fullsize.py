@@ -44,6 +44,7 @@ def seconds(model: nn.Module, x: Tensor, layers: list[str], repeats: int, **how:
 
 def measure(name: str, max_batch: int, repeats: int) -> None:
     """Print what one network takes; the peak is that of this process."""
+    started, busy = time.perf_counter(), time.process_time()
     model, x = build(name, 200, input_size=SIZES[name]), torch.randn(1, 3, SIZES[name], SIZES[name])
     paths = LAYERS[name]
     found = kpnb.entropy(model, x, [*paths.values()], max_batch=max_batch, dead="nan")
@@ -60,6 +61,8 @@ def measure(name: str, max_batch: int, repeats: int) -> None:
     print(
         f"  peak memory          {peak:6.2f} GiB: {'within' if peak < LIMIT else 'ABOVE'} {LIMIT:.0f} GiB", flush=True
     )
+    share = (time.process_time() - busy) / (time.perf_counter() - started) / torch.get_num_threads()
+    print(f"  share of the cores   {100 * share:6.0f} %, with much less than 100 all seconds are too long", flush=True)
     if name == "vgg16":
         row(together + sum(alone.values()), learner(model, x, [*paths.values()], repeats))
 
