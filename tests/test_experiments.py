@@ -229,9 +229,9 @@ def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
     disk = sum(size for kind, _, _, size in study.store.runs() if kind in ("teacher", "student", "baseline", "head"))
     assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
     assert 2e8 < found["memory"] < 5e10
-    assert "4 trainings (9 epochs), 8 measurements" in str(found)
+    assert "trainings: 4 (9 epochs), measurements of a network after an epoch: 8, in all" in str(found)
     assert (tmp_path / "progress.note").read_text() == str(found)
-    assert str(estimate(study)) == "Everything is stored: nothing to train or to measure."
+    assert str(estimate(study)) == "Everything is stored: nothing is trained or measured."
 
 
 def test_estimates_by_what_is_asked_for(root, tmp_path):

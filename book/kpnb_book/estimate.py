@@ -51,11 +51,9 @@ class Estimate(Counter[str]):
 
     def __str__(self) -> str:
         if not self["forwards"]:
-            return "Everything is stored: nothing to train or to measure."
-        work = (
-            "{trainings} trainings ({epochs} epochs), {measurements} measurements of a network after an epoch, in all "
-        )
-        work += "{forwards:,} forward and {backwards:,} backward passes of a sample"
+            return "Everything is stored: nothing is trained or measured."
+        work = "trainings: {trainings} ({epochs} epochs), measurements of a network after an epoch: {measurements}"
+        work += ", in all {forwards:,} forward and {backwards:,} backward passes of a sample"
         took = "{seconds:.0f} s" if self["seconds"] < 600 else f"{self['seconds'] / 3600:.1f} h"
         size = f"{self['memory'] / 2**30:.1f} GiB of memory, {self['disk'] / 2**20:.0f} MiB on disk"
         return f"Still to do: {work}; on this machine about {took}, {size}.".format_map(self)
@@ -129,8 +127,9 @@ def _add_measurements(found: Estimate, rates: dict, study: Study, layer: str, sa
         model = type(study).build(**spec).to(s.device)
         x, scale = study.inputs(model)
         options = {"units": study.units, "solver": solver, "scale": scale, "max_batch": s.max_batch, "dead": "nan"}
-        few, start = x[: BATCH // 2], time.perf_counter()
-        entropy(model, few, study.path(layer), **options)
+        for few in (x[:1], x[:BATCH]):  # the first warms up
+            start = time.perf_counter()
+            entropy(model, few, study.path(layer), **options)
         rates[key] = (time.perf_counter() - start) / len(few)
         found["memory"] = max(found["memory"], _peak(s.device))
     passes = {"forwards": 1 + solver.noise + solver.check, "backwards": solver.rank + solver.probes}
