@@ -251,11 +251,17 @@ def test_scheduler_that_is_not_there(root, capsys):
     assert main(["sweep", str(file), "--workers", "0"]) == 2
 
 
+def heeding_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(root: Path, *options: str) -> subprocess.Popen:
     """A sweep of three runs that take their time, in a process of its own, after its first run has begun."""
     write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(1.5)", parameters=HEAD)
     command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2, 3]})), *options]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # What a shell has put in the background ignores Ctrl-C, and so would what it starts.
+    process = subprocess.Popen(command, cwd=root, preexec_fn=heeding_ctrl_c, **pipes)
     while not (root / "ran").exists():
         assert process.poll() is None
         time.sleep(0.05)
