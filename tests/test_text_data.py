@@ -255,7 +255,7 @@ def test_over_long_passages_are_counted(tiny, tmp_path):
     whole = load("squad", "train", tokenizer=tiny, length=64, root=tmp_path)
     long = int((whole.tokens[..., 1].sum(1) > 20).sum())
     assert long > 0
-    assert texts.config["cut"] == long
+    assert (texts.cut, whole.cut) == (long, 0)
     assert texts.parts(texts.ends) == whole.parts(whole.ends)
     assert len(texts) == len(whole)
 
@@ -268,6 +268,29 @@ def test_a_rule_of_ones_own(tiny, tmp_path):
     texts = load("squad", tokenizer=tiny, length=48, rule=beginning, threshold=2, root=tmp_path)
     assert (texts.masks.sum(1) == 1).all()
     assert texts.config["rule"].endswith("beginning")
+
+
+def test_a_stored_set_is_not_tokenised_again(tiny, tmp_path, monkeypatch):
+    """And a rule of one's own is asked each time: what it says may change under the same name."""
+    write_squad(tmp_path)
+    how = {"tokenizer": tiny, "length": 48, "root": tmp_path, "store": Store(tmp_path / "store")}
+
+    def beginning(row, threshold):
+        return [(0, 3)]
+
+    first = load("squad", **how)
+    assert load("squad", **how, rule=beginning).masks.sum(1).max() == 1
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(text, "encode", never)
+    again = load("squad", **how)
+    assert (again.names, again.config, again.rows) == (first.names, first.config, first.rows)
+    for name in ("tokens", "offsets", "ends", "masks", "labels", "sizes"):
+        assert torch.equal(getattr(again, name), getattr(first, name)), name
+    with pytest.raises(AssertionError):
+        load("squad", **how, rule=beginning)
 
 
 @pytest.mark.parametrize(

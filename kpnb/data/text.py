@@ -12,7 +12,7 @@ group ``kpnb.texts``. So does the book with its own: see :mod:`kpnb_book.reviews
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from kpnb.data.samples import Request, SampleSet
+from kpnb.data.samples import Request, Sample, SampleSet
 from kpnb.networks.text import source
 from kpnb.store import digest
 
@@ -55,6 +55,7 @@ class TextSet(SampleSet):
     tokens: Tensor  # int64 [N, T, 4]; masks are [N, T]
     offsets: Tensor  # int64 [N, T, 2]: first character of each token in its text and the one behind its last; or 0, 0
     ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
+    sizes: Tensor  # int64 [N]: tokens of the whole text, of which at most T are here
     rows: dict[str, Row]
     asks: bool  # whether these are questions, whose answer is to be found
 
@@ -64,6 +65,11 @@ class TextSet(SampleSet):
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Tokens ``[B, T, 4]`` of the texts ``index [B]``, and labels ``[B]`` or for questions ``ends [B, 2]``."""
         return self.tokens[index].to(device), (self.ends if self.asks else self.labels)[index].to(device)
+
+    @property
+    def cut(self) -> int:
+        """How many of the texts had to lose tokens to fit."""
+        return int((self.sizes > self.tokens.shape[1]).sum())
 
     @property
     def accepted(self) -> list[list[str]]:
@@ -116,7 +122,8 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
     tokens, places = (np.pad(each[keep], ((0, length - len(keep)), (0, 0))) for each in (tokens, places))
     ends = np.searchsorted(keep, words[kept[[0, -1]]])
     masks = covered(places, spans)
-    return {"tokens": tokens, "offsets": places, "ends": ends, "masks": masks, "labels": np.array(row.label)}
+    fields = {"tokens": tokens, "offsets": places, "ends": ends, "masks": masks}
+    return fields | {"sizes": np.array(len(part)), "labels": np.array(row.label)}
 
 
 # ------------------------------------------------------------------------------------------------- sentences: SST-2
@@ -176,10 +183,11 @@ class TextRequest(Request):
     threshold: float = 1.0
 
 
-def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet:
+def load(dataset: str = "reviews", split: str = "train", *, store: Any = None, **more: Any) -> TextSet:
     """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of :class:`TextRequest`.
 
-    How texts are cut says :func:`encode`; how many were is in ``config["cut"]``.
+    How texts are cut says :func:`encode`. ``store``, a :class:`kpnb.store.Store`, keeps the tokens; without one, or
+    with a ``rule`` of the caller's, which may change under the same name, they are made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
     """
     wanted = TextRequest(dataset, split, **more)
@@ -189,12 +197,15 @@ def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet
         raise ValueError(f"cannot read {dataset} ({split}) in {wanted.root}: {error!r}") from error
     if not rows:
         raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
+
+    def samples() -> Iterator[Sample]:
+        texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
+        found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
+        for row, one in zip(rows, found, strict=True):
+            yield row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))
+
     asks = bool(rows[0].question)
-    texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
-    found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
-    pairs = zip(rows, found, strict=True)
-    samples = ((row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))) for row, one in pairs)
     config = {**wanted.config, "count": len(rows), "rule": wanted.rule.__qualname__, "rows": digest(rows)}
-    config["cut"] = sum(len(one) > wanted.length for one in found)
     whole = {"asks": asks, "rows": {row.name: row for row in rows}}
-    return TextSet.made(None, config, ("negative", "positive"), samples, **whole)
+    kept = store if wanted.rule is foreground else None
+    return TextSet.made(kept, config, ("negative", "positive"), samples(), **whole)

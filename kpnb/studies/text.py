@@ -63,7 +63,7 @@ class TextStudy(study.Study):
     def load(self, split: str, count: int | None) -> TextSet:
         s = self.settings
         how = {"tokenizer": s.network, "length": s.length, "threshold": s.threshold, "root": s.data_root}
-        texts = load(s.dataset, split, **how)
+        texts = load(s.dataset, split, store=self.store, **how)
         return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
 
     def spec(self, seed: int) -> dict[str, Any]:
