@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from kpnb import runner
 from kpnb.__main__ import main
 from kpnb.runner import NotebookError, UsageError, check_parameters, run_notebook
+from kpnb_book import build
 from kpnb_book.build import build_book, notebooks_of
 from kpnb_book.commands import parse_parameters
 
@@ -153,6 +154,34 @@ def test_build_stops_at_the_first_failure(tmp_path):
         build_book("laptop", root)
     assert not (root / "second-ran").exists()
     assert not (root / "book" / "_build").exists()
+
+
+def test_what_has_not_changed_is_not_executed_again(tmp_path, monkeypatch):
+    root = repository(tmp_path)
+    monkeypatch.setattr(build, "_build_pages", lambda root: root)
+
+    def runs(profile="laptop", **how) -> str:
+        (root / "ran").write_text("")
+        build.build_book(profile, root, **how)
+        return "".join(sorted((root / "ran").read_text()))
+
+    for name in "12":
+        source = f"with open('../ran', 'a') as file: file.write('{name}')"
+        write(root / "notebooks" / {"1": "10_first.ipynb", "2": "11_second.ipynb"}[name], source)
+    assert runs() == "12"
+    assert runs() == ""
+    assert runs(only=["10"]) == "1"  # asked for by name
+    write(root / "notebooks" / "11_second.ipynb", source + "  # changed")
+    assert runs() == "2"
+    (root / "book" / "_executed" / "10_first.ipynb").unlink()
+    assert runs() == "1"
+    assert runs("smoke") == "12"
+    (root / "book" / "paper_tables.csv").write_text("changed")
+    assert runs("smoke") == "12"
+    write(root / "notebooks" / "10_first.ipynb", "raise OSError")
+    for _ in range(2):  # a failure is not remembered as done
+        with pytest.raises(NotebookError):
+            runs("smoke")
 
 
 def test_build_checks_every_notebook_first(tmp_path):

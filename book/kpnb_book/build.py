@@ -5,10 +5,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 
+import kpnb
+import kpnb_book
 from kpnb.runner import NotebookError, check_parameters, find_notebook, run_notebook
+from kpnb.store import digest
 
 
 def notebooks_of(root: Path) -> list[Path]:
@@ -20,9 +25,10 @@ def notebooks_of(root: Path) -> list[Path]:
 def build_book(profile: str, root: Path, only: Sequence[str] | None = None, workers: int = 1) -> Path:
     """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
 
-    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. ``workers`` run at
-    the same time and share the processor's cores. The default profile passes no parameter, so that no additional cell
-    shows in the book.
+    A copy is kept while nothing that it follows from has changed: its notebook, the profile, the code, its data and the
+    versions of packages. ``only`` names notebooks to execute anyway (numbers or names); the others keep the copies they
+    have. ``workers`` run at the same time and share the processor's cores. The default profile passes no parameter, so
+    that no additional cell shows in the book.
     Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
@@ -31,12 +37,18 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None, work
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
         check_parameters(path, parameters)
+    jobs = [(path, root / "book" / "_executed" / path.name, parameters, _origin(path, parameters)) for path in chosen]
+    if not only:
+        jobs = [job for job in jobs if not _is_current(*job)]
+        if kept := len(chosen) - len(jobs):
+            print(
+                f"{kept} of {len(chosen)} notebooks are unchanged since they were executed (`make clean` forgets them)"
+            )
     # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
     # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
-    chosen.sort(key=lambda path: path.stem[1] != "0")
+    jobs.sort(key=lambda job: job[0].stem[1] != "0")
     with get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:  # at its end all workers are stopped
-        jobs = [(path, root / "book" / "_executed" / path.name, parameters) for path in chosen]
         for _ in pool.imap_unordered(_execute, jobs):
             pass
     return _build_pages(root)
@@ -46,8 +58,37 @@ def _share_cores(workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-def _execute(job: tuple[Path, Path, dict[str, str]]) -> None:
-    run_notebook(*job)
+Job = tuple[Path, Path, dict[str, str], str]  # notebook, its executed copy, parameters, and what they follow from
+
+
+def _origin(path: Path, parameters: dict[str, str]) -> str:
+    """Digest of all that the executed copy of a notebook follows from."""
+    tables = sorted((path.parent.parent / "book").glob("*.csv"))
+    return digest([parameters, _code(), *(digest(file.read_bytes()) for file in (path, *tables))])
+
+
+@cache
+def _code() -> str:
+    """Digest of our code with its data, and of the versions of all packages."""
+    folders = [Path(module.__file__).parent for module in (kpnb, kpnb_book)]
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix not in ("", ".pyc")]
+    versions = sorted(f"{one.name} {one.version}" for one in distributions())
+    return digest([sys.version, versions, *(digest(file.read_bytes()) for file in files)])
+
+
+def _note(copy: Path) -> Path:
+    return copy.with_suffix(".origin")
+
+
+def _is_current(path: Path, copy: Path, parameters: dict[str, str], origin: str) -> bool:
+    return copy.exists() and _note(copy).exists() and _note(copy).read_text("utf8") == origin
+
+
+def _execute(job: Job) -> None:
+    path, copy, parameters, origin = job
+    _note(copy).unlink(missing_ok=True)
+    run_notebook(path, copy, parameters)
+    _note(copy).write_text(origin, "utf8")
 
 
 def _build_pages(root: Path) -> Path:
