@@ -345,7 +345,7 @@ class _Live:
         self.frozen = [*blocks, *map(self.model.get_submodule, below)]
         group = {"params": [*self.trained.values()]}  # a group, because SGD refuses an empty list
         optimiser = torch.optim.AdamW if s.adamw else torch.optim.SGD
-        how = {"betas": (s.momentum, 0.999)} if s.adamw else {"momentum": s.momentum}
+        how = {"betas": (s.momentum, 0.999), "fused": True} if s.adamw else {"momentum": s.momentum}
         self.optimiser = optimiser([group], s.lr, weight_decay=s.weight_decay, **how)
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)

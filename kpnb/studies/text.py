@@ -48,16 +48,18 @@ class TextStudy(study.Study):
     units = Tokens()
     LAPTOP: ClassVar[dict[str, Any]] = {
         "dataset": "reviews", "network": "minilm", "layers": ("feature",), "seeds": (0,), "epochs": 6,
-        "teacher_epochs": 2, "head_epochs": 2, "teacher_samples": 4000, "share": 2000, "batch_size": 32, "lr": 3e-4,
-        "teacher_lr": 1e-4, "student_lr": 1e-3, "head_lr": 1e-3, "analysed": 48, "rank": 8, "probes": 8, "noise": 12,
+        "teacher_epochs": 2, "head_epochs": 2, "teacher_samples": 4000, "share": 2000, "test_samples": 500,
+        "batch_size": 8, "lr": 1e-4, "teacher_lr": 5e-5, "student_lr": 5e-4, "head_lr": 1e-3, "analysed": 48, "rank": 8,
+        "probes": 8, "noise": 12,
     }  # fmt: skip
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": LAPTOP | {"epochs": 2, "teacher_epochs": 1, "head_epochs": 1, "depth": 1, "teacher_samples": 96,
                   "share": 64, "test_samples": 48, "analysed": 6, "rank": 4, "probes": 4, "noise": 6},
         "laptop": LAPTOP,
         "paper": LAPTOP | {"network": "bert-base-uncased", "pool": "first", "depth": None, "dropout": 0.1,
-                  "teacher_samples": None, "share": None, "test_samples": None, "epochs": 150, "teacher_epochs": 3,
-                  "head_epochs": 50, "teacher_lr": 2e-5, "lr": 5e-5, "student_lr": 5e-5, "analysed": 1000},
+                  "teacher_samples": None, "share": None, "test_samples": None, "batch_size": 32, "epochs": 150,
+                  "teacher_epochs": 3, "head_epochs": 50, "teacher_lr": 2e-5, "lr": 5e-5, "student_lr": 5e-5,
+                  "analysed": 1000},
     }  # fmt: skip
 
     def load(self, split: str, count: int | None) -> TextSet:
@@ -104,20 +106,10 @@ class QuestionStudy(TextStudy):
     """Question answering: longer texts, and a span head, which looks at all tokens whatever ``pool`` says."""
 
     SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
-    LAPTOP: ClassVar[dict[str, Any]] = (
-        TextStudy.LAPTOP
-        | SIZE
-        | {
-            "teacher_epochs": 3,
-            "head_epochs": 3,
-            "teacher_samples": 3000,
-            "share": 1500,
-            "lr": 5e-4,
-            "teacher_lr": 3e-4,
-            "head_lr": 1e-2,
-            "analysed": 32,
-        }
-    )
+    LAPTOP: ClassVar[dict[str, Any]] = TextStudy.LAPTOP | SIZE | {
+        "teacher_samples": 3000, "share": 1500, "test_samples": 400, "lr": 3e-4, "teacher_lr": 1e-4, "head_lr": 3e-3,
+        "analysed": 32,
+    }  # fmt: skip
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": TextStudy.PROFILES["smoke"] | SIZE,
         "laptop": LAPTOP,
