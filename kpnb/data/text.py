@@ -121,6 +121,8 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
 
 # ------------------------------------------------------------------------------------------------- sentences: SST-2
 
+SST2 = "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"  # the commit to download, which its hash pins
+
 
 def _file(wanted: Request, train: str, test: str) -> Path:
     path = Path(wanted.root or "root=", train if wanted.split == "train" else test).expanduser()
@@ -134,7 +136,9 @@ def sst2(wanted: Request) -> list[Row]:
     if wanted.root is None and util.find_spec("datasets"):
         from datasets import load_dataset
 
-        table = load_dataset("stanfordnlp/sst2")["train" if wanted.split == "train" else "validation"].to_pandas()
+        table = load_dataset("stanfordnlp/sst2", revision=SST2)[
+            "train" if wanted.split == "train" else "validation"
+        ].to_pandas()
     else:
         how = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False, "dtype": {"label": int}}
         table = pd.read_csv(_file(wanted, "train.tsv", "dev.tsv"), usecols=["sentence", "label"], **how)

@@ -41,7 +41,7 @@ def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     config = AutoConfig.from_pretrained(source(name), **({"num_hidden_layers": layers} if layers else {}))
     if not pretrained:
         return AutoModel.from_config(config, dtype=torch.float32)
-    how = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    how = {"config": config, "dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
     encoder, info = AutoModel.from_pretrained(source(name), **how)
     if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
         raise ValueError(f"the weights of {name!r} lack {len(missing)} parameters, the first is {missing[0]}")
