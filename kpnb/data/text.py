@@ -136,9 +136,8 @@ def sst2(wanted: Request) -> list[Row]:
     if wanted.root is None and util.find_spec("datasets"):
         from datasets import load_dataset
 
-        table = load_dataset("stanfordnlp/sst2", revision=SST2)[
-            "train" if wanted.split == "train" else "validation"
-        ].to_pandas()
+        split = {"train": "train", "test": "validation"}[wanted.split]
+        table = load_dataset("stanfordnlp/sst2", revision=SST2)[split].to_pandas()
     else:
         how = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False, "dtype": {"label": int}}
         table = pd.read_csv(_file(wanted, "train.tsv", "dev.tsv"), usecols=["sentence", "label"], **how)
