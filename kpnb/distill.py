@@ -223,7 +223,10 @@ class Training:
         return epoch % (self.epochs + 1)
 
     def finish(self) -> Self:
-        """Compute every epoch that is not stored, in order."""
+        """Compute every epoch that is not stored, in order; under ``planned`` nothing."""
+        if PLANS:
+            PLANS[-1].append(self)
+            return self
         missing = [epoch for epoch in range(self.epochs + 1) if not self.run.has(_name(epoch))]
         total = len(self.data) * sum(epoch > 0 for epoch in missing)
         with Progress(total, self.kind, "sample", hidden=not missing) as bar:
@@ -253,6 +256,17 @@ class Training:
 
 
 Model = Training | nn.Module | Mapping[str, Any]
+PLANS: list[list[Training]] = []
+
+
+@contextmanager
+def planned() -> Iterator[list[Training]]:
+    """Trainings that are asked for in this context are listed and not computed, to know beforehand what they take."""
+    PLANS.append([])
+    try:
+        yield PLANS[-1]
+    finally:
+        PLANS.pop()
 
 
 def baseline(

@@ -5,6 +5,8 @@ executed copy where the book looks for one, so a page can never show half a resu
 """
 
 import ast
+import json
+import multiprocessing
 import os
 import shutil
 import sys
@@ -12,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -66,21 +69,26 @@ def parameters_of(path: Path) -> dict[str, dict[str, str]]:
         raise NotebookError(f"{path} is not a readable Python notebook: {error}") from error
 
 
+def defaults_of(path: Path) -> dict[str, Any]:
+    """Name to default of every parameter of ``path``; None for an expression, whose value only a kernel knows."""
+    defaults = dict.fromkeys(found := parameters_of(path))
+    for name, known in found.items():
+        with suppress(SyntaxError, ValueError):
+            defaults[name] = ast.literal_eval(known["default"])
+    return defaults
+
+
 def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     """Compare ``parameters`` with the notebook's parameters cell; no kernel is started.
 
     Raises UsageError for a name that the cell does not assign, and for a value of another type than the default
     (an int may stand for a float; a default of None takes anything).
     """
-    known = parameters_of(path)
+    known = defaults_of(path)
     for name, value in parameters.items():
         if name not in known:
             raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")
-        try:
-            default = ast.literal_eval(known[name]["default"])
-        except (SyntaxError, ValueError):  # an expression: its type is known to the kernel only
-            continue
-        kind, given = type(default), type(value)
+        default, kind, given = known[name], type(known[name]), type(value)
         if default is not None and given is not kind and (kind, given) != (float, int):
             wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
             raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
@@ -88,9 +96,10 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
 
 def run_notebook(
     path: Path, output: Path, parameters: Mapping[str, Any] | None = None, timeout: int = TIMEOUT, label: str = ""
-) -> float:
-    """Execute the notebook ``path`` in its own folder, write the executed copy to ``output``, return the seconds taken.
+) -> dict[str, Any]:
+    """Execute the notebook ``path`` in its own folder and write the executed copy to ``output``.
 
+    Returns when it ``started`` (UTC), the ``seconds`` taken, and the ``settings`` that its studies resolved.
     ``timeout`` is in seconds for each cell; ``label`` (default: the notebook's name) begins the line on the terminal.
     With ``parameters`` the copy holds an additional cell with them.
 
@@ -108,7 +117,7 @@ def run_notebook(
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
-    start, label = time.monotonic(), label or path.stem
+    started, start, label = datetime.now(UTC), time.monotonic(), label or path.stem
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
         # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
         kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
@@ -123,10 +132,12 @@ def run_notebook(
             if partial.exists():
                 where += f"\nThe copy up to there: {partial.replace(failed)}"
             raise NotebookError(f"{path.name} failed in {where}") from error
+        noted = progress.with_suffix(".settings")
+        settings = [json.loads(line) for line in noted.read_text("utf8").splitlines()] if noted.exists() else []
     partial.replace(output)
     seconds = time.monotonic() - start
     print(f"{label}  {seconds:.1f} s", flush=True)
-    return seconds
+    return {"started": started.isoformat(timespec="seconds"), "seconds": seconds, "settings": settings}
 
 
 def _place(error: Exception, copy: Path) -> str:
@@ -148,11 +159,16 @@ def _first_line(text: str) -> str:
 @contextmanager
 def _status(label: str, progress: Path) -> Iterator[Path]:
     """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line every 30 s in a log."""
-    live, start, done = sys.stdout.isatty(), time.monotonic(), threading.Event()
+    alone = multiprocessing.parent_process() is None  # else others write to the same terminal
+    live, start, done = sys.stdout.isatty() and alone, time.monotonic(), threading.Event()
     begin, end = ("\r\x1b[K", "") if live else ("", "\n")
 
     def watch() -> None:
+        note = progress.with_suffix(".note")  # what a kernel says beforehand, to be read when the run is long
         while not done.wait(0.5 if live else 30):
+            if note.exists():
+                print(f"{begin}{label}  {note.read_text('utf8')}", flush=True)
+                note.unlink()
             doing = progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
             line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
             print(begin + (line[: shutil.get_terminal_size().columns - 1] if live else line), end=end, flush=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kpnb import distill
 from kpnb._messages import unknown
-from kpnb._progress import Progress
+from kpnb._progress import Progress, note
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.layers import parameters_below
@@ -27,7 +27,7 @@ from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Aligned, Objective
 from kpnb.points import background_level, knowledge_points
 from kpnb.stats import Chance, Difference, compare_seeds, holm
-from kpnb.store import Store
+from kpnb.store import Run, Store
 from kpnb.units import Units
 
 Scope = Literal["all", "below", "layer", "layer steps"]
@@ -93,6 +93,7 @@ class Study(ABC):
         self.store = store or Store()
         for layer in self.settings.layers:
             self.path(layer)
+        note(asdict(self.settings))
 
     @classmethod
     def resolve(cls, profile: str = "laptop", **overrides: Any) -> Settings:
@@ -121,6 +122,10 @@ class Study(ABC):
     def path(self, layer: str) -> str:
         """Dotted module name of a layer such as "FC1"; ``ValueError`` when the network has none of that name."""
         return layer
+
+    def teacher_path(self, layer: str) -> str:
+        """The same in the teacher, whose feature must have the shape of the student's."""
+        return self.path(layer)
 
     @abstractmethod
     def spec(self, seed: int) -> dict[str, Any]:
@@ -196,6 +201,7 @@ class Study(ABC):
         """
         schedule = self._schedule(self.settings.epochs, self.settings.student_lr, seed)
         how = {"teacher": self.teacher(), "epoch": teacher_epoch, "layer": self.path(layer)}
+        how |= {"teacher_layer": self.teacher_path(layer)}
         return distill.student(self.store, self.spec(seed), self.share, schedule, **how, **self._options())
 
     def head(self, layer: str, seed: int = 0) -> distill.Training:
@@ -203,6 +209,20 @@ class Study(ABC):
         schedule = self._schedule(self.settings.head_epochs, self.settings.head_lr, seed)
         student, options = self.student(layer, seed), self._options()
         return distill.head(self.store, student, self.path(layer), self.share, schedule, **options)
+
+    @property
+    def solver(self) -> ClosedForm:
+        """What measures the entropies unless another solver is asked for."""
+        return ClosedForm(rank=self.settings.rank, probes=self.settings.probes, noise=self.settings.noise)
+
+    def entropy_run(
+        self, training: distill.Training, layer: str, seed: int, solver: ClosedForm | Stochastic, objective: Objective
+    ) -> Run:
+        """Where the store keeps ``entropies``, an artefact for each epoch."""
+        how = {"solver": asdict(solver), "objective": asdict(objective), "units": repr(self.units)}
+        how |= {} if self.settings.scale == 1 else {"scale": self.settings.scale}
+        where = {"network": training.address, "samples": self.measured.config, "layer": self.path(layer), "seed": seed}
+        return self.store.run("entropy", where | how)
 
     def entropies(
         self,
@@ -220,11 +240,8 @@ class Study(ABC):
         and epochs; ``solver`` replaces the one of the settings, ``objective`` the aligned point.
         """
         s, path = self.settings, self.path(layer)
-        solver, objective = solver or ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise), objective or Aligned()
-        how = {"solver": asdict(solver), "objective": asdict(objective), "units": repr(self.units)}
-        how |= {} if s.scale == 1 else {"scale": s.scale}
-        where = {"network": training.address, "samples": self.measured.config, "layer": path, "seed": noise_seed}
-        run = self.store.run("entropy", where | how)
+        solver, objective = solver or self.solver, objective or Aligned()
+        run = self.entropy_run(training, layer, noise_seed, solver, objective)
         epochs = range(training.epochs + 1) if epochs is None else [training.number(e) for e in epochs]
 
         def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:

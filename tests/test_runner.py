@@ -10,9 +10,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kpnb import runner
-from kpnb.__main__ import main, parse_parameters
+from kpnb.__main__ import main
 from kpnb.runner import NotebookError, UsageError, check_parameters, run_notebook
-from kpnb_book.__main__ import build_book, notebooks_of
+from kpnb_book.build import build_book, notebooks_of
+from kpnb_book.commands import parse_parameters
 
 PARAMETERS = (
     'profile = "laptop"  # size of the run\nepochs = 3\nlr = 0.1\nseeds = [0]\ndata_root = None\nshuffle = True'
@@ -73,7 +74,7 @@ def test_good_notebook(tmp_path, capsys):
     )
     before, here = dict(os.environ), os.getcwd()
     output = tmp_path / "deep" / "down" / "10_good.ipynb"
-    seconds = run_notebook(path, output, {"epochs": 7}, label="[1/1] 10_good")
+    seconds = run_notebook(path, output, {"epochs": 7}, label="[1/1] 10_good")["seconds"]
     lines = printed(output).splitlines()
     assert lines[0] == "7 0.1 notebooks"
     assert not Path(lines[1]).exists()  # the kernel's folders were temporary
@@ -202,7 +203,7 @@ def test_runs_in_an_empty_home(tmp_path):
     root = repository(tmp_path)
     home = tmp_path / "home"
     home.mkdir()
-    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": str(Path(runner.__file__).parents[1])}
+    environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "kpnb", "run", "11", "--output", "out"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")

@@ -13,7 +13,7 @@ from kpnb.distill import Schedule, baseline
 from kpnb.networks.text import build
 from kpnb.objectives import Aligned
 from kpnb.store import Store
-from kpnb.studies.text import TextStudy, best_spans, exact_and_f1, normalise
+from kpnb.studies.text import QuestionStudy, TextStudy, best_spans, exact_and_f1, normalise
 from kpnb_book.report import show
 from kpnb_book.views import heat_map
 from tests.by_hand import metrics_by_hand
@@ -160,7 +160,8 @@ def test_earlier_runs_keep_their_address():
 
 def test_settings_of_the_profiles():
     assert TextStudy.resolve("laptop").dataset == "reviews"
-    assert TextStudy.resolve("laptop", dataset="factbook", length=112).length == 112
+    assert QuestionStudy.resolve("laptop").dataset == "factbook"
+    assert QuestionStudy.PROFILES.keys() == TextStudy.PROFILES.keys()
     assert {TextStudy.resolve(profile).b for profile in TextStudy.PROFILES} == {0.2}
     assert TextStudy.resolve("paper").network == "bert-base-uncased"
 

@@ -1,53 +1,11 @@
 """Execute every notebook with papermill and build the HTML book: what ``make book`` runs."""
 
 import argparse
-import re
-import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from kpnb.runner import PROFILES, NotebookError, UsageError, check_parameters, find_notebook, find_root, run_notebook
-
-
-def notebooks_of(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` lists, in reading order."""
-    files = re.findall(r"^[\s-]*file: *notebooks/([^\s.]+)", (root / "_toc.yml").read_text("utf8"), re.MULTILINE)
-    return [root / "notebooks" / f"{name}.ipynb" for name in files]
-
-
-def build_book(profile: str, root: Path, only: Sequence[str] | None = None) -> Path:
-    """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
-
-    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. The default
-    profile passes no parameter, so that no additional cell shows in the book.
-    Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
-    """
-    chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
-    parameters = {} if profile == "laptop" else {"profile": profile}
-    for path in chosen:  # all of them before the first kernel starts
-        if not path.is_file():
-            raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
-        check_parameters(path, parameters)
-    # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
-    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
-    for number, path in enumerate(chosen, 1):
-        label = f"[{number}/{len(chosen)}] {path.stem}"
-        run_notebook(path, root / "book" / "_executed" / path.name, parameters, label=label)
-    return _build_pages(root)
-
-
-def _build_pages(root: Path) -> Path:
-    """Call Jupyter Book with every warning as an error; returns the first page."""
-    page = root / "book" / "_build" / "html" / "index.html"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
-    command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if done.returncode or not page.exists():
-        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
-        lines = [line for line in said if re.search("WARNING|ERROR", line)] or said[-20:]
-        raise NotebookError("Jupyter Book could not build the pages:\n" + "\n".join(lines))
-    return page
+from kpnb.runner import PROFILES, NotebookError, UsageError, find_root
+from kpnb_book.build import build_book
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,9 +13,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kpnb_book", description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="laptop", help="size of the experiments (%(default)s)")
     parser.add_argument("--only", nargs="+", metavar="NOTEBOOK", help="execute these, keep the other executed copies")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks that run at the same time (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        print(f"The book is at {build_book(options.profile, find_root(), options.only)}")
+        print(f"The book is at {build_book(options.profile, find_root(), options.only, options.workers)}")
     except (NotebookError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -15,7 +15,7 @@ from kpnb._messages import package
 from kpnb.data.samples import Request, fifth
 from kpnb.data.text import Row
 
-OWN = 3  # facts about its country in a passage
+OWN = 2  # facts about its country in a passage
 
 
 def facts(entry: dict[str, Any], name: str, kinds: pd.DataFrame, rng: Generator) -> dict[int, Row]:

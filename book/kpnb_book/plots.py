@@ -113,6 +113,58 @@ def entropy_maps(images: Tensor, entropies: Mapping[str, Tensor], shape: tuple[i
 
 
 @_styled
+def coherency_maps(images: Tensor, maps: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Figure 1b: one row an image, one column a method and network; a method's columns share one scale per image.
+
+    images  uint8 ``[N, 3, S, S]``; maps by method and then by network, ``[N, h, w]``
+    """
+    titles = [f"{method},\n{network}" for method, columns in maps.items() for network in columns]
+    figure, axes = _panels(len(images), ["input", *titles])
+    for row, image in enumerate(images):
+        _picture(axes[row, 0], image)
+        shown = iter(axes[row, 1:])
+        for columns in maps.values():
+            values = torch.stack([column[row] for column in columns.values()])
+            for value in values:
+                next(shown).imshow(value.numpy(), cmap="cividis", vmin=values.min(), vmax=values.max())
+    return figure
+
+
+@_styled
+def point_curves(counts: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """Figure 7: knowledge points by epoch, a panel for each kind of point, a line for each network.
+
+    counts  by kind and network, ``[M + 1, N]``; lines are means over the samples, bands their 95 % intervals
+    """
+    figure, axes = plt.subplots(1, len(counts), figsize=(3.2 * len(counts), 2.8), squeeze=False)
+    for axis, (kind, networks) in zip(axes[0], counts.items(), strict=True):
+        for name, values in networks.items():
+            mean, half = values.double().mean(1), 1.96 * values.double().std(1) / values.shape[1] ** 0.5
+            colour = COLOUR["student" if name == next(iter(networks)) else "baseline"]
+            axis.plot(mean, color=colour, lw=2.2, label=name)
+            axis.fill_between(range(len(mean)), mean - half, mean + half, color=colour, alpha=0.2, lw=0)
+        axis.set(xlabel="epoch", title=kind)
+    axes[0, 0].legend(loc="best")
+    return figure
+
+
+@_styled
+def quality_and_accuracy(table: pd.DataFrame) -> Figure:
+    """Figure 2: accuracy against lambda, a dot for each epoch of each network, large dots late.
+
+    table   columns network ("student", ...), epoch, lambda and accuracy
+    """
+    figure, axis = plt.subplots(figsize=(5.5, 3.2))
+    for name, frame in table.groupby("network", sort=False):
+        dots = {"s": 10 + 90 * frame["epoch"] / table["epoch"].max(), "color": COLOUR[name], "label": name}
+        axis.plot(frame["lambda"], frame["accuracy"], color=COLOUR[name], lw=1, alpha=0.5)
+        axis.scatter(frame["lambda"], frame["accuracy"], **dots, alpha=0.8)
+    axis.set(xlabel=SYMBOL["lambda"], ylabel="held-out accuracy")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+@_styled
 def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor, shape: tuple[int, int]) -> Figure:
     """Figure 6: knowledge points of several networks (or layers, or epochs) on the same images.
 
@@ -202,11 +254,13 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
 def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
     """Distribution of rho over the images, by network."""
     figure, axis = plt.subplots(figsize=(6, 2.8))
-    colours = {name: COLOUR.get(name, GREY) for name in rho}
-    values = {name: value.numpy() for name, value in rho.items()}
-    sns.histplot(values, bins=np.linspace(0, 1, 16), palette=colours, alpha=0.45, lw=0, ax=axis)
+    values = {name: value[~value.isnan()].numpy() for name, value in rho.items()}
     for name, value in values.items():
-        axis.axvline(np.nanmean(value), color=colours[name], lw=2)
+        if len(value):  # rho may be undefined everywhere
+            colour = COLOUR.get(name, GREY)
+            sns.histplot(value, bins=np.linspace(0, 1, 16), color=colour, label=name, alpha=0.45, lw=0, ax=axis)
+            axis.axvline(value.mean(), color=colour, lw=2)
+    _key(figure, values, [COLOUR.get(name, GREY) for name in values], marker="s")
     axis.set(xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)", ylabel="samples", xlim=(0, 1))
     return figure
 
@@ -223,6 +277,7 @@ def six_panels(table: pd.DataFrame) -> Figure:
             axis.plot(values, [y] * len(values), color=GREY, lw=1, zorder=1)
             axis.scatter(values, [y] * len(values), color=[COLOUR[n] for n in values.index], s=45, zorder=2)
         _rows(axis, layers, metric)
+        axis.locator_params(axis="x", nbins=4)
     _key(figure, ["student", "baseline"], [COLOUR["student"], COLOUR["baseline"]])
     return figure
 

@@ -1,29 +1,36 @@
 """Results on a page: values that the prose can quote, and tables."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
 from kpnb.metrics import NAMES
 from kpnb.stats import Difference, tally, verdict
+from kpnb.study import Study
 
 _HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
 HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
+PAPER = Path(__file__).parents[1] / "paper_tables.csv"
 
 
-def glue(**values: float | int | str | Styler) -> None:
+def glue(**values: float | int | str | Styler | pd.DataFrame) -> None:
     """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a book nothing happens.
 
-    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text.
+    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text. A DataFrame is for
+    ``kpnb run`` and ``kpnb sweep``, which collect its rows (ten decimals).
     """
     try:
         from myst_nb import glue as paste
     except ImportError:
         return
-    for name, value in values.items():
-        paste(name, value if isinstance(value, str | int | Styler) else float(value), display=False)
+    with pd.option_context("display.html.table_schema", True):
+        for name, value in values.items():
+            kept = isinstance(value, str | int | Styler | pd.DataFrame)
+            paste(name, value if kept else float(value), display=False)
 
 
 def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> None:
@@ -44,6 +51,19 @@ def show(table: pd.DataFrame, precision: int = 2) -> Styler:
     """A table for the page: symbols for the metrics, rounded numbers, a dash for what is undefined, no index."""
     renamed = table.rename(columns=lambda name: " ".join(HTML.get(word, word) for word in name.split(" ")))
     return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
+
+
+def table_rows(study: Study, setting: str = "", **options: Any) -> pd.DataFrame:
+    """``Study.table`` in the columns of the paper's tables, where the network is the architecture."""
+    rows = study.table(**options).rename(columns={"network": "role"})
+    return rows.assign(dataset=study.settings.dataset, network=study.settings.network, setting=setting)
+
+
+def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``ours``, then those of one of the paper's tables, in the columns that the paper fills."""
+    theirs = pd.read_csv(PAPER, dtype={"table": str}).query(f"table == '{table}'").dropna(axis="columns", how="all")
+    rows = pd.concat({"ours": ours, "paper": theirs}, names=["source"]).reset_index("source")
+    return rows[["source", *theirs.columns[1:]]].fillna({"setting": ""})
 
 
 def difference_table(pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> pd.DataFrame:

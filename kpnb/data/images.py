@@ -3,15 +3,18 @@
 ``folder``  your own: ``root/images/<class>/*`` with ``root/masks/<class>/<same stem>.*`` or an alpha channel.
 
 A further data set is a function like those in :data:`SOURCES`, in a package that names it as an entry point of the
-group ``kpnb.images``. So does the book with its own, ``emoji``: see :mod:`kpnb_book.emoji`.
+group ``kpnb.images``. So does the book with its own, ``emoji`` (:mod:`kpnb_book.emoji`), and with the public sets
+``cub``, ``voc``, ``det``, ``coco``, ``tiny`` and ``pet`` (:mod:`kpnb_book.official`). One that lies in files lists its
+objects, each a :class:`Record`, without opening a picture; :func:`source` does the rest.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +23,12 @@ from torch import Tensor
 
 from kpnb._messages import positive
 from kpnb.data.samples import SPLITS, Request, Sample, SampleSet, fifth, stamp, stratified
+from kpnb.store import digest
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
 Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see SOURCES
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; the last two are the first outside
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +68,125 @@ def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndar
     return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
+# --------------------------------------------------------------------------------------------- pictures from files
+
+
+class Record(NamedTuple):
+    """One object in a picture, and what its foreground is: the first of these that there is.
+
+    mask      pixels of this file, of the picture's size, that have the ``value``. Without one: those above 127, or, in
+              a file that has a palette or no value above 127, those that are not 0
+    polygons  what lies within them: lists of x, y, x, y, ... in pixels, as in COCO
+    box       what lies in it
+    image     what is more than half opaque
+    """
+
+    image: Path
+    mask: Path | None
+    name: str  # says in messages and in the set which object this is
+    label: int
+    box: Box | None = None
+    value: int | None = None
+    polygons: Sequence[Sequence[float]] | None = None
+
+    @property
+    def upright(self) -> bool:
+        """Whether an EXIF tag turns the picture: not where annotations count the pixels as they are stored."""
+        return self.box is None and self.value is None
+
+
+def source(
+    wanted: Request, size: int, classes: list[str], records: Sequence[Record], root: Path, crop: float | None = None
+) -> Source:
+    """The set of the ``records`` that ``wanted`` asks for, from files in ``root``, which are only read.
+
+    Fewer than there are are drawn with the seed, classes in proportion. Each picture is cut to ``crop`` times its box
+    (None: left whole).
+    """
+    if not records:
+        raise ValueError(f"no image is left for the split {wanted.split!r} in {root}")
+    if count := wanted.count or (wanted.at_most and min(wanted.at_most, len(records))):
+        labels = np.array([record.label for record in records])
+        records = [records[i] for i in stratified(labels, count, wanted.seed, "images")]
+    files = dict.fromkeys(path for record in records for path in (record.image, record.mask) if path)
+    config = {"dataset": wanted.dataset, "split": wanted.split, "size": size, "count": len(records), "crop": crop}
+    config |= {"classes": classes, "files": stamp(files, root), "pillow": metadata.version("pillow")}
+    config["objects"] = digest([record[2:] for record in records])  # all but the paths
+    return config, classes, ((r.name, fields(*_read(r, size, crop), r.label)) for r in records)
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turn whatever a damaged file raises into a ``ValueError`` that names it, unless it is missing."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"cannot read {what}: {error!r}") from error
+
+
+def _open(path: Path, upright: bool) -> Image.Image:
+    """The decoded image. Raises ``ValueError`` that names a file which is damaged or no image."""
+    with reading(f"image {path}"), Image.open(path) as image:
+        image.load()
+        return ImageOps.exif_transpose(image) if upright else image
+
+
+def _read(record: Record, size: int, crop: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 [size, size, 3] and mask bool [size, size], cropped and then squeezed to squares."""
+    image = _open(record.image, record.upright)
+    if image.mode.startswith(("I", "F")):  # Pillow would clip these to white without a word
+        found = f"image {record.image} has more than 8 bits a channel (mode {image.mode})"
+        raise ValueError(f"{found}; convert it to 8 bits")
+    foreground = Image.fromarray(_foreground(record, image)).convert("L")
+    layers = (image.convert("RGBA").convert("RGB"), foreground)  # RGBA: for palettes
+    window = _window(record, image, crop or np.inf)
+    pixels, share = (np.asarray(layer.crop(window).resize((size, size), Image.Resampling.BILINEAR)) for layer in layers)
+    return pixels, share > 127
+
+
+def _window(record: Record, image: Image.Image, factor: float) -> tuple[int, ...]:
+    """The box, ``factor`` times as wide and high about its centre, in whole pixels of the image: at least one."""
+    if record.box is None:
+        return 0, 0, *image.size
+    low, high = np.reshape(record.box, (2, 2))
+    if not ((low <= high) & (low < image.size) & (high > 0)).all():
+        found = "box {} of {} does not lie in image {}, which is {} x {} pixels"
+        raise ValueError(found.format(record.box, record.name, record.image, *image.size))
+    grow = (factor - 1) / 2 * np.maximum(high - low, 1)
+    low = np.clip(np.round(low - grow), 0, np.array(image.size) - 1)
+    high = np.clip(np.round(high + grow), low + 1, image.size)
+    return tuple(np.concatenate([low, high]).astype(int).tolist())
+
+
+def _foreground(record: Record, image: Image.Image) -> np.ndarray:
+    """Foreground of the whole image, bool [H, W]: see :class:`Record`."""
+    left, top, right, bottom = _window(record, image, 1)  # first, because a box may be wrong in any case
+    if record.mask is not None:
+        mask = _open(record.mask, record.upright)
+        if mask.size != image.size:
+            found = "mask {} is {} x {} pixels, but image {} is {} x {}"
+            raise ValueError(found.format(record.mask, *mask.size, record.image, *image.size))
+        values = np.asarray(mask if mask.mode in ("P", "I", "I;16") else mask.convert("L"))
+        if record.value is not None:
+            return values == record.value
+        return values > (127 if mask.mode != "P" and values.max() > 127 else 0)
+    if record.polygons is not None:
+        from pycocotools import mask as coco  # for this alone
+
+        with reading(f"polygons of {record.name}"):
+            return coco.decode(coco.merge(coco.frPyObjects(record.polygons, image.height, image.width))).astype(bool)
+    if record.box is not None:
+        inside = np.zeros((image.height, image.width), bool)
+        inside[top:bottom, left:right] = True
+        return inside
+    if image.has_transparency_data:
+        return np.asarray(image.convert("RGBA"))[..., 3] > 127
+    wanted = record.image.parents[2] / "masks" / record.image.parent.name / f"{record.image.stem}.*"
+    raise FileNotFoundError(f"no mask for {record.image}: there is no {wanted} and the image has no alpha channel")
+
+
 # ----------------------------------------------------------------------------------------------- "folder": your own
 
 LAYOUT = """expected
@@ -89,18 +213,11 @@ def _folder(wanted: Request, size: int) -> Source:
     labels = np.array([classes.index(path.parent.name) for path in paths])
     if empty := set(classes) - {path.parent.name for path in paths}:
         raise FileNotFoundError(f"class folder {base / 'images' / min(empty)} holds no image")
-    keep = np.arange(len(paths)) if divided else fifth(labels, wanted.split)
-    if wanted.count is not None:
-        keep = keep[stratified(labels[keep], wanted.count, wanted.seed, "images")]
-    if not len(keep):
-        raise ValueError(f"no image is left for the split {wanted.split!r}: {root} holds a single one")
     masks = {path.relative_to(base / "masks").with_suffix(""): path for path in _pictures(base / "masks")}
-    chosen = [(paths[i], masks.get(Path(classes[labels[i]], paths[i].stem)), int(labels[i])) for i in keep]
-    files = stamp([path for image, mask, _ in chosen for path in (image, mask) if path], base)
-    config = {"dataset": "folder", "split": wanted.split, "size": size, "count": len(chosen), "classes": classes}
-    config |= {"files": files, "pillow": metadata.version("pillow")}
-    samples = ((f"{classes[y]}/{image.name}", fields(*_read(image, mask, size), y)) for image, mask, y in chosen)
-    return config, classes, samples
+    keep = range(len(paths)) if divided else fifth(labels, wanted.split)
+    chosen = [(paths[i], Path(classes[labels[i]], paths[i].stem), int(labels[i])) for i in keep]
+    records = [Record(path, masks.get(stem), f"{stem.parent}/{path.name}", label) for path, stem, label in chosen]
+    return source(wanted, size, classes, records, base)
 
 
 def _classes(base: Path) -> list[str]:
@@ -116,41 +233,6 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*/[!.]*") if path.suffix.lower() in known)
 
 
-def _open(path: Path) -> Image.Image:
-    """The decoded image, upright. Raises ``ValueError`` that names a file which is damaged or no image."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
-
-
-def _read(path: Path, mask_path: Path | None, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [size, size, 3] and mask bool [size, size], squeezed to squares so that nothing is cut off.
-
-    Foreground is alpha > 0.5, or whatever is above 127 in the mask; in a mask that has only values up to 127, or a
-    palette, whatever is not 0.
-    """
-    image = _open(path)
-    if image.mode.startswith(("I", "F")):  # Pillow would clip these to white without a word
-        raise ValueError(f"image {path} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
-    if mask_path is not None:
-        mask = _open(mask_path)
-        values = np.asarray(mask if mask.mode in ("P", "I", "I;16") else mask.convert("L"))
-        foreground = values > (127 if mask.mode != "P" and values.max() > 127 else 0)
-        if mask.size != image.size:
-            found = "mask {} is {} x {} pixels, but image {} is {} x {}"
-            raise ValueError(found.format(mask_path, *mask.size, path, *image.size))
-    elif image.has_transparency_data:
-        foreground = np.asarray(image.convert("RGBA"))[..., 3] > 127
-    else:
-        wanted = path.parents[2] / "masks" / path.parent.name / f"{path.stem}.*"
-        raise FileNotFoundError(f"no mask for {path}: there is no {wanted} and the image has no alpha channel")
-    layers = image.convert("RGBA").convert("RGB"), Image.fromarray(foreground).convert("L")  # RGBA: for palettes
-    pixels, share = (np.asarray(layer.resize((size, size), Image.Resampling.BILINEAR)) for layer in layers)
-    return pixels, share > 127
-
-
 # ------------------------------------------------------------------------------------------------------- all data sets
 
 # Name to a function of (request, size), which returns a config ("count" is the number of samples), the classes and an
@@ -162,9 +244,10 @@ SOURCES: dict[str, Callable[[Request, int], Source]] = {"folder": _folder}
 def load(dataset: str = "emoji", split: str = "train", *, size: int = 64, store: Any = None, **more: Any) -> ImageSet:
     """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
 
-    What may be said ``more``, ``count``, ``seed`` and ``root``, is that of :class:`kpnb.data.samples.Request`.
-    ``count`` images: 8,000 for training and 1,000 for testing ("emoji") or all ("folder") by default; fewer of a
-    folder are drawn with ``seed``, classes in proportion, while "emoji" makes other images for another ``seed``.
+    What may be said ``more``, ``count``, ``at_most``, ``seed`` and ``root``, is that of
+    :class:`kpnb.data.samples.Request`. ``count`` images: 8,000 for training and 1,000 for testing ("emoji") or all
+    (others) by default; fewer are drawn with ``seed``, classes in proportion, while "emoji" makes other images for
+    another ``seed``.
     ``root`` is the folder of a data set that lives in files. ``store``, a :class:`kpnb.store.Store`, keeps the decoded
     set; without one it is made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.

@@ -112,6 +112,7 @@ class Request:
     dataset  its name
     split    "train" or "test"
     count    so many samples; None stands for all, or for what the data set says
+    at_most  of a data set that lives in files, so many samples or all there are; where that has no meaning, ignored
     seed     of what is made or drawn
     root     folder of a data set that lives in files
     """
@@ -121,17 +122,18 @@ class Request:
     count: int | None = None
     seed: int = 0
     root: str | Path | None = None
+    at_most: int | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(unknown("split", self.split, SPLITS))
-        positive(count=self.count)
+        positive(count=self.count, at_most=self.at_most)
         positive(True, seed=self.seed)
 
     @property
     def config(self) -> dict[str, Any]:
         """What determines the samples; of a folder only its files do, see :func:`stamp`."""
-        return {name: value for name, value in asdict(self).items() if name != "root"}
+        return {name: value for name, value in asdict(self).items() if name not in ("root", "at_most")}
 
     def rng(self, i: int, *stream: int) -> np.random.Generator:
         """Random numbers for sample ``i``, which depend on (seed, split, i) and the ``stream`` alone."""

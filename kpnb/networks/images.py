@@ -1,8 +1,12 @@
-"""AlexNet and VGG from torchvision, at full size or narrow enough to train on two cores.
+"""AlexNet, VGG and ResNet from torchvision, at full size or narrow enough to train on two cores.
 
 The networks are torchvision's own, module for module; only the number of channels (``width``), of units in FC1 and
 FC2 (``hidden``) and of classes changes. At the defaults (``input_size=224, width=1, hidden=4096``) the state dict is
-torchvision's. The paper studies four layers (section 4.1); :data:`LAYERS` is the one table that says where they are:
+torchvision's, but for ResNet: "we added two Conv layers and two FC layers before the final FC layer" (section 4.1). The
+paper says neither where nor how wide. Here two 3 x 3 convolutions of 512 channels, each with a ReLU, follow the last
+block, before the global average pool, and FC1, FC2 and FC3 are VGG's. Everything below them is torchvision's ResNet.
+
+The paper studies four layers (section 4.1); :data:`LAYERS` is the one table that says where they are:
 
 ====  ============================================================  =====================================
 Conv  top convolution, after its activation, before the last pool   [B, C, H, W]
@@ -32,8 +36,9 @@ _VGG_CONV = {"vgg11": 19, "vgg11_bn": 27, "vgg16": 29, "vgg16_bn": 42, "vgg19": 
 LAYERS: dict[str, dict[str, str]] = {
     "alexnet": {"Conv": "features.11", "FC1": "classifier.2", "FC2": "classifier.5", "FC3": "classifier.6"},
     **{name: {"Conv": f"features.{number}", **_VGG} for name, number in _VGG_CONV.items()},
+    **{f"resnet{n}": {"Conv": "avgpool.3", "FC1": "fc.1", "FC2": "fc.4", "FC3": "fc.6"} for n in (50, 101, 152)},
 }
-SMALLEST_INPUT = {"alexnet": 63, "vgg": 32}  # pixels a side; anything smaller vanishes in the pools
+SMALLEST_INPUT = {"alexnet": 63, "vgg": 32, "resnet": 1}  # pixels a side; anything smaller vanishes in the pools
 
 
 def layer_path(name: str, layer: str) -> str:
@@ -62,15 +67,17 @@ def build(
     """The network ``name`` for images [B, 3, input_size, input_size], on the CPU and in training mode.
 
     Args:
-        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch normalisation.
+        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch normalisation; "resnet50",
+            "resnet101" or "resnet152".
         input_size: side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The pool before FC1 keeps
             the map the convolutions give (input_size // 32 a side for VGG; 1 at 64 px and 6 at 224 px for AlexNet)
-            and never more than torchvision's 7 (AlexNet: 6), where a small map would be blown up otherwise.
+            and never more than torchvision's 7 (AlexNet: 6), where a small map would be blown up otherwise. ResNet's
+            gives one pixel.
         width: factor on the channels of every convolution. hidden: units in FC1 and in FC2.
         seed: of the initial weights. Global random number generators are neither read nor advanced.
         weights: a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict (.safetensors, or what
             ``torch.save`` writes, read with ``weights_only=True``). FC3 starts fresh when the file has another number
-            of classes; any other difference is an error.
+            of classes, and so do ResNet's added layers when it is torchvision's; any other difference is an error.
 
     Initial weights are He's (normal, variance 2 / fan-in) with zero biases in all layers but FC3, whose variance is
     0.01 / fan-in so that training starts near even logits. torchvision's normal(0, 0.01) for linear layers is meant
@@ -83,14 +90,19 @@ def build(
     from torchvision import models  # takes a second, which a chapter whose networks are stored can save
 
     layer_path(name, "FC3")  # says so if there is no such network
-    smallest = SMALLEST_INPUT["alexnet" if name == "alexnet" else "vgg"]
+    family = name.rstrip("_bn0123456789")
+    smallest = SMALLEST_INPUT[family]
     if input_size < smallest:
         raise ValueError(f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}")
     positive(num_classes=num_classes, hidden=hidden, width=width)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     with torch.device("meta"):  # nothing is allocated and no random number is drawn before the sizes are right
-        net = models.get_model(name, dropout=dropout)
+        net = models.get_model(name, **({} if family == "resnet" else {"dropout": dropout}))
+        if family == "resnet":
+            first, second = (nn.Conv2d(channels, 512, 3, padding=1) for channels in (2048, 512))
+            net.avgpool = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), net.avgpool)
+            net.fc = models.vgg16(dropout=dropout).classifier
         _resize(net, num_classes, input_size, width, hidden)
     net.to_empty(device="cpu")
     _initialise(net, seed)
@@ -101,31 +113,42 @@ def build(
 
 def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:
     """Replace every layer of a torchvision network on the meta device by one of the wanted size."""
-    channels = 3
-    for i, module in enumerate(net.features):
+
+    def wide(channels: int) -> int:
+        return channels if channels == 3 else max(1, round(channels * width))  # images keep theirs
+
+    for path, module in [*net.named_modules()]:
         if isinstance(module, nn.Conv2d):
-            out = max(1, round(module.out_channels * width))
-            net.features[i] = nn.Conv2d(channels, out, module.kernel_size, module.stride, module.padding)
-            channels = out
+            channels, shape = wide(module.out_channels), (module.kernel_size, module.stride, module.padding)
+            conv = nn.Conv2d(wide(module.in_channels), channels, *shape, bias=module.bias is not None)
+            net.set_submodule(path, conv)
         elif isinstance(module, nn.BatchNorm2d):
-            net.features[i] = nn.BatchNorm2d(channels)
-    side = min(net.avgpool.output_size[0], net.features(torch.empty(2, 3, input_size, input_size)).shape[-1])
-    net.avgpool = nn.AdaptiveAvgPool2d((side, side))
-    sizes = [channels * side * side, hidden, hidden, num_classes]
-    linear = [i for i, module in enumerate(net.classifier) if isinstance(module, nn.Linear)]
+            net.set_submodule(path, nn.BatchNorm2d(wide(module.num_features)))
+    side = 1
+    if hasattr(net, "features"):
+        side = min(net.avgpool.output_size[0], net.features(torch.empty(2, 3, input_size, input_size)).shape[-1])
+        net.avgpool = nn.AdaptiveAvgPool2d((side, side))
+    sizes, head = [channels * side * side, hidden, hidden, num_classes], _head(net)[1]
+    linear = [i for i, module in enumerate(head) if isinstance(module, nn.Linear)]
     for i, shape in zip(linear, pairwise(sizes), strict=True):
-        net.classifier[i] = nn.Linear(*shape)
+        head[i] = nn.Linear(*shape)
+
+
+def _head(net: nn.Module) -> tuple[str, nn.Sequential]:
+    """FC1 to FC3, and what that module is called."""
+    return list(net.named_children())[-1]
 
 
 def _initialise(net: nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator, last = torch.Generator().manual_seed(seed), _head(net)[1][-1]
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d | nn.Linear):
-            variance = (0.01 if module is net.classifier[-1] else 2) / module.weight[0].numel()
+            variance = (0.01 if module is last else 2) / module.weight[0].numel()
             nn.init.normal_(module.weight, std=variance**0.5, generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor]:
@@ -150,7 +173,11 @@ def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor
 def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)")
-    own, last = net.state_dict(), f"classifier.{len(net.classifier) - 1}."
+    own, (name, head) = net.state_dict(), _head(net)
+    if {"fc.weight", "fc.bias"} <= state.keys():  # torchvision's ResNet: without the added layers
+        added = {key: value for key, value in own.items() if key.startswith(("avgpool.", "fc."))}
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")} | added
+    last = f"{name}.{len(head) - 1}."
     fresh = {key: own[key] for key in own.keys() & state.keys() if key.startswith(last)}
     fresh = {key: value for key, value in fresh.items() if value.shape != state[key].shape}
     try:

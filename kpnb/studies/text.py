@@ -28,27 +28,28 @@ class Settings(study.Settings):
     bf16                   whether training runs under bfloat16 autocast
     """
 
-    pool: str = "all"
-    depth: int | None = 3
+    pool: str = "first"
+    depth: int | None = 2
     dropout: float = 0.0
-    length: int = 56
+    length: int = 40
     threshold: float = 1.0
     bf16: bool = True
 
 
 class TextStudy(study.Study):
-    """Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU.
+    """Sentiment. Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a GPU.
 
-    The data set decides what is learned: to classify sentences, or to find answers, which takes longer texts.
+    The data set decides what is learned: to classify sentences, or to find answers; ``QuestionStudy`` has profiles for
+    that.
     """
 
     Settings = Settings
     build = staticmethod(build)
     units = Tokens()
     LAPTOP: ClassVar[dict[str, Any]] = {
-        "dataset": "reviews", "network": "minilm", "layers": ("feature",), "seeds": (0,), "epochs": 8,
-        "teacher_epochs": 2, "head_epochs": 4, "teacher_samples": 3000, "batch_size": 32, "lr": 3e-4,
-        "teacher_lr": 1e-4, "student_lr": 5e-4, "head_lr": 1e-3, "analysed": 48, "rank": 8, "probes": 8, "noise": 12,
+        "dataset": "reviews", "network": "minilm", "layers": ("feature",), "seeds": (0,), "epochs": 6,
+        "teacher_epochs": 2, "head_epochs": 2, "teacher_samples": 4000, "share": 2000, "batch_size": 32, "lr": 3e-4,
+        "teacher_lr": 1e-4, "student_lr": 1e-3, "head_lr": 1e-3, "analysed": 48, "rank": 8, "probes": 8, "noise": 12,
     }  # fmt: skip
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": LAPTOP | {"epochs": 2, "teacher_epochs": 1, "head_epochs": 1, "depth": 1, "teacher_samples": 96,
@@ -97,6 +98,31 @@ class TextStudy(study.Study):
         model, device = training.load().to(self.settings.device), self.settings.device
         batches = torch.arange(len(self.test)).split(self.settings.batch_size)
         return self.test.parts(torch.cat([best_spans(model(self.test.batch(i, device)[0])).cpu() for i in batches]))
+
+
+class QuestionStudy(TextStudy):
+    """Question answering: longer texts, and a span head, which looks at all tokens whatever ``pool`` says."""
+
+    SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
+    LAPTOP: ClassVar[dict[str, Any]] = (
+        TextStudy.LAPTOP
+        | SIZE
+        | {
+            "teacher_epochs": 3,
+            "head_epochs": 3,
+            "teacher_samples": 3000,
+            "share": 1500,
+            "lr": 5e-4,
+            "teacher_lr": 3e-4,
+            "head_lr": 1e-2,
+            "analysed": 32,
+        }
+    )
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": TextStudy.PROFILES["smoke"] | SIZE,
+        "laptop": LAPTOP,
+        "paper": TextStudy.PROFILES["paper"] | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
+    }
 
 
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:

@@ -1,0 +1,112 @@
+"""Full-size networks with random weights: seconds and memory of one image's entropy maps, all four layers in one call.
+
+    OMP_NUM_THREADS=1 python benchmarks/fullsize.py                   # about ten minutes on one core
+    OMP_NUM_THREADS=2 python benchmarks/fullsize.py --networks vgg16
+
+Each network has a process of its own, for its peak memory. From the seconds of VGG-16 follow the hours of its whole row
+of Table 5 on CUB-200-2011: a student for each of the four layers, measured at its layer, and one baseline, measured at
+all four, each before the first epoch and after every one. The paper does not say how many images it measured. The
+stochastic learner is taken as released in 2020 (80 steps of 96 samples for each image and layer); the time of a few
+samples of one step stands for all of them. Training is not counted.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import Tensor, nn
+
+import kpnb
+from kpnb.layers import capture
+from kpnb.networks.images import LAYERS, build
+from kpnb.studies.images import ImageStudy
+
+SIZES = {"alexnet": 227, "vgg16": 224, "resnet50": 224}  # pixels
+LIMIT = 8.0  # GiB
+PAPER = ImageStudy.PROFILES["paper"]
+IMAGES = {"all training images": 5994, "as many as the profile 'paper' measures": PAPER["analysed"]}
+SAMPLES = 8  # of one step of the learner, to be timed
+
+
+def seconds(model: nn.Module, x: Tensor, layers: list[str], repeats: int, **how: object) -> float:
+    """Median time of one call, after whatever warmed up before."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        kpnb.entropy(model, x, layers, dead="nan", **how)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(name: str, max_batch: int, repeats: int) -> None:
+    """Print what one network takes; the peak is that of this process."""
+    started, busy = time.perf_counter(), time.process_time()
+    model, x = build(name, 200, input_size=SIZES[name]), torch.randn(1, 3, SIZES[name], SIZES[name])
+    paths = LAYERS[name]
+    found = kpnb.entropy(model, x, [*paths.values()], max_batch=max_batch, dead="nan")
+    together = seconds(model, x, [*paths.values()], repeats, max_batch=max_batch)
+    alone = {layer: seconds(model, x, [path], repeats, max_batch=max_batch) for layer, path in paths.items()}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"\n{name} at {SIZES[name]} px, {parameters:.0f} million parameters, at most {max_batch} images at once")
+    for layer, path in paths.items():
+        shape = " x ".join(map(str, capture(model, x, [path])[path].shape[1:]))
+        spread, linear = found[path].entropy.std().item(), found[path].linearity.item()
+        print(f"  {layer:5s}{shape:15s} alone {alone[layer]:6.2f} s   std of H {spread:.3f}   linearity {linear:.3f}")
+    print(f"  all four in one call {together:6.2f} s, {together / 4:.2f} s a map")
+    print(
+        f"  peak memory          {peak:6.2f} GiB: {'within' if peak < LIMIT else 'ABOVE'} {LIMIT:.0f} GiB", flush=True
+    )
+    share = (time.process_time() - busy) / (time.perf_counter() - started) / torch.get_num_threads()
+    print(f"  share of the cores   {100 * share:6.0f} %, with much less than 100 all seconds are too long", flush=True)
+    if name == "vgg16":
+        row(together + sum(alone.values()), learner(model, x, [*paths.values()], repeats))
+
+
+def learner(model: nn.Module, x: Tensor, layers: list[str], repeats: int) -> float:
+    """Seconds of the released procedure for one image at all ``layers``, from a part of one step at each."""
+    released, few = kpnb.Stochastic(), {"repeats": repeats, "max_batch": SAMPLES}
+    one, two = (kpnb.Stochastic(steps=steps, samples=SAMPLES) for steps in (1, 2))
+    parts = [seconds(model, x, [p], solver=two, **few) - seconds(model, x, [p], solver=one, **few) for p in layers]
+    return sum(parts) * released.steps * released.samples / SAMPLES
+
+
+def row(closed: float, layers: float) -> None:
+    """Hours of the row, for seconds an image and epoch of the closed form, and of the learner at four layers."""
+    solver, released, checkpoints = kpnb.ClosedForm(), kpnb.Stochastic(), PAPER["epochs"] + 1
+    forwards, backwards = 1 + solver.noise, solver.rank + solver.probes  # and for each layer its check
+    counts = 4 * (forwards + solver.check + backwards) + forwards + 4 * (solver.check + backwards)
+    ways = {"closed form": (closed, counts), "learner": (2 * layers, 8 * 2 * released.steps * released.samples)}
+    print(
+        f"\nTable 5, VGG-16 on CUB-200-2011: 4 students (a map each) and 1 baseline (4 maps), {checkpoints} checkpoints"
+    )
+    for what, images in IMAGES.items():
+        print(f"  {what} ({images:,}): {8 * checkpoints * images:,} maps")
+        for way, (cost, passes) in ways.items():
+            hours, total = cost * checkpoints * images / 3600, passes * checkpoints * images
+            each = f"{cost:10,.1f} s and {passes:7,} passes for an image and a checkpoint of all"
+            print(f"    {way:12s}{each}, {hours:11,.0f} h, {total:.1e} forward and backward passes")
+    print(f"  the learner takes {2 * layers / closed:.0f} times as long")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument("--max-batch", type=int, default=8, help="rows of the largest forward pass")
+    parser.add_argument("--repeats", type=int, default=3, help="calls of which the median counts")
+    options = parser.parse_args()
+    if len(options.networks) == 1:
+        measure(options.networks[0], options.max_batch, options.repeats)
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
+    for name in options.networks:
+        more = [f"--max-batch={options.max_batch}", f"--repeats={options.repeats}", "--networks", name]
+        subprocess.run([sys.executable, __file__, *more], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Execute the notebooks with papermill, some at a time, and build the HTML book from the executed copies."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+from kpnb.runner import NotebookError, check_parameters, find_notebook, run_notebook
+
+
+def notebooks_of(root: Path) -> list[Path]:
+    """The notebooks that ``_toc.yml`` lists, in reading order."""
+    files = re.findall(r"^[\s-]*file: *notebooks/([^\s.]+)", (root / "_toc.yml").read_text("utf8"), re.MULTILINE)
+    return [root / "notebooks" / f"{name}.ipynb" for name in files]
+
+
+def build_book(profile: str, root: Path, only: Sequence[str] | None = None, workers: int = 1) -> Path:
+    """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book; returns its first page.
+
+    ``only`` names the notebooks to execute (numbers or names); the others keep the copies they have. ``workers`` run at
+    the same time and share the processor's cores. The default profile passes no parameter, so that no additional cell
+    shows in the book.
+    Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an error or a warning.
+    """
+    chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
+    parameters = {} if profile == "laptop" else {"profile": profile}
+    for path in chosen:  # all of them before the first kernel starts
+        if not path.is_file():
+            raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
+        check_parameters(path, parameters)
+    # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
+    # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
+    chosen.sort(key=lambda path: path.stem[1] != "0")
+    with get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:  # at its end all workers are stopped
+        jobs = [(path, root / "book" / "_executed" / path.name, parameters) for path in chosen]
+        for _ in pool.imap_unordered(_execute, jobs):
+            pass
+    return _build_pages(root)
+
+
+def _share_cores(workers: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def _execute(job: tuple[Path, Path, dict[str, str]]) -> None:
+    run_notebook(*job)
+
+
+def _build_pages(root: Path) -> Path:
+    """Call Jupyter Book with every warning as an error; returns the first page."""
+    page = root / "book" / "_build" / "html" / "index.html"
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
+    command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode or not page.exists():
+        said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+        lines = [line for line in said if re.search("WARNING|ERROR", line)] or said[-20:]
+        raise NotebookError("Jupyter Book could not build the pages:\n" + "\n".join(lines))
+    return page

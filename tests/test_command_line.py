@@ -1,0 +1,135 @@
+"""Looking after the store, help and completion."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from kpnb.__main__ import folders, main
+from kpnb.store import Run, Store
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    return Store()
+
+
+def add(store: Store, kind: str, n: int, artefacts: int = 1) -> Run:
+    run = store.run(kind, {"n": n})
+    for i in range(artefacts):
+        run.get(f"epoch-{i}", lambda: ({"x": torch.zeros(1000)}, {}))
+    return run
+
+
+def test_status_counts_what_is_complete(store, capsys):
+    add(store, "teacher", 1, artefacts=3)
+    half = add(store, "student", 1, artefacts=2)
+    (half.path / "epoch-1.json").unlink()  # killed between the two files of an artefact
+    add(store, "student", 2)
+    assert main(["status"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["runs", "complete", "unfinished", "MB"]
+    assert lines[1][:4] == ["student", "2", "2", "1"]
+    assert lines[2][:4] == ["teacher", "1", "3", "0"]
+    assert lines[3][:5] == ["in", "all", "3", "5", "1"]
+    size = sum(file.stat().st_size for file in store.root.rglob("*") if file.is_file())
+    assert float(lines[3][5]) == pytest.approx(size / 1e6, abs=0.06)
+    assert lines[4][-2:] == ["GB", "free"]
+
+
+def test_status_of_no_store(store, capsys):
+    assert main(["status"]) == 0
+    assert "GB free" in capsys.readouterr().out
+    assert not store.root.exists()
+
+
+def test_clean_by_kind_and_age(store):
+    old, new, other = add(store, "teacher", 1), add(store, "teacher", 2), add(store, "student", 1)
+    for file in [*old.path.iterdir(), old.path]:
+        os.utime(file, (0, 0))
+    assert main(["clean", "--older-than", "30", "--dry-run"]) == 0
+    assert old.path.exists()
+    assert main(["clean", "--older-than", "30", "--yes"]) == 0
+    assert [run.path.exists() for run in (old, new, other)] == [False, True, True]
+    assert main(["clean", "student", "--yes"]) == 0
+    assert [run.path.exists() for run in (new, other)] == [True, False]
+    assert add(store, "student", 1).has("epoch-0")  # computed anew
+
+
+def test_clean_asks(store, monkeypatch):
+    run = add(store, "teacher", 1)
+    asked = []
+    for answer, kept in (("", True), ("no", True), ("y", False)):
+        monkeypatch.setattr("builtins.input", lambda question, answer=answer: (asked.append(question), answer)[1])
+        assert main(["clean", "--everything"]) == (1 if kept else 0)
+        assert run.path.exists() is kept
+    assert str(store.root) in asked[0]
+
+
+def test_clean_wants_to_know_what(store, capsys):
+    add(store, "teacher", 1)
+    assert main(["clean"]) == 2
+    assert main(["clean", "teahcer"]) == 2
+    assert "did you mean 'teacher'" in capsys.readouterr().err
+    assert len(folders(store.root)) == 1
+
+
+def test_clean_stays_inside_the_store(store, tmp_path):
+    """Links, folders that no store has made and files of others stay, whatever they are called."""
+    outside = Store(tmp_path / "elsewhere")
+    run, kind = add(outside, "teacher", 1), add(outside, "student", 1)
+    inside = add(store, "teacher", 2)
+    (inside.path / "link").symlink_to(run.path, target_is_directory=True)
+    (store.root / "teacher" / run.path.name).symlink_to(run.path, target_is_directory=True)
+    (store.root / "linked").symlink_to(kind.path.parent, target_is_directory=True)
+    mine = [
+        store.root / "teacher" / "notes" / "a.txt",
+        store.root / "photos" / "2024" / "a.txt",
+        store.root / "a.tar.gz",
+    ]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    assert main(["clean", "--everything", "--yes"]) == 0
+    assert not inside.path.exists()
+    assert run.has("epoch-0")
+    assert kind.has("epoch-0")
+    assert all(file.exists() for file in mine)
+
+
+def test_clean_keeps_what_is_being_computed(store, capsys):
+    run, other = add(store, "teacher", 1), add(store, "teacher", 2)
+    with FileLock(run.path / ".lock"):
+        assert main(["clean", "--everything", "--yes"]) == 0
+    assert run.has("epoch-0")
+    assert not other.path.exists()
+    assert f"kept, another process is computing it: {run.path}" in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--help"])
+    assert done.value.code == 0
+    said = capsys.readouterr().out
+    assert all(f"    {command} " in said for command in ("run", "sweep", "list", "status", "clean"))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
+def test_completion_in_bash(capsys, tmp_path: Path):
+    with pytest.raises(SystemExit):
+        main(["--print-completion", "bash"])
+    script = tmp_path / "kpnb.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def completed(*words: str) -> list[str]:
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_kpnb; echo ${{COMPREPLY[@]}}"
+        return subprocess.check_output(["bash", "-c", f"source {script}; {line}"], text=True).split()
+
+    assert completed("kpnb", "s") == ["sweep", "status"]
+    assert "--older-than" in completed("kpnb", "clean", "--")
+    assert completed("kpnb", "sweep", "--sch") == ["--scheduler"]

@@ -1,0 +1,269 @@
+"""The paper's other experiments on images in miniature, and the estimate that comes before each of them."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import kpnb
+from kpnb.runner import _status
+from kpnb.store import Store
+from kpnb.studies.images import ImageStudy
+from kpnb_book import plots
+from kpnb_book.estimate import Estimate, chapter, estimate, pairs, teacher_only
+from kpnb_book.experiments import (
+    FewOutputs,
+    SomeClasses,
+    fine_tuned,
+    folded,
+    inner_layers,
+    other_maps,
+    probe_accuracies,
+    relative_change,
+    rescaled,
+    softened,
+)
+from kpnb_book.report import beside_paper, table_rows
+from tests.test_study import TINY, draw
+
+FOUR = TINY | {"dataset": "emoji", "size": 32, "share": 24, "teacher_samples": 48, "test_samples": 24}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> str:
+    return str(draw(tmp_path_factory.mktemp("shapes")))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def study(root, store) -> ImageStudy:
+    return ImageStudy("laptop", dataset="folder", data_root=root, store=store, **TINY)
+
+
+@pytest.fixture(scope="module")
+def model(study) -> nn.Module:
+    """A trained network whose normalisations and biases are all at work."""
+    model = study.teacher().load()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.startswith("features") and value.dim() == 1:
+                value += 0.3 * torch.rand(value.shape, generator=generator)
+    return model.eval()
+
+
+@pytest.mark.parametrize("way", ["even", "uneven"])
+def test_rescaled_networks_compute_the_same(model, study, way):
+    logits = model(study.x)
+    assert torch.allclose(folded(model)(study.x), logits, atol=1e-5)
+    other = rescaled(model, way)
+    assert torch.allclose(other(study.x), logits, atol=1e-5)
+    assert not torch.equal(other.features[0].weight, folded(model).features[0].weight)
+    assert not torch.allclose(rescaled(model, "as printed")(study.x), logits, atol=1e-3)
+
+
+def test_rescaling_by_hand():
+    """Two convolutions of one pixel and no normalisation: c w1, c b1, w2 / c, and b2 as it was."""
+    model = nn.Module()
+    model.features = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 1, 1), nn.ReLU())
+    (first, _, second, _), (one, _, two, _) = model.features, rescaled(model).features
+    assert torch.equal(one.weight, 4 * first.weight)
+    assert torch.equal(one.bias, 4 * first.bias)
+    assert torch.equal(two.weight, second.weight / 4)
+    assert torch.equal(two.bias, second.bias)
+    assert torch.equal(rescaled(model, "as printed").features[2].bias, second.bias / 4)
+    assert torch.allclose(rescaled(model, "uneven").features[0].bias, first.bias * torch.tensor([0.25, 4.0]))
+
+
+def test_entropy_is_coherent_and_the_gradient_is_not(model, study):
+    """Between two convolutions the feature is 4 times as large: gradients are a quarter, Grad-CAM takes that back."""
+    target, maps = model(study.x).argmax(1), {}
+    inner = next(iter(inner_layers(folded(model))))
+    for way in ("original", "even"):
+        net = folded(model) if way == "original" else rescaled(model, way)
+        found = kpnb.entropy(net, study.x, inner, units=study.units, dead="nan").entropy
+        maps[way] = {"entropy": found, **other_maps(net, study.x, inner, target)}
+    change = {how: relative_change(maps["original"][how], maps["even"][how]) for how in maps["even"]}
+    assert change["entropy"] <= 1e-3
+    assert change["gradient"] == pytest.approx(0.75, abs=1e-4)
+    assert change["internal influence"] == pytest.approx(0.75, abs=1e-4)
+    assert change["Grad-CAM"] == pytest.approx(0, abs=1e-4)
+
+
+def test_gradient_map_against_autograd(model, study):
+    net, target = folded(model), torch.zeros(len(study.x), dtype=torch.long)
+    gradient = other_maps(net, study.x, "features.2", target)["gradient"]
+    feature = net.features[:3](study.x).detach().requires_grad_(True)
+    logits = net.classifier(torch.flatten(net.avgpool(net.features[3:](feature)), 1))
+    (expected,) = torch.autograd.grad(logits[:, 0].sum(), feature)
+    assert torch.allclose(gradient, expected.norm(dim=1), atol=1e-6)
+
+
+def test_relative_change_by_hand():
+    assert relative_change(
+        torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.5], [0.0, 0.0]])
+    ) == pytest.approx(0.55)
+
+
+def test_a_larger_teacher(study, root):
+    options = TINY | {"dataset": "folder", "data_root": root, "store": study.store}
+    deep = ImageStudy("laptop", teacher_network="vgg16_bn", **options)
+    assert sum(isinstance(m, nn.Conv2d) for m in deep.teacher().load().modules()) == 13
+    student = deep.student("FC1")
+    assert sum(isinstance(m, nn.Conv2d) for m in student.load().modules()) == 8
+    assert torch.equal(student.state(0)["classifier.0.weight"], study.baseline().state(0)["classifier.0.weight"])
+    assert deep.baseline().address == study.baseline().address
+    assert deep.head("FC1").accuracy >= 0
+    table = beside_paper(2, table_rows(deep, "Distilling from vgg16_bn"))
+    assert list(table["source"].value_counts()[["ours", "paper"]]) == [2, 12]
+    same = ImageStudy("laptop", teacher_network="vgg11_bn", **options)
+    assert same.student("FC1").address == study.student("FC1").address
+
+
+def test_layers_of_other_widths_are_refused(study, root):
+    options = TINY | {"dataset": "folder", "data_root": root, "store": study.store, "size": 64, "layers": ("Conv",)}
+    alien = ImageStudy("laptop", teacher_network="alexnet", **options)
+    with pytest.raises(ValueError, match="choose layers of one shape"):
+        alien.student("Conv")
+
+
+def test_grid_and_threshold_reuse_the_networks(study, root):
+    options = TINY | {"dataset": "folder", "data_root": root, "store": study.store, "grid": 8}
+    finer = ImageStudy("laptop", **options)
+    assert finer.student("FC1").address == study.student("FC1").address
+    assert finer.metrics(finer.baseline(), "FC1").points.shape[-1] == 64
+    table = beside_paper(3, table_rows(finer, "grid=8x8"))
+    assert len(table) == 2 + 24
+    assert "rho" in table
+    four = beside_paper(4, table_rows(study))
+    assert list(four.columns) == ["source", "dataset", "network", "layer", "role", "setting", "n_fg", "lambda"]
+
+
+def test_few_outputs_are_those_of_the_whole_teacher(store):
+    whole = ImageStudy("laptop", store=store, **FOUR)
+    few = FewOutputs("laptop", whole=whole, classes=[7, 2, 5], **FOUR | {"layers": "FC3", "head_epochs": 0})
+    assert few.train.classes == tuple(whole.train.classes[i] for i in (2, 5, 7))
+    originals = {name.split("/")[1] for i in (2, 5, 7) for name in _names(whole, i)}
+    assert {name.split("/")[1] for name in few.train.names} <= originals
+    assert set(few.share.labels.tolist()) == {0, 1, 2}
+    x = few.x
+    assert torch.allclose(few.teacher().load()(x), whole.teacher().load()(x)[:, [2, 5, 7]], atol=1e-6)
+    students = few.student("FC3"), softened(few)
+    assert all(few.metrics(network, "FC3").n_fg.shape == (6,) for network in students)
+    assert students[1].log[-1]["accuracy"] >= 0
+    assert torch.equal(students[0].state(0)["classifier.6.weight"], few.baseline().state(0)["classifier.6.weight"])
+    assert few.head("FC3").accuracy == pytest.approx(
+        (students[0].load()(few.test.batch(torch.arange(len(few.test)))[0]).argmax(1) == few.test.labels)
+        .double()
+        .mean()
+    )
+
+
+def _names(study: ImageStudy, label: int) -> list[str]:
+    return [name for name, y in zip(study.train.names, study.train.labels.tolist(), strict=True) if y == label]
+
+
+def test_fine_tuning_starts_from_what_was_learned(store):
+    before, study = (SomeClasses("laptop", classes=c, store=store, **FOUR) for c in (range(4), range(4, 12)))
+    tuned, source = fine_tuned(study, before.teacher()), before.teacher().state()
+    start, scratch = tuned.state(0), study.baseline().state(0)
+    fresh = {"classifier.6.weight", "classifier.6.bias"}
+    assert all(torch.equal(start[key], scratch[key] if key in fresh else source[key]) for key in start)
+    assert tuned.address != study.baseline().address
+    counts = study.point_counts(tuned, "FC1")
+    assert counts.shape == (3, 6)
+
+
+def test_fine_tuning_from_a_file_of_weights(study, root, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save(study.teacher().state(), path)
+    options = TINY | {"dataset": "folder", "data_root": root, "store": study.store}
+    tuned = fine_tuned(ImageStudy("laptop", teacher_weights=str(path), **options), None)
+    assert torch.equal(tuned.state(0)["features.0.weight"], study.teacher().state()["features.0.weight"])
+
+
+def test_probe_is_ridge_regression(study):
+    """Against the augmented least-squares problem: sqrt(ridge) times the identity below the features."""
+    network = study.baseline()
+    (x, y), (other, truth) = (d.batch(torch.arange(len(d))) for d in (study.share, study.test))
+    model = network.load()
+    with torch.no_grad():
+        learned, held_out = (np.pad(model.classifier[:2](model.avgpool(model.features(v)).flatten(1)).double().numpy(),
+                                    ((0, 0), (0, 1)), constant_values=1) for v in (x, other))  # fmt: skip
+    ridge = 1e-3 * np.square(learned).sum() / learned.shape[1]
+    tall = np.concatenate([learned, np.sqrt(ridge) * np.eye(learned.shape[1])])
+    target = np.concatenate([np.eye(2)[y.numpy()], np.zeros((learned.shape[1], 2))])
+    weight = np.linalg.lstsq(tall, target, rcond=None)[0]
+    expected = ((held_out @ weight).argmax(1) == truth.numpy()).mean()
+    found = probe_accuracies(study, network, "FC1")
+    assert found.shape == (3,)
+    assert found[-1].item() == pytest.approx(expected)
+
+
+def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
+    """Counts are exact, disk within a half, time within an order of magnitude; and nothing is computed for it."""
+    options = TINY | {"share": 40, "epochs": 3, "analysed": 12}
+    study = ImageStudy("laptop", dataset="folder", data_root=root, store=Store(tmp_path / "store"), **options)
+    monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
+    found = estimate(study, study)
+    assert not [run for run in study.store.runs() if run[0] not in ("images",)]
+    train, share, test, s = len(study.train), len(study.share), len(study.test), study.settings
+    assert found["trainings"] == 4
+    assert found["epochs"] == 2 + 3 + 3 + 1
+    assert found["measurements"] == 2 * 4
+    assert found["backwards"] == 2 * train + 7 * share + 8 * 12 * (s.rank + s.probes)
+    assert found["forwards"] == 2 * train + 7 * share + (3 + 4 + 4 + 2) * test + 8 * 12 * (2 + s.noise)
+    start = time.perf_counter()
+    study.table()
+    study.accuracies()
+    seconds = time.perf_counter() - start
+    assert seconds / 10 < found["seconds"] < 10 * seconds
+    disk = sum(size for kind, _, _, size in study.store.runs() if kind in ("teacher", "student", "baseline", "head"))
+    assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
+    assert 2e8 < found["memory"] < 5e10
+    assert "trainings: 4 (9 epochs), measurements of a network after an epoch: 8, in all" in str(found)
+    assert (tmp_path / "progress.note").read_text() == str(found)
+    assert str(estimate(study)) == "Everything is stored: nothing is trained or measured."
+
+
+def test_estimates_by_what_is_asked_for(root, tmp_path):
+    study = ImageStudy("laptop", dataset="folder", data_root=root, store=Store(tmp_path), **TINY)
+    assert estimate(study, networks=teacher_only)["trainings"] == 1
+    assert estimate(study, networks=pairs)["trainings"] == 3
+    study.teacher()
+    assert estimate(study, networks=chapter)["trainings"] == 3
+    assert "2.0 h" in str(Estimate(forwards=1, seconds=7200))
+
+
+def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with _status("10", tmp_path / "progress") as progress:
+        progress.with_suffix(".note").write_text("Still to do: much")
+        time.sleep(0.8)
+    assert "10  Still to do: much\n" in capsys.readouterr().out
+
+
+def test_figures_show_what_they_are_given():
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    maps = {how: {net: torch.rand(2, 4, 4) for net in ("original", "even")} for how in ("entropy", "gradient")}
+    figure = plots.coherency_maps(images, maps)
+    assert len(figure.axes) == 2 * 5
+    shown = figure.axes[6].images[0]
+    assert np.allclose(shown.get_array(), maps["entropy"]["original"][1])
+    low = min(value[1].min() for value in maps["entropy"].values())
+    assert shown.get_clim()[0] == figure.axes[7].images[0].get_clim()[0] == pytest.approx(low.item())
+    counts = {"all": {"fine-tuned": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "from scratch": torch.zeros(2, 2)}}
+    figure = plots.point_curves(counts)
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 3]
+    columns = {"network": ["student"] * 2, "epoch": [1, 2], "lambda": [0.5, 0.6], "accuracy": [0.2, 0.3]}
+    figure = plots.quality_and_accuracy(pd.DataFrame(columns))
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[0.5, 0.2], [0.6, 0.3]]
+    assert Path(plots.STYLE).exists()
