@@ -157,7 +157,9 @@ class Training:
     ``model`` is a network, known by its class, its printed structure and the digest of its weights; or, faster when
     everything is stored, a dict of arguments for ``build``, known by them and the name of ``build``; or a training to
     go on from. After every epoch the metric on ``test`` is taken. The last, partial batch counts too; a single sample
-    joins the batch before it (BatchNorm needs two).
+    joins the batch before it (BatchNorm needs two). A batch that memory does not take goes through the network in
+    halves, each halving said in the log, whose gradients add up to that of the batch: equal but for rounding, and for
+    dropout, which draws other noise. Batch normalisation needs it whole, so there it raises MemoryError.
 
     ``log``, ``accuracy`` and ``step_norms`` read JSON only; weights are read, and verified, when they are asked for.
     What is not stored yet, was lost or damaged is computed. Everywhere ``epoch`` counts from 0, and -1 is the last one,
@@ -362,8 +364,12 @@ class _Live:
         if teacher is None or not data:
             return None
         layer = self.objective.teacher_layer
-        inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(self.t.schedule.batch_size))
-        return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
+
+        def attempt(rows: int) -> Tensor:
+            inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(rows))
+            return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
+
+        return fitting(attempt, self.t.schedule.batch_size, f"a batch of the teacher of {self.t.address}")[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and the optimiser's state: all that the next epoch starts from."""

@@ -4,6 +4,7 @@
 own are struck in the middle of a training or of an entropy, and this process runs the experiment again on what is left.
 """
 
+import copy
 import json
 import logging  # noqa: F401 - for the scenes
 import os
@@ -38,7 +39,7 @@ from tests.test_study import TINY, draw
 REPOSITORY = Path(__file__).parents[1]
 ENV = os.environ | {
     "OMP_NUM_THREADS": "1",
-    "KPNB_PROGRESS": os.devnull,
+    "TQDM_DISABLE": "1",
     "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "book"))),
 }
 
@@ -338,6 +339,19 @@ def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bo
         for epoch in range(3):
             torch.testing.assert_close(small.state(epoch), quiet.state(epoch), rtol=1e-10, atol=1e-12)
         assert [entry["loss"] for entry in small.log] == pytest.approx([e["loss"] for e in quiet.log], nan_ok=True)
+
+
+def test_a_teacher_that_does_not_fit_answers_in_parts(tmp_path: Path, caplog):
+    data, schedule, states = Points(20, dtype=torch.float64), Schedule(epochs=1, batch_size=16), []
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 8)
+    for rows in (99, 5):
+        teacher = nn.Sequential(Memory(rows), layer).double()
+        how = {"teacher": teacher, "teacher_layer": "1", "layer": "0"}
+        model = nn.Sequential(copy.deepcopy(layer)).double()
+        states.append(distill.student(Store(tmp_path / str(rows)), model, data, schedule, **how).state())
+    torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12)
+    assert halvings(caplog) == [8, 4]
 
 
 def test_batch_statistics_need_the_whole_batch_unless_they_are_frozen(tmp_path: Path, caplog):

@@ -104,25 +104,12 @@ class QuestionStudy(TextStudy):
     """Question answering: longer texts, and a span head, which looks at all tokens whatever ``pool`` says."""
 
     SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
-    LAPTOP: ClassVar[dict[str, Any]] = (
-        TextStudy.LAPTOP
-        | SIZE
-        | {
-            "teacher_epochs": 3,
-            "head_epochs": 3,
-            "teacher_samples": 3000,
-            "share": 1500,
-            "lr": 5e-4,
-            "teacher_lr": 3e-4,
-            "head_lr": 1e-2,
-            "analysed": 32,
-        }
-    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": TextStudy.PROFILES["smoke"] | SIZE,
-        "laptop": LAPTOP,
+        "laptop": TextStudy.LAPTOP | SIZE | {"teacher_epochs": 3, "head_epochs": 3, "teacher_samples": 3000,
+                  "share": 1500, "lr": 5e-4, "teacher_lr": 3e-4, "head_lr": 1e-2, "analysed": 32},
         "paper": TextStudy.PROFILES["paper"] | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
-    }
+    }  # fmt: skip
 
 
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:
