@@ -230,7 +230,12 @@ def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
     disk = folders(study.store.root).groupby("kind")["bytes"].sum()[["teacher", "student", "baseline", "head"]].sum()
     assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
     assert 2e8 < found["memory"] < 5e10
-    assert "trainings: 4 (9 epochs), measurements of a network after an epoch: 8, in all" in str(found)
+    for line in (
+        "trainings: 4, with 9 epochs in all",
+        "measurements of a network after an epoch: 8",
+        f"passes of a sample: {found['forwards']:,} forward, {found['backwards']:,} backward",
+    ):
+        assert f"\n  {line}\n" in str(found)
     assert (tmp_path / "progress.note").read_text() == str(found)
     assert str(estimate(study)) == "Everything is stored: nothing is trained or measured."
 
@@ -242,6 +247,8 @@ def test_estimates_by_what_is_asked_for(root, tmp_path):
     study.teacher()
     assert estimate(study, networks=chapter)["trainings"] == 3
     assert "2.0 h" in str(Estimate(forwards=1, seconds=7200))
+    large = dict.fromkeys(("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13)
+    assert max(map(len, str(Estimate(large | {"seconds": 10**8})).splitlines())) <= 90
 
 
 def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):
