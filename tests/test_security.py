@@ -3,6 +3,7 @@ write into somebody's data."""
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from kpnb.data import clouds, images, text
-from kpnb.networks.text import TextNet
+from kpnb.networks.text import TextNet, source
 from kpnb_book import reviews
 from tests.test_data_clouds import SMALL, WRITERS
 from tests.test_study import draw
@@ -93,6 +94,10 @@ def test_downloads_are_pinned_by_hash():
     pinned = Path(reviews.__file__).with_name("reviews.txt").read_text("utf8")
     assert "--require-hashes" in pinned
     assert len(text.SST2) == 40
+    for name in ("bert-base-uncased", "someone/model@0123abc"):
+        asked = source(name)
+        assert re.fullmatch("0123abc|[0-9a-f]{40}", asked["revision"])
+        assert asked["pretrained_model_name_or_path"] == name.removesuffix("@0123abc")
     packages = json.loads((ROOT / "package.json").read_text("utf8"))
     assert packages["integrity"].keys() == packages["dependencies"].keys()
     assert all(value.startswith("sha512-") for value in packages["integrity"].values())

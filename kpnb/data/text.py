@@ -194,7 +194,7 @@ def load(dataset: str = "reviews", split: str = "train", **more: Any) -> TextSet
         raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
     asks = bool(rows[0].question)
     texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
-    found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
+    found = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))(*texts, verbose=False).encodings
     pairs = zip(rows, found, strict=True)
     samples = ((row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))) for row, one in pairs)
     config = {**wanted.config, "count": len(rows), "rule": wanted.rule.__qualname__, "rows": digest(rows)}
