@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
@@ -61,6 +62,7 @@ def run(quick: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, patch.dict(os.environ, paths):
         file = clone(Path(folder, "clone"), runs, loops)
         members = sweep.read(file, file.parent, {})
-        one, two = (seconds(workers, members, Path(folder, str(workers))) for workers in (1, 2))
+        with redirect_stdout(sys.stderr):  # what the sweeps say on their way
+            one, two = (seconds(workers, members, Path(folder, str(workers))) for workers in (1, 2))
     print(f"\nsweep of {runs} independent runs of about {length:.0f} s, Dask workers of one thread (wall time)")
     print(f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster (bound: 2, target: 1.7)")
