@@ -8,6 +8,7 @@ import tomllib
 from collections import Counter
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,6 +198,16 @@ def listing(root):
 
 
 # ---------------------------------------------------------------------------------------------------------- every set
+
+
+def test_entry_points_may_be_of_any_class(monkeypatch):
+    """Dask imports ``importlib_metadata``, and from then on Python's own entry points are of that package's class."""
+    point = SimpleNamespace(name="other", load=lambda: lambda wanted, size: (wanted.dataset, size))
+    monkeypatch.setattr(samples, "entry_points", lambda group: [point])
+    assert Request("other").source("kpnb.images", {}, 8) == ("other", 8)
+    assert Request("other").source("kpnb.images", {"other": lambda *_: "mine"}, 8) == "mine"
+    with pytest.raises(ValueError, match="did you mean 'other'"):
+        Request("othre").source("kpnb.images", {}, 8)
 
 
 def test_entry_points_of_the_package_are_these_sets():
