@@ -1,8 +1,5 @@
 """Training throughput of the four cloud networks beside the usual formulation of the same networks, as ratios.
 
-    python benchmarks/clouds.py                         # about a minute on two cores
-    python benchmarks/clouds.py --width 0.5 --batch 32  # larger
-
 One step is a forward pass, a backward pass and a step of SGD. The reference is written as the public PyTorch ports of
 the four papers are: channels first, point-wise layers as convolutions with kernels of size 1 and biases, edges joined
 before the convolution, indexing with a batch index, farthest-point sampling with masks, a ball query that sorts all
@@ -13,7 +10,6 @@ and neighbour search need a compiled extension, of which the package index has n
 Steps of both alternate and the medians are compared; machines are noisy, ratios less so.
 """
 
-import argparse
 import statistics
 import time
 from itertools import pairwise
@@ -291,11 +287,11 @@ def difference(name: str) -> float:
 
 def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
     """Seconds of one training step."""
-    start = time.perf_counter()
+    start = time.process_time()
     optimiser.zero_grad(set_to_none=True)
     F.cross_entropy(model(x), y).backward()
     optimiser.step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def medians(models: tuple[nn.Module, ...], x: Tensor, y: Tensor, repeats: int) -> list[float]:
@@ -305,26 +301,14 @@ def medians(models: tuple[nn.Module, ...], x: Tensor, y: Tensor, repeats: int) -
     return [statistics.median(column) for column in zip(*times[2:], strict=True)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=float, default=0.25, help="factor on all channels")
-    parser.add_argument("--points", type=int, default=286, help="points of a cloud")
-    parser.add_argument("--k", type=int, default=12, help="neighbours of a point")
-    parser.add_argument("--batch", type=int, default=16, help="clouds of a step")
-    parser.add_argument("--repeats", type=int, default=31, help="steps that count")
-    a = parser.parse_args()
-    x = random_clouds(a.batch, a.points)
-    y = torch.randint(CLASSES, (a.batch,), generator=torch.Generator().manual_seed(0))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; training, clouds a second")
-    print(f"width {a.width}, {a.points} points, k {a.k}, batch {a.batch}")
-    print(f"{'':12s}{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}   (target: at most 1.5)")
+def run(quick: bool, width: float = 0.25, points: int = 286, k: int = 12, batch: int = 16) -> None:
+    x, repeats = random_clouds(batch, points), 5 if quick else 31
+    y = torch.randint(CLASSES, (batch,), generator=torch.Generator().manual_seed(0))
+    print(f"\ntraining, clouds a second: width {width}, {points} points, k {k}, batch {batch}")
+    print(f"  {'':12s}{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}   (target: at most 1.5)")
     for name in clouds.NETWORKS:
         error = difference(name)
         assert error < 1e-6, f"{name}: outputs or gradients differ by {error:.1e}"
-        models = pair(name, a.width, a.k, a.points)
-        ours, reference = medians(models, x, y, a.repeats)
-        print(f"{name:12s}{a.batch / ours:8.1f}{a.batch / reference:12.1f}{ours / reference:24.2f}")
-
-
-if __name__ == "__main__":
-    main()
+        models = pair(name, width, k, points)
+        ours, reference = medians(models, x, y, repeats)
+        print(f"  {name:12s}{batch / ours:8.1f}{batch / reference:12.1f}{ours / reference:24.2f}")

@@ -1,7 +1,7 @@
 """Full-size networks with random weights: seconds and memory of one image's entropy maps, all four layers in one call.
 
-    OMP_NUM_THREADS=1 python benchmarks/fullsize.py                   # about ten minutes on one core
-    OMP_NUM_THREADS=2 python benchmarks/fullsize.py --networks vgg16
+    OMP_NUM_THREADS=1 python -m benchmarks fullsize                     # about ten minutes on one core
+    OMP_NUM_THREADS=2 python -m benchmarks.fullsize vgg16 --max-batch 4   # one of them, otherwise
 
 Each network has a process of its own, for its peak memory. From the seconds of VGG-16 follow the hours of its whole row
 of Table 5 on CUB-200-2011: a student for each of the four layers, measured at its layer, and one baseline, measured at
@@ -93,19 +93,19 @@ def row(closed: float, layers: float) -> None:
     print(f"  the learner takes {2 * layers / closed:.0f} times as long")
 
 
+def run(quick: bool) -> None:
+    for name in ["alexnet"] if quick else SIZES:
+        command = [sys.executable, "-m", "benchmarks.fullsize", name, "--repeats", "1" if quick else "3"]
+        print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument("network", choices=SIZES)
     parser.add_argument("--max-batch", type=int, default=8, help="rows of the largest forward pass")
     parser.add_argument("--repeats", type=int, default=3, help="calls of which the median counts")
     options = parser.parse_args()
-    if len(options.networks) == 1:
-        measure(options.networks[0], options.max_batch, options.repeats)
-        return
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    for name in options.networks:
-        more = [f"--max-batch={options.max_batch}", f"--repeats={options.repeats}", "--networks", name]
-        subprocess.run([sys.executable, __file__, *more], check=True)
+    measure(options.network, options.max_batch, options.repeats)
 
 
 if __name__ == "__main__":

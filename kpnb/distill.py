@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kpnb._memory import fitting
 from kpnb._messages import positive, unknown
 from kpnb._progress import Progress
 from kpnb.layers import capture, modules_below, parameters_below
@@ -156,7 +157,9 @@ class Training:
     ``model`` is a network, known by its class, its printed structure and the digest of its weights; or, faster when
     everything is stored, a dict of arguments for ``build``, known by them and the name of ``build``; or a training to
     go on from. After every epoch the metric on ``test`` is taken. The last, partial batch counts too; a single sample
-    joins the batch before it (BatchNorm needs two).
+    joins the batch before it (BatchNorm needs two). A batch that memory does not take goes through the network in
+    halves, each halving said in the log, whose gradients add up to that of the batch: equal but for rounding, and for
+    dropout, which draws other noise. Batch normalisation needs it whole, so there it raises MemoryError.
 
     ``log``, ``accuracy`` and ``step_norms`` read JSON only; weights are read, and verified, when they are asked for.
     What is not stored yet, was lost or damaged is computed. Everywhere ``epoch`` counts from 0, and -1 is the last one,
@@ -249,8 +252,8 @@ class Training:
         previous = self._artefact(epoch - 1, live).tensors if epoch else {}
         with _seeded(self.schedule.seed, -1):  # a builder may draw from torch's generator
             network = live()
-        with _seeded(self.schedule.seed, epoch):
-            info = network.advance(epoch, previous)
+        attempt = partial(_seeded(self.schedule.seed, epoch)(network.advance), epoch, previous)
+        info, _ = fitting(attempt, network.rows, f"a batch of {self.address}", network.whole)
         return network.tensors(), info | {"seconds": time.perf_counter() - start}
 
 
@@ -346,6 +349,9 @@ class _Live:
         group = {"params": [*self.trained.values()]}  # a group, because SGD refuses an empty list
         optimiser = torch.optim.AdamW if s.adamw else torch.optim.SGD
         how = {"betas": (s.momentum, 0.999), "fused": True} if s.adamw else {"momentum": s.momentum}
+        whole = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in {*self.model.modules()} - {*self.frozen})
+        self.whole = ", and batch normalisation needs it whole: choose a smaller batch_size" * whole
+        self.rows = s.batch_size + 1  # of the largest batch, see _batches
         self.optimiser = optimiser([group], s.lr, weight_decay=s.weight_decay, **how)
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)
@@ -358,8 +364,12 @@ class _Live:
         if teacher is None or not data:
             return None
         layer = self.objective.teacher_layer
-        inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(self.t.schedule.batch_size))
-        return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
+
+        def attempt(rows: int) -> Tensor:
+            inputs = (data.batch(i, self.t.device)[0] for i in torch.arange(len(data)).split(rows))
+            return torch.cat([capture(teacher, x, [layer])[layer].cpu() for x in inputs])
+
+        return fitting(attempt, self.t.schedule.batch_size, f"a batch of the teacher of {self.t.address}")[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers and the optimiser's state: all that the next epoch starts from."""
@@ -369,8 +379,13 @@ class _Live:
                 tensors[f"{prefix}.{name}"] = value.bfloat16() if self.t.schedule.bf16 and key != "step" else value
         return tensors
 
-    def advance(self, epoch: int, previous: dict[str, Tensor]) -> dict[str, Any]:
-        """Train ``epoch`` (0: nothing) from the ``previous`` one's tensors and evaluate; its entry of the log."""
+    def advance(self, epoch: int, previous: dict[str, Tensor], rows: int) -> dict[str, Any]:
+        """Train ``epoch`` (0: nothing) from the ``previous`` one's tensors and evaluate; its entry of the log.
+
+        Of a batch, at most so many ``rows`` go through the network at a time.
+        """
+        self.rows = rows
+        self.optimiser.state.clear()
         if epoch:
             self.model.load_state_dict(_part(previous, "model."))
             for (name, parameter), (prefix, key) in product(self.trained.items(), STATE.items()):
@@ -395,12 +410,10 @@ class _Live:
             module.training = False
         self.optimiser.param_groups[0]["lr"] = rate
         order = torch.randperm(len(self.t.data))
-        for loss, size, info in self._batches(self.t.data, self.answers, order):
-            if not loss.isfinite():
-                where = f"the loss of {self.t.address} became {loss.item()} in epoch {epoch} after {done} samples"
+        for size, info in self._batches(self.t.data, self.answers, order):
+            if not math.isfinite(info["loss"]):
+                where = f"the loss of {self.t.address} became {info['loss']} in epoch {epoch} after {done} samples"
                 raise FloatingPointError(f"{where}: use a lower learning rate than {rate:g}; earlier epochs are kept")
-            self.optimiser.zero_grad()
-            loss.backward()
             before = [parameter.detach().clone() for parameter in self.trained.values()]
             self.optimiser.step()
             path += torch.stack([(p.detach() - b).norm() for p, b in zip(self.trained.values(), before, strict=True)])
@@ -411,31 +424,34 @@ class _Live:
     @torch.no_grad()
     def _evaluate(self, data: Data) -> dict[str, float]:
         self.model.eval()
-        *_, (_, _, info) = self._batches(data, self.test_answers, torch.arange(len(data)))
+        *_, (_, info) = self._batches(data, self.test_answers, torch.arange(len(data)))
         return {f"test_{self.objective.metric}": info[self.objective.metric]}
 
-    def _batches(
-        self, data: Data, answers: Tensor | None, order: Tensor
-    ) -> Iterator[tuple[Tensor, int, dict[str, float]]]:
-        """Loss and size of every batch; and the mean loss and the metric so far."""
+    def _batches(self, data: Data, answers: Tensor | None, order: Tensor) -> Iterator[tuple[int, dict[str, float]]]:
+        """Size of every batch; and the mean loss and the metric so far. Parameters have the gradient of its loss."""
         student, teacher = self.objective.layer, self.objective.teacher_layer
         batches = list(order.split(self.t.schedule.batch_size))
         if len(batches[-1]) == 1 < len(batches[0]):
             batches[-2:] = [torch.cat(batches[-2:])]
         total = part = whole = count = 0
         for index in batches:
-            x, y = data.batch(index, self.t.device)
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16):
-                output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
-            output = output.float() if self.t.schedule.bf16 else output
-            target = answers[index].to(self.t.device) if answers is not None else None
-            if target is not None and output.shape != target.shape:
-                ours, theirs = f"{student or 'output'!r} is {output.shape}", f"{teacher or 'output'!r} {target.shape}"
-                raise ValueError(f"the student's {ours}, the teacher's {theirs}: choose layers of one shape")
-            loss, *score = self.objective.terms(output, y, target, self.energy)
-            total, part, whole, count = total + loss.item() * len(y), part + score[0], whole + score[1], count + len(y)
-            info = {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
-            yield loss, len(y), info
+            self.optimiser.zero_grad()
+            for piece in index.split(self.rows):
+                x, y = data.batch(piece, self.t.device)
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16):
+                    output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
+                output = output.float() if self.t.schedule.bf16 else output
+                target = answers[piece].to(self.t.device) if answers is not None else None
+                if target is not None and output.shape != target.shape:
+                    shapes = student or "output", output.shape, teacher or "output", target.shape
+                    wrong = "the student's {!r} is {}, the teacher's {!r} {}: choose layers of one shape"
+                    raise ValueError(wrong.format(*shapes))
+                loss, *score = self.objective.terms(output, y, target, self.energy)
+                if loss.requires_grad:
+                    (loss * (len(piece) / len(index))).backward()
+                total, count = total + loss.item() * len(y), count + len(y)
+                part, whole = part + score[0], whole + score[1]
+            yield len(index), {"loss": total / count, self.objective.metric: part / whole if whole else math.nan}
 
 
 # prefix in an artefact: key in the optimiser's state

@@ -235,8 +235,8 @@ def unit_energies(
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         seen = x.clone()  # spares x from an in-place first layer
-        inside = perturbation.inside(x) > 0
-        seen.register_hook(lambda gradient: gradient.where(inside, torch.nan))
+        inside = torch.ones_like(x).where(perturbation.inside(x) > 0, torch.nan)  # in full: broadcasting costs time
+        seen.register_hook(lambda gradient: gradient * inside)
         features = capture(model, seen, layers)
     flat = {name: f.detach().flatten(1) for name, f in features.items()}
     enough = solver.noise if solver.rank is None else solver.probes + (solver.rank if solver.rank != "auto" else 0)

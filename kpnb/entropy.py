@@ -1,13 +1,14 @@
 """Eq. 1-4: how much of each input unit's information a layer discards, as one call."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from kpnb._memory import fitting
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
 from kpnb.layers import explaining, module_at
 from kpnb.learner import Stochastic, learn_sigma
@@ -147,11 +148,18 @@ def _check_solved(fields: dict[str, Tensor], layer: str, objective: Objective) -
 def _measured(
     perturbation: Perturbation, x: Tensor, names: Sequence[str], solver: ClosedForm | Stochastic, objective: Objective
 ) -> dict[str, dict[str, Tensor]]:
-    """The fields of ``Entropy`` for all samples, ``max_batch`` of them at a time."""
+    """The fields of ``Entropy`` for all samples, ``max_batch`` of them at a time or as many as memory takes."""
     run = _closed_form if isinstance(solver, ClosedForm) else _stochastic
+    parts, rest, rows = [], x, perturbation.max_batch
+
+    def attempt(rows: int) -> dict[str, dict[str, Tensor]]:
+        return run(replace(perturbation, max_batch=rows), rest[:rows], names, solver, objective)
+
     precision = torch.promote_types(x.dtype, torch.float32)
     with explaining(perturbation.model, x.device):
-        parts = [run(perturbation, part, names, solver, objective) for part in x.split(perturbation.max_batch)]
+        while len(rest):
+            part, rows = fitting(attempt, rows, "the entropy of a batch")
+            parts, rest = [*parts, part], rest[rows:]
     return {
         name: {key: torch.cat([part[name][key].detach().to(precision) for part in parts]) for key in TENSORS}
         for name in names
@@ -185,12 +193,12 @@ def entropy(
     objective   ``Aligned(-2.8)`` (default) or ``Converged(alpha)``
     scale       the input's scale: sigma_0 = tau = 0.01 x scale, and ``Aligned``'s mean refers to sigma / scale
                 (1 for images normalised to unit variance)
-    max_batch   rows of the largest forward pass, which bounds the memory
+    max_batch   rows of the largest forward pass, which bounds the memory; halved, and said so, when that runs out
     seed        of the noise and probes; the same for all networks and epochs that are to be compared
     dead        what to do with samples whose feature does not move: raise, or give them NaN
 
     Raises ``LookupError`` for an unknown layer, ``RuntimeError`` for one that the pass never reaches, ``ValueError``
-    for inputs or settings that make no sense, always naming the culprit.
+    for inputs or settings that make no sense, always naming the culprit, ``MemoryError`` when not even one row fits.
     """
     names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     units, solver, objective = units or ImageGrid(), solver or ClosedForm(), objective or Aligned()

@@ -41,8 +41,8 @@ def relative_energy(energy: Tensor) -> Tensor:
 def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
     """Relative variance ``v [B, n]`` after the time ``t [B, 1]`` for the relative energies ``q [B, n]``."""
     z = 4 * q * t
-    phi = torch.where(z > 0, -torch.expm1(-z) / z.clamp_min(1e-300), torch.ones_like(z))
-    return torch.exp(-z) + 2 * weight * t * phi
+    gone = -torch.expm1(-z)
+    return 1 - gone + 2 * weight * t * torch.where(z > 0, gone / z.clamp_min(1e-300), 1.0)
 
 
 class Objective(Protocol):

@@ -55,6 +55,6 @@ class Perturbation:
         """
         inside = self.inside(x)
         for part in noise.split(max(1, self.max_batch // len(x))):
-            rows = x + part * inside
+            rows = torch.addcmul(x, part, inside)
             features = capture(self.model, rows.flatten(0, 1), layers)
             yield {name: f.reshape(*rows.shape[:2], -1) for name, f in features.items()}

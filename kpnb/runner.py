@@ -29,6 +29,9 @@ from traitlets.config import Config
 from ._messages import unknown
 
 PROFILES = ("smoke", "laptop", "paper")
+# Jupyter ends a kernel with an interrupt first. One that still tidies up after its last answer calls that an error.
+INTERRUPTED = "KeyboardInterrupt caught in kernel"
+QUIET = f"__import__('logging').getLogger('IPKernelApp').addFilter(lambda said: {INTERRUPTED!r} not in str(said.msg))"
 TIMEOUT = 4 * 3600  # seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it
 
 
@@ -117,6 +120,7 @@ def run_notebook(
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
+    options["extra_arguments"] = [f"--IPKernelApp.exec_lines={QUIET}"]
     started, start, label = datetime.now(UTC), time.monotonic(), label or path.stem
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
         # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.

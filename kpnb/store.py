@@ -80,17 +80,6 @@ class Store:
         """The run that ``config`` determines. Nothing is written before its first artefact is computed."""
         return Run(self.root, kind, canonical(config))
 
-    def runs(self) -> Iterator[tuple[str, str, dict[str, Any], int]]:
-        """(kind, address, configuration, bytes on disk) of every run, sorted by address."""
-        for path in sorted(self.root.glob("*/*/config.json")):
-            try:
-                config = json.loads(path.read_bytes())["config"]
-            except (ValueError, KeyError, TypeError):
-                log.warning("%s is unreadable; it is written anew when its run is next computed", path)
-                config = {}
-            kind, name = path.parts[-3:-1]
-            yield kind, f"{kind}/{name}", config, sum(file.stat().st_size for file in path.parent.iterdir())
-
 
 class Run:
     """The artefacts of one configuration; made by :meth:`Store.run`."""

@@ -63,7 +63,7 @@ class ImageGrid:
         return values.unflatten(-1, (rows, columns))[..., row[:, None], column][:, None]
 
     def gather(self, elements: Tensor) -> Tensor:
-        (rows, columns), pixels = self.shape, elements.sum(1)
+        (rows, columns), pixels = self.shape, elements.contiguous().sum(1)  # slow where channels are last
         down, right = _cells(pixels.shape[-2], rows, pixels), _cells(pixels.shape[-1], columns, pixels)
         return (down @ pixels @ right.T).flatten(-2)
 

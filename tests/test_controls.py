@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,8 @@ from kpnb.points import released_filter
 from kpnb.stats import compare_seeds
 from kpnb.store import Store
 from kpnb.studies.images import ImageStudy
-from kpnb_book.controls import sensitivity, shuffled_labels, shuffled_masks, splits
+from kpnb_book.controls import SHUFFLED, networks, sensitivity, shuffled_labels, shuffled_masks, splits
+from kpnb_book.estimate import estimate
 from kpnb_book.scoreboard import HYPOTHESES, paper_signs, scoreboard
 from tests.test_study import TINY, draw
 
@@ -53,6 +55,18 @@ def test_student_of_an_untrained_teacher(study):
     assert torch.equal(student.state(0)["features.0.weight"], control.state(0)["features.0.weight"])
     assert control.run.config["objective"]["teacher"] == {"run": study.teacher().address, "epoch": 0}
     assert control.address != student.address
+
+
+def test_estimate_of_the_controls(study, monkeypatch):
+    """A teacher, three baselines and four of shuffled labels, a student of either teacher for both seeds."""
+    other = ImageStudy("laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=study.store)
+    study.teacher()
+    found = estimate(other, networks=lambda one: networks(one, 3))
+    assert found["trainings"] == 3 + SHUFFLED + 2 * 2
+    assert found["measurements"] == 2 * found["trainings"]
+    for network, layer in networks(other, 3):
+        other.entropies(network, layer)
+    assert not estimate(other, networks=lambda one: networks(one, 3))["forwards"]
 
 
 def test_splits_of_equal_networks(study):

@@ -1,16 +1,20 @@
 """Public image sets: miniature trees in their official layouts, read back against crops and masks made by hand."""
 
+import io
 import json
 import logging
+import tarfile
 import tomllib
 from collections import Counter
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torchvision.datasets.utils import extract_archive
 
 from kpnb.data import images, samples
 from kpnb.data.images import Record, load
@@ -194,6 +198,16 @@ def listing(root):
 
 
 # ---------------------------------------------------------------------------------------------------------- every set
+
+
+def test_entry_points_may_be_of_any_class(monkeypatch):
+    """Dask imports ``importlib_metadata``, and from then on Python's own entry points are of that package's class."""
+    point = SimpleNamespace(name="other", load=lambda: lambda wanted, size: (wanted.dataset, size))
+    monkeypatch.setattr(samples, "entry_points", lambda group: [point])
+    assert Request("other").source("kpnb.images", {}, 8) == ("other", 8)
+    assert Request("other").source("kpnb.images", {"other": lambda *_: "mine"}, 8) == "mine"
+    with pytest.raises(ValueError, match="did you mean 'other'"):
+        Request("othre").source("kpnb.images", {}, 8)
 
 
 def test_entry_points_of_the_package_are_these_sets():
@@ -472,6 +486,23 @@ def test_pet_without_root_is_what_torchvision_put_into_the_store(tmp_path, monke
         load("pet", root=tmp_path / "mine")  # a folder that you name is never filled
     assert len(tried) == 1
     assert not (tmp_path / "mine").exists()
+
+
+def test_pet_stays_in_its_folder(tmp_path, monkeypatch):
+    """Whatever the archive holds that torchvision unpacks."""
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("../../escaped.txt")
+        member.size = 4
+        archive.addfile(member, io.BytesIO(b"evil"))
+
+    def hand_out(_url, download_root, **_):
+        extract_archive(str(tmp_path / "evil.tar.gz"), download_root)
+
+    monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", hand_out)
+    with pytest.raises(RuntimeError, match="outside the destination"):
+        load("pet")
+    assert not list(tmp_path.rglob("escaped.txt"))
 
 
 # ------------------------------------------------------------------------------------------------------ the one cropper

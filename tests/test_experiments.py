@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import kpnb
+from kpnb.__main__ import folders
 from kpnb.runner import _status
 from kpnb.store import Store
 from kpnb.studies.images import ImageStudy
@@ -214,7 +215,7 @@ def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
     study = ImageStudy("laptop", dataset="folder", data_root=root, store=Store(tmp_path / "store"), **options)
     monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
     found = estimate(study, study)
-    assert not [run for run in study.store.runs() if run[0] not in ("images",)]
+    assert set(folders(study.store.root)["kind"]) <= {"images"}
     train, share, test, s = len(study.train), len(study.share), len(study.test), study.settings
     assert found["trainings"] == 4
     assert found["epochs"] == 2 + 3 + 3 + 1
@@ -226,10 +227,15 @@ def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
     study.accuracies()
     seconds = time.perf_counter() - start
     assert seconds / 10 < found["seconds"] < 10 * seconds
-    disk = sum(size for kind, _, _, size in study.store.runs() if kind in ("teacher", "student", "baseline", "head"))
+    disk = folders(study.store.root).groupby("kind")["bytes"].sum()[["teacher", "student", "baseline", "head"]].sum()
     assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
     assert 2e8 < found["memory"] < 5e10
-    assert "trainings: 4 (9 epochs), measurements of a network after an epoch: 8, in all" in str(found)
+    for line in (
+        "trainings: 4, with 9 epochs in all",
+        "measurements of a network after an epoch: 8",
+        f"passes of a sample: {found['forwards']:,} forward, {found['backwards']:,} backward",
+    ):
+        assert f"\n  {line}\n" in str(found)
     assert (tmp_path / "progress.note").read_text() == str(found)
     assert str(estimate(study)) == "Everything is stored: nothing is trained or measured."
 
@@ -241,6 +247,8 @@ def test_estimates_by_what_is_asked_for(root, tmp_path):
     study.teacher()
     assert estimate(study, networks=chapter)["trainings"] == 3
     assert "2.0 h" in str(Estimate(forwards=1, seconds=7200))
+    large = dict.fromkeys(("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13)
+    assert max(map(len, str(Estimate(large | {"seconds": 10**8})).splitlines())) <= 90
 
 
 def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):

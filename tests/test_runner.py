@@ -228,11 +228,33 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert copy.name == "10_first.failed.ipynb"
 
 
-def test_runs_in_an_empty_home(tmp_path):
-    root = repository(tmp_path)
-    home = tmp_path / "home"
+def said_on_stderr(root: Path) -> tuple[int, str]:
+    """Exit code of running the second notebook in an empty home, and what came out besides."""
+    home = root / "home"
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "kpnb", "run", "11", "--output", "out"]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert (done.returncode, done.stderr) == (0, "")
+    return done.returncode, done.stderr
+
+
+def test_runs_in_an_empty_home(tmp_path):
+    assert said_on_stderr(repository(tmp_path)) == (0, "")
+
+
+def test_kernel_that_is_slow_at_its_end_is_quiet_about_being_interrupted_but_not_about_faults(tmp_path):
+    """papermill asks last what language the kernel speaks, and then interrupts it, done with the answer or not."""
+    slow = """
+import time
+handlers = get_ipython().kernel.shell_handlers
+answer = handlers["kernel_info_request"]
+async def answer_and_dawdle(*message):
+    await answer(*message)
+    time.sleep(5)
+handlers["kernel_info_request"] = answer_and_dawdle
+"""
+    root = repository(tmp_path)
+    write(root / "notebooks" / "11_second.ipynb", slow, "get_ipython().kernel.log.error('a fault')")
+    code, said = said_on_stderr(root)
+    assert code == 0
+    assert said.splitlines() == ["[IPKernelApp] ERROR | a fault"]

@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
 from kpnb.__main__ import main
 from kpnb.runner import UsageError, check_parameters, find_notebook
 from kpnb_book import sweep
-from kpnb_book.rerun import rerun
+from kpnb_book.rerun import provenance, rerun
 
 from .test_runner import write
 
@@ -93,6 +94,15 @@ def write_with_text(path: Path, text: str) -> None:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_markdown_cell(text))
     nbformat.write(notebook, path)
+
+
+def test_revision_of_the_clone_is_kept(tmp_path):
+    assert provenance(tmp_path)["revision"] is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert provenance(tmp_path)["revision"] == head
 
 
 def test_settings_of_a_study_are_kept(root):
@@ -181,6 +191,19 @@ def test_sweep_gathers_results_and_names_failures(root, capsys):
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
 
 
+def test_progress_is_shown_while_runs_are_under_way(root, capsys, monkeypatch):
+    """How many runs are done, which they were, and what the run that wrote last is doing."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    write(root / "notebooks" / "10_mini.ipynb", "import time; time.sleep(2.5)", RESULTS, parameters=HEAD)
+    assert sweep.run(sweep.read(grid(root, grid={"n": [1, 2]}), root, {}), root / "out") == {}
+    shown = capsys.readouterr()
+    for said in ("0/2", "1/2", "2/2", "10_mini ..."):
+        assert said in shown.err
+    assert [line.rstrip() for line in shown.out.splitlines() if "finished" in line] == [
+        f"finished  10_mini n={n}" for n in (1, 2)
+    ]
+
+
 def test_parquet(root):
     pytest.importorskip("pyarrow")
     members = sweep.read(grid(root, parameters={"layers": ["x", "y"]}), root, {})
@@ -221,8 +244,9 @@ def test_two_dask_workers_give_the_same_table(root):
     assert ran(root) == ["1a", "1a", "2a", "2a", "3a", "3a"]  # once each, in either
 
 
-def test_lost_worker(root):
-    """Its run goes to the other worker, which finds it running still and waits for what comes of it."""
+@pytest.mark.parametrize("machine", [False, True], ids=["worker", "machine"])
+def test_lost_worker(root, machine: bool):
+    """Its run goes to the other worker, which waits for what comes of it if it runs still, and else runs it again."""
     distributed = pytest.importorskip("distributed")
     write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(4)", parameters=HEAD)
     quiet = {"dashboard_address": ":0", "silence_logs": 50}
@@ -233,11 +257,13 @@ def test_lost_worker(root):
         while not (root / "ran").exists() or len(ran(root)) < 2:
             assert sweeping.poll() is None
             time.sleep(0.05)
-        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
-        said = sweeping.communicate(timeout=60)[0]
+        lost = psutil.Process(cluster.workers[0].process.pid)
+        for process in [lost, *(lost.children(recursive=True) if machine else ())]:
+            process.kill()
+        said = sweeping.communicate(timeout=300)[0]
     assert sweeping.returncode == 0, said
-    assert ran(root) == ["1a", "2a"]
-    assert len(pd.read_csv(root / "reruns" / "mini" / "results.csv")) == 2
+    assert len(ran(root)) == 2 + machine
+    assert pd.read_csv(root / "reruns" / "mini" / "results.csv")["n"].tolist() == [1, 2]
 
 
 def test_scheduler_that_is_not_there(root, capsys):

@@ -181,7 +181,9 @@ def test_broken_sst2_is_named(tiny, tmp_path, content, message):
 def test_sst2_from_the_datasets_library(tiny, tmp_path, monkeypatch):
     table = pd.DataFrame({"idx": [0, 1], "sentence": ["great fun ", "awful"], "label": [1, 0]})
     split = SimpleNamespace(to_pandas=lambda: table)
-    library = SimpleNamespace(load_dataset=lambda name: {"train": split, "validation": split}, __spec__=object())
+    library = SimpleNamespace(
+        load_dataset=lambda name, *, revision: {"train": split, "validation": split}, __spec__=object()
+    )
     monkeypatch.setitem(sys.modules, "datasets", library)
     assert load("sst2", "test", tokenizer=tiny, length=8).labels.tolist() == [1, 0]
     monkeypatch.delitem(sys.modules, "datasets")

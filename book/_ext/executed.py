@@ -1,5 +1,7 @@
 """Show notebooks/NN_name.ipynb with the results of its executed copy, book/_executed/NN_name.ipynb.
 
+The page of the benchmarks shows what `python -m benchmarks` has kept there, if it was run.
+
 The table of contents names the source notebooks, so that the launch and download buttons lead to real files. Scripts
 that `make vendor` has fetched are used instead of their CDN, and the pages then need no network.
 """
@@ -22,9 +24,13 @@ def use_vendored_scripts(app: Sphinx, config: Config) -> None:
 
 
 def swap(app: Sphinx, docname: str, source: list[str]) -> None:
+    executed = Path(app.srcdir, "book", "_executed")
+    if docname == "book/benchmarks":
+        kept = executed / "benchmarks.txt"
+        source[0] = source[0].replace("MEASURED", kept.read_text("utf8") if kept.exists() else "Not measured yet.")
     if not docname.startswith("notebooks/"):
         return
-    copy = Path(app.srcdir, "book", "_executed", Path(docname).name + ".ipynb")
+    copy = executed / (Path(docname).name + ".ipynb")
     if not copy.exists():
         log.warning("no executed copy of this notebook: run `make book`", location=docname)
         return

@@ -7,10 +7,15 @@ target=$PWD/$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+CHECK='const [, path, name] = process.argv, {readFileSync} = require("fs"), {createHash} = require("crypto")
+const found = "sha512-" + createHash("sha512").update(readFileSync(path)).digest("base64")
+if (found !== require("./package.json").integrity[name]) throw Error(`${name} is not the archive that package.json pins`)'
+
 unpack() { # package name, folder in $work
     local version archive
     version=$(node -p "require('./package.json').dependencies['$1']")
     archive=$(npm pack --silent --prefer-offline --fetch-retries=1 --fetch-retry-mintimeout=1000 --pack-destination "$work" "$1@$version" 2>/dev/null)
+    node -e "$CHECK" "$work/$archive" "$1"
     mkdir "$work/$2"
     tar -xzf "$work/$archive" -C "$work/$2" --strip-components=1
 }

@@ -21,6 +21,8 @@ from kpnb.distill import Training
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.study import Scope, Study
 
+SHUFFLED = 4  # networks that learn labels in random order
+
 
 def shuffled_labels(study: Study, seed: int = 0) -> Study:
     """The same measured samples, for networks that learn the share with its labels in random order."""
@@ -29,6 +31,16 @@ def shuffled_labels(study: Study, seed: int = 0) -> Study:
     config = share.config | {"labels": f"shuffled with seed {seed}"}
     other.__dict__ |= {"measured": study.measured, "share": replace(share, labels=share.labels[order], config=config)}
     return other
+
+
+def networks(study: Study, seeds: int) -> Iterator[tuple[Training, str]]:
+    """What the controls train, and measure at the first layer, for ``kpnb_book.estimate``; ``seeds`` baselines."""
+    layer = study.settings.layers[0]
+    yield from ((study.baseline(seed), layer) for seed in range(seeds))
+    yield from ((shuffled_labels(study, n).baseline(n), layer) for n in range(SHUFFLED))
+    for seed, epoch in product(study.settings.seeds, (-1, 0)):
+        yield study.student(layer, seed, teacher_epoch=epoch), layer
+        yield study.baseline(seed), layer
 
 
 def shuffled_masks(study: Study, training: Training, layer: str, shift: int = 1) -> Metrics:

@@ -52,11 +52,15 @@ class Estimate(Counter[str]):
     def __str__(self) -> str:
         if not self["forwards"]:
             return "Everything is stored: nothing is trained or measured."
-        work = "trainings: {trainings} ({epochs} epochs), measurements of a network after an epoch: {measurements}"
-        work += ", in all {forwards:,} forward and {backwards:,} backward passes of a sample"
-        took = "{seconds:.0f} s" if self["seconds"] < 600 else f"{self['seconds'] / 3600:.1f} h"
-        size = f"{self['memory'] / 2**30:.1f} GiB of memory, {self['disk'] / 2**20:.0f} MiB on disk"
-        return f"Still to do: {work}; on this machine about {took}, {size}.".format_map(self)
+        took = f"{self['seconds']:.0f} s" if self["seconds"] < 600 else f"{self['seconds'] / 3600:.1f} h"
+        return "\n".join([
+            "Still to do:",
+            f"  trainings: {self['trainings']:,}, with {self['epochs']:,} epochs in all",
+            f"  measurements of a network after an epoch: {self['measurements']:,}",
+            f"  passes of a sample: {self['forwards']:,} forward, {self['backwards']:,} backward",
+            f"On this machine: about {took}, {self['memory'] / 2**30:.1f} GiB of memory, "
+            f"{self['disk'] / 2**20:,.0f} MiB on disk",
+        ])  # fmt: skip
 
 
 def estimate(*studies: Study, networks: Callable[[Study], Iterable[Network]] = chapter) -> Estimate:

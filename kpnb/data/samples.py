@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -144,11 +144,11 @@ class Request:
 
         It is one of ``sources``, or what an installed package names as an entry point of the ``group``.
         """
-        known = {**{point.name: point for point in entry_points(group=group)}, **sources}
-        if self.dataset not in known:
-            raise ValueError(unknown("data set", self.dataset, known))
-        found = known[self.dataset]
-        return (found.load() if isinstance(found, EntryPoint) else found)(self, *options)
+        installed = {point.name: point for point in entry_points(group=group)}
+        if self.dataset not in {**installed, **sources}:
+            raise ValueError(unknown("data set", self.dataset, {**installed, **sources}))
+        make = sources.get(self.dataset) or installed[self.dataset].load()
+        return make(self, *options)
 
 
 def stamp(files: Iterable[Path], root: Path) -> str:

@@ -128,6 +128,8 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
 
 # ------------------------------------------------------------------------------------------------- sentences: SST-2
 
+SST2 = "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"  # the commit to download, which its hash pins
+
 
 def _file(wanted: Request, train: str, test: str) -> Path:
     path = Path(wanted.root or "root=", train if wanted.split == "train" else test).expanduser()
@@ -141,7 +143,8 @@ def sst2(wanted: Request) -> list[Row]:
     if wanted.root is None and util.find_spec("datasets"):
         from datasets import load_dataset
 
-        table = load_dataset("stanfordnlp/sst2")["train" if wanted.split == "train" else "validation"].to_pandas()
+        split = {"train": "train", "test": "validation"}[wanted.split]
+        table = load_dataset("stanfordnlp/sst2", revision=SST2)[split].to_pandas()
     else:
         how = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False, "dtype": {"label": int}}
         table = pd.read_csv(_file(wanted, "train.tsv", "dev.tsv"), usecols=["sentence", "label"], **how)
@@ -200,7 +203,7 @@ def load(dataset: str = "reviews", split: str = "train", *, store: Any = None, *
 
     def samples() -> Iterator[Sample]:
         texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
-        found = AutoTokenizer.from_pretrained(source(wanted.tokenizer))(*texts, verbose=False).encodings
+        found = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))(*texts, verbose=False).encodings
         for row, one in zip(rows, found, strict=True):
             yield row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))
 

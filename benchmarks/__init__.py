@@ -1,0 +1,1 @@
+"""Speed and memory of kpnb, each figure beside its bound; ``python -m benchmarks`` runs everything."""

@@ -1,0 +1,106 @@
+"""All benchmarks, or those that are named.
+
+    python -m benchmarks                # everything: half an hour, once the laptop's networks are trained
+    python -m benchmarks --quick        # everything, small: minutes; for seeing that nothing got slow
+    python -m benchmarks speed memory   # only these
+
+speed     entropy per image beside its two bounds, by what it depends on; several layers in one call
+scaling   with the number of images and of epochs
+memory    peak of one call, by the number of images and ``max_batch``
+solvers   the closed form against the stochastic learner and against the exact Jacobian: time and accuracy
+clouds    training the point cloud networks, beside their usual formulation
+fullsize  entropy of an image by networks of full size, and what a row of the paper's Table 5 takes from that
+sweep     a sweep on two Dask workers beside one
+chapters  what the chapters took when the book was last built
+
+Times are CPU time but for the last three, so that other work on the machine disturbs little; ratios disturb it less
+than absolute numbers. With everything, what is printed is kept for the page of the book as well. Set OMP_NUM_THREADS=1
+to compare with other machines.
+"""
+
+import argparse
+import os
+import platform
+import re
+import sys
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from benchmarks import chapters, clouds, fullsize, memory, solvers, speed, sweep
+from kpnb.runner import find_root
+
+ALL = {
+    "speed": speed.run,
+    "scaling": speed.scaling,
+    "memory": memory.run,
+    "solvers": solvers.run,
+    "clouds": clouds.run,
+    "fullsize": fullsize.run,
+    "sweep": sweep.run,
+    "chapters": chapters.run,
+}
+
+
+class Tee(StringIO):
+    """Keeps what it writes to the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal = sys.stdout
+
+    def write(self, text: str) -> int:
+        self.terminal.write(text)
+        self.terminal.flush()
+        return super().write(text)
+
+
+def machine() -> str:
+    """What the figures belong to."""
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf8"))
+    except OSError:  # not Linux
+        found = None
+    lines = [
+        f"processor   {found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        f"system      {platform.system()}, Python {platform.python_version()}",
+        f"PyTorch     {torch.__version__}, {torch.get_num_threads()} threads",
+        f"measured    {datetime.now(UTC):%Y-%m-%d}, load before that: {os.getloadavg()[0]:.1f}",
+    ]
+    return "\n".join(lines)
+
+
+def measure(names: list[str], quick: bool) -> None:
+    """Print the machine and the benchmarks of these names."""
+    print(machine())
+    if quick:
+        print("            with --quick: small and little repeated, so the figures are rough")
+    for name in names:
+        ALL[name](quick)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="fewer, smaller and less repeated measurements")
+    given = parser.parse_args()
+    if unknown := set(given.names) - ALL.keys():
+        parser.error(f"unknown benchmark {min(unknown)!r}: choose from {', '.join(ALL)}")
+    if given.names:
+        measure(given.names, given.quick)
+        return
+    with redirect_stdout(Tee()) as said:
+        measure([*ALL], given.quick)
+    kept = find_root() / "book" / "_executed" / "benchmarks.txt"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(said.getvalue(), "utf8")
+    print(f"\nkept for the book: {kept}")
+
+
+if __name__ == "__main__":
+    main()

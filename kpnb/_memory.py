@@ -1,0 +1,27 @@
+"""What to do when a batch does not fit into memory."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+log = logging.getLogger(__name__)
+
+
+def fitting(attempt: Callable[[int], Any], rows: int, what: str, whole: str = "") -> tuple[Any, int]:
+    """``attempt(rows)``, with half as many rows whenever memory runs out; and with how many it went well.
+
+    A smaller batch must not change the result; ``whole`` says why it would, if it does. Each halving is logged. Raises
+    ``MemoryError`` for ``what`` when a single row, or the whole batch, is too much.
+    """
+    while True:
+        try:
+            return attempt(rows), rows
+        except RuntimeError as error:  # what the CPU's allocator raises, too
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            if whole or rows == 1:
+                raise MemoryError(f"{what} does not fit into memory with {rows} rows at a time{whole}") from error
+        rows //= 2  # outside of the handler: only now the failed attempt's tensors are gone
+        log.warning("%s does not fit into memory: going on with %d rows at a time", what, rows)

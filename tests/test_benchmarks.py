@@ -1,0 +1,80 @@
+"""The benchmarks' command, and the page that shows what it has kept. What they measure is not judged here."""
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import chapters
+from kpnb.runner import run_notebook
+from tests.test_runner import repository, write
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    command.main()
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A tiny clone, in which two benchmarks say what they were asked."""
+    monkeypatch.chdir(repository(tmp_path))
+    said = {name: lambda quick, name=name: print(name, "quick" if quick else "in full") for name in ("one", "two")}
+    monkeypatch.setattr(command, "ALL", said)
+    return tmp_path
+
+
+def test_everything_is_kept_with_the_machine_and_a_part_is_not(clone, monkeypatch, capsys):
+    kept = clone / "book" / "_executed" / "benchmarks.txt"
+    call(monkeypatch, "two", "--quick")
+    assert capsys.readouterr().out.splitlines()[-1] == "two quick"
+    assert not kept.exists()
+    call(monkeypatch)
+    lines = kept.read_text("utf8").splitlines()
+    assert [line.split()[0] for line in lines] == ["processor", "system", "PyTorch", "measured", "one", "two"]
+    assert lines[-2:] == ["one in full", "two in full"]
+    assert capsys.readouterr().out.startswith(kept.read_text("utf8"))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "three")
+    assert "unknown benchmark 'three'" in capsys.readouterr().err
+
+
+def test_a_benchmark_that_fails_leaves_the_figures_before(clone, monkeypatch):
+    call(monkeypatch)
+    before = (clone / "book" / "_executed" / "benchmarks.txt").read_text("utf8")
+    command.ALL["two"] = lambda quick: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        call(monkeypatch)
+    assert (clone / "book" / "_executed" / "benchmarks.txt").read_text("utf8") == before
+
+
+def test_chapters_are_those_that_were_executed(clone, capsys):
+    chapters.run(quick=True)
+    assert "none: make book executes them" in capsys.readouterr().out
+    path = write(clone / "notebooks" / "11_second.ipynb", "quick = 1", "import time; time.sleep(1.2)")
+    run_notebook(path, clone / "book" / "_executed" / path.name)
+    capsys.readouterr()
+    chapters.run(quick=True)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "11_second" in line)
+    _, seconds, longest, cell = line.split(maxsplit=3)
+    assert 1.2 <= float(longest) <= float(seconds)
+    assert cell.startswith("import time; time.sleep(1.2)")
+
+
+def test_page_shows_what_was_kept(tmp_path):
+    swap = runpy.run_path(str(ROOT / "book" / "_ext" / "executed.py"))["swap"]
+    app, page = SimpleNamespace(srcdir=tmp_path), (ROOT / "book" / "benchmarks.md").read_text("utf8")
+    assert page.count("MEASURED") == 1
+    source = [page]
+    swap(app, "book/benchmarks", source)
+    assert "```text\nNot measured yet.\n```" in source[0]
+    (tmp_path / "book" / "_executed").mkdir(parents=True)
+    (tmp_path / "book" / "_executed" / "benchmarks.txt").write_text("processor   abc\n")
+    source = [page]
+    swap(app, "book/benchmarks", source)
+    assert "```text\nprocessor   abc\n\n```" in source[0]
