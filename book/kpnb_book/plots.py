@@ -7,6 +7,7 @@ colour-blind readers can tell apart.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import cycle
 from math import cos, sin
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from kpnb.stats import Difference
 GREY = "#808080"
 COLOUR = {"teacher": "#009E73", "student": "#D55E00", "baseline": "#0072B2"}
 COLOUR |= {"foreground": "#E69F00", "background": "#56B4E9"}
+SERIES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # lines that have no colour of their own
 KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
     "background": GREY,
     "object": "#CC79A7",
@@ -183,6 +185,17 @@ def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor,
 
 
 @_styled
+def one_image(image: Tensor, entropy: Tensor, points: Tensor, foreground: Tensor, shape: tuple[int, int]) -> Figure:
+    """An image ``[3, S, S]``, its entropy map and its knowledge points, ``[n]`` each, on a grid of ``shape``."""
+    figure, axes = _panels(1, ["input", "entropy (dark: kept)", "knowledge points"], size=2.2)
+    _picture(axes[0, 0], image)
+    axes[0, 1].imshow(entropy.reshape(shape).numpy(), cmap="cividis", extent=(0, 1, 1, 0))
+    chosen = {COLOUR["foreground"]: points & foreground, COLOUR["background"]: points & ~foreground}
+    _marked(axes[0, 2], image, shape, chosen)
+    return figure
+
+
+@_styled
 def detour_maps(
     image: Tensor, sets: Mapping[str, Tensor], epochs: Sequence[int], shape: tuple[int, int], first: int = 1
 ) -> Figure:
@@ -304,12 +317,14 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 
 @_styled
 def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
-    """One value of the training logs by epoch, a line for each network, named at its end."""
+    """One value of the training logs by epoch, a line for each network."""
     figure, axis = plt.subplots(figsize=(6, 3))
     table = pd.concat(logs, names=["network"]).reset_index()
-    sns.lineplot(table, x="epoch", y=value, hue="network", palette="colorblind", lw=2, ax=axis)
+    palette = [COLOUR.get(name, colour) for name, colour in zip(logs, cycle(SERIES), strict=False)]
+    look = {"hue": "network", "style": "network", "palette": palette, "lw": 2}
+    sns.lineplot(table, x="epoch", y=value, **look, ax=axis)
     axis.set(ylabel=label)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3)
     return figure
 
 
