@@ -129,9 +129,10 @@
       field("b").setAttribute("aria-valuetext", `${b.toFixed(2)} nats`);
       field("epoch").nextElementSibling.textContent = epoch;
       field("b").nextElementSibling.textContent = `${b.toFixed(2)} nats`;
-      root.querySelector("[role=status]").innerHTML = `${this.say(counted)}; mean of the background ${level.toFixed(2)} nats`;
+      root.querySelector("[role=status]").innerHTML = `${this.say(counted)}; mean of the background ${nats(level)}`;
     };
 
+    const nats = (value) => `${value.toFixed(2).replace("-", "−")} nats`;
     data.pixels = data.pixels.map(this.bytes);
     root.addEventListener("input", draw);
     new ResizeObserver(draw).observe(root);

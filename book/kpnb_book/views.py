@@ -7,7 +7,7 @@ A reader changes network, layer, epoch and threshold, or turns a cloud; ``views.
 import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ NAN = 65535
 class View:
     """HTML that a notebook shows."""
 
-    html: str
+    html: str = field(repr=False)
 
     def _repr_html_(self) -> str:
         return self.html
@@ -47,7 +47,7 @@ def _call(function: str, element: str, *data: Any) -> str:
 def _slider(name: str, label: str, value: float, top: float, step: float, said: str) -> str:
     scale = f'type="range" name="{name}" min="0" max="{top:g}" step="{step:g}" value="{value:g}"'
     width = 'style="vertical-align:middle;width:9em"'
-    return f"<span><label>{label} <input {scale} {width}><span>{said}</span></label></span>"
+    return f"<span><label>{label} <input {scale} {width}><span style='margin-left:0.4em'>{said}</span></label></span>"
 
 
 def _threshold(b: float) -> str:
@@ -55,7 +55,10 @@ def _threshold(b: float) -> str:
 
 
 def _choice(name: str, options: Iterable[str], values: Iterable[Any]) -> str:
-    pairs = zip(options, values, strict=True)
+    """A labelled list to choose from; of one option there is no choice."""
+    pairs = [*zip(options, values, strict=True)]
+    if len(pairs) == 1:
+        return f'<input type="hidden" name="{name}" value="{escape(str(pairs[0][1]))}">'
     listed = "".join(f'<option value="{escape(str(value))}">{escape(text)}</option>' for text, value in pairs)
     return f'<label>{name} <select name="{name}">{listed}</select></label>'
 
@@ -114,9 +117,10 @@ def explorable(
     controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
     controls += [_choice("network", maps, maps), _choice("layer", first, first)]
     controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
+    square, small_print = 'style="width:100%;aspect-ratio:1;display:block"', 'style="font-size:small;line-height:1.3"'
     panels = "".join(
-        f'<div style="flex:1 1 10rem;max-width:20rem"><canvas role="img" aria-label="{said}" '
-        f'style="width:100%;aspect-ratio:1;display:block"></canvas><small>{caption}</small></div>'
+        f'<div style="flex:1 1 10rem;max-width:20rem"><canvas role="img" aria-label="{said}" {square}></canvas>'
+        f"<div {small_print}>{caption}</div></div>"
         for caption, said in PANELS.items()
     )
     row = 'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;justify-content:center;text-align:left"'
