@@ -20,6 +20,8 @@
     return `N<sup>fg</sup> = ${fg}, N<sup>bg</sup> = ${bg}, λ = ${share}`;
   },
 
+  beside: (slider) => slider.parentElement.nextElementSibling, // where a slider's value is written
+
   bytes: (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)),
 
   // Entropies written as 16-bit steps above `low`; the last step stands for NaN.
@@ -127,8 +129,8 @@
       spread(image, gaps, b);
       field("epoch").setAttribute("aria-valuetext", `epoch ${epoch}`);
       field("b").setAttribute("aria-valuetext", `${b.toFixed(2)} nats`);
-      field("epoch").nextElementSibling.textContent = epoch;
-      field("b").nextElementSibling.textContent = `${b.toFixed(2)} nats`;
+      this.beside(field("epoch")).textContent = epoch;
+      this.beside(field("b")).textContent = `${b.toFixed(2)} nats`;
       root.querySelector("[role=status]").innerHTML = `${this.say(counted)}; mean of the background ${nats(level)}`;
     };
 
@@ -145,7 +147,7 @@
     slider.addEventListener("input", () => {
       const b = Number(slider.value);
       slider.setAttribute("aria-valuetext", `${b.toFixed(2)} nats`);
-      slider.nextElementSibling.textContent = `${b.toFixed(2)} nats`;
+      this.beside(slider).textContent = `${b.toFixed(2)} nats`;
       for (const text of root.querySelectorAll("details")) {
         const tokens = [...text.querySelectorAll("[data-gap]")];
         const counted = this.count(tokens.map((t) => Number(t.dataset.gap)), tokens.map((t) => "fg" in t.dataset), b);

@@ -47,7 +47,7 @@ def _call(function: str, element: str, *data: Any) -> str:
 def _slider(name: str, label: str, value: float, top: float, step: float, said: str) -> str:
     scale = f'type="range" name="{name}" min="0" max="{top:g}" step="{step:g}" value="{value:g}"'
     width = 'style="vertical-align:middle;width:9em"'
-    return f"<span><label>{label} <input {scale} {width}><span style='margin-left:0.4em'>{said}</span></label></span>"
+    return f"<span><label>{label} <input {scale} {width}></label> <span>{said}</span></span>"
 
 
 def _threshold(b: float) -> str:
@@ -155,8 +155,9 @@ def turnable(
         rows = [[*row, kind] for row, kind in zip(points.tolist(), kinds[title].tolist(), strict=True)]
         shown.append({"title": title, "points": [[round(value, 3) for value in row] for row in rows]})
     counts = [", ".join(f"{int((kinds[title] == kind).sum())}" for title in clouds) for kind in range(len(names))]
+    apart = "display:inline-block;margin-right:1.5em"
     key = "".join(
-        f'<span style="margin-right:1.5em"><span style="color:{colour}">&#9679;</span> {escape(name)} ({count})</span>'
+        f'<span style="{apart}"><span style="color:{colour}">&#9679;</span> {escape(name)} ({count})</span>'
         for name, colour, count in zip(names, KINDS.values(), counts, strict=True)
     )
     canvas = f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}" {LOOK}></canvas>'
@@ -181,7 +182,7 @@ def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float =
     row, parts = texts.rows[texts.names[index]], []
     levels = torch.stack([entropy[index] - entropy[index].nanmean() for entropy in entropies.values()])
     known = levels[~levels.isnan()]
-    shades = 0.5 * (known.max() - levels) / (known.max() - known.min())
+    shades = 0.4 * (known.max() - levels) / (known.max() - known.min())
     for (title, entropy), *values in zip(entropies.items(), levels, shades, strict=True):
         found = knowledge_points(entropy, texts.masks, b=b)
         gaps = (background_level(entropy, ~texts.masks) - entropy)[index]
@@ -191,7 +192,9 @@ def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float =
         summary = f"{escape(title)} &middot; <output>{_said(found, index)}</output>"
         parts.append(f"<details{shown}><summary>{summary}</summary><p>{body}</p></details>")
     parts = [f"<p><em>{escape(row.question)}</em></p>"] * bool(row.question) + parts
-    body = f"<div>{_threshold(b)}</div>{''.join(parts)}<figcaption>{KEY}</figcaption>{_call('tokens', 'parentElement')}"
+    key = 'style="color:inherit;text-align:left"'
+    parts = [f"<div>{_threshold(b)}</div>", *parts, f"<figcaption {key}>{KEY}</figcaption>"]
+    body = "".join(parts) + _call("tokens", "parentElement")
     return View(f'<figure class="kpnb-view" style="line-height:1.9;text-align:left">{body}</figure>')
 
 
