@@ -221,7 +221,7 @@ def test_heat_map_shows_every_token_once(study):
     assert not special.any()
     for (_, title, body), h, known, gap in zip(frames, entropy[:, 1], points[:, 1], gaps[:, 1], strict=True):
         fg, bg = (int((known & region).sum()) for region in (texts.masks[1], ~texts.masks[1]))
-        assert f"<output>N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, " in title
+        assert f">N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, " in title
         stored = [float(value) for value in re.findall(r'data-gap="(\S+?)"', body)]
         np.testing.assert_allclose(stored, gap[there], atol=1e-6)
         assert html.unescape(re.sub("<[^>]*>", "", body)) == row.text

@@ -152,7 +152,7 @@
         const tokens = [...text.querySelectorAll("[data-gap]")];
         const counted = this.count(tokens.map((t) => Number(t.dataset.gap)), tokens.map((t) => "fg" in t.dataset), b);
         tokens.forEach((token, i) => (token.style.outline = counted.points[i] ? "2px solid" : ""));
-        text.querySelector("output").innerHTML = this.say(counted);
+        text.querySelector("[data-counts]").innerHTML = this.say(counted);
       }
     });
   },

@@ -188,8 +188,9 @@ def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float =
         gaps = (background_level(entropy, ~texts.masks) - entropy)[index]
         columns = (texts.offsets[index], texts.masks[index], found.points[index], gaps, *values)
         body = _marked(row.text, zip(*(column.tolist() for column in columns), strict=True))
-        shown = " open" * (title in [*entropies][-3:])
-        summary = f"{escape(title)} &middot; <output>{_said(found, index)}</output>"
+        last = title in [*entropies][-3:]
+        shown, live = " open" * last, ' role="status"' * last  # of many texts a screen reader says three
+        summary = f"{escape(title)} &middot; <span data-counts{live}>{_said(found, index)}</span>"
         parts.append(f"<details{shown}><summary>{summary}</summary><p>{body}</p></details>")
     parts = [f"<p><em>{escape(row.question)}</em></p>"] * bool(row.question) + parts
     key = 'style="color:inherit;text-align:left"'
