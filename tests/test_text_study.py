@@ -206,18 +206,24 @@ def test_best_span_is_in_order_and_not_too_long():
 
 def test_heat_map_shows_every_token_once(study):
     texts, entropy = study.measured, study.entropies(study.baseline(), "feature")["entropy"]
-    points = entropy < entropy.nanmean(-1, keepdim=True)
+    outside = entropy.where(~texts.masks, torch.nan).nanmean(-1, keepdim=True)
+    gaps = outside - entropy
+    points = gaps > 0.03
     titles = [f"epoch <{epoch}>" for epoch in range(4)]
-    page = heat_map(texts, dict(zip(titles, entropy, strict=True)), dict(zip(titles, points, strict=True)), 1).html
+    page = heat_map(texts, dict(zip(titles, entropy, strict=True)), 1, b=0.03).html
     frames = re.findall(r"<details( open)?><summary>(.*?)</summary><p>(.*?)</p></details>", page)
     assert [bool(shown) for shown, *_ in frames] == [False, True, True, True]
-    assert frames[3][1] == "epoch &lt;3&gt;"
+    assert frames[3][1].startswith("epoch &lt;3&gt; ")
     row = texts.rows[texts.names[1]]
     assert (f"<em>{row.question}</em>" in page) == texts.asks
     there = study.x[1, :, 0].bool() & (texts.offsets[1, :, 1] > 0)
     special = (study.x[1, :, 0] == 0) & (texts.offsets[1, :, 1] > 0)
     assert not special.any()
-    for (*_, body), h, known in zip(frames, entropy[:, 1], points[:, 1], strict=True):
+    for (_, title, body), h, known, gap in zip(frames, entropy[:, 1], points[:, 1], gaps[:, 1], strict=True):
+        fg, bg = (int((known & region).sum()) for region in (texts.masks[1], ~texts.masks[1]))
+        assert f">N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, " in title
+        stored = [float(value) for value in re.findall(r'data-gap="(\S+?)"', body)]
+        np.testing.assert_allclose(stored, gap[there], atol=1e-6)
         assert html.unescape(re.sub("<[^>]*>", "", body)) == row.text
         levels = h[there] - h.nanmean()
         assert re.findall(r'title="(\S+) nats"', body) == [f"{value:+.2f}" for value in levels.tolist()]

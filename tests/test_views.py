@@ -1,18 +1,26 @@
-"""Clouds on a page: projection, colours, escaping, and the script itself run by Node with a pen that takes notes."""
+"""Views on a page: projection, colours, escaping, data, and the script itself run by Node, where a pen takes notes."""
 
 import html
 import json
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from math import pi
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from kpnb.energy import ClosedForm
+from kpnb.entropy import entropy
+from kpnb.points import foreground_units, knowledge_points
+from kpnb.units import ImageGrid
+from kpnb_book.live import Live
 from kpnb_book.plots import COLOUR, KINDS, cloud_maps, project
-from kpnb_book.views import turnable
+from kpnb_book.views import explorable, turnable
+from tests.models import small_net
 
 CLOUD = torch.nn.functional.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 KIND = torch.arange(40) % 4
@@ -74,7 +82,10 @@ console.log(JSON.stringify([...drawings, log]));
 """
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
+
+
+@needs_node
 def test_script_draws_the_projection_and_turns():
     script = re.search(r"<script>(.*)</script>", view(), re.S)[1]
     said = subprocess.run(["node", "-e", PEN + script + ACT], capture_output=True, text=True, check=True).stdout
@@ -90,3 +101,142 @@ def test_script_draws_the_projection_and_turns():
         assert [m[2] for m in marks[:40]] == [w[2] for w in wanted]
         np.testing.assert_allclose([m[:2] for m in marks[:40]], [w[:2] for w in wanted], atol=0.3)
         assert len(marks) == 48
+
+
+GEN = torch.Generator().manual_seed(1)
+INSIDE = torch.rand(3, 12, generator=GEN) < 0.3
+MAPS = {name: {"FC1": torch.randn(4, 3, 12, generator=GEN) * 0.3 - 2.8} for name in ("student", "baseline")}
+MAPS["student"]["FC1"][2, 1] = torch.nan  # a picture whose feature does not move
+MAPS |= {"teacher": {"FC1": MAPS["baseline"]["FC1"][-1:] - 0.1}}
+PICTURES = (torch.rand(3, 3, 8, 8, generator=GEN) * 256).byte()
+
+
+def cells():
+    page = explorable(PICTURES, MAPS, INSIDE, (3, 4), 'a "view" & <more>', b=0.2).html
+    script, data = re.search(
+        r"<script>(.*)\.cells\(document\.currentScript\.parentElement, (.*)\);</script>", page, re.S
+    ).groups()
+    return page, script, json.loads(data)
+
+
+def unpacked(data, network):
+    steps = np.frombuffer(b64decode(data["maps"][network]["FC1"]), "<u2").reshape(-1, 3, 12)
+    return torch.tensor(np.where(steps == 65535, np.nan, data["low"] + data["step"] * steps))
+
+
+def test_view_of_pictures_holds_the_entropies_to_its_step():
+    _, _, data = cells()
+    assert data["step"] < 1e-4
+    for network, layers in MAPS.items():
+        torch.testing.assert_close(
+            unpacked(data, network), layers["FC1"].double(), rtol=0, atol=0.51 * data["step"], equal_nan=True
+        )
+    assert data["foreground"] == ["".join(str(int(unit)) for unit in mask) for mask in INSIDE]
+    pixels = np.frombuffer(b64decode(data["pixels"][1]), "u1").reshape(8, 8, 3)
+    assert (pixels == PICTURES[1].permute(1, 2, 0).numpy()).all()
+
+
+def test_every_control_of_the_view_has_a_label_and_a_start():
+    page, _, _ = cells()
+    names = ["image", "network", "epoch", "b"]
+    assert '<input type="hidden" name="layer" value="FC1">' in page  # of one layer there is no choice
+    assert re.findall(r"<label>[^/]*?(?:<i>b</i> )?<(?:select|input) [^>]*?name=\"(\w+)\"", page) == names
+    assert 'value="3"' in re.search(r'<input [^>]*name="epoch"[^>]*>', page)[0]
+    assert 'value="0.2"' in re.search(r'<input [^>]*name="b"[^>]*>', page)[0]
+    assert page.count('<canvas role="img" aria-label="') == 3
+    assert 'role="status"' in page
+    assert html.unescape(re.search(r'role="group" aria-label="([^"]*)"', page)[1]) == 'a "view" & <more>'
+    assert not re.search(r"https?:|src=|import ", page)
+
+
+ASK = """
+const counts = [];
+for (const [name, layers] of Object.entries(data.maps)) {
+  const found = views.entropies(layers.FC1, data.low, data.step);
+  for (let start = 0; start < found.length; start += 12) {
+    const inside = [...data.foreground[(start / 12) % 3]].map((unit) => unit === "1");
+    for (const b of thresholds) {
+      const { points, fg, bg, ratio } = views.count(views.gaps(found.slice(start, start + 12), inside).gaps, inside, b);
+      counts.push([name, start / 36 | 0, (start / 12) % 3, b, points, fg, bg, ratio]);
+    }
+  }
+}
+console.log(JSON.stringify(counts));
+"""
+
+
+@needs_node
+def test_script_counts_what_kpnb_counts():
+    _, script, data = cells()
+    thresholds = [0, 0.05, 0.2, 0.37, 0.6, 5]
+    program = f"const views = {script}, data = {json.dumps(data)}, thresholds = {thresholds};{ASK}"
+    said = json.loads(subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout)
+    assert len(said) == (4 + 4 + 1) * 3 * len(thresholds)
+    for network, epoch, image, b, points, fg, bg, ratio in said:
+        found = knowledge_points(unpacked(data, network)[epoch], INSIDE, b=b)
+        assert points == found.points[image].tolist()
+        if found.defined[image]:
+            assert [fg, bg] == [found.n_fg[image], found.n_bg[image]]
+            assert ratio == (None if fg + bg == 0 else pytest.approx(found.ratio[image].item()))
+        else:
+            assert [fg, bg, ratio] == [0, 0, None]
+
+
+def live(images=3):
+    """A panel for a small network and three random pictures, without a study's data and training."""
+    masks = torch.zeros(images, 12, 12, dtype=torch.bool)
+    masks[:, 3:9, 3:9] = True
+    x = torch.rand(images, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    settings = SimpleNamespace(scale=1.0, grid=4, b=0.2)
+    measured = SimpleNamespace(images=(255 * x).byte(), masks=masks)
+    study = SimpleNamespace(
+        x=x, settings=settings, measured=measured, units=ImageGrid(4), solver=ClosedForm(rank=None), path=str
+    )
+    study.foreground = foreground_units(study.units.coverage(masks))
+    nets = {name: small_net(seed=seed).float().eval() for seed, name in enumerate(("one", "other"))}
+    return Live(study, nets, torch.tensor([2, 0]), ["4", "7"]), study, nets
+
+
+def test_live_panel_counts_anew_for_image_layer_network_and_grid():
+    panel, study, nets = live()
+    for image, network, layer, grid, b in (
+        (0, "one", "4", 4, 0.2),
+        (1, "other", "7", 6, 0.05),
+        (0, "one", "7", 12, 0.0),
+    ):
+        position, units = panel.chosen[image], ImageGrid(grid)
+        h = entropy(nets[network], study.x[position : position + 1], layer, units=units, solver=ClosedForm(rank=None))
+        inside = foreground_units(units.coverage(study.measured.masks[position : position + 1]))
+        wanted = knowledge_points(h.entropy, inside, b=b)
+        found = panel.points(image, network, layer, grid, b)
+        assert torch.equal(found.points, wanted.points)
+        assert torch.equal(found.foreground, inside)
+
+
+def test_sliders_change_picture_and_counts_and_pages_get_the_view(monkeypatch):
+    panel, study, _ = live()
+    study.measured.masks[0] = False
+    study.measured.masks[0, :3, :3] = True
+    *controls, picture, words = panel.widget().children
+    shown = {(bytes(picture.value), words.value.partition("(")[0])}
+    for control, value in zip(controls, (1, "other", "7", 8, 0.0), strict=True):
+        control.value = value
+        state = (bytes(picture.value), words.value.partition("(")[0])
+        assert state not in shown
+        assert state[0].startswith(b"\x89PNG")
+        shown.add(state)
+    found = panel.points(1, "other", "7", 8, 0.0)
+    assert f"= {found.n_fg.item():.0f}, N<sup>bg</sup> = {found.n_bg.item():.0f}," in words.value
+    study.measured.masks[0] = False
+    controls[4].value = 0.1
+    assert "no image has a foreground unit" in words.value
+    study.measured.masks[0, :3, :3] = True
+    assert 0 < panel.seconds() < 60
+    given = []
+    monkeypatch.setattr("IPython.display.display", given.append)
+    monkeypatch.setenv("KPNB_PROGRESS", "somewhere")
+    panel._ipython_display_()
+    monkeypatch.delenv("KPNB_PROGRESS")
+    panel._ipython_display_()
+    assert "kpnb-view" in given[0].html
+    assert given[1].children

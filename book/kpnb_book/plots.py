@@ -7,6 +7,7 @@ colour-blind readers can tell apart.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import wraps
+from itertools import cycle
 from math import cos, sin
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from kpnb.stats import Difference
 GREY = "#808080"
 COLOUR = {"teacher": "#009E73", "student": "#D55E00", "baseline": "#0072B2"}
 COLOUR |= {"foreground": "#E69F00", "background": "#56B4E9"}
+COLOUR |= {"fine-tuned": COLOUR["student"], "from scratch": COLOUR["baseline"]}
+SERIES = ("#CC79A7", "#009E73", "#D55E00", "#0072B2", "#E69F00", "#56B4E9")  # lines that have no colour of their own
 KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
     "background": GREY,
     "object": "#CC79A7",
@@ -144,7 +147,9 @@ def point_curves(counts: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             axis.plot(mean, color=colour, lw=2.2, label=name)
             axis.fill_between(range(len(mean)), mean - half, mean + half, color=colour, alpha=0.2, lw=0)
         axis.set(xlabel="epoch", title=kind)
-    axes[0, 0].legend(loc="best")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_ylabel("knowledge points a sample")
+    _key(figure, networks, [COLOUR["student"], COLOUR["baseline"]])
     return figure
 
 
@@ -159,7 +164,9 @@ def quality_and_accuracy(table: pd.DataFrame) -> Figure:
         dots = {"s": 10 + 90 * frame["epoch"] / table["epoch"].max(), "color": COLOUR[name], "label": name}
         axis.plot(frame["lambda"], frame["accuracy"], color=COLOUR[name], lw=1, alpha=0.5)
         axis.scatter(frame["lambda"], frame["accuracy"], **dots, alpha=0.8)
-    axis.set(xlabel=SYMBOL["lambda"], ylabel="held-out accuracy")
+    axis.set(
+        xlabel=f"{SYMBOL['lambda']}, share on the object", ylabel="held-out accuracy", title="larger dot: later epoch"
+    )
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
@@ -179,6 +186,17 @@ def point_maps(images: Tensor, points: Mapping[str, Tensor], foreground: Tensor,
             regions = (found[row] & inside, found[row] & ~inside)
             _marked(axis, image, shape, dict(zip(colours, regions, strict=True)))
     _key(figure, names.values(), colours, marker="s")
+    return figure
+
+
+@_styled
+def one_image(image: Tensor, entropy: Tensor, points: Tensor, foreground: Tensor, shape: tuple[int, int]) -> Figure:
+    """An image ``[3, S, S]``, its entropy map and its knowledge points, ``[n]`` each, on a grid of ``shape``."""
+    figure, axes = _panels(1, ["input", "entropy (dark: kept)", "knowledge points"], size=2.2)
+    _picture(axes[0, 0], image)
+    axes[0, 1].imshow(entropy.reshape(shape).numpy(), cmap="cividis", extent=(0, 1, 1, 0))
+    chosen = {COLOUR["foreground"]: points & foreground, COLOUR["background"]: points & ~foreground}
+    _marked(axes[0, 2], image, shape, chosen)
     return figure
 
 
@@ -238,7 +256,7 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), gridspec_kw={"width_ratios": [3, 2]})
     for name, (distance, counts) in curves.items():
         colour, d, n = COLOUR.get(name, GREY), distance.numpy(), counts.double().numpy()
-        axes[0].plot(d, n, color=colour, alpha=0.10, lw=0.8)
+        axes[0].plot(d, n, color=colour, alpha=0.18, lw=0.8)
         axes[0].plot(d, np.nanmean(n, 1), color=colour, lw=2.2, marker="o", ms=3)
         end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes[0].annotate(name, (d[-1], np.nanmean(n[-1])), color=colour, **end)
@@ -288,7 +306,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 
     Right of the dashed line is the side the hypothesis wants for "more", left for "less"; the row says the verdict.
     """
-    size = (2.6 * len(metrics) + 1.2, 0.55 * len(found) + 1.2)
+    size = (2.9 * len(metrics) + 1.2, 0.45 * len(found) + 1.2)
     figure, axes = plt.subplots(1, len(metrics), figsize=size, squeeze=False, sharey=True)
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, by_metric in enumerate(found.values()):
@@ -296,7 +314,8 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
             colour = {"shows": COLOUR["teacher"], "opposite": COLOUR["student"], "open": GREY}[d.verdict]
             axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
             axis.plot([d.value], [row], "o", color=colour)
-            axis.annotate(d.verdict, (d.high, row), xytext=(5, 6), textcoords="offset points", color=colour, fontsize=9)
+            beside = {"xycoords": ("axes fraction", "data"), "va": "center", "annotation_clip": False}
+            axis.annotate(d.verdict, (1.02, row), **beside, color=colour, fontsize=9)
         axis.axvline(0, color=GREY, ls="--", lw=1)
         _rows(axis, found, metric)
     return figure
@@ -304,12 +323,15 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
 
 @_styled
 def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
-    """One value of the training logs by epoch, a line for each network, named at its end."""
+    """One value of the training logs by epoch, a line for each network."""
     figure, axis = plt.subplots(figsize=(6, 3))
     table = pd.concat(logs, names=["network"]).reset_index()
-    sns.lineplot(table, x="epoch", y=value, hue="network", palette="colorblind", lw=2, ax=axis)
+    palette = [COLOUR.get(name, colour) for name, colour in zip(logs, cycle(SERIES), strict=False)]
+    look = {"hue": "network", "style": "network", "palette": palette, "lw": 2}
+    sns.lineplot(table, x="epoch", y=value, **look, ax=axis)
     axis.set(ylabel=label)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3)
     return figure
 
 
@@ -317,7 +339,7 @@ def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) ->
 def discarding_by_layer(means: pd.DataFrame) -> Figure:
     """Mean entropy of foreground and background by layer, with the spread over images.
 
-    means   columns layer, region ("foreground" or "background"), image, entropy
+    means   columns layer, region ("foreground" or "background"), entropy; a row for each image
     """
     figure, axis = plt.subplots(figsize=(6, 3))
     look = {"palette": COLOUR, "errorbar": ("pi", 50), "dodge": 0.15, "lw": 2}

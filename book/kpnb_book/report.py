@@ -10,6 +10,7 @@ from pandas.io.formats.style import Styler
 from kpnb.metrics import NAMES
 from kpnb.stats import Difference, tally, verdict
 from kpnb.study import Study
+from kpnb_book.views import View
 
 _HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
 HTML = dict(zip(NAMES, _HTML, strict=True))
@@ -17,7 +18,7 @@ HTML = dict(zip(NAMES, _HTML, strict=True))
 PAPER = Path(__file__).parents[1] / "paper_tables.csv"
 
 
-def glue(**values: float | int | str | Styler | pd.DataFrame) -> None:
+def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
     """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a book nothing happens.
 
     Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text. A DataFrame is for
@@ -29,14 +30,20 @@ def glue(**values: float | int | str | Styler | pd.DataFrame) -> None:
         return
     with pd.option_context("display.html.table_schema", True):
         for name, value in values.items():
-            kept = isinstance(value, str | int | Styler | pd.DataFrame)
+            kept = isinstance(value, str | int | Styler | pd.DataFrame | View)
             paste(name, value if kept else float(value), display=False)
+
+
+def interval(d: Difference) -> str:
+    """The 95 % interval of a difference in words."""
+    return f"{d.low:.3g} to {d.high:.3g}"
 
 
 def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> None:
     """Quote the outcome of student/baseline ``pairs``: verdict, and for each metric its counts and mean difference.
 
-    Names: ``h1_verdict``, ``h1_pairs``, and ``h1_n_fg_shows``, ``_opposite``, ``_open``, ``_mean`` for every metric.
+    Names: ``h1_verdict``, ``h1_pairs``, and ``h1_n_fg_shows``, ``_opposite``, ``_open``, ``_mean`` and
+    ``_interval`` (of each pair) for every metric.
     """
     found = list(pairs.values())
     glue(**{f"{hypothesis}_verdict": verdict(found, metrics), f"{hypothesis}_pairs": len(found)})
@@ -45,6 +52,7 @@ def glue_pairs(hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], m
         mean = sum(pair[metric].value for pair in found) / len(found)
         name = f"{hypothesis}_{metric}"
         glue(**{f"{name}_{word}": counts[word] for word in ("shows", "opposite", "open")}, **{f"{name}_mean": mean})
+        glue(**{f"{name}_interval": "; ".join(interval(pair[metric]) for pair in found)})
 
 
 def show(table: pd.DataFrame, precision: int = 2) -> Styler:
@@ -71,7 +79,6 @@ def difference_table(pairs: Mapping[str, Mapping[str, Difference]], metrics: Seq
     rows = []
     for pair, by_metric in pairs.items():
         for d in (by_metric[metric] for metric in metrics):
-            interval = f"{d.low:.3g} to {d.high:.3g}"
-            row = {"pair": pair, "metric": HTML[d.metric], "student - baseline": d.value, "95 % interval": interval}
+            row = {"pair": pair, "metric": HTML[d.metric], "student - baseline": d.value, "95 % interval": interval(d)}
             rows.append({**row, "images": d.images, "verdict": d.verdict})
     return pd.DataFrame(rows)

@@ -1,0 +1,109 @@
+"""What a reader finds in every chapter: a takeaway, exercises whose solutions are right, and a command that works."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from kpnb.runner import check_parameters, find_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+GIVEN = {  # what solutions take from the cells of their notebook
+    "01_information_discarding": {"study", "default"},
+    "42_qa_h3": {"study", "networks", "layer", "agreement"},
+    "60_agreement": {"kpnb", "solvers", "study", "network", "where"},
+}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def text(path: Path, kind: str = "markdown") -> str:
+    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind)
+
+
+def solutions(path: Path) -> list[str]:
+    boxes = re.findall(r"^(`{3,})\{admonition\} Solution\n:class: dropdown\n(.*?)\n\1$", text(path), re.M | re.S)
+    return [body for _, body in boxes]
+
+
+def code(path: Path) -> str:
+    return "\n".join(block for body in solutions(path) for block in re.findall(r"```python\n(.*?)```", body, re.S))
+
+
+@each_notebook
+def test_every_chapter_has_two_exercises_with_hidden_solutions(path):
+    assert re.findall(r"^```\{admonition\} Exercise (\d)$", text(path), re.M) == ["1", "2"]
+    assert len(solutions(path)) == 2
+
+
+@each_notebook
+def test_takeaways_quote_computed_values(path):
+    boxes = re.findall(r"```\{admonition\} Takeaway\n:class: important\n(.*?)```$", text(path), re.M | re.S)
+    assert len(boxes) == (path.stem != "00_quickstart")
+    assert all("{glue:text}" in box for box in boxes)
+
+
+@each_notebook
+def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
+    commands = re.findall(r"`python -m kpnb run ([^`]*)`", text(path))
+    assert text(path).rstrip().splitlines()[-1].endswith("{doc}`../book/rerun`.")
+    for words in map(shlex.split, commands):
+        found = find_notebook(words[0], ROOT)
+        given = dict(word.split("=", 1) for word in words[1:] if word != "-p")
+        check_parameters(found, {name: yaml.safe_load(value) for name, value in given.items()})
+    assert path.stem[:2] in {shlex.split(command)[0] for command in commands}
+
+
+@each_notebook
+def test_code_of_solutions_uses_what_is_there(path):
+    tree = ast.parse(code(path))
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    imports = [
+        alias for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    ]
+    known = made | {alias.asname or alias.name for alias in imports} | set(dir(__builtins__)) | {"enumerate", "range"}
+    assert {node.id for node in names} - known - {"len", "sum"} <= GIVEN.get(path.stem, set())
+    cells = text(path, "code")
+    assert all(re.search(rf"\b{name}\b", cells) for name in GIVEN.get(path.stem, ()))
+
+
+def results(path: str) -> list:
+    """Values of the expressions that stand alone in a notebook's solutions."""
+    space: dict = {}
+    found = []
+    for node in ast.parse(code(ROOT / "notebooks" / path)).body:
+        if isinstance(node, ast.Expr):
+            found.append(eval(compile(ast.Expression(node.value), path, "eval"), space))
+        else:
+            exec(compile(ast.Module([node], []), path, "exec"), space)
+    return found
+
+
+def test_solutions_say_what_comes_out():
+    assert results("11_images_h2.ipynb")[0].tolist() == [1]
+    assert results("12_images_h3.ipynb")[0].tolist() == [0.75]
+    mean, variance = results("31_sentiment_h2.ipynb")[0]
+    assert (mean, variance) == (pytest.approx(0.2), pytest.approx(0.02))
+    levels, changes = results("51_grid_and_threshold.ipynb")[0]
+    assert levels > 0.9
+    assert abs(changes) < 0.3
+    ratio = results("90_scoreboard.ipynb")[0]
+    assert 0.3 < ratio < 0.7
+    assert np.isfinite(ratio)
+
+
+def test_claims_of_solutions_hold():
+    """Of two equal points one at most has any derivative (chapter 20); 1 - 0.95^6 is more than a quarter (61)."""
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    double = torch.cat([x, x[:1].detach()]).detach().requires_grad_()
+    (double @ torch.randn(3, 50, generator=torch.Generator().manual_seed(1))).max(0).values.sum().backward()
+    assert (double.grad[[0, 5]] != 0).any(1).sum() == 1
+    assert 1 - 0.95**6 > 0.25
