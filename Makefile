@@ -35,13 +35,13 @@ vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no ne
 
 $(VENDOR)/package.json: package.json
 	@if ! command -v npm >/dev/null; then echo "No npm here: the pages will load MathJax and widgets from their CDN."; \
-	elif ! bash book/_ext/vendor.sh $(VENDOR); then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
+	elif ! bash book/_ext/vendor.sh $(VENDOR) tests/vendor; then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
 
 book: $(STAMP) vendor  ## execute every notebook and build the HTML book
 	@$(BIN)/python -m kpnb_book --profile $(PROFILE)
 
-test: $(STAMP)  ## run the test-suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+test: $(STAMP) vendor  ## run the test-suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(STAMP)  ## ruff, and notebooks without outputs
 	@$(BIN)/ruff check .
