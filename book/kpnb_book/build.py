@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from kpnb.runner import NotebookError, check_parameters, find_notebook, run_notebook
+from kpnb_book.provenance import sign
 
 
 def notebooks_of(root: Path) -> list[Path]:
@@ -36,7 +37,7 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None, work
     # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
     chosen.sort(key=lambda path: path.stem[1] != "0")
     with get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:  # at its end all workers are stopped
-        jobs = [(path, root / "book" / "_executed" / path.name, parameters) for path in chosen]
+        jobs = [(root, path, parameters) for path in chosen]
         for _ in pool.imap_unordered(_execute, jobs):
             pass
     return _build_pages(root)
@@ -47,7 +48,10 @@ def _share_cores(workers: int) -> None:
 
 
 def _execute(job: tuple[Path, Path, dict[str, str]]) -> None:
-    run_notebook(*job)
+    root, path, parameters = job
+    copy = root / "book" / "_executed" / path.name
+    run_notebook(path, copy, parameters)
+    sign(copy, root)
 
 
 def _build_pages(root: Path, whole: bool = True) -> Path:
