@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("pages")
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "book" / "_build" / "html"
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
-LIGHT_NOTEBOOKS = ("00_quickstart", "20_clouds_h1", "30_sentiment_h1")
+SOME = ("00_quickstart", "20_clouds_h1", "30_sentiment_h1")  # quick, and with views
 NOT_SOURCES = ("_build", "_executed", "__pycache__", ".ipynb_checkpoints")
 TELEPHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
@@ -62,7 +62,8 @@ LONE = """() => [...document.querySelectorAll("article :is(canvas, select, input
 WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("body *")]
   .filter(part => part.getBoundingClientRect().right > innerWidth + 1 && part.checkVisibility())
   .map(part => part.outerHTML.slice(0, 80))"""
-VIOLATIONS = """([rules, others]) => axe.run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
+VIOLATIONS = """([rules, others]) => axe
+  .run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
   .then(found => found.violations.flatMap(rule => rule.nodes
     .filter(node => !(others[rule.id] && document.querySelector(node.target[0]).matches(others[rule.id])))
     .map(node => `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary}`)))"""
@@ -91,12 +92,12 @@ def small_book(root: Path) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=lambda folder, names: set(names) & set(NOT_SOURCES))
     shutil.copy(ROOT / "_config.yml", root)
     toc = (ROOT / "_toc.yml").read_text("utf8")
-    kept = re.compile(rf"file: (?:book/|notebooks/(?:{'|'.join(LIGHT_NOTEBOOKS)})$)")
+    kept = re.compile(rf"file: (?:book/|notebooks/(?:{'|'.join(SOME)})$)")
     lines = [line for line in toc.splitlines() if "- file:" not in line or kept.search(line)]
     # A part without chapters is an error.
     parts = re.sub(r"  - caption: .*\n    chapters:\n(?=  - caption|\Z)", "", "\n".join(lines) + "\n")
     (root / "_toc.yml").write_text(parts, "utf8")
-    for name in LIGHT_NOTEBOOKS:
+    for name in SOME:
         source = root / "notebooks" / f"{name}.ipynb"
         run_notebook(source, root / "book" / "_executed" / source.name, {"profile": "smoke"})
     return _build_pages(root, whole=False).parent
