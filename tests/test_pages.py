@@ -147,7 +147,7 @@ def use(control: Locator, kind: str) -> None:
     if kind == "SELECT":
         control.select_option(index=control.evaluate("c => (c.selectedIndex + 1) % c.options.length"))
     elif kind == "range":
-        control.press(control.evaluate("c => 2 * c.value > Number(c.max) + Number(c.min) ? 'Home' : 'End'"))
+        control.press(control.evaluate("c => c.value === c.min ? 'End' : 'Home'"))
     elif kind == "CANVAS":
         control.press("ArrowRight")
     elif kind in ("radio", "checkbox"):  # the box itself may be hidden behind its label
