@@ -1,7 +1,7 @@
 """The built pages in a real browser: errors, requests, accessibility, width on a telephone, weight, search, views.
 
-Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a small book is made of all
-prose and three notebooks. All tests share one visit of each page, which is why they run in one process.
+Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book is made in which
+only three notebooks have been executed. All tests share one visit of each page, which is why they run in one process.
 """
 
 import os
@@ -87,20 +87,15 @@ def sources() -> Iterator[Path]:
 
 
 def small_book(root: Path) -> Path:
-    """All prose and three notebooks with the smallest settings, built in a copy of the sources."""
+    """The pages with three notebooks executed, with the smallest settings, and the others as they are; in a copy."""
     for name in ("book", "notebooks"):
         shutil.copytree(ROOT / name, root / name, ignore=lambda folder, names: set(names) & set(NOT_SOURCES))
-    shutil.copy(ROOT / "_config.yml", root)
-    toc = (ROOT / "_toc.yml").read_text("utf8")
-    kept = re.compile(rf"file: (?:book/|notebooks/(?:{'|'.join(SOME)})$)")
-    lines = [line for line in toc.splitlines() if "- file:" not in line or kept.search(line)]
-    # A part without chapters is an error.
-    parts = re.sub(r"  - caption: .*\n    chapters:\n(?=  - caption|\Z)", "", "\n".join(lines) + "\n")
-    (root / "_toc.yml").write_text(parts, "utf8")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root)
     for name in SOME:
         source = root / "notebooks" / f"{name}.ipynb"
         run_notebook(source, root / "book" / "_executed" / source.name, {"profile": "smoke"})
-    return _build_pages(root, whole=False).parent
+    return _build_pages(root, executed=False).parent
 
 
 @pytest.fixture(scope="module")

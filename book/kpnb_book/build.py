@@ -54,11 +54,11 @@ def _execute(job: tuple[Path, Path, dict[str, str]]) -> None:
     sign(copy, root)
 
 
-def _build_pages(root: Path, whole: bool = True) -> Path:
-    """Call Jupyter Book; returns the first page. A warning is an error, but in a part, where references dangle."""
+def _build_pages(root: Path, executed: bool = True) -> Path:
+    """Call Jupyter Book; returns the first page. A warning is an error, unless notebooks are not executed."""
     page = root / "book" / "_build" / "html" / "index.html"
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
-    command += ["--path-output", str(root / "book"), "--all", *(["-W", "-n", "--keep-going"] * whole)]
+    command += ["--path-output", str(root / "book"), "--all", *(["-W", "-n", "--keep-going"] * executed)]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode or not page.exists():
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
