@@ -13,7 +13,7 @@ VENDOR := book/_assets/vendor
 STRIP  := $(BIN)/nbstripout --extra-keys "metadata.papermill"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vendor book test lint clean
+.PHONY: help setup vendor book pdf test lint links clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -35,18 +35,24 @@ vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no ne
 
 $(VENDOR)/package.json: package.json
 	@if ! command -v npm >/dev/null; then echo "No npm here: the pages will load MathJax and widgets from their CDN."; \
-	elif ! bash book/_ext/vendor.sh $(VENDOR); then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
+	elif ! bash book/_ext/vendor.sh $(VENDOR) tests/vendor; then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
 
 book: $(STAMP) vendor  ## execute every notebook and build the HTML book
 	@$(BIN)/python -m kpnb_book --profile $(PROFILE)
 
-test: $(STAMP)  ## run the test-suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
+	@$(BIN)/python -m kpnb_book.pdf
+
+test: $(STAMP) vendor  ## run the test-suite
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(STAMP)  ## ruff, and notebooks without outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(STRIP) --verify notebooks/*.ipynb
+
+links: $(STAMP)  ## ask every other site that the book links to whether the page is still there
+	@$(BIN)/python -c "from jupyter_book.cli.main import main; main()" build . --path-output book --builder linkcheck
 
 clean:  ## remove the built book (not the environment, not the stored runs)
 	@rm -rf book/_build book/_executed

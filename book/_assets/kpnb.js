@@ -2,3 +2,6 @@
 if (window.MathJax && !window.MathJax.Hub) {
   window.MathJax.Hub = { Queue: ([, , element]) => window.MathJax.typesetPromise?.([element]) };
 }
+
+// Tables that another page has computed scroll in a box: the keyboard has to reach it, as the theme sees to for the others.
+document.querySelectorAll("section > .output").forEach((box) => (box.tabIndex = 0));

@@ -14,6 +14,7 @@ import kpnb
 import kpnb_book
 from kpnb.runner import NotebookError, check_parameters, find_notebook, run_notebook
 from kpnb.store import digest
+from kpnb_book.provenance import sign, signed
 
 
 def notebooks_of(root: Path) -> list[Path]:
@@ -39,11 +40,9 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None, work
         check_parameters(path, parameters)
     jobs = [(path, root / "book" / "_executed" / path.name, parameters, _origin(path, parameters)) for path in chosen]
     if not only:
-        jobs = [job for job in jobs if not _is_current(*job)]
+        jobs = [job for job in jobs if signed(job[1]).get("origin") != job[3]]
         if kept := len(chosen) - len(jobs):
-            print(
-                f"{kept} of {len(chosen)} notebooks are unchanged since they were executed (`make clean` forgets them)"
-            )
+            print(f"{kept} of {len(chosen)} notebooks have not changed since they were executed (`make clean` forgets)")
     # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's output.
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
     # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
@@ -58,7 +57,7 @@ def _share_cores(workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-Job = tuple[Path, Path, dict[str, str], str]  # notebook, its executed copy, parameters, and what they follow from
+Job = tuple[Path, Path, dict[str, str], str]  # notebook, its executed copy, parameters, and what that follows from
 
 
 def _origin(path: Path, parameters: dict[str, str]) -> str:
@@ -76,26 +75,17 @@ def _code() -> str:
     return digest([sys.version, versions, *(digest(file.read_bytes()) for file in files)])
 
 
-def _note(copy: Path) -> Path:
-    return copy.with_suffix(".origin")
-
-
-def _is_current(path: Path, copy: Path, parameters: dict[str, str], origin: str) -> bool:
-    return copy.exists() and _note(copy).exists() and _note(copy).read_text("utf8") == origin
-
-
 def _execute(job: Job) -> None:
     path, copy, parameters, origin = job
-    _note(copy).unlink(missing_ok=True)
     run_notebook(path, copy, parameters)
-    _note(copy).write_text(origin, "utf8")
+    sign(copy, path.parent.parent, origin)
 
 
-def _build_pages(root: Path) -> Path:
-    """Call Jupyter Book with every warning as an error; returns the first page."""
+def _build_pages(root: Path, executed: bool = True) -> Path:
+    """Call Jupyter Book; returns the first page. A warning is an error, unless notebooks are not executed."""
     page = root / "book" / "_build" / "html" / "index.html"
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
-    command += ["--path-output", str(root / "book"), "--all", "-W", "-n", "--keep-going"]
+    command += ["--path-output", str(root / "book"), "--all", *(["-W", "-n", "--keep-going"] * executed)]
     done = subprocess.run(command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode or not page.exists():
         said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()

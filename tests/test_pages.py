@@ -1,0 +1,292 @@
+"""The built pages in a real browser: errors, requests, accessibility, width on a telephone, weight, search, views.
+
+Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book is made in which
+only three notebooks have been executed. All tests share one visit of each page, which is why they run in one process.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Locator, Page, Request
+
+from kpnb.runner import run_notebook
+from kpnb_book.browser import BrowserError, open_browser, serve
+from kpnb_book.build import _build_pages
+
+pytestmark = pytest.mark.xdist_group("pages")
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILT = ROOT / "book" / "_build" / "html"
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+SOME = ("00_quickstart", "20_clouds_h1", "30_sentiment_h1")  # quick, and with views
+NOT_SOURCES = ("_build", "_executed", "__pycache__", ".ipynb_checkpoints")
+TELEPHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+LIMIT = 5_000_000  # bytes of a page with all that it loads
+NOT_OURS = {
+    # docutils writes a bibliography with roles that ARIA has since withdrawn,
+    "aria-allowed-role": ".citation",
+    "aria-deprecated-role": ".citation",
+    "aria-required-children": ".citation-list",
+    # and the theme its frame: a logo outside of a landmark, buttons whose name is not what is written on them.
+    "region": ".logo__image",
+    "label-content-name-mismatch": ".search-button-field, .theme-switch-button",
+}
+
+# What a reader sees of a view, without the look of its controls: a click that only moves the focus changes nothing.
+SEEN = """view => JSON.stringify([...view.querySelectorAll("*")]
+  .filter(part => part.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
+  .filter(part => !part.closest("input, select, button, label, summary, script, style"))
+  .map(part => {
+    const look = getComputedStyle(part);
+    const text = [...part.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join(" ");
+    const drawn = part.tagName === "CANVAS" ? part.toDataURL() : part.currentSrc || part.getAttribute("d") || "";
+    return [part.tagName, text, drawn, part.getAttribute("x"), part.getAttribute("y"), look.fill, look.backgroundColor,
+      look.backgroundImage, look.backgroundPosition, look.borderColor, look.outlineStyle, look.opacity];
+  }))"""
+CONTROLS = "input, select, button, summary, canvas[tabindex]"
+# Not: what is hidden or switched off, the radio button that is chosen, a list of one.
+USABLE = """c => !c.disabled && !(c.type === "radio" && c.checked) && !(c.options?.length === 1)
+  && (c.checkVisibility() || ["radio", "checkbox"].includes(c.type))"""
+LONE = """() => [...document.querySelectorAll("article :is(canvas, select, input[type=range], input[type=radio])")]
+  .filter(control => !control.closest(".kpnb-view, .sd-tab-set")).map(control => control.outerHTML.slice(0, 80))"""
+WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("body *")]
+  .filter(part => part.getBoundingClientRect().right > innerWidth + 1 && part.checkVisibility())
+  .map(part => part.outerHTML.slice(0, 80))"""
+VIOLATIONS = """([rules, others]) => axe
+  .run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
+  .then(found => found.violations.flatMap(rule => rule.nodes
+    .filter(node => !(others[rule.id] && document.querySelector(node.target[0]).matches(others[rule.id])))
+    .map(node => `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary}`)))"""
+DEPEND_ON_LOOK = {"runOnly": ["color-contrast", "scrollable-region-focusable", "link-in-text-block", "target-size"]}
+FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+SETTLED = "() => new Promise(done => setTimeout(done, 400))"  # the theme waits 300 ms after a change of width
+
+
+def give_up(reason: str) -> None:
+    """Skip where a browser or npm may be missing; CI has to have them."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI tests the pages, but {reason}")
+    pytest.skip(reason)
+
+
+def sources() -> Iterator[Path]:
+    yield from (ROOT / "_config.yml", ROOT / "_toc.yml")
+    for folder, folders, names in chain(os.walk(ROOT / "book"), os.walk(ROOT / "notebooks")):
+        folders[:] = [name for name in folders if name not in NOT_SOURCES]
+        yield from (Path(folder, name) for name in names)
+
+
+def small_book(root: Path) -> Path:
+    """The pages with three notebooks executed, with the smallest settings, and the others as they are; in a copy."""
+    for name in ("book", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=lambda folder, names: set(names) & set(NOT_SOURCES))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root)
+    for name in SOME:
+        source = root / "notebooks" / f"{name}.ipynb"
+        run_notebook(source, root / "book" / "_executed" / source.name, {"profile": "smoke"})
+    return _build_pages(root, executed=False).parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    last = BUILT / "searchindex.js"  # what is written last
+    if last.exists() and last.stat().st_mtime > max(path.stat().st_mtime for path in sources()):
+        return BUILT
+    if os.environ.get("CI"):
+        pytest.fail("CI tests the whole book: build it first, as .ci/run does")
+    return small_book(tmp_path_factory.mktemp("book"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    try:
+        with open_browser() as browser:
+            yield browser
+    except BrowserError as error:
+        give_up(str(error))
+
+
+@pytest.fixture(scope="module")
+def address(browser: Browser, site: Path) -> Iterator[str]:
+    with serve(site) as address:
+        yield address
+
+
+@dataclass
+class Visit:
+    """What one page did and showed."""
+
+    errors: list[str] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)
+    files: dict[str, int] = field(default_factory=dict)  # bytes of everything that the page loads
+    wide: list[str] = field(default_factory=list)
+    barriers: list[str] = field(default_factory=list)
+    views: int = 0
+    dead: list[str] = field(default_factory=list)  # controls that change nothing
+    lone: list[str] = field(default_factory=list)  # controls outside of any view
+
+
+def use(control: Locator, kind: str) -> None:
+    """Do with a control what it is for."""
+    if kind == "SELECT":
+        control.select_option(index=control.evaluate("c => (c.selectedIndex + 1) % c.options.length"))
+    elif kind == "range":
+        control.press(control.evaluate("c => c.value === c.min ? 'End' : 'Home'"))
+    elif kind == "CANVAS":
+        control.press("ArrowRight")
+    elif kind in ("radio", "checkbox"):  # the box itself may be hidden behind its label
+        control.evaluate("c => c.click()")
+    else:
+        control.click()
+
+
+def dead_controls(page: Page) -> Iterator[str]:
+    """Use every control of every view; gives those that change nothing of what is seen."""
+    for view in page.locator(".kpnb-view").all():
+        for control in view.locator(CONTROLS).all():
+            if not control.evaluate(USABLE):
+                continue
+            before = view.evaluate(SEEN)
+            use(control, control.evaluate("c => c.tagName === 'INPUT' ? c.type : c.tagName"))
+            page.evaluate(FRAME)
+            if view.evaluate(SEEN) == before:
+                yield control.evaluate("c => c.outerHTML.slice(0, 120)")
+
+
+def barriers(page: Page, when: str, rules: dict[str, list[str]]) -> list[str]:
+    """What axe-core finds, by all rules or some."""
+    return [f"{when}: {found}" for found in page.evaluate(VIOLATIONS, [rules, NOT_OURS])] if AXE.exists() else []
+
+
+def visit(page: Page, address: str, site: Path, name: str) -> Visit:
+    """Load a page, look at it on a desk in light mode and on a telephone in dark mode, and use its controls."""
+    seen = Visit()
+
+    def record(request: Request) -> None:
+        path = request.url.removeprefix(address)
+        if path != request.url:
+            file = site / unquote(urlsplit(path).path).lstrip("/")
+            seen.files[file.name] = file.stat().st_size if file.is_file() else 0
+        elif not request.url.startswith(("data:", "blob:")):
+            seen.foreign.add(request.url)
+
+    page.on("request", record)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and seen.errors.append(said.text))
+    page.goto(f"{address}/{name}")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    if AXE.exists():
+        page.evaluate(AXE.read_text("utf8"))
+    seen.barriers += barriers(page, "light", {})
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size(TELEPHONE)
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    page.evaluate(FRAME)
+    page.evaluate(SETTLED)
+    seen.wide += page.evaluate(WIDE)
+    seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
+    seen.views, seen.lone = page.locator(".kpnb-view").count(), page.evaluate(LONE)
+    seen.dead += dead_controls(page)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
+    found = {}
+    for path in [*sorted(site.glob("book/*.html")), *sorted(site.glob("notebooks/*.html")), site / "search.html"]:
+        name = path.relative_to(site).as_posix()
+        page = browser.new_page(viewport=DESK, color_scheme="light")
+        found[name] = visit(page, address, site, name)
+        page.close()
+    return found
+
+
+def culprits(visits: dict[str, Visit], attribute: str) -> dict[str, Any]:
+    return {name: found for name, seen in visits.items() if (found := getattr(seen, attribute))}
+
+
+def test_every_page_was_visited(visits, site):
+    toc = (site.parents[2] / "_toc.yml").read_text("utf8")
+    assert {f"{name}.html" for name in re.findall(r"(?:file|root): (\S+)", toc)} <= set(visits)
+
+
+def test_no_script_fails(visits):
+    found = culprits(visits, "errors")
+    assert not found
+
+
+def test_nothing_is_asked_of_another_host(visits, site):
+    if not (site / "_static" / "vendor").exists():
+        give_up("these pages load scripts from their CDN: `make vendor` needs npm")
+    found = culprits(visits, "foreign")
+    assert not found
+
+
+def test_no_barriers(visits):
+    if not AXE.exists():
+        give_up("there is no axe-core: `make vendor` needs npm")
+    found = culprits(visits, "barriers")
+    assert not found
+
+
+def test_no_page_is_wider_than_a_telephone(visits):
+    found = culprits(visits, "wide")
+    assert not found
+
+
+def test_no_page_is_heavy(visits):
+    weights = {name: sum(seen.files.values()) for name, seen in visits.items()}
+    heavy = {name: weight for name, weight in weights.items() if weight > LIMIT}
+    assert not heavy
+
+
+def test_every_control_of_every_view_changes_it(visits):
+    count = sum(seen.views for seen in visits.values())
+    assert count > 0
+    found = culprits(visits, "dead")
+    assert not found
+
+
+def test_no_control_stands_outside_a_view(visits):
+    found = culprits(visits, "lone")
+    assert not found
+
+
+def test_search_finds_a_word(browser, address):
+    page = browser.new_page()
+    page.goto(f"{address}/search.html?q=detours")
+    found = page.locator("#search-results li a")
+    found.first.wait_for(timeout=10_000)
+    assert any("book/" in link.get_attribute("href") for link in found.all())
+    page.close()
+
+
+def test_buttons_lead_to_files_of_the_repository(site):
+    """Binder, Colab and the edit button name a file by its path; of every notebook there are all three."""
+    address = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))["repository"]["url"].removeprefix("https://")
+    owner = address.split("/", 1)[1]
+    kinds = {
+        "edit": rf"https://{address}/edit/main/([^\"?]+)",
+        "binder": rf"https://mybinder.org/v2/gh/{owner}/main\?urlpath=lab/tree/([^\"&]+)",
+        "colab": rf"https://colab.research.google.com/github/{owner}/blob/main/([^\"?]+)",
+    }
+    for page in [*site.glob("book/*.html"), *site.glob("notebooks/*.html")]:
+        found = {kind: set(re.findall(link, page.read_text("utf8"))) for kind, link in kinds.items()}
+        source = f"{page.parent.name}/{page.stem}"
+        if page.parent.name == "notebooks":
+            assert found == {kind: {f"{source}.ipynb"} for kind in kinds}
+            assert (ROOT / f"{source}.ipynb").is_file()
+        else:
+            assert found == {"edit": {f"{source}.md"}, "binder": set(), "colab": set()}
+            assert (ROOT / f"{source}.md").is_file()

@@ -1,0 +1,57 @@
+"""The table of what the notebooks were executed with."""
+
+import json
+import subprocess
+from importlib.metadata import version
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+
+from kpnb.runner import run_notebook
+from kpnb_book.provenance import revision, sign, table
+
+
+def git(root, *arguments):
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=root, check=True, capture_output=True)
+
+
+def test_executed_copy_says_with_what_it_was_made(tmp_path):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    cells = [new_code_cell("profile = 'laptop'", metadata={"tags": ["parameters"]}), new_code_cell("1 + 1")]
+    source, copy = tmp_path / "10_sum.ipynb", tmp_path / "out" / "10_sum.ipynb"
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), source)
+    run_notebook(source, copy)
+    before = nbformat.read(copy, as_version=4)
+    sign(copy, tmp_path)
+    after = nbformat.read(copy, as_version=4)
+    assert after.cells == before.cells
+    header, _, row = (line.strip("| ").split(" | ") for line in table([copy]).splitlines())
+    said = dict(zip(header, row, strict=True))
+    ran = after.metadata.papermill
+    assert said["chapter"] == "{doc}`../notebooks/10_sum`"
+    assert said["finished (UTC)"] == ran.end_time[:16].replace("T", " ")
+    assert said["seconds"] == f"{ran.duration:.0f}"
+    assert said["Python"] == after.metadata.language_info.version
+    assert said["torch"] == version("torch")
+    assert said["commit"] == "\N{EN DASH}"  # no clone
+
+
+def test_what_a_copy_does_not_say_is_a_dash(tmp_path):
+    old = tmp_path / "11_old.ipynb"
+    old.write_text(json.dumps({"cells": [], "metadata": {}}))
+    lines = table([old, tmp_path / "12_missing.ipynb"]).splitlines()
+    assert len(lines) == 3
+    assert set(lines[-1].strip("| ").split(" | ")[1:]) == {"\N{EN DASH}"}
+
+
+def test_revision_tells_a_changed_clone(tmp_path):
+    git(tmp_path, "init")
+    (tmp_path / "a").write_text("1")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-m", "first")
+    clean = revision(tmp_path)
+    assert clean
+    assert not clean.endswith("+")
+    (tmp_path / "a").write_text("2")
+    assert revision(tmp_path) == f"{clean}+"
