@@ -1,7 +1,7 @@
 """Show notebooks/NN_name.ipynb with the results of its executed copy, book/_executed/NN_name.ipynb.
 
 The table of contents names the source notebooks, so that the launch and download buttons lead to real files. The page
-book/executed.md gets a table of the copies, and that of the benchmarks shows what `python -m benchmarks` has kept there,
+book/executed.md gets a table of the copies, and the page of the benchmarks what `python -m benchmarks` has kept there,
 if it was run. Scripts that `make vendor` has fetched are used instead of their CDN, and the pages then need no network.
 """
 
