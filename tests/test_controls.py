@@ -57,10 +57,10 @@ def test_student_of_an_untrained_teacher(study):
     assert control.address != student.address
 
 
-def test_estimate_of_the_controls(study, monkeypatch):
+def test_estimate_of_the_controls(study, tmp_path):
     """A teacher, three baselines and four of shuffled labels, a student of either teacher for both seeds."""
-    other = ImageStudy("laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=study.store)
-    study.teacher()
+    other = ImageStudy("laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=Store(tmp_path))
+    other.teacher()
     found = estimate(other, networks=lambda one: networks(one, 3))
     assert found["trainings"] == 3 + SHUFFLED + 2 * 2
     assert found["measurements"] == 2 * found["trainings"]
