@@ -13,7 +13,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from itertools import product
@@ -23,6 +23,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kpnb._memory import fitting
 from kpnb._messages import positive, unknown
@@ -353,6 +354,9 @@ class _Live:
         self.whole = ", and batch normalisation needs it whole: choose a smaller batch_size" * whole
         self.rows = s.batch_size + 1  # of the largest batch, see _batches
         self.optimiser = optimiser([group], s.lr, weight_decay=s.weight_decay, **how)
+        # On CPUs PyTorch's fused attention is several times slower in bfloat16 than the products it is made of.
+        plain = s.bf16 and torch.device(training.device).type == "cpu"
+        self.attention = partial(sdpa_kernel, SDPBackend.MATH) if plain else nullcontext
         teacher = self.objective.teacher and self.objective.teacher.make().to(training.device).eval()
         self.answers, self.test_answers = self._answers(teacher, training.data), self._answers(teacher, training.test)
         sizes = torch.zeros(1) if self.answers is None else self.answers.flatten(1).square().sum(1)
@@ -438,7 +442,7 @@ class _Live:
             self.optimiser.zero_grad()
             for piece in index.split(self.rows):
                 x, y = data.batch(piece, self.t.device)
-                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16):
+                with torch.autocast(x.device.type, torch.bfloat16, enabled=self.t.schedule.bf16), self.attention():
                     output = capture(self.model, x.contiguous(memory_format=self.layout), [student])[student]
                 output = output.float() if self.t.schedule.bf16 else output
                 target = answers[piece].to(self.t.device) if answers is not None else None

@@ -120,6 +120,7 @@ def run_notebook(
         old.unlink(missing_ok=True)
     options = {"kernel_name": "python3", "cwd": str(path.resolve().parent), "execution_timeout": timeout}
     options["config"] = Config(KernelManager={"transport_encryption": "auto"})  # without it a kernel prints a warning
+    options["shutdown_kernel"] = "immediate"  # what matters is stored; a farewell takes up to three seconds
     options["extra_arguments"] = [f"--IPKernelApp.exec_lines={QUIET}"]
     started, start, label = datetime.now(UTC), time.monotonic(), label or path.stem
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:

@@ -8,7 +8,7 @@ the store does not hold yet, and measures them on the same samples. Nothing is t
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
@@ -260,6 +260,11 @@ class Study(ABC):
                 bar.step()
         return {key: torch.stack([item[key] for item in items]) for key in items[0]}
 
+    @cached_property
+    def _below(self) -> Callable[[str], set[str]]:
+        """From a layer to the names of the parameters that its feature depends on; a network is built once for each."""
+        return cache(lambda x: parameters_below(type(self).build(**self.spec(0)), self.x[:1].cpu(), self.path(x)))
+
     def distance(self, training: distill.Training, layer: str, scope: Scope = "all") -> Tensor:
         """Relative weight distance ``[M + 1]`` (inside Eq. 8).
 
@@ -272,8 +277,7 @@ class Study(ABC):
             return weight_distance(initial, steps)
         if scope not in get_args(Scope):
             raise ValueError(unknown("scope", scope, get_args(Scope)))
-        below = parameters_below(type(self).build(**self.spec(0)), self.x[:1].cpu(), self.path(layer))
-        ordered = [name for name in initial if name in below]
+        ordered = [name for name in initial if name in self._below(layer)]
         last = [name for name in ordered if name.endswith(".weight")][-1:]
         steps = training.paths()[1:] if scope == "layer steps" else steps
         return weight_distance(initial, steps, ordered if scope == "below" else last)
