@@ -123,8 +123,12 @@ def test_a_larger_teacher(study, root):
     assert torch.equal(student.state(0)["classifier.0.weight"], study.baseline().state(0)["classifier.0.weight"])
     assert deep.baseline().address == study.baseline().address
     assert deep.head("FC1").accuracy >= 0
-    table = beside_paper(2, table_rows(deep, "Distilling from vgg16_bn"))
+    table = beside_paper(2, table_rows(deep, "teacher vgg16_bn"))
     assert list(table["source"].value_counts()[["ours", "paper"]]) == [2, 12]
+    assert sorted(set(table["setting"])) == [
+        f"teacher {n}" for n in ("AlexNet", "VGG-11", "VGG-16", "VGG-19", "vgg16_bn")
+    ]
+    assert "layer" not in table  # the same everywhere
     same = ImageStudy("laptop", teacher_network="vgg11_bn", **options)
     assert same.student("FC1").address == study.student("FC1").address
 

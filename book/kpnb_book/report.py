@@ -68,10 +68,16 @@ def table_rows(study: Study, setting: str = "", **options: Any) -> pd.DataFrame:
 
 
 def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``ours``, then those of one of the paper's tables, in the columns that the paper fills."""
+    """The rows of ``ours``, then those of one of the paper's tables, in the columns that the paper fills.
+
+    The paper's "Distilling from X", and "pair of: ..." in the baseline's row, become "teacher X"; a layer that all rows
+    share is left out. So the table fits into the page.
+    """
     theirs = pd.read_csv(PAPER, dtype={"table": str}).query(f"table == '{table}'").dropna(axis="columns", how="all")
     rows = pd.concat({"ours": ours, "paper": theirs}, names=["source"]).reset_index("source")
-    return rows[["source", *theirs.columns[1:]]].fillna({"setting": ""})
+    rows = rows[["source", *theirs.columns[1:]]].fillna({"setting": ""})
+    shorter = rows["setting"].str.replace("^(pair of: )?Distilling from", "teacher", regex=True)
+    return rows.assign(setting=shorter).drop(columns="layer" if rows["layer"].nunique() == 1 else [])
 
 
 def difference_table(pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> pd.DataFrame:
