@@ -9,14 +9,14 @@ of Meyer, Musco, Musco and Woodruff (Hutch++, 2021). It is exact when directions
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from kpnb.layers import capture
+from kpnb.layers import capture, leads_through
 from kpnb.perturb import Perturbation, generator
 from kpnb.units import Units
 
@@ -35,6 +35,9 @@ class ClosedForm:
                 the other forwards)
     shrink      improve each unit's estimate of the rest with what all units have in common (see ``_shrunk``);
                 without it the estimate is unbiased and noisier
+    own         for several layers in one call. Where the input acts on an upper layer only by way of a lower one, every
+                product that was taken for the upper layer is one for the lower layer as well. That then adds at most so
+                many leading directions of its own, and its probes. None: as if there were one call for each layer
     """
 
     rank: int | Literal["auto"] | None = 9
@@ -43,12 +46,15 @@ class ClosedForm:
     check: int = 1
     shrink: bool = True
     tolerance: float = 0.005
+    own: int | None = 2
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, str) and (self.rank != "auto" or not self.tolerance > 0):
             raise ValueError(f"rank = {self.rank!r} must be a number, None or 'auto', tolerance = {self.tolerance} > 0")
         if isinstance(self.rank, int) and not 0 <= self.rank <= self.noise:
             raise ValueError(f"rank = {self.rank} directions need as many forwards under noise; noise = {self.noise}")
+        if self.own is not None and self.own < 0:
+            raise ValueError(f"own = {self.own}: choose 0 or more directions, or None")
         if self.rank is not None and self.probes < 2:
             raise ValueError(f"probes = {self.probes}: the error estimate needs at least two")
         if min(self.check, self.noise) < 1:
@@ -73,22 +79,81 @@ Error = Callable[[UnitEnergy], Tensor]
 """From energies to the error ``[B]`` that ``ClosedForm.tolerance`` is about."""
 
 
-def _directions(changes: Tensor, rank: int, probes: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's ``feature [B, ...]`` of the input ``x``, and what layers above it ``found``.
+
+    ``below`` are the layers through which everything goes that acts on this one. They find their own directions ``[B,
+    d]`` there, with vector-Jacobian products and the unit energies ``[B, n]`` of those.
+    """
+
+    feature: Tensor
+    x: Tensor
+    below: list["_Layer"] = field(default_factory=list)
+    found: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def flat(self) -> Tensor:
+        return self.feature.detach().flatten(1)
+
+    def products(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """The vector-Jacobian product, shaped like ``x``, of ``vector [B, d]``, then its directions for those below."""
+        shaped = vector.reshape(self.feature.shape).to(self.feature.dtype)
+        inputs = [self.x, *(layer.feature for layer in self.below)]
+        return torch.autograd.grad(self.feature, inputs, shaped, retain_graph=True)
+
+    def energies(self, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
+        """Energies ``[B, n]`` of the product of each of the ``vectors [B, d]``."""
+        for vector in vectors:
+            product, *passed = self.products(vector)
+            energy = units.gather(product.square())
+            for layer, direction in zip(self.below, passed, strict=True):
+                layer.found.append((direction.flatten(1), product, energy))
+            yield energy
+
+
+def _directions(changes: Tensor, rank: int, probes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Orthonormal directions ``[rank + probes, B, d]`` for feature ``changes [m, B, d]``, and the scale of the rest.
 
-    The first ``rank`` lead the changes, the others are random in their complement. Coordinates that no noise moved
-    (dead ReLUs) have no derivative, so probes keep out of them; the scale ``[B]`` is how many times the probed part
-    of the complement goes into all of it.
+    The first ``rank`` lead the changes, the others are random in their complement; all are orthogonal to those ``known
+    [B, d, k]``, orthonormal or 0. Coordinates that no noise moved (dead ReLUs) have no derivative, so probes keep out
+    of them; the scale ``[B]`` is how many times the probed part of the complement goes into all of it.
     """
     samples = changes.movedim(0, 1)
     moved = samples.abs().amax(1) > 0
+    samples = samples - samples @ known @ known.mT
     gram = (samples @ samples.mT).double()
     leading = torch.linalg.eigh(gram).eigenvectors[..., gram.shape[-1] - rank :].to(samples.dtype)
     basis = samples.mT @ leading
     basis = basis / basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
-    columns = torch.linalg.qr(torch.cat([basis, moved[..., None] * probes], -1)).Q
-    rest = (moved.sum(-1) - rank).clamp_min(0)
+    random = moved[..., None] * probes
+    columns = torch.linalg.qr(torch.cat([basis, random - known @ (known.mT @ random)], -1)).Q
+    columns = columns - known @ (known.mT @ columns)  # matters only where fewer dimensions are left than columns
+    rest = (moved.sum(-1) - rank - _count(known)).clamp_min(0)
     return columns.movedim(-1, 0), (rest / rest.clamp(1, probes.shape[-1])).to(columns.dtype)
+
+
+def _count(known: Tensor) -> Tensor:
+    """How many directions ``known [B, d, k]``, orthonormal or 0, has, ``[B]``."""
+    return known.square().sum((1, 2)).round().long()
+
+
+def _known(layer: _Layer, changes: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+    """Directions ``[B, d, k]``, orthonormal or 0, that span those ``found``, and their energy ``[B, n]`` together.
+
+    Products combine as their directions do. Coordinates without ``changes`` have no derivative and are left out.
+    """
+    directions, products, _ = zip(*layer.found, strict=True)
+    basis = torch.stack(directions, -1).to(changes.dtype) * (changes != 0).any(0)[..., None]
+    size = basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
+    values, mixing = torch.linalg.eigh((basis / size).mT.double() @ (basis / size).double())
+    mixing = (mixing * (values.clamp_min(1e-4).rsqrt() * (values > 1e-4))[:, None]).to(basis.dtype) / size.mT
+    totals = []
+    for row, mix in enumerate(mixing.mT.to(products[0].dtype)):  # of one sample at a time the products fit into a cache
+        part = torch.cat([product[row : row + 1] for product in products])
+        flat = part.as_strided((len(part), part[0].numel()), (part[0].numel(), 1))  # in whatever order memory has them
+        totals.append((mix @ flat).square_().sum(0).as_strided(part[:1].shape, part.stride()))
+    return basis @ mixing, units.gather(torch.cat(totals))
 
 
 def _coordinates(changes: Tensor) -> Iterator[Tensor]:
@@ -100,24 +165,13 @@ def _coordinates(changes: Tensor) -> Iterator[Tensor]:
         yield torch.zeros_like(changes[0]).scatter(1, chosen, moved.gather(1, chosen).to(changes.dtype))
 
 
-def _gradient(feature: Tensor, x: Tensor, vector: Tensor) -> Tensor:
-    """The vector-Jacobian product, shaped like ``x``, of ``vector [B, d]``."""
-    flat = vector.reshape(feature.shape).to(feature.dtype)
-    return torch.autograd.grad(feature, x, flat, retain_graph=True)[0]
-
-
-def _vjp_energies(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
-    """Energies ``[B, n]`` of the vector-Jacobian product of each of the ``vectors [B, d]``."""
-    for vector in vectors:
-        yield units.gather(_gradient(feature, x, vector).square())
-
-
-def _exact(feature: Tensor, x: Tensor, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
+def _exact(layer: _Layer, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
     """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by row."""
-    total, rank = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device), 0
-    for energy in _vjp_energies(feature, x, vectors, units):
+    x, rank = layer.x, 0
+    total = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
+    for energy in layer.energies(vectors, units):
         total, rank = total + energy, rank + 1
-    return UnitEnergy(total, torch.zeros_like(total), feature.detach().flatten(1), rank)
+    return UnitEnergy(total, torch.zeros_like(total), layer.flat, rank)
 
 
 def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,28 +195,33 @@ def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, T
     return rest + weight * (other - rest), square * noise * (1 - weight / 2)
 
 
-def _combined(feature: Tensor, exact: Tensor, probed: Tensor, scale: Tensor, solver: ClosedForm) -> UnitEnergy:
-    """Unit energies from those of the leading directions, ``exact [k, B, n]``, and ``probed [r, B, n]`` others.
+def _combined(
+    layer: _Layer, exact: Tensor, probed: Tensor, scale: Tensor, voters: Tensor, solver: ClosedForm, rank: int | Tensor
+) -> UnitEnergy:
+    """Unit energies from the ``exact [B, n]`` ones of ``rank`` directions, and ``probed [r, B, n]`` others.
 
-    The probed directions go ``scale [B]`` times into all that the leading ones leave out.
+    The probed directions go ``scale [B]`` times into all that the exact ones leave out. ``voters [k, B, n]`` are the
+    energies of all directions, for ``_shrunk``.
     """
     scale, r = scale[:, None].to(probed.dtype), len(probed)
     rest = scale * probed.sum(0)
     # the probes are a sample, without replacement, of r out of scale * r directions
     variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
     if solver.shrink:
-        rest, variance = _shrunk(rest, variance, torch.cat([exact, probed]))
-    return UnitEnergy(exact.sum(0) + rest, variance.sqrt(), feature.detach().flatten(1), len(exact))
+        rest, variance = _shrunk(rest, variance, voters)
+    return UnitEnergy(exact + rest, variance.sqrt(), layer.flat, rank)
 
 
-def _estimated(
-    feature: Tensor, x: Tensor, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units
-) -> UnitEnergy:
-    """Unit energies of one layer from its leading directions and random probes ``[d, r]`` of the rest."""
-    rank = int(solver.rank or 0)
-    vectors, scale = _directions(changes, rank, probes)
-    energies = torch.stack([*_vjp_energies(feature, x, vectors, units)])
-    return _combined(feature, energies[:rank], energies[rank:], scale, solver)
+def _estimated(layer: _Layer, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units) -> UnitEnergy:
+    """Unit energies of one layer from known and leading directions, and random probes ``[d, r]`` of the rest."""
+    rank, known, spanned = int(solver.rank or 0), changes.new_zeros(*changes.shape[1:], 0), 0
+    if layer.found:
+        rank, (known, spanned) = min(rank, solver.own or 0), _known(layer, changes, units)
+    vectors, scale = _directions(changes, rank, probes, known)
+    energies = torch.stack([*layer.energies(vectors, units)])
+    voters = torch.stack([*(energy for *_, energy in layer.found), *energies])
+    exact = spanned + energies[:rank].sum(0)
+    return _combined(layer, exact, energies[rank:], scale, voters, solver, rank + _count(known))
 
 
 def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -178,18 +237,18 @@ def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _adaptive(
-    feature: Tensor, x: Tensor, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, units: Units, error: Error
+    layer: _Layer, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, units: Units, error: Error
 ) -> UnitEnergy:
     """Like ``_estimated``, with one leading direction more until each sample's ``error`` is within the tolerance.
 
     A product with the Jacobian is linear: what a new direction takes out of the probes, its product takes out of
     theirs. So there are as many backwards as if the rank had been known.
     """
-    first = next(blocks)
+    first, x = next(blocks), layer.x
     moved = (first != 0).any(0)
     directions = _leading(block * moved for block in itertools.chain([first], blocks))
     vectors = torch.linalg.qr(moved[..., None] * probes).Q
-    products = torch.stack([_gradient(feature, x, vector).flatten(1) for vector in vectors.unbind(-1)], -1)
+    products = torch.stack([layer.products(vector)[0].flatten(1) for vector in vectors.unbind(-1)], -1)
     exact = products.new_empty(0, len(x), units.count(x))
     kept: list[UnitEnergy] = []
     rank, unsure = torch.zeros_like(moved[:, 0], dtype=torch.int64), torch.ones_like(moved[:, 0])
@@ -198,13 +257,14 @@ def _adaptive(
         orthonormal = torch.linalg.solve_triangular(upper, products, upper=True, left=False)
         probed = torch.stack([units.gather(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)])
         rest = (moved.sum(-1) - len(exact)).clamp_min(0)
-        kept.append(_combined(feature, exact, probed, rest / rest.clamp(1, probes.shape[-1]), solver))
+        scale, voters = rest / rest.clamp(1, probes.shape[-1]), torch.cat([exact, probed])
+        kept.append(_combined(layer, exact.sum(0), probed, scale, voters, solver, len(exact)))
         unsure = unsure & (error(kept[-1]) > solver.tolerance)  # not where it is NaN: nothing moves there
         if not unsure.any():
             break
         rank += unsure
         direction = next(directions)
-        product = _gradient(feature, x, direction)
+        (product,) = layer.products(direction)
         exact = torch.cat([exact, units.gather(product.square())[None]])
         overlap = direction[:, None] @ vectors
         vectors = vectors - direction[..., None] * overlap
@@ -227,7 +287,7 @@ def _changes(
 def unit_energies(
     perturbation: Perturbation, x: Tensor, layers: Sequence[str], solver: ClosedForm, error: Error | None = None
 ) -> dict[str, UnitEnergy]:
-    """Unit energies of every layer for one batch ``x [B, ...]``; the layers share the forward passes.
+    """Unit energies of every layer for one batch ``x [B, ...]``; the layers share passes, see ``ClosedForm``.
 
     ``rank="auto"`` needs ``error``.
     """
@@ -242,23 +302,28 @@ def unit_energies(
     enough = solver.noise if solver.rank is None else solver.probes + (solver.rank if solver.rank != "auto" else 0)
     searched = {name: feature for name, feature in flat.items() if feature.shape[1] > enough}
     changes = _changes(perturbation, x, searched, solver.noise, stream=0) if searched else {}
+    stack = {name: _Layer(feature, x) for name, feature in features.items()}
+    if solver.own is not None and isinstance(solver.rank, int):
+        for layer, other in itertools.permutations(stack, 2):
+            if other in searched and leads_through(features[layer], features[other], x):
+                stack[layer].below.append(stack[other])
     found = {}
-    for name, feature in features.items():
+    for name, layer in sorted(stack.items(), key=lambda item: -len(item[1].below)):  # the topmost first
         if solver.rank is None or name not in changes:
             known, ones = name in changes, torch.ones_like(flat[name])
             vectors = _coordinates(changes[name]) if known else torch.diag_embed(ones).unbind(1)
-            found[name] = _exact(feature, x, vectors, units)
+            found[name] = _exact(layer, vectors, units)
             continue
         gen = generator(perturbation.seed + 1, x.device)
-        shape, dtype = (feature[0].numel(), solver.probes), changes[name].dtype
+        shape, dtype = (flat[name].shape[1], solver.probes), changes[name].dtype
         probes = torch.randn(shape, generator=gen, device=x.device, dtype=dtype)
         if solver.rank == "auto":
             draw = partial(_changes, perturbation, x, {name: flat[name]}, solver.noise)
             blocks = (draw(1000 * i)[name] if i else changes[name] for i in itertools.count())
-            found[name] = _adaptive(feature, x, blocks, solver, probes, units, error)
+            found[name] = _adaptive(layer, blocks, solver, probes, units, error)
         else:
-            found[name] = _estimated(feature, x, changes[name], solver, probes, units)
-    return found
+            found[name] = _estimated(layer, changes[name], solver, probes, units)
+    return {name: found[name] for name in layers}
 
 
 def _factorable(values: Tensor) -> Tensor:

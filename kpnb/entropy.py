@@ -187,7 +187,7 @@ def entropy(
 
     model       any module that maps ``x`` to its prediction; it is evaluated in ``eval()`` mode and left untouched
     x           ``[N, ...]`` floating point, on the model's device
-    layers      dotted module name(s); several layers share the forward passes
+    layers      dotted module name(s); several layers share passes (``ClosedForm.own``)
     units       what a unit is; default the paper's 16 x 16 ``ImageGrid``
     solver      ``ClosedForm()`` (default) or ``Stochastic()``, Eq. 4 as printed
     objective   ``Aligned(-2.8)`` (default) or ``Converged(alpha)``

@@ -36,7 +36,8 @@ def capture(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Ten
     """Outputs of ``layers`` for the input ``x [B, ...]``, in the shapes the layers give them.
 
     The pass stops as soon as every layer was reached; of a module that runs more than once the first output
-    counts. Outputs are copies (an in-place activation that follows cannot change them) and keep their graph.
+    counts. Outputs are copies (an in-place activation that follows cannot change them) and keep their graph; what
+    follows a layer gets a copy of its copy, so later outputs have derivatives with respect to earlier ones.
 
     Raises ``LookupError`` for an unknown name, ``RuntimeError`` when the pass ends without reaching a layer.
     """
@@ -44,11 +45,15 @@ def capture(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Ten
     wanted = set(layers)
 
     def keep(name: str) -> object:
-        def hook(_module: nn.Module, _args: object, output: object) -> None:
-            if name not in features:
-                features[name] = _as_feature(output, name).clone()
+        def hook(_module: nn.Module, _args: object, output: object) -> object:
+            if name in features:
+                return None
+            features[name] = _as_feature(output, name).clone()
             if wanted == features.keys():
                 raise _AllReached
+            if isinstance(output, Tensor):
+                return features[name].clone()
+            return type(output)([features[name].clone(), *output[1:]]) if not hasattr(output, "_fields") else None
 
         return hook
 
@@ -66,6 +71,19 @@ def capture(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Ten
     if missing:
         raise RuntimeError(f"the forward pass never reached layer {', '.join(map(repr, missing))}")
     return {name: features[name] for name in layers}
+
+
+def leads_through(feature: Tensor, earlier: Tensor, x: Tensor) -> bool:
+    """Whether the leaf ``x`` acts on the captured ``feature`` only by way of the captured ``earlier``."""
+    gate, waiting, seen = earlier.grad_fn, [feature.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if getattr(node, "variable", None) is x:
+            return False
+        if node is not None and node is not gate and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return True
 
 
 @contextmanager

@@ -219,7 +219,8 @@ class Study(ABC):
         self, training: distill.Training, layer: str, seed: int, solver: ClosedForm | Stochastic, objective: Objective
     ) -> Run:
         """Where the store keeps ``entropies``, an artefact for each epoch."""
-        how = {"solver": asdict(solver), "objective": asdict(objective), "units": repr(self.units)}
+        settings = {key: value for key, value in asdict(solver).items() if key != "own"}  # it is about several layers
+        how = {"solver": settings, "objective": asdict(objective), "units": repr(self.units)}
         how |= {} if self.settings.scale == 1 else {"scale": self.settings.scale}
         where = {"network": training.address, "samples": self.measured.config, "layer": self.path(layer), "seed": seed}
         return self.store.run("entropy", where | how)

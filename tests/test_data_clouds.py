@@ -95,7 +95,7 @@ def test_background_is_of_other_classes_and_held_out_objects():
             return make(i, points)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(clouds.SOURCES, "shapes", lambda *a, o=objects, c=cloud: o._replace(cloud=c))
+            patch.setattr(shapes, "source", lambda *a, o=objects, c=cloud: o._replace(cloud=c))
             load(split=split, count=12, points=16, background=20)
         assert len(used) == 12 * 6
         for first in range(0, 72, 6):

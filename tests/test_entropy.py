@@ -213,8 +213,9 @@ def test_everything_is_created_on_the_inputs_device(monkeypatch):
     """
 
     def gradient(outputs, inputs, vectors=None, **_options):
-        assert {t.device.type for t in (outputs, inputs, *([] if vectors is None else [vectors]))} == {"cuda"}
-        return (torch.empty_like(inputs),)
+        inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+        assert {t.device.type for t in (outputs, *inputs, *([] if vectors is None else [vectors]))} == {"cuda"}
+        return tuple(map(torch.empty_like, inputs))
 
     monkeypatch.setattr(torch.autograd, "grad", gradient)
     monkeypatch.setattr(kpnb.perturb, "generator", lambda _seed, _device: None)
