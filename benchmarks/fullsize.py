@@ -79,7 +79,8 @@ def row(closed: float, layers: float) -> None:
     """Hours of the row, for seconds an image and epoch of the closed form, and of the learner at four layers."""
     solver, released, checkpoints = kpnb.ClosedForm(), kpnb.Stochastic(), PAPER["epochs"] + 1
     forwards, backwards = 1 + solver.noise, solver.rank + solver.probes  # and for each layer its check
-    counts = 4 * (forwards + solver.check + backwards) + forwards + 4 * (solver.check + backwards)
+    handed_down = 3 * (solver.own + solver.probes)  # backwards of the lower three layers in the call for all four
+    counts = 4 * (forwards + solver.check + backwards) + forwards + 4 * solver.check + backwards + handed_down
     ways = {"closed form": (closed, counts), "learner": (2 * layers, 8 * 2 * released.steps * released.samples)}
     print(
         f"\nTable 5, VGG-16 on CUB-200-2011: 4 students (a map each) and 1 baseline (4 maps), {checkpoints} checkpoints"
