@@ -83,14 +83,14 @@ Error = Callable[[UnitEnergy], Tensor]
 class _Layer:
     """A layer's ``feature [B, ...]`` of the input ``x``, and what layers above it ``found``.
 
-    ``below`` are the layers through which everything goes that acts on this one. They find their own directions ``[B,
-    d]`` there, with vector-Jacobian products and the unit energies ``[B, n]`` of those.
+    ``below`` are the layers through which everything goes that acts on this one. For each product that is taken here
+    they find a direction ``[B, d]`` of their own whose product it is.
     """
 
     feature: Tensor
     x: Tensor
     below: list["_Layer"] = field(default_factory=list)
-    found: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def flat(self) -> Tensor:
@@ -106,10 +106,9 @@ class _Layer:
         """Energies ``[B, n]`` of the product of each of the ``vectors [B, d]``."""
         for vector in vectors:
             product, *passed = self.products(vector)
-            energy = units.gather(product.square())
             for layer, direction in zip(self.below, passed, strict=True):
-                layer.found.append((direction.flatten(1), product, energy))
-            yield energy
+                layer.found.append((direction.flatten(1), product))
+            yield units.gather(product.square())
 
 
 def _directions(changes: Tensor, rank: int, probes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,11 +140,13 @@ def _count(known: Tensor) -> Tensor:
 def _known(layer: _Layer, changes: Tensor, units: Units) -> tuple[Tensor, Tensor]:
     """Directions ``[B, d, k]``, orthonormal or 0, that span those ``found``, and their energy ``[B, n]`` together.
 
-    Products combine as their directions do. Coordinates without ``changes`` have no derivative and are left out.
+    Products combine as their directions do. Coordinates without ``changes`` have no derivative and are left out, and so
+    are directions that are nothing but rounding.
     """
-    directions, products, _ = zip(*layer.found, strict=True)
+    directions, products = zip(*layer.found, strict=True)
     basis = torch.stack(directions, -1).to(changes.dtype) * (changes != 0).any(0)[..., None]
-    size = basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
+    size = basis.norm(dim=1, keepdim=True)
+    size = size.where(size > 1e-4 * size.amax(-1, keepdim=True), torch.inf)
     values, mixing = torch.linalg.eigh((basis / size).mT.double() @ (basis / size).double())
     mixing = (mixing * (values.clamp_min(1e-4).rsqrt() * (values > 1e-4))[:, None]).to(basis.dtype) / size.mT
     totals = []
@@ -174,15 +175,19 @@ def _exact(layer: _Layer, vectors: Iterable[Tensor], units: Units) -> UnitEnergy
     return UnitEnergy(total, torch.zeros_like(total), layer.flat, rank)
 
 
-def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, Tensor]:
+def _votes(energies: Tensor) -> Tensor:
+    """The ``energies [..., B, n]`` over their sum."""
+    return energies / energies.nansum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)
+
+
+def _shrunk(rest: Tensor, variance: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
     """The probes' estimate ``rest [B, n]`` of what they left out, moved towards a smoother one; and its variance.
 
     The total of ``rest`` is well known, its split among units is not. A second opinion on the split: let every
-    direction probed vote with its own ``energies [k, B, n]``, normalised so that all votes weigh the same. Both are
-    mixed by the James-Stein rule, according to how far they differ (relative to the second) beyond the noise.
-    Units that a sample does not have are NaN and do not count.
+    direction probed vote with its own energies, normalised so that all votes weigh the same; ``votes [B, n]`` is their
+    sum. Both are mixed by the James-Stein rule, according to how far they differ (relative to the second) beyond the
+    noise. Units that a sample does not have are NaN and do not count.
     """
-    votes = (energies / energies.nansum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)).sum(0)
     total = votes.nansum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
     other = votes * rest.nansum(-1, keepdim=True) / total
     square = other.square().clamp_min(torch.finfo(other.dtype).tiny)
@@ -196,32 +201,33 @@ def _shrunk(rest: Tensor, variance: Tensor, energies: Tensor) -> tuple[Tensor, T
 
 
 def _combined(
-    layer: _Layer, exact: Tensor, probed: Tensor, scale: Tensor, voters: Tensor, solver: ClosedForm, rank: int | Tensor
+    layer: _Layer, exact: Tensor, probed: Tensor, scale: Tensor, votes: Tensor, solver: ClosedForm, rank: int | Tensor
 ) -> UnitEnergy:
     """Unit energies from the ``exact [B, n]`` ones of ``rank`` directions, and ``probed [r, B, n]`` others.
 
-    The probed directions go ``scale [B]`` times into all that the exact ones leave out. ``voters [k, B, n]`` are the
-    energies of all directions, for ``_shrunk``.
+    The probed directions go ``scale [B]`` times into all that the exact ones leave out; ``votes`` is for ``_shrunk``.
     """
     scale, r = scale[:, None].to(probed.dtype), len(probed)
     rest = scale * probed.sum(0)
     # the probes are a sample, without replacement, of r out of scale * r directions
     variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
     if solver.shrink:
-        rest, variance = _shrunk(rest, variance, voters)
+        rest, variance = _shrunk(rest, variance, votes)
     return UnitEnergy(exact + rest, variance.sqrt(), layer.flat, rank)
 
 
 def _estimated(layer: _Layer, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units) -> UnitEnergy:
     """Unit energies of one layer from known and leading directions, and random probes ``[d, r]`` of the rest."""
-    rank, known, spanned = int(solver.rank or 0), changes.new_zeros(*changes.shape[1:], 0), 0
+    rank, known = int(solver.rank or 0), changes.new_zeros(*changes.shape[1:], 0)
+    exact: Tensor | int = 0
+    votes: Tensor | int = 0
     if layer.found:
-        rank, (known, spanned) = min(rank, solver.own or 0), _known(layer, changes, units)
+        rank, (known, exact) = min(rank, solver.own or 0), _known(layer, changes, units)
+        votes = _count(known)[:, None] * _votes(exact)  # together, because each depends on how the span was found
     vectors, scale = _directions(changes, rank, probes, known)
     energies = torch.stack([*layer.energies(vectors, units)])
-    voters = torch.stack([*(energy for *_, energy in layer.found), *energies])
-    exact = spanned + energies[:rank].sum(0)
-    return _combined(layer, exact, energies[rank:], scale, voters, solver, rank + _count(known))
+    exact, votes = exact + energies[:rank].sum(0), votes + _votes(energies).sum(0)
+    return _combined(layer, exact, energies[rank:], scale, votes, solver, rank + _count(known))
 
 
 def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -257,8 +263,8 @@ def _adaptive(
         orthonormal = torch.linalg.solve_triangular(upper, products, upper=True, left=False)
         probed = torch.stack([units.gather(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)])
         rest = (moved.sum(-1) - len(exact)).clamp_min(0)
-        scale, voters = rest / rest.clamp(1, probes.shape[-1]), torch.cat([exact, probed])
-        kept.append(_combined(layer, exact.sum(0), probed, scale, voters, solver, len(exact)))
+        scale, votes = rest / rest.clamp(1, probes.shape[-1]), _votes(torch.cat([exact, probed])).sum(0)
+        kept.append(_combined(layer, exact.sum(0), probed, scale, votes, solver, len(exact)))
         unsure = unsure & (error(kept[-1]) > solver.tolerance)  # not where it is NaN: nothing moves there
         if not unsure.any():
             break

@@ -118,12 +118,13 @@ def test_rescaled_neighbouring_layers_give_the_same_entropy():
 
 
 def test_sample_does_not_depend_on_its_company_or_on_max_batch():
-    model, x = small_net().double(), images(5)
-    together = entropy(model, x, "8", units=GRID)
+    model, x, layers = small_net().double(), images(5), ["5", "8"]
+    together = entropy(model, x, layers, units=GRID)
     for max_batch in (1, 2, 100):
-        alone = entropy(model, x[2:4], "8", units=GRID, max_batch=max_batch)
-        assert torch.allclose(alone.entropy, together.entropy[2:4], atol=1e-9)
-        assert torch.allclose(alone.linearity, together.linearity[2:4], atol=1e-9)
+        alone = entropy(model, x[2:4], layers, units=GRID, max_batch=max_batch)
+        for layer in layers:
+            assert torch.allclose(alone[layer].entropy, together[layer].entropy[2:4], atol=1e-9)
+            assert torch.allclose(alone[layer].linearity, together[layer].linearity[2:4], atol=1e-9)
 
 
 def test_largest_forward_pass_is_bounded_and_layers_share_passes():

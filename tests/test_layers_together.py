@@ -123,6 +123,18 @@ def test_tuples_and_changes_in_place():
         assert (found[name].entropy - exact).abs().mean() < 3 * found[name].error.mean() + 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_without_effect_are_not_taken_for_any(dtype):
+    """Of the upper layer's 40 coordinates 33 never move, so most of what it hands down is rounding."""
+    model, x = small_net(width=40).to(dtype), images(4, dtype=dtype)
+    with torch.no_grad():
+        model[7].bias[7:] = -100
+    found = unit_energies(Perturbation(model, GRID), x, ["5", "8"], ClosedForm(rank=6, probes=8))["5"]
+    alone = unit_energies(Perturbation(model, GRID), x, ["5"], ClosedForm(rank=None))["5"].energy
+    assert (found.rank <= 7 + 2).all()
+    assert (found.energy / alone).log().abs().mean() < 0.2
+
+
 def test_own_is_checked():
     with pytest.raises(ValueError, match="own = -1"):
         ClosedForm(own=-1)
