@@ -1,6 +1,6 @@
 """Wording shared by error messages."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from importlib import metadata
 
@@ -13,6 +13,12 @@ def unknown(what: str, name: object, options: Iterable[object]) -> str:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     listed = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
     return f"unknown {what} {name!r}; known: {listed or 'none'}"
+
+
+def one_of(what: str, name: object, options: Collection[object]) -> None:
+    """Raise ``ValueError``, as ``unknown`` words it, unless ``name`` is one of the ``options``."""
+    if name not in options:
+        raise ValueError(unknown(what, name, options))
 
 
 def positive(or_zero: bool = False, /, **values: float | None) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kpnb._memory import fitting
-from kpnb._messages import positive, unknown
+from kpnb._messages import one_of, positive
 from kpnb._progress import Progress
 from kpnb.layers import capture, modules_below, parameters_below
 from kpnb.store import Item, Store, copied, digest
@@ -127,8 +127,7 @@ class Feature(CrossEntropy):
     scale: str = "energy"
 
     def __post_init__(self) -> None:
-        if self.scale not in ("energy", "sum", "mean"):
-            raise ValueError(unknown("scale", self.scale, ["energy", "sum", "mean"]))
+        one_of("scale", self.scale, ["energy", "sum", "mean"])
 
     def terms(self, output: Tensor, y: Tensor, target: Tensor | None, energy: float) -> tuple[Tensor, float, float]:
         error = (output - target).square().sum()

@@ -83,12 +83,15 @@ Error = Callable[[UnitEnergy], Tensor]
 class _Layer:
     """A layer's ``feature [B, ...]`` of the input ``x``, and what layers above it ``found``.
 
+    ``exists [B, n]`` is 1 for the ``units`` that a sample has and NaN for others.
     ``below`` are the layers through which everything goes that acts on this one. For each product that is taken here
     they find a direction ``[B, d]`` of their own whose product it is.
     """
 
     feature: Tensor
     x: Tensor
+    units: Units
+    exists: Tensor
     below: list["_Layer"] = field(default_factory=list)
     found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -102,13 +105,17 @@ class _Layer:
         inputs = [self.x, *(layer.feature for layer in self.below)]
         return torch.autograd.grad(self.feature, inputs, shaped, retain_graph=True)
 
-    def energies(self, vectors: Iterable[Tensor], units: Units) -> Iterator[Tensor]:
+    def energy(self, square: Tensor) -> Tensor:
+        """Energies ``[B, n]`` from the ``square`` of a product."""
+        return self.units.gather(square) * self.exists
+
+    def energies(self, vectors: Iterable[Tensor]) -> Iterator[Tensor]:
         """Energies ``[B, n]`` of the product of each of the ``vectors [B, d]``."""
         for vector in vectors:
             product, *passed = self.products(vector)
             for layer, direction in zip(self.below, passed, strict=True):
                 layer.found.append((direction.flatten(1), product))
-            yield units.gather(product.square())
+            yield self.energy(product.square())
 
 
 def _directions(changes: Tensor, rank: int, probes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +144,7 @@ def _count(known: Tensor) -> Tensor:
     return known.square().sum((1, 2)).round().long()
 
 
-def _known(layer: _Layer, changes: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+def _known(layer: _Layer, changes: Tensor) -> tuple[Tensor, Tensor]:
     """Directions ``[B, d, k]``, orthonormal or 0, that span those ``found``, and their energy ``[B, n]`` together.
 
     Products combine as their directions do. Coordinates without ``changes`` have no derivative and are left out, and so
@@ -154,7 +161,7 @@ def _known(layer: _Layer, changes: Tensor, units: Units) -> tuple[Tensor, Tensor
         part = torch.cat([product[row : row + 1] for product in products])
         flat = part.as_strided((len(part), part[0].numel()), (part[0].numel(), 1))  # in whatever order memory has them
         totals.append((mix @ flat).square_().sum(0).as_strided(part[:1].shape, part.stride()))
-    return basis @ mixing, units.gather(torch.cat(totals))
+    return basis @ mixing, layer.energy(torch.cat(totals))
 
 
 def _coordinates(changes: Tensor) -> Iterator[Tensor]:
@@ -166,11 +173,10 @@ def _coordinates(changes: Tensor) -> Iterator[Tensor]:
         yield torch.zeros_like(changes[0]).scatter(1, chosen, moved.gather(1, chosen).to(changes.dtype))
 
 
-def _exact(layer: _Layer, vectors: Iterable[Tensor], units: Units) -> UnitEnergy:
+def _exact(layer: _Layer, vectors: Iterable[Tensor]) -> UnitEnergy:
     """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by row."""
-    x, rank = layer.x, 0
-    total = torch.zeros(len(x), units.count(x), dtype=x.dtype, device=x.device)
-    for energy in layer.energies(vectors, units):
+    total, rank = 0 * layer.exists, 0
+    for energy in layer.energies(vectors):
         total, rank = total + energy, rank + 1
     return UnitEnergy(total, torch.zeros_like(total), layer.flat, rank)
 
@@ -210,22 +216,22 @@ def _combined(
     scale, r = scale[:, None].to(probed.dtype), len(probed)
     rest = scale * probed.sum(0)
     # the probes are a sample, without replacement, of r out of scale * r directions
-    variance = probed.var(0) * r * scale.square() * (1 - 1 / scale.clamp_min(1))
+    variance = (probed - probed.mean(0)).square().sum(0) * r / (r - 1) * scale.square() * (1 - 1 / scale.clamp_min(1))
     if solver.shrink:
         rest, variance = _shrunk(rest, variance, votes)
     return UnitEnergy(exact + rest, variance.sqrt(), layer.flat, rank)
 
 
-def _estimated(layer: _Layer, changes: Tensor, solver: ClosedForm, probes: Tensor, units: Units) -> UnitEnergy:
+def _estimated(layer: _Layer, changes: Tensor, solver: ClosedForm, probes: Tensor) -> UnitEnergy:
     """Unit energies of one layer from known and leading directions, and random probes ``[d, r]`` of the rest."""
     rank, known = int(solver.rank or 0), changes.new_zeros(*changes.shape[1:], 0)
     exact: Tensor | int = 0
     votes: Tensor | int = 0
     if layer.found:
-        rank, (known, exact) = min(rank, solver.own or 0), _known(layer, changes, units)
+        rank, (known, exact) = min(rank, solver.own or 0), _known(layer, changes)
         votes = _count(known)[:, None] * _votes(exact)  # together, because each depends on how the span was found
     vectors, scale = _directions(changes, rank, probes, known)
-    energies = torch.stack([*layer.energies(vectors, units)])
+    energies = torch.stack([*layer.energies(vectors)])
     exact, votes = exact + energies[:rank].sum(0), votes + _votes(energies).sum(0)
     return _combined(layer, exact, energies[rank:], scale, votes, solver, rank + _count(known))
 
@@ -242,9 +248,7 @@ def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         yield from directions
 
 
-def _adaptive(
-    layer: _Layer, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, units: Units, error: Error
-) -> UnitEnergy:
+def _adaptive(layer: _Layer, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, error: Error) -> UnitEnergy:
     """Like ``_estimated``, with one leading direction more until each sample's ``error`` is within the tolerance.
 
     A product with the Jacobian is linear: what a new direction takes out of the probes, its product takes out of
@@ -255,13 +259,13 @@ def _adaptive(
     directions = _leading(block * moved for block in itertools.chain([first], blocks))
     vectors = torch.linalg.qr(moved[..., None] * probes).Q
     products = torch.stack([layer.products(vector)[0].flatten(1) for vector in vectors.unbind(-1)], -1)
-    exact = products.new_empty(0, len(x), units.count(x))
+    exact = layer.exists.new_empty(0, *layer.exists.shape)
     kept: list[UnitEnergy] = []
     rank, unsure = torch.zeros_like(moved[:, 0], dtype=torch.int64), torch.ones_like(moved[:, 0])
     while True:
         upper = torch.linalg.qr(vectors).R.to(products.dtype)
         orthonormal = torch.linalg.solve_triangular(upper, products, upper=True, left=False)
-        probed = torch.stack([units.gather(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)])
+        probed = torch.stack([layer.energy(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)])
         rest = (moved.sum(-1) - len(exact)).clamp_min(0)
         scale, votes = rest / rest.clamp(1, probes.shape[-1]), _votes(torch.cat([exact, probed])).sum(0)
         kept.append(_combined(layer, exact.sum(0), probed, scale, votes, solver, len(exact)))
@@ -271,7 +275,7 @@ def _adaptive(
         rank += unsure
         direction = next(directions)
         (product,) = layer.products(direction)
-        exact = torch.cat([exact, units.gather(product.square())[None]])
+        exact = torch.cat([exact, layer.energy(product.square())[None]])
         overlap = direction[:, None] @ vectors
         vectors = vectors - direction[..., None] * overlap
         products = products - product.flatten(1)[..., None] * overlap.to(products.dtype)
@@ -297,18 +301,16 @@ def unit_energies(
 
     ``rank="auto"`` needs ``error``.
     """
-    model, units = perturbation.model, perturbation.units
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         seen = x.clone()  # spares x from an in-place first layer
-        inside = torch.ones_like(x).where(perturbation.inside(x) > 0, torch.nan)  # in full: broadcasting costs time
-        seen.register_hook(lambda gradient: gradient * inside)
-        features = capture(model, seen, layers)
+        features = capture(perturbation.model, seen, layers)
     flat = {name: f.detach().flatten(1) for name, f in features.items()}
     enough = solver.noise if solver.rank is None else solver.probes + (solver.rank if solver.rank != "auto" else 0)
     searched = {name: feature for name, feature in flat.items() if feature.shape[1] > enough}
     changes = _changes(perturbation, x, searched, solver.noise, stream=0) if searched else {}
-    stack = {name: _Layer(feature, x) for name, feature in features.items()}
+    exists = torch.where(perturbation.exists(x), x.new_ones(()), torch.nan)
+    stack = {name: _Layer(feature, x, perturbation.units, exists) for name, feature in features.items()}
     if solver.own is not None and isinstance(solver.rank, int):
         for layer, other in itertools.permutations(stack, 2):
             if other in searched and leads_through(features[layer], features[other], x):
@@ -318,7 +320,7 @@ def unit_energies(
         if solver.rank is None or name not in changes:
             known, ones = name in changes, torch.ones_like(flat[name])
             vectors = _coordinates(changes[name]) if known else torch.diag_embed(ones).unbind(1)
-            found[name] = _exact(layer, vectors, units)
+            found[name] = _exact(layer, vectors)
             continue
         gen = generator(perturbation.seed + 1, x.device)
         shape, dtype = (flat[name].shape[1], solver.probes), changes[name].dtype
@@ -326,9 +328,9 @@ def unit_energies(
         if solver.rank == "auto":
             draw = partial(_changes, perturbation, x, {name: flat[name]}, solver.noise)
             blocks = (draw(1000 * i)[name] if i else changes[name] for i in itertools.count())
-            found[name] = _adaptive(layer, blocks, solver, probes, units, error)
+            found[name] = _adaptive(layer, blocks, solver, probes, error)
         else:
-            found[name] = _estimated(layer, changes[name], solver, probes, units)
+            found[name] = _estimated(layer, changes[name], solver, probes)
     return {name: found[name] for name in layers}
 
 

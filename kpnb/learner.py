@@ -88,7 +88,7 @@ def learn_sigma(perturbation: Perturbation, x: Tensor, layer: str, solver: Stoch
     aligned, adam = isinstance(objective, Aligned), solver.method == "adam"
     if aligned and adam:
         raise ValueError("method='adam' leaves the path that Aligned is defined on; use 'sgd', or Converged(alpha)")
-    exists, scale = perturbation.units.gather(perturbation.inside(x).expand_as(x)) > 0, perturbation.scale
+    exists, scale = perturbation.exists(x), perturbation.scale
     n = exists.sum(-1, keepdim=True)
     change = _SquaredChange(perturbation, x, layer, solver)
     sigma = torch.where(exists, perturbation.tau, torch.nan)

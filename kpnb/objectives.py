@@ -84,13 +84,18 @@ class Aligned:
     def time(self, q: Tensor) -> Tensor:
         """Time ``[B, 1]`` at which the path for ``q [B, n]`` has the mean entropy; NaN where it never has."""
         low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
-        high = -low
-        reached = flow(q, self.weight, high.exp()).log().nanmean(-1, keepdim=True) / 2 >= self.rise
-        for _ in range(64):  # halvings of 41 nats: to the last bit of log t
-            middle = (low + high) / 2
-            below = flow(q, self.weight, middle.exp()).log().nanmean(-1, keepdim=True) / 2 < self.rise
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return torch.where(reached, high.exp(), torch.nan)
+        high, log_t, halvings = -low, 0 * low, 12
+        for step in range(halvings + 5):
+            v = flow(q, self.weight, log_t.exp())
+            gap = self.rise - v.log().nanmean(-1, keepdim=True) / 2
+            low, high = torch.where(gap > 0, log_t, low), torch.where(gap > 0, high, log_t)
+            if step < halvings:
+                log_t = (low + high) / 2
+                continue
+            # the bracket's 41 nats are a hundredth now, where Newton's method doubles the digits with every step
+            slope = (log_t.exp() * (self.weight - 2 * q) * (-4 * q * log_t.exp()).exp() / v).nanmean(-1, keepdim=True)
+            log_t = (log_t + gap / slope.clamp_min(1e-300)).clamp(low, high)
+        return torch.where(gap.abs() < 1e-9, log_t.exp(), torch.nan)
 
     def variance(self, q: Tensor) -> Tensor:
         return flow(q, self.weight, self.time(q.detach()))

@@ -40,6 +40,10 @@ class Perturbation:
         """1 at the elements of ``x [B, ...]`` that belong to a unit and 0 at others, broadcastable to ``x``."""
         return self.units.spread(x.new_ones(len(x), self.units.count(x)), x)
 
+    def exists(self, x: Tensor) -> Tensor:
+        """Which units each sample of ``x [B, ...]`` has, ``[B, n]``: those with an element."""
+        return self.units.gather(self.inside(x).expand_as(x)) > 0
+
     def normal(self, count: int, x: Tensor, stream: int) -> Tensor:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x [B, ...]``."""
         how = {"generator": generator(self.seed + stream, x.device), "device": x.device, "dtype": x.dtype}
@@ -53,8 +57,9 @@ class Perturbation:
         A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger batch). What belongs
         to no unit gets no noise.
         """
-        inside = self.inside(x)
+        blank = torch.zeros_like(x)  # in the memory format of x: to mix formats costs several times as much
+        inside = blank + self.inside(x)
         for part in noise.split(max(1, self.max_batch // len(x))):
-            rows = torch.addcmul(x, part, inside)
+            rows = torch.addcmul(x, blank[: part.shape[1]] + part, inside)
             features = capture(self.model, rows.flatten(0, 1), layers)
             yield {name: f.reshape(*rows.shape[:2], -1) for name, f in features.items()}

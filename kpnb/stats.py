@@ -14,7 +14,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from kpnb._messages import unknown
+from kpnb._messages import one_of
 from kpnb.metrics import BETTER, Metrics
 
 LEVEL = 0.05
@@ -124,8 +124,7 @@ def compare_seeds(
 
     With one seed only the images can be allowed for.
     """
-    if chance not in get_args(Chance):
-        raise ValueError(unknown("chance", chance, get_args(Chance)))
+    one_of("chance", chance, get_args(Chance))
     gaps = [[_gaps(*pair) for pair in pairs] for pairs in trainings]
     means = {m: torch.stack([torch.stack([gap[m] for gap in pairs]).nanmean(0) for pairs in gaps]) for m in BETTER}
     return {metric: _difference(metric, values, chance, seed) for metric, values in means.items()}
@@ -139,19 +138,6 @@ def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
         p = max(p, min(1.0, left * found[name].p))
         corrected[name] = replace(found[name], p=p)
     return corrected
-
-
-def false_positives(
-    nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
-) -> dict[str, float]:
-    """How many comparisons that should be "open" are not: ``count`` of ``total``, ``rate`` and its 95 % interval.
-
-    The interval takes the comparisons for independent; those that share networks are not, so it is too narrow.
-    """
-    words = [pair[metric].verdict for pair in nulls for metric in metrics]
-    wrong = len(words) - Counter(words)["open"]
-    interval = stats.binomtest(wrong, len(words)).proportion_ci()
-    return {"count": wrong, "total": len(words), "rate": wrong / len(words), "low": interval.low, "high": interval.high}
 
 
 def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:

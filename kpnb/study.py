@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import distill
-from kpnb._messages import unknown
+from kpnb._messages import one_of
 from kpnb._progress import Progress, note
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
@@ -102,12 +102,10 @@ class Study(ABC):
         The device defaults to a GPU when there is one. Raises ``ValueError`` for unknown profiles and settings, with
         the nearest names.
         """
-        if profile not in cls.PROFILES:
-            raise ValueError(unknown("profile", profile, cls.PROFILES))
+        one_of("profile", profile, cls.PROFILES)
         known = [field.name for field in fields(cls.Settings)]
         for name in overrides:
-            if name not in known:
-                raise ValueError(unknown("setting", name, known))
+            one_of("setting", name, known)
         values = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | cls.PROFILES[profile]
         values |= {name: value for name, value in overrides.items() if value is not None}
         for name in {"layers", "seeds"} & values.keys():
@@ -276,8 +274,7 @@ class Study(ABC):
         initial, *steps = training.step_norms()
         if scope == "all":
             return weight_distance(initial, steps)
-        if scope not in get_args(Scope):
-            raise ValueError(unknown("scope", scope, get_args(Scope)))
+        one_of("scope", scope, get_args(Scope))
         ordered = [name for name in initial if name in self._below(layer)]
         last = [name for name in ordered if name.endswith(".weight")][-1:]
         steps = training.paths()[1:] if scope == "layer steps" else steps

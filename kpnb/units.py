@@ -60,12 +60,15 @@ class ImageGrid:
         (rows, columns), (height, width) = self.shape, x.shape[-2:]
         row = torch.arange(height, device=values.device) * rows // height
         column = torch.arange(width, device=values.device) * columns // width
-        return values.unflatten(-1, (rows, columns))[..., row[:, None], column][:, None]
+        return values.unflatten(-1, (rows, columns)).index_select(-2, row).index_select(-1, column)[:, None]
 
     def gather(self, elements: Tensor) -> Tensor:
-        (rows, columns), pixels = self.shape, elements.contiguous().sum(1)  # slow where channels are last
-        down, right = _cells(pixels.shape[-2], rows, pixels), _cells(pixels.shape[-1], columns, pixels)
-        return (down @ pixels @ right.T).flatten(-2)
+        (rows, columns), (height, width) = self.shape, elements.shape[-2:]
+        if height % rows or width % columns:
+            down, right = _cells(height, rows, elements), _cells(width, columns, elements)
+            return (down @ elements.contiguous().sum(1) @ right.T).flatten(-2)
+        cells = elements.movedim(1, -1).contiguous().unflatten(2, (columns, -1)).unflatten(1, (rows, -1))
+        return cells.sum(2).sum((-2, -1)).flatten(-2)
 
     def coverage(self, masks: Tensor) -> Tensor:
         """Share of each cell's pixels that ``masks [B, H, W]`` marks, ``[B, n]`` in [0, 1]."""

@@ -127,6 +127,17 @@ def test_sample_does_not_depend_on_its_company_or_on_max_batch():
             assert torch.allclose(alone[layer].linearity, together[layer].linearity[2:4], atol=1e-9)
 
 
+@pytest.mark.parametrize("solver", [ClosedForm(), Stochastic(steps=3, samples=8)], ids=["closed form", "stochastic"])
+def test_the_memory_format_of_the_input_changes_nothing(solver):
+    model, x = small_net().double(), images(3)
+    one, other = (
+        entropy(model, x.contiguous(memory_format=layout), "5", units=GRID, solver=solver)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    )
+    for name, tensor in one.tensors().items():
+        torch.testing.assert_close(other.tensors()[name], tensor, rtol=1e-9, atol=1e-9, equal_nan=True)
+
+
 def test_largest_forward_pass_is_bounded_and_layers_share_passes():
     model, x, rows = small_net().double(), images(7), []
     model[0].register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))

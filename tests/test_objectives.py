@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
 
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
@@ -66,6 +67,33 @@ def test_unit_without_energy_stays_finite():
     v = Aligned().variance(q)
     assert torch.allclose(v[0, :2], 1 + 14 * t[0].expand(2))
     assert Converged(0.1).variance(q)[0, 0] == SIGMA_0**-2  # sigma clamped at 1 x the scale
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0, 20.0])
+@pytest.mark.parametrize(
+    ("weight", "mean"), [(2.01, -3.1), (2.5, -2.8), (7.0, -3.18), (7.0, -2.8), (7.0, 0.0), (50.0, -2.0)]
+)
+def test_the_time_is_the_one_root_of_the_mean_entropy(weight, mean, spread):
+    """Brent's method on each sample, whatever its energies: nearly equal, over many decades, zero, or missing."""
+    generator, objective = torch.Generator().manual_seed(3), Aligned(mean, weight)
+    energy = torch.exp(spread * torch.randn(12, 64, generator=generator, dtype=torch.float64))
+    energy[::3, :5], energy[1::4, 7] = 0, torch.nan
+    q, there = relative_energy(energy), 0
+    for row, t in zip(q, objective.time(q).flatten().tolist(), strict=True):
+        known = row[~row.isnan()]
+
+        def above(log_t: float, known: torch.Tensor = known) -> float:
+            at = torch.tensor(log_t, dtype=torch.float64).exp()
+            return flow(known, weight, at).log().mean().item() / 2 - objective.rise
+
+        if above(math.log(1e9)) < 0:
+            assert math.isnan(t)
+            continue
+        there += 1
+        wanted = math.exp(brentq(above, math.log(1e-9), math.log(1e9), xtol=1e-14))
+        one, two = (flow(known, weight, torch.tensor(at, dtype=torch.float64)).log() / 2 for at in (t, wanted))
+        assert torch.allclose(one, two, rtol=0, atol=1e-11)
+    assert there or not spread or mean == 0  # out of reach where energies are nearly equal
 
 
 @pytest.mark.parametrize("mean", [-3.1, -2.8, -2.6])

@@ -6,7 +6,8 @@ import torch
 from scipy import stats
 
 from kpnb.metrics import BETTER, NAMES, Metrics
-from kpnb.stats import Difference, _bootstrap, _crossed, compare, compare_seeds, false_positives, holm
+from kpnb.stats import Difference, _bootstrap, _crossed, compare, compare_seeds, holm
+from kpnb_book.controls import false_positives
 
 
 def network(values: torch.Tensor) -> Metrics:

@@ -19,12 +19,25 @@ def test_grid_spreads_row_by_row():
     assert torch.equal(spread, expected[None, None].float())
 
 
-@pytest.mark.parametrize(("size", "grid"), [(16, 4), (17, 4), (13, 5), (7, 7), (9, 1)])
-def test_gather_is_the_adjoint_of_spread(size, grid):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"])
+@pytest.mark.parametrize(
+    ("height", "width", "grid"),
+    [
+        (16, 16, (4, 4)),
+        (12, 20, (3, 5)),
+        (17, 17, (4, 4)),
+        (16, 18, (4, 4)),
+        (18, 16, (4, 4)),
+        (7, 7, (7, 7)),
+        (9, 9, (1, 1)),
+    ],
+)
+def test_gather_is_the_adjoint_of_spread(height, width, grid, layout):
     """<spread(v), e> = <v, gather(e)>, so every pixel belongs to one cell, also where the grid does not divide."""
-    units, generator = ImageGrid(grid), torch.Generator().manual_seed(size)
-    values = torch.randn(2, grid * grid, generator=generator, dtype=torch.float64)
-    elements = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+    units, generator = ImageGrid(*grid), torch.Generator().manual_seed(height + width)
+    values = torch.randn(2, grid[0] * grid[1], generator=generator, dtype=torch.float64)
+    elements = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
+    elements = elements.contiguous(memory_format=layout)
     left = (units.spread(values, elements) * elements).sum((1, 2, 3))
     assert torch.allclose(left, (values * units.gather(elements)).sum(-1))
 

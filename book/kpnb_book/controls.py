@@ -9,16 +9,19 @@ Each control is defined by what must not show in it:
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
 from typing import get_args
 
 import pandas as pd
 import torch
+from scipy.stats import binomtest
 
 from kpnb.distill import Training
-from kpnb.metrics import Choices, Metrics, six_metrics
+from kpnb.metrics import BETTER, Choices, Metrics, six_metrics
+from kpnb.stats import Difference
 from kpnb.study import Scope, Study
 
 SHUFFLED = 4  # networks that learn labels in random order
@@ -59,6 +62,19 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
         others = [i for i in range(2 * half) if i not in chosen]
         if 0 in chosen:  # or it is the same split with the roles exchanged
             yield [[(networks[i], networks[j])] for i, j in zip(chosen, others, strict=True)]
+
+
+def false_positives(
+    nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
+) -> dict[str, float]:
+    """How many comparisons that should be "open" are not: ``count`` of ``total``, ``rate`` and its 95 % interval.
+
+    The interval takes the comparisons for independent; those that share networks are not, so it is too narrow.
+    """
+    words = [pair[metric].verdict for pair in nulls for metric in metrics]
+    wrong = len(words) - Counter(words)["open"]
+    interval = binomtest(wrong, len(words)).proportion_ci()
+    return {"count": wrong, "total": len(words), "rate": wrong / len(words), "low": interval.low, "high": interval.high}
 
 
 def sensitivity(study: Study) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpnb._messages import positive, unknown
+from kpnb._messages import one_of, positive
 from kpnb._progress import Progress
 from kpnb.store import digest
 
@@ -125,8 +125,7 @@ class Request:
     at_most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise ValueError(unknown("split", self.split, SPLITS))
+        one_of("split", self.split, SPLITS)
         positive(count=self.count, at_most=self.at_most)
         positive(True, seed=self.seed)
 
@@ -145,8 +144,7 @@ class Request:
         It is one of ``sources``, or what an installed package names as an entry point of the ``group``.
         """
         installed = {point.name: point for point in entry_points(group=group)}
-        if self.dataset not in {**installed, **sources}:
-            raise ValueError(unknown("data set", self.dataset, {**installed, **sources}))
+        one_of("data set", self.dataset, {**installed, **sources})
         make = sources.get(self.dataset) or installed[self.dataset].load()
         return make(self, *options)
 

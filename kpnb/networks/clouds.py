@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import unknown
+from kpnb._messages import one_of
 from kpnb.networks.images import initialise
 
 LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all four
@@ -288,10 +288,8 @@ def layer_path(name: str, layer: str) -> str:
 
     Raises ``ValueError`` that names the nearest options when the network or the layer is unknown.
     """
-    if name not in NETWORKS:
-        raise ValueError(unknown("network", name, NETWORKS))
-    if layer not in LAYERS:
-        raise ValueError(unknown(f"layer of {name}", layer, LAYERS))
+    one_of("network", name, NETWORKS)
+    one_of(f"layer of {name}", layer, LAYERS)
     return LAYERS[layer]
 
 

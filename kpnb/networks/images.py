@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kpnb._messages import positive, unknown
+from kpnb._messages import one_of, positive, unknown
 
 _VGG = {"FC1": "classifier.1", "FC2": "classifier.4", "FC3": "classifier.6"}
 _VGG_CONV = {"vgg11": 19, "vgg11_bn": 27, "vgg16": 29, "vgg16_bn": 42, "vgg19": 35, "vgg19_bn": 51}
@@ -46,10 +46,8 @@ def layer_path(name: str, layer: str) -> str:
 
     Raises ``ValueError`` that names the nearest options when the network or the layer is unknown.
     """
-    if name not in LAYERS:
-        raise ValueError(unknown("network", name, LAYERS))
-    if layer not in LAYERS[name]:
-        raise ValueError(unknown(f"layer of {name}", layer, LAYERS[name]))
+    one_of("network", name, LAYERS)
+    one_of(f"layer of {name}", layer, LAYERS[name])
     return LAYERS[name][layer]
 
 

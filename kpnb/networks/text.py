@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging
 
-from kpnb._messages import package, unknown
+from kpnb._messages import one_of, package
 
 POOLS = ("first", "mean", "all")
 MARKS = 3  # channels before the word embedding
@@ -84,8 +84,7 @@ class TextNet(nn.Module):
         vocabulary: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        if pool not in POOLS:
-            raise ValueError(unknown("pool", pool, POOLS))
+        one_of("pool", pool, POOLS)
         super().__init__()
         self.span, self.feature = num_classes is None, nn.Identity()
         self.pool = "all" if self.span else pool

@@ -108,7 +108,7 @@ class QuestionStudy(TextStudy):
     SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": TextStudy.PROFILES["smoke"] | SIZE,
-        "laptop": TextStudy.LAPTOP | SIZE | {"teacher_samples": 3000, "share": 1500, "test_samples": 300, "lr": 3e-4,
+        "laptop": TextStudy.LAPTOP | SIZE | {"teacher_samples": 3000, "share": 1300, "test_samples": 300, "lr": 3e-4,
                   "teacher_lr": 1e-4, "head_lr": 3e-3, "analysed": 24},
         "paper": TextStudy.PROFILES["paper"] | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
     }  # fmt: skip
