@@ -32,6 +32,9 @@ PROFILES = ("smoke", "laptop", "paper")
 # Jupyter ends a kernel with an interrupt first. One that still tidies up after its last answer calls that an error.
 INTERRUPTED = "KeyboardInterrupt caught in kernel"
 QUIET = f"__import__('logging').getLogger('IPKernelApp').addFilter(lambda said: {INTERRUPTED!r} not in str(said.msg))"
+# Threads that spin for long while they wait slow a notebook down many times when the machine is shared; and a debugger
+# that no one uses may print a warning.
+KERNEL = {"GOMP_SPINCOUNT": "10000", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 TIMEOUT = 4 * 3600  # seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it
 
 
@@ -126,11 +129,8 @@ def run_notebook(
     with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, _status(label, Path(folder, "progress")) as progress:
         # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or is needed for it.
         kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
-        # Threads that spin for long while they wait slow a notebook down many times when the machine is shared.
-        kernel |= {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
-        kernel |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # else the debugger that no one uses may print a warning
         try:
-            with patch.dict(os.environ, kernel, KPNB_PROGRESS=str(progress)):
+            with patch.dict(os.environ, KERNEL | os.environ | kernel, KPNB_PROGRESS=str(progress)):
                 papermill.execute_notebook(path.resolve(), partial.resolve(), parameters, progress_bar=False, **options)
         except Exception as error:
             where = _place(error, partial)

@@ -9,12 +9,14 @@ from functools import cache
 from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import kpnb
 import kpnb_book
 from kpnb.runner import NotebookError, check_parameters, find_notebook, run_notebook
 from kpnb.store import digest
 from kpnb_book.provenance import sign, signed
+from kpnb_book.warm import warm
 
 
 def notebooks_of(root: Path) -> list[Path]:
@@ -47,14 +49,13 @@ def build_book(profile: str, root: Path, only: Sequence[str] | None = None, work
     subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL)
     # Chapters whose number ends in 0 train what the others of their part read: first, or one would wait for the other.
     jobs.sort(key=lambda job: job[0].stem[1] != "0")
-    with get_context("spawn").Pool(workers, _share_cores, (workers,)) as pool:  # at its end all workers are stopped
+    if not jobs:
+        return _build_pages(root)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} | os.environ
+    with patch.dict(os.environ, threads), warm(), get_context("spawn").Pool(workers) as pool:  # which stops at its end
         for _ in pool.imap_unordered(_execute, jobs):
             pass
     return _build_pages(root)
-
-
-def _share_cores(workers: int) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 Job = tuple[Path, Path, dict[str, str], str]  # notebook, its executed copy, parameters, and what that follows from
