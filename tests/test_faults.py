@@ -294,7 +294,7 @@ def halvings(caplog) -> list[int]:
     return [record.args[1] for record in caplog.records if "does not fit into memory" in record.message]
 
 
-FAULTS = """
+REPEAT = """
 import resource, sys, torch
 from kpnb._memory import keep_freed
 
@@ -318,7 +318,7 @@ print(plain, faults())
 def test_freed_memory_is_not_faulted_in_again(own: dict[str, str]):
     """Page faults of a process that asks for the same blocks again and again; settings of its user stay."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
-    done = subprocess.run([sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", REPEAT], env=environment, capture_output=True, text=True, check=True)
     plain, kept = map(int, done.stdout.split())
     assert plain > 4000
     assert kept > 4000 if own else kept < 400
