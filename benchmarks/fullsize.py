@@ -1,13 +1,16 @@
-"""Full-size networks with random weights: seconds and memory of one image's entropy maps, all four layers in one call.
+"""Full-size networks with random weights: seconds and memory of one image's entropy maps, all four
+layers in one call.
 
-    OMP_NUM_THREADS=1 python -m benchmarks fullsize                     # about ten minutes on one core
-    OMP_NUM_THREADS=2 python -m benchmarks.fullsize vgg16 --max-batch 4   # one of them, otherwise
+    OMP_NUM_THREADS=1 python -m benchmarks fullsize                     # about ten minutes on one
+    core OMP_NUM_THREADS=2 python -m benchmarks.fullsize vgg16 --max-batch 4   # one of them,
+    otherwise
 
-Each network has a process of its own, for its peak memory. From the seconds of VGG-16 follow the hours of its whole row
-of Table 5 on CUB-200-2011: a student for each of the four layers, measured at its layer, and one baseline, measured at
-all four, each before the first epoch and after every one. The paper does not say how many images it measured. The
-stochastic learner is taken as released in 2020 (80 steps of 96 samples for each image and layer); the time of a few
-samples of one step stands for all of them. Training is not counted.
+Each network has a process of its own, for its peak memory. From the seconds of VGG-16 follow the
+hours of its whole row of Table 5 on CUB-200-2011: a student for each of the four layers, measured
+at its layer, and one baseline, measured at all four, each before the first epoch and after every
+one. The paper does not say how many images it measured. The stochastic learner is taken as released
+in 2020 (80 steps of 96 samples for each image and layer); the time of a few samples of one step
+stands for all of them. Training is not counted.
 """
 
 import argparse
@@ -21,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import kpnb
-from kpnb.layers import capture
-from kpnb.networks.images import LAYERS, build
-from kpnb.studies.images import ImageStudy
+from kpnb.features import capture
+from kpnb_book.networks.images import LAYERS, build
+from kpnb_book.studies.images import ImageStudy
 
 SIZES = {"alexnet": 227, "vgg16": 224, "resnet50": 224}  # pixels
 LIMIT = 8.0  # GiB
@@ -49,39 +52,71 @@ def measure(name: str, max_batch: int, repeats: int) -> None:
     paths = LAYERS[name]
     found = kpnb.entropy(model, x, [*paths.values()], max_batch=max_batch, dead="nan")
     together = seconds(model, x, [*paths.values()], repeats, max_batch=max_batch)
-    alone = {layer: seconds(model, x, [path], repeats, max_batch=max_batch) for layer, path in paths.items()}
+    alone = {
+        layer: seconds(model, x, [path], repeats, max_batch=max_batch)
+        for layer, path in paths.items()
+    }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"\n{name} at {SIZES[name]} px, {parameters:.0f} million parameters, at most {max_batch} images at once")
+    print(
+        f"\n{name} at {SIZES[name]} px, {parameters:.0f} million parameters, at most {max_batch} images at once"
+    )
     for layer, path in paths.items():
         shape = " x ".join(map(str, capture(model, x, [path])[path].shape[1:]))
         spread, linear = found[path].entropy.std().item(), found[path].linearity.item()
-        print(f"  {layer:5s}{shape:15s} alone {alone[layer]:6.2f} s   std of H {spread:.3f}   linearity {linear:.3f}")
+        print(
+            f"  {layer:5s}{shape:15s} alone {alone[layer]:6.2f} s   std of H {spread:.3f}   linearity {linear:.3f}"
+        )
     print(f"  all four in one call {together:6.2f} s, {together / 4:.2f} s a map")
     print(
-        f"  peak memory          {peak:6.2f} GiB: {'within' if peak < LIMIT else 'ABOVE'} {LIMIT:.0f} GiB", flush=True
+        f"  peak memory          {peak:6.2f} GiB: {'within' if peak < LIMIT else 'ABOVE'} {LIMIT:.0f} GiB",
+        flush=True,
     )
     share = (time.process_time() - busy) / (time.perf_counter() - started) / torch.get_num_threads()
-    print(f"  share of the cores   {100 * share:6.0f} %, with much less than 100 all seconds are too long", flush=True)
+    print(
+        f"  share of the cores   {100 * share:6.0f} %, with much less than 100 all seconds are too long",
+        flush=True,
+    )
     if name == "vgg16":
         row(together + sum(alone.values()), learner(model, x, [*paths.values()], repeats))
 
 
 def learner(model: nn.Module, x: Tensor, layers: list[str], repeats: int) -> float:
-    """Seconds of the released procedure for one image at all ``layers``, from a part of one step at each."""
+    """Seconds of the released procedure for one image at all ``layers``, from a part of one step at
+    each.
+    """
     released, few = kpnb.Stochastic(), {"repeats": repeats, "max_batch": SAMPLES}
     one, two = (kpnb.Stochastic(steps=steps, samples=SAMPLES) for steps in (1, 2))
-    parts = [seconds(model, x, [p], solver=two, **few) - seconds(model, x, [p], solver=one, **few) for p in layers]
+    parts = [
+        seconds(model, x, [p], solver=two, **few) - seconds(model, x, [p], solver=one, **few)
+        for p in layers
+    ]
     return sum(parts) * released.steps * released.samples / SAMPLES
 
 
 def row(closed: float, layers: float) -> None:
-    """Hours of the row, for seconds an image and epoch of the closed form, and of the learner at four layers."""
+    """Hours of the row, for seconds an image and epoch of the closed form, and of the learner at
+    four layers.
+    """
     solver, released, checkpoints = kpnb.ClosedForm(), kpnb.Stochastic(), PAPER["epochs"] + 1
-    forwards, backwards = 1 + solver.noise, solver.rank + solver.probes  # and for each layer its check
-    handed_down = 3 * (solver.own + solver.probes)  # backwards of the lower three layers in the call for all four
-    counts = 4 * (forwards + solver.check + backwards) + forwards + 4 * solver.check + backwards + handed_down
-    ways = {"closed form": (closed, counts), "learner": (2 * layers, 8 * 2 * released.steps * released.samples)}
+    forwards, backwards = (
+        1 + solver.noise,
+        solver.rank + solver.probes,
+    )  # and for each layer its check
+    handed_down = 3 * (
+        solver.own + solver.probes
+    )  # backwards of the lower three layers in the call for all four
+    counts = (
+        4 * (forwards + solver.check + backwards)
+        + forwards
+        + 4 * solver.check
+        + backwards
+        + handed_down
+    )
+    ways = {
+        "closed form": (closed, counts),
+        "learner": (2 * layers, 8 * 2 * released.steps * released.samples),
+    }
     print(
         f"\nTable 5, VGG-16 on CUB-200-2011: 4 students (a map each) and 1 baseline (4 maps), {checkpoints} checkpoints"
     )
@@ -96,12 +131,21 @@ def row(closed: float, layers: float) -> None:
 
 def run(quick: bool) -> None:
     for name in ["alexnet"] if quick else SIZES:
-        command = [sys.executable, "-m", "benchmarks.fullsize", name, "--repeats", "1" if quick else "3"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.fullsize",
+            name,
+            "--repeats",
+            "1" if quick else "3",
+        ]
         print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("network", choices=SIZES)
     parser.add_argument("--max-batch", type=int, default=8, help="rows of the largest forward pass")
     parser.add_argument("--repeats", type=int, default=3, help="calls of which the median counts")

@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import resource, sys, torch, kpnb
-from kpnb.networks.images import build
+from kpnb_book.networks.images import build
 images, max_batch = map(int, sys.argv[1:])
 model = build('vgg11', 12, input_size=64, width=0.5, hidden=256)
 kpnb.entropy(model, torch.randn(2, 3, 64, 64), 'classifier.1', max_batch=2)
@@ -24,7 +24,9 @@ def peak(images: int, max_batch: int) -> float:
 
 
 def run(quick: bool) -> None:
-    print("\npeak memory added by one call, VGG-11 at half width, 64 px (target: flat in the number of images)")
+    print(
+        "\npeak memory added by one call, VGG-11 at half width, 64 px (target: flat in the number of images)"
+    )
     for images, max_batch in (
         ((32, 16), (64, 16)) if quick else ((64, 16), (256, 16), (1024, 16), (256, 64), (256, 256))
     ):

@@ -1,6 +1,8 @@
-"""The closed form against the stochastic learner and the exact Jacobian: time and accuracy, on trained networks.
+"""The closed form against the stochastic learner and the exact Jacobian: time and accuracy, on
+trained networks.
 
-Network and images are those of the image chapters; ``quick`` takes their smoke profile, whose numbers mean little.
+Network and images are those of the image chapters; ``quick`` takes their smoke profile, whose
+numbers mean little.
 """
 
 import statistics
@@ -12,7 +14,7 @@ from torch import nn
 import kpnb
 from benchmarks.speed import turns
 from kpnb.metrics import agreement
-from kpnb.studies.images import ImageStudy
+from kpnb_book.studies.images import ImageStudy
 
 EXACT = kpnb.ClosedForm(rank=None)
 
@@ -23,7 +25,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images: int) -> None:
-    """The closed form and the stochastic learner with the released 2020 settings, on the same images."""
+    """The closed form and the stochastic learner with the released 2020 settings, on the same
+    images.
+    """
     path, x, foreground = study.path(layer), study.x[:images], study.foreground[:images]
     exact = kpnb.entropy(model, x, path, units=study.units, solver=EXACT)
     before = seconds(lambda: kpnb.entropy(model, study.x, path, units=study.units))
@@ -35,10 +39,14 @@ def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images:
     after = seconds(lambda: kpnb.entropy(model, study.x, path, units=study.units))
     fast = (before + after) / 2 / len(study.x)
     again = kpnb.entropy(model, x, path, units=study.units, solver=learner, max_batch=96, seed=1)
-    print(f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, {images} images")
+    print(
+        f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, {images} images"
+    )
     print(f"  closed form          {1000 * fast:10.1f} ms an image")
     passes = learner.steps * learner.samples
-    print(f"  stochastic learner   {1000 * slow:10.1f} ms an image, {passes} forwards and backwards")
+    print(
+        f"  stochastic learner   {1000 * slow:10.1f} ms an image, {passes} forwards and backwards"
+    )
     print(f"  ratio                {slow / fast:10.0f}   (target: at least 500)")
     for name, one, two in (
         ("closed form and exact", closed, exact),
@@ -46,21 +54,29 @@ def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images:
         ("learner, two seeds", learned, again),
     ):
         error, iou = agreement(one.entropy, two.entropy, foreground, study.settings.b)
-        print(f"  {name:22s} mean abs. difference {error:.4f} nats, IoU of knowledge points {iou:.3f}")
+        print(
+            f"  {name:22s} mean abs. difference {error:.4f} nats, IoU of knowledge points {iou:.3f}"
+        )
 
 
 def ranks(study: ImageStudy, model: nn.Module, title: str) -> None:
     """What rank each layer needs."""
-    print(f"\n{title}: IoU of knowledge points with the exact Jacobian (mean abs. error of H in nats)")
+    print(
+        f"\n{title}: IoU of knowledge points with the exact Jacobian (mean abs. error of H in nats)"
+    )
     settings = ((9, 5, 14), (16, 16, 24), (32, 32, 40), (64, 32, 80))
     print("  rank + probes, noise  " + "".join(f"{f'{r} + {p}, {n}':>18s}" for r, p, n in settings))
     for layer in ("Conv", "FC1", "FC2", "FC3"):
         path = study.path(layer)
-        exact = kpnb.entropy(model, study.x, path, units=study.units, solver=EXACT, dead="nan").entropy
+        exact = kpnb.entropy(
+            model, study.x, path, units=study.units, solver=EXACT, dead="nan"
+        ).entropy
         row = ""
         for rank, probes, noise in settings:
             solver = kpnb.ClosedForm(rank=rank, probes=probes, noise=noise)
-            found = kpnb.entropy(model, study.x, path, units=study.units, solver=solver, dead="nan").entropy
+            found = kpnb.entropy(
+                model, study.x, path, units=study.units, solver=solver, dead="nan"
+            ).entropy
             error, iou = agreement(found, exact, study.foreground, study.settings.b)
             row += f"{f'{iou:.3f} ({error:.4f})':>18s}"
         print(f"  {layer:22s}{row}")

@@ -1,4 +1,6 @@
-"""Entropy per image beside its two bounds: a bare loop of the same autograd calls, and the machine's matrix product."""
+"""Entropy per image beside its two bounds: a bare loop of the same autograd calls, and the
+machine's matrix product.
+"""
 
 import statistics
 import tempfile
@@ -10,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kpnb
-from kpnb.layers import capture, explaining
-from kpnb.networks.images import build, layer_path
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
+from kpnb.features import capture, explaining
+from kpnb_book.networks.images import build, layer_path
+from kpnb_book.store import Store
+from kpnb_book.studies.images import ImageStudy
 
 NETWORK, LAYERS = "vgg11_bn", ("Conv", "FC1", "FC2", "FC3")
 CLOSED = kpnb.ClosedForm()
@@ -51,7 +53,9 @@ def network(size: int = 64, hidden: int = 256) -> nn.Module:
     return build(NETWORK, 12, input_size=size, width=0.125, hidden=hidden, dropout=0.0).eval()
 
 
-def bare_loop(model: nn.Module, x: Tensor, path: str, solver: kpnb.ClosedForm, max_batch: int = 32) -> None:
+def bare_loop(
+    model: nn.Module, x: Tensor, path: str, solver: kpnb.ClosedForm, max_batch: int = 32
+) -> None:
     """As many forward and backward passes as the closed form makes, and nothing else."""
     with explaining(model, x.device):
         for rows in x.split(max_batch):
@@ -74,32 +78,51 @@ def compare(
     """One line: milliseconds an image, and the throughput as a share of what each bound allows."""
     model, x, path = network(size, hidden), inputs(size=size), layer_path(NETWORK, layer)
     how = {"units": kpnb.ImageGrid(grid), "solver": solver, "max_batch": batch, "dead": "nan"}
-    runs = [lambda: bare_loop(model, x, path, solver, batch), lambda: kpnb.entropy(model, x, path, **how)]
+    runs = [
+        lambda: bare_loop(model, x, path, solver, batch),
+        lambda: kpnb.entropy(model, x, path, **how),
+    ]
     bare, full = turns(runs, repeats)
     with FlopCounterMode(display=False) as counter:
         bare_loop(model, x, path, solver, batch)
     least = counter.get_total_flops() / rate
     mine = statistics.median(full)
-    print(f"  {title:34s}{1e3 * mine / len(x):8.2f} ms{ratio(bare, full):12.2f}{least / mine:16.2f}")
+    print(
+        f"  {title:34s}{1e3 * mine / len(x):8.2f} ms{ratio(bare, full):12.2f}{least / mine:16.2f}"
+    )
 
 
 def run(quick: bool) -> None:
     rate, repeats = product_rate(), 3 if quick else 11
-    print(f"\nentropy of {NETWORK} at an eighth of its width; the machine's matrix product: {rate / 1e9:.0f} GFLOP/s")
-    print(f"  {'':34s}{'an image':>11s}{'/ bare loop':>12s}{'/ matrix product':>17s}   (target for / bare loop: 0.9)")
-    for name, solver in (("9 + 5 directions, 14 forwards", CLOSED), ("16 + 16 directions, 24 forwards", STUDY)):
+    print(
+        f"\nentropy of {NETWORK} at an eighth of its width; the machine's matrix product: {rate / 1e9:.0f} GFLOP/s"
+    )
+    print(
+        f"  {'':34s}{'an image':>11s}{'/ bare loop':>12s}{'/ matrix product':>17s}   (target for / bare loop: 0.9)"
+    )
+    for name, solver in (
+        ("9 + 5 directions, 14 forwards", CLOSED),
+        ("16 + 16 directions, 24 forwards", STUDY),
+    ):
         for layer in LAYERS:
             compare(f"{layer}: {name}", rate, repeats, layer=layer, solver=solver)
     if not quick:
         compare("FC1: exact Jacobian", rate, 3, solver=kpnb.ClosedForm(rank=None))
-    for key, values in {"grid": (8, 32), "size": (32, 128), "hidden": (64, 1024), "batch": (8, 128)}.items():
+    for key, values in {
+        "grid": (8, 32),
+        "size": (32, 128),
+        "hidden": (64, 1024),
+        "batch": (8, 128),
+    }.items():
         for value in values[: 1 if quick else 2]:
             compare(f"FC1, {key} {value}", rate, repeats, **{key: value})
     several_layers(repeats)
 
 
 def several_layers(repeats: int) -> None:
-    """All layers in one call against one call for each: time, what the passes alone allow, and error of the entropy."""
+    """All layers in one call against one call for each: time, what the passes alone allow, and
+    error of the entropy.
+    """
     model, x, paths = network(), inputs(), [layer_path(NETWORK, layer) for layer in LAYERS]
     how = {"units": kpnb.ImageGrid(16), "dead": "nan"}
 
@@ -118,7 +141,8 @@ def several_layers(repeats: int) -> None:
             lambda: torch.autograd.grad(feature, leaf, torch.ones_like(feature), retain_graph=True),
         ]
         forward, backward = map(statistics.median, turns(passes, 3 * repeats))
-    # FC3 is exact, with 12 backwards and no noise; the other three make 14 each, or 7; each layer has its own check
+    # FC3 is exact, with 12 backwards and no noise; the other three make 14 each, or 7; each layer
+    # has its own check
     calls, layers = (3 * 16 + 2) * forward + (12 + 3 * 14) * backward, (15 + 4) * forward
     bounds = (layers + (12 + 3 * count) * backward for count in (CLOSED.own + CLOSED.probes, 14))
     shared, alone = (least / calls for least in bounds)
@@ -127,18 +151,32 @@ def several_layers(repeats: int) -> None:
     print(f"  each layer for itself    {ratio(itself, four):20.2f}{alone:28.2f}")
     few = x[:8]
     exact = kpnb.entropy(model, few, paths, solver=kpnb.ClosedForm(rank=None), **how)
-    print(f"  mean error of the entropy, nats{'':11s}" + "".join(f"{layer:>8s}" for layer in LAYERS))
-    for name, found in {"products are handed down": together(), "each layer for itself": apart()}.items():
-        gaps = [(found[p].entropy[: len(few)] - exact[p].entropy).abs().nanmean().item() for p in paths]
+    print(
+        f"  mean error of the entropy, nats{'':11s}" + "".join(f"{layer:>8s}" for layer in LAYERS)
+    )
+    for name, found in {
+        "products are handed down": together(),
+        "each layer for itself": apart(),
+    }.items():
+        gaps = [
+            (found[p].entropy[: len(few)] - exact[p].entropy).abs().nanmean().item() for p in paths
+        ]
         print(f"    {name:38s}" + "".join(f"{gap:8.4f}" for gap in gaps))
 
 
 def scaling(quick: bool) -> None:
-    model, path, unit, repeats = network(), layer_path(NETWORK, "FC1"), kpnb.ImageGrid(16), 3 if quick else 7
+    model, path, unit, repeats = (
+        network(),
+        layer_path(NETWORK, "FC1"),
+        kpnb.ImageGrid(16),
+        3 if quick else 7,
+    )
     print("\nentropy of more images, FC1: milliseconds an image")
     for images in (32, 128) if quick else (32, 128, 512):
         x = inputs(images)
-        (times,) = turns([lambda x=x: kpnb.entropy(model, x, path, units=unit, dead="nan")], repeats)
+        (times,) = turns(
+            [lambda x=x: kpnb.entropy(model, x, path, units=unit, dead="nan")], repeats
+        )
         print(f"  {images:4d} images {1e3 * statistics.median(times) / images:21.2f} ms")
     print(
         "\nentropy of more epochs, smoke profile, FC1: an epoch, read from the store and written there, over the call"
@@ -146,12 +184,22 @@ def scaling(quick: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
         study = ImageStudy("smoke", epochs=4 if quick else 16, store=Store(folder))
         training, path, s = study.baseline(), study.path("FC1"), study.settings
-        model, solver = training.load(), kpnb.ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
+        model, solver = (
+            training.load(),
+            kpnb.ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise),
+        )
         options = {"units": study.units, "solver": solver, "max_batch": s.max_batch, "dead": "nan"}
         (alone,) = turns([lambda: kpnb.entropy(model, study.x, path, **options)], repeats)
         for epochs in (2, 4) if quick else (4, 16):
             seeds = iter(range(epochs * 100, epochs * 100 + 99))  # each repetition measures anew
             (times,) = turns(
-                [lambda e=epochs, s=seeds: study.entropies(training, "FC1", range(e), noise_seed=next(s))], 2
+                [
+                    lambda e=epochs, s=seeds: study.entropies(
+                        training, "FC1", range(e), noise_seed=next(s)
+                    )
+                ],
+                2,
             )
-            print(f"  {epochs:4d} epochs {statistics.median(times) / epochs / statistics.median(alone):21.2f}")
+            print(
+                f"  {epochs:4d} epochs {statistics.median(times) / epochs / statistics.median(alone):21.2f}"
+            )

@@ -2,8 +2,9 @@
 
 About two minutes on two cores; needs Dask (the extra "cluster").
 
-Every run is a notebook that computes on one thread and shares nothing with the others. Both sweeps run on workers of
-one thread, started before the clock. The start of each run's processes is part of the time, as it is for a user.
+Every run is a notebook that computes on one thread and shares nothing with the others. Both sweeps
+run on workers of one thread, started before the clock. The start of each run's processes is part of
+the time, as it is for a user.
 """
 
 import os
@@ -18,18 +19,21 @@ from unittest.mock import patch
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from kpnb_book import sweep
+from kpnb_book.run import sweep
 
 
 def clone(root: Path, runs: int, loops: int) -> Path:
-    """A clone with one notebook, which sums squares ``loops`` times, and a sweep of it; returns the sweep's file."""
+    """A clone with one notebook, which sums squares ``loops`` times, and a sweep of it; returns the
+    sweep's file.
+    """
     (root / "notebooks").mkdir(parents=True)
     (root / "_toc.yml").touch()
     setting = new_code_cell(f"seed = 0\nloops = {loops}", metadata={"tags": ["parameters"]})
     work = new_code_cell("for _ in range(loops):\n    total = sum(i * i for i in range(3_000_000))")
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(
-        new_notebook(cells=[setting, work], metadata={"kernelspec": kernel}), root / "notebooks/10_work.ipynb"
+        new_notebook(cells=[setting, work], metadata={"kernelspec": kernel}),
+        root / "notebooks/10_work.ipynb",
     )
     file = root / "work.yaml"
     file.write_text(f"notebook: 10\ngrid: {{seed: {list(range(runs))}}}\n")
@@ -52,7 +56,9 @@ def seconds(workers: int, members: list[sweep.Member], folder: Path) -> float:
 
 def run(quick: bool) -> None:
     if not find_spec("distributed"):
-        print("\nworkers of a sweep: Dask is not installed (pip install -c constraints.txt distributed)")
+        print(
+            "\nworkers of a sweep: Dask is not installed (pip install -c constraints.txt distributed)"
+        )
         return
     runs, length = (2, 4.0) if quick else (4, 12.0)
     start = time.process_time()
@@ -64,5 +70,9 @@ def run(quick: bool) -> None:
         members = sweep.read(file, file.parent, {})
         with redirect_stdout(sys.stderr):  # what the sweeps say on their way
             one, two = (seconds(workers, members, Path(folder, str(workers))) for workers in (1, 2))
-    print(f"\nsweep of {runs} independent runs of about {length:.0f} s, Dask workers of one thread (wall time)")
-    print(f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster (bound: 2, target: 1.7)")
+    print(
+        f"\nsweep of {runs} independent runs of about {length:.0f} s, Dask workers of one thread (wall time)"
+    )
+    print(
+        f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster (bound: 2, target: 1.7)"
+    )

@@ -4,17 +4,33 @@ __version__ = "0.1.0"
 
 from kpnb.energy import ClosedForm
 from kpnb.entropy import Entropy, entropy
-from kpnb.layers import capture
-from kpnb.learner import Stochastic
+from kpnb.features import capture
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance, weight_distance
 from kpnb.lipschitz import Lipschitz, lipschitz
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
-from kpnb.store import Store
+from kpnb.sampling import Stochastic
 from kpnb.units import ImageGrid, Points, Tokens
 
 __all__ = [
-    "Aligned", "ClosedForm", "Converged", "Entropy", "ImageGrid", "KnowledgePoints", "Lipschitz", "Points",
-    "Stochastic", "Store", "Tokens", "capture", "d_mean_var", "detour_ratio", "entropy", "foreground_units",
-    "knowledge_points", "learning_distance", "lipschitz", "summarise", "weight_distance",
-]  # fmt: skip
+    "Aligned",
+    "ClosedForm",
+    "Converged",
+    "Entropy",
+    "ImageGrid",
+    "KnowledgePoints",
+    "Lipschitz",
+    "Points",
+    "Stochastic",
+    "Tokens",
+    "capture",
+    "d_mean_var",
+    "detour_ratio",
+    "entropy",
+    "foreground_units",
+    "knowledge_points",
+    "learning_distance",
+    "lipschitz",
+    "summarise",
+    "weight_distance",
+]

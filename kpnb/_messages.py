@@ -6,7 +6,9 @@ from importlib import metadata
 
 
 def unknown(what: str, name: object, options: Iterable[object]) -> str:
-    """Say that ``name`` is not a known ``what`` and name the nearest ``options`` (all of them when few)."""
+    """Say that ``name`` is not a known ``what`` and name the nearest ``options`` (all of them when
+    few).
+    """
     known = [str(option) for option in options]
     near = get_close_matches(str(name), known, n=3, cutoff=0.5)
     if near:
@@ -22,10 +24,14 @@ def one_of(what: str, name: object, options: Collection[object]) -> None:
 
 
 def positive(or_zero: bool = False, /, **values: float | None) -> None:
-    """Raise ``ValueError`` naming the first of ``values`` that is not positive (None is not checked)."""
+    """Raise ``ValueError`` naming the first of ``values`` that is not positive (None is not
+    checked).
+    """
     for name, value in values.items():
         if value is not None and not (value > 0 or (or_zero and value == 0)):
-            raise ValueError(f"{name}={value} must {'not be negative' if or_zero else 'be positive'}")
+            raise ValueError(
+                f"{name}={value} must {'not be negative' if or_zero else 'be positive'}"
+            )
 
 
 def package(name: str) -> metadata.Distribution:

@@ -1,8 +1,8 @@
 """Progress of long work: a plain text bar, or a status file that a parent process shows.
 
-``tqdm.auto`` would become a widget inside Jupyter, which neither papermill nor a rendered page can show. When
-``KPNB_PROGRESS`` names a file (``kpnb.runner`` sets it), the current line goes there and nothing is
-printed, so that executed notebooks hold results only.
+``tqdm.auto`` would become a widget inside Jupyter, which neither papermill nor a rendered page can
+show. When ``KPNB_PROGRESS`` names a file (``kpnb_book.run.notebooks`` sets it), the current line
+goes there and nothing is printed, so that executed notebooks hold results only.
 """
 
 import json
@@ -16,20 +16,29 @@ from tqdm import tqdm
 
 
 def note(settings: Mapping[str, Any]) -> None:
-    """Leave the settings of an experiment beside the status file, for the parent process to keep with the results."""
+    """Leave the settings of an experiment beside the status file, for the parent process to keep
+    with the results.
+    """
     if path := os.environ.get("KPNB_PROGRESS"):
         with Path(path).with_suffix(".settings").open("a") as file:
             print(json.dumps(settings), file=file)
 
 
 class Progress:
-    """Context manager that shows how much of ``total`` is done, with named values and the time left."""
+    """Context manager that shows how much of ``total`` is done, with named values and the time
+    left.
+    """
 
-    def __init__(self, total: int, what: str, unit: str = "epoch", done: int = 0, hidden: bool = False) -> None:
+    def __init__(
+        self, total: int, what: str, unit: str = "epoch", done: int = 0, hidden: bool = False
+    ) -> None:
         path = os.environ.get("KPNB_PROGRESS")
         self._file = Path(path) if path else None
-        self._sink = sink = open(os.devnull, "w") if self._file else None  # noqa: SIM115 - closed in __exit__
-        self._bar = tqdm(total=total, desc=what, unit=unit, initial=done, file=sink, leave=False, disable=hidden)
+
+        self._sink = sink = open(os.devnull, "w") if self._file else None
+        self._bar = tqdm(
+            total=total, desc=what, unit=unit, initial=done, file=sink, leave=False, disable=hidden
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,7 +51,12 @@ class Progress:
         if self._file and not self._bar.disable:
             self._file.write_text(str(self._bar))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
         self._bar.close()
         if self._sink:
             self._sink.close()

@@ -1,7 +1,7 @@
 """Eq. 8-9: when knowledge points are learned, and how many of those tried are kept.
 
-All functions take an epoch axis that starts with the untrained network (epoch 0). The paper's epochs run from 1;
-the released 2020 procedure counts epoch 0 too (``first=0``).
+All functions take an epoch axis that starts with the untrained network (epoch 0). The paper's
+epochs run from 1; the released 2020 procedure counts epoch 0 too (``first=0``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,40 +12,49 @@ from torch import Tensor
 
 
 def weight_distance(
-    initial: Mapping[str, float], steps: Sequence[Mapping[str, float]], parameters: Iterable[str] | None = None
+    initial: Mapping[str, float],
+    steps: Sequence[Mapping[str, float]],
+    parameters: Iterable[str] | None = None,
 ) -> Tensor:
-    """Path length of the parameters up to every epoch, relative to their start: sum of ||w_k - w_{k-1}|| / ||w_0||.
+    """Path length of the parameters up to every epoch, relative to their start: sum of ||w_k -
+    w_{k-1}|| / ||w_0||.
 
     initial     ||w_0|| of each parameter tensor, by name
     steps       for each epoch k = 1..M: ||w_k - w_{k-1}|| of each parameter tensor
-    parameters  the names that w consists of; default all, as the paper's text says (the released 2020 procedure
-                takes the weight of the target layer only)
+    parameters  the names that w consists of; default all, as the paper's text says (the released
+                2020 procedure takes the weight of the target layer only)
 
     Returns ``[M + 1]`` in double precision, 0 for epoch 0.
     """
     names = list(initial if parameters is None else parameters)
     if not names or (missing := [n for n in names if n not in initial]):
-        raise LookupError(f"no weight distance for parameters {missing if names else names}; known: {sorted(initial)}")
+        raise LookupError(
+            f"no weight distance for parameters {missing if names else names}; known: {sorted(initial)}"
+        )
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
     return torch.tensor([0.0, *norms], dtype=torch.float64).cumsum(0) / start
 
 
 def richest_epoch(n_fg: Tensor, first: int = 1) -> Tensor:
-    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points ``n_fg [M + 1, N]``.
+    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points ``n_fg
+    [M + 1, N]``.
 
-    The earliest of equals. Meaningless for an image that never has one; ``learning_distance`` gives it NaN.
+    The earliest of equals. Meaningless for an image that never has one; ``learning_distance`` gives
+    it NaN.
     """
     return n_fg[first:].nan_to_num(-1).argmax(0) + first
 
 
 def learning_distance(n_fg: Tensor, distance: Tensor, first: int = 1) -> Tensor:
-    """Weight distance ``[N]`` at which each image has the most foreground knowledge points (inside Eq. 8).
+    """Weight distance ``[N]`` at which each image has the most foreground knowledge points (inside
+    Eq. 8).
 
     n_fg        ``[M + 1, N]`` counts of Eq. 7 by epoch
     distance    ``[M + 1]`` from ``weight_distance``
 
-    NaN for an image that never has a foreground knowledge point. D_mean and D_var are mean and variance over images.
+    NaN for an image that never has a foreground knowledge point. D_mean and D_var are mean and
+    variance over images.
     """
     if n_fg.shape[0] != len(distance):
         raise ValueError(f"{n_fg.shape[0]} epochs of counts, but {len(distance)} weight distances")
@@ -54,18 +63,24 @@ def learning_distance(n_fg: Tensor, distance: Tensor, first: int = 1) -> Tensor:
 
 
 def d_mean_var(distances: Tensor) -> tuple[float, float]:
-    """D_mean and D_var (Eq. 8): mean and population variance of ``distances [N]`` over images that have one."""
+    """D_mean and D_var (Eq. 8): mean and population variance of ``distances [N]`` over images that
+    have one.
+    """
     known = distances[~distances.isnan()].double()
     if not len(known):
         return float("nan"), float("nan")
     return known.mean().item(), known.var(correction=0).item()
 
 
-def detour_ratio(on_foreground: Tensor, first: int = 1, empty: Literal["nan", "zero"] = "nan") -> Tensor:
-    """Rho ``[N]`` (Eq. 9): the share of all foreground knowledge points ever tried that the last epoch holds.
+def detour_ratio(
+    on_foreground: Tensor, first: int = 1, empty: Literal["nan", "zero"] = "nan"
+) -> Tensor:
+    """Rho ``[N]`` (Eq. 9): the share of all foreground knowledge points ever tried that the last
+    epoch holds.
 
     on_foreground   bool ``[M + 1, N, n]`` sets S_j by epoch
-    empty           an image that never has one: ``"nan"`` (undefined), or ``"zero"`` as in the released 2020 procedure
+    empty           an image that never has one: ``"nan"`` (undefined), or ``"zero"`` as in the
+                    released 2020 procedure
     """
     if empty not in ("nan", "zero"):
         raise ValueError(f"empty = {empty!r}; choose 'nan' or 'zero'")

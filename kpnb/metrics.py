@@ -18,14 +18,18 @@ SYMBOL = dict(zip(NAMES, _SYMBOLS, strict=True))
 
 @dataclass(frozen=True)
 class Choices:
-    """Where the paper's text (the defaults) and the released 2020 procedure (``released``) decide differently.
+    """Where the paper's text (the defaults) and the released 2020 procedure (``released``) decide
+    differently.
 
     b       threshold, nats
     level   the background's mean entropy: of each ``"image"`` or over the ``"dataset"``
-    first   first epoch that counts for m-hat and the union of Eq. 9: 1, or 0 (the untrained network)
-    empty   rho of an image without any foreground knowledge point: ``"nan"`` (undefined) or ``"zero"``
-    filtered   leave out the images that ``points.released_filter`` does, which selects for the hypotheses; the release
-               does so, but ``released`` leaves it off, so that it is asked for by name
+    first   first epoch that counts for m-hat and the union of Eq. 9: 1, or 0 (the untrained
+            network)
+    empty   rho of an image without any foreground knowledge point: ``"nan"`` (undefined) or
+            ``"zero"``
+    filtered   leave out the images that ``points.released_filter`` does, which selects for the
+               hypotheses; the release does so, but ``released`` leaves it off, so that it is asked
+               for by name
     """
 
     b: float = 0.2
@@ -42,7 +46,9 @@ class Choices:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One value per image, ``[N]``, NaN where it is undefined; ``points`` is bool ``[M + 1, N, n]`` by epoch."""
+    """One value per image, ``[N]``, NaN where it is undefined; ``points`` is bool ``[M + 1, N, n]``
+    by epoch.
+    """
 
     n_fg: Tensor
     n_bg: Tensor
@@ -53,19 +59,29 @@ class Metrics:
 
     def per_image(self) -> dict[str, Tensor]:
         """The metrics that are means over images."""
-        return {"n_fg": self.n_fg, "n_bg": self.n_bg, "lambda": self.ratio, "d_mean": self.distance, "rho": self.rho}
+        return {
+            "n_fg": self.n_fg,
+            "n_bg": self.n_bg,
+            "lambda": self.ratio,
+            "d_mean": self.distance,
+            "rho": self.rho,
+        }
 
     def row(self) -> dict[str, float]:
         """The six metrics as in Table 5."""
         means = {name: summarise(values).mean for name, values in self.per_image().items()}
-        return {name: d_mean_var(self.distance)[1] if name == "d_var" else means[name] for name in NAMES}
+        return {
+            name: d_mean_var(self.distance)[1] if name == "d_var" else means[name] for name in NAMES
+        }
 
     def undefined(self) -> dict[str, int]:
         """Number of images that each metric leaves out because it is undefined there."""
         return {name: summarise(values).undefined for name, values in self.per_image().items()}
 
 
-def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: Choices | None = None) -> Metrics:
+def six_metrics(
+    entropy: Tensor, foreground: Tensor, distance: Tensor, choices: Choices | None = None
+) -> Metrics:
     """Metrics of one network at one layer (Eq. 5-9).
 
     entropy     ``[M + 1, N, n]`` nats, epochs 0 (untrained) to M
@@ -76,7 +92,9 @@ def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: 
     """
     choices = choices or Choices()
     if entropy.dim() != 3 or len(entropy) < 2:
-        raise ValueError(f"entropy is [epochs, images, units] with at least two epochs; got {tuple(entropy.shape)}")
+        raise ValueError(
+            f"entropy is [epochs, images, units] with at least two epochs; got {tuple(entropy.shape)}"
+        )
     if choices.filtered:
         entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)
     found = knowledge_points(entropy, foreground, b=choices.b, level=choices.level)
@@ -85,13 +103,18 @@ def six_metrics(entropy: Tensor, foreground: Tensor, distance: Tensor, choices: 
         n_bg=found.n_bg[-1],
         ratio=found.ratio[-1],
         distance=learning_distance(found.n_fg, distance, choices.first),
-        rho=detour_ratio(found.on_foreground, choices.first, choices.empty).where(found.defined.all(0), torch.nan),
+        rho=detour_ratio(found.on_foreground, choices.first, choices.empty).where(
+            found.defined.all(0), torch.nan
+        ),
         points=found.points,
     )
 
 
-def agreement(entropy: Tensor, other: Tensor, foreground: Tensor, b: float = 0.2) -> tuple[float, float]:
-    """Mean absolute difference (nats) of two entropies ``[N, n]``, and the mean IoU of their knowledge points.
+def agreement(
+    entropy: Tensor, other: Tensor, foreground: Tensor, b: float = 0.2
+) -> tuple[float, float]:
+    """Mean absolute difference (nats) of two entropies ``[N, n]``, and the mean IoU of their
+    knowledge points.
 
     The IoU is over the images in which either has a knowledge point.
     """

@@ -1,16 +1,18 @@
 r"""Which sigma: the two objectives of Eq. 3, solved in closed form for given unit energies.
 
-With :math:`s_i` the squared norm of the feature's derivative with respect to unit i, small perturbations change
-the feature by :math:`\sum_i s_i \sigma_i^2`, and :math:`\delta_f^2 = \sigma_0^2 \sum_i s_i`. In the relative energy
-:math:`q_i = n s_i / \sum_j s_j`, the relative variance :math:`v_i = \sigma_i^2 / \sigma_0^2` and rescaled time,
-gradient descent on Eq. 3 from :math:`\sigma_0` follows
+With :math:`s_i` the squared norm of the feature's derivative with respect to unit i, small
+perturbations change the feature by :math:`\sum_i s_i \sigma_i^2`, and :math:`\delta_f^2 =
+\sigma_0^2 \sum_i s_i`. In the relative energy :math:`q_i = n s_i / \sum_j s_j`, the relative
+variance :math:`v_i = \sigma_i^2 / \sigma_0^2` and rescaled time, gradient descent on Eq. 3 from
+:math:`\sigma_0` follows
 
 .. math:: v_i(t) = e^{-4 q_i t} + 2 w t\, \phi(4 q_i t), \qquad \phi(z) = (1 - e^{-z}) / z,
 
 where w is the weight of the *mean* entropy (the paper's alpha times n). Its limit is the minimiser
-:math:`w / (2 q_i)`. The mean entropy rises all along the path when w > 2, because its slope is the mean of
-:math:`(w - 2 q_i) e^{-4 q_i t} / v_i`, a product of two functions that both fall with :math:`q_i`, and
-:math:`q` has the mean 1 (Chebyshev's sum inequality). So the point with a given mean entropy is unique.
+:math:`w / (2 q_i)`. The mean entropy rises all along the path when w > 2, because its slope is the
+mean of :math:`(w - 2 q_i) e^{-4 q_i t} / v_i`, a product of two functions that both fall with
+:math:`q_i`, and :math:`q` has the mean 1 (Chebyshev's sum inequality). So the point with a given
+mean entropy is unique.
 """
 
 import math
@@ -20,7 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-SIGMA_0 = 0.01  # start of the descent and size tau of the noise behind delta_f^2, in units of the input's scale
+# start of the descent and size tau of the noise behind delta_f^2, in units of the input's scale
+SIGMA_0 = 0.01
 HALF_LOG_2PIE = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a Gaussian with sigma = 1, nats
 
 
@@ -30,7 +33,8 @@ def entropy_of(sigma: Tensor) -> Tensor:
 
 
 def relative_energy(energy: Tensor) -> Tensor:
-    """``energy [B, n]`` over its mean, in double precision: q, with mean 1 (NaN where a sample has none).
+    """``energy [B, n]`` over its mean, in double precision: q, with mean 1 (NaN where a sample has
+    none).
 
     Units that do not exist have NaN, here and in all that follows, and enter no mean.
     """
@@ -39,7 +43,9 @@ def relative_energy(energy: Tensor) -> Tensor:
 
 
 def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
-    """Relative variance ``v [B, n]`` after the time ``t [B, 1]`` for the relative energies ``q [B, n]``."""
+    """Relative variance ``v [B, n]`` after the time ``t [B, 1]`` for the relative energies ``q [B,
+    n]``.
+    """
     z = 4 * q * t
     gone = -torch.expm1(-z)
     return 1 - gone + 2 * weight * t * torch.where(z > 0, gone / z.clamp_min(1e-300), 1.0)
@@ -49,19 +55,24 @@ class Objective(Protocol):
     """What a solver asks of an objective."""
 
     def variance(self, q: Tensor) -> Tensor:
-        """Relative variances ``v [B, n]`` (in units of sigma_0 squared) for relative energies ``q [B, n]``."""
+        """Relative variances ``v [B, n]`` (in units of sigma_0 squared) for relative energies ``q
+        [B, n]``.
+        """
 
     def mean_weight(self, n: Any) -> Any:
-        """Weight of the mean entropy in the loss for ``n`` units (a number, or one for each sample)."""
+        """Weight of the mean entropy in the loss for ``n`` units (a number, or one for each
+        sample).
+        """
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """The point of the descent path where the mean entropy over the units is ``mean`` (nats, input scale 1).
+    """The point of the descent path where the mean entropy over the units is ``mean`` (nats, input
+    scale 1).
 
-    The default: it puts all networks, layers and epochs on one mean entropy, which is what the threshold b
-    belongs to. ``weight`` multiplies the mean entropy (7 in the released 2020 procedure for AlexNet and VGG, 6 for
-    ResNet). A unit without energy stays finite.
+    The default: it puts all networks, layers and epochs on one mean entropy, which is what the
+    threshold b belongs to. ``weight`` multiplies the mean entropy (7 in the released 2020 procedure
+    for AlexNet and VGG, 6 for ResNet). A unit without energy stays finite.
     """
 
     mean: float = -2.8
@@ -69,9 +80,13 @@ class Aligned:
 
     def __post_init__(self) -> None:
         if self.weight <= 2:
-            raise ValueError(f"weight = {self.weight}: the mean entropy rises along the path only for weight > 2")
+            raise ValueError(
+                f"weight = {self.weight}: the mean entropy rises along the path only for weight > 2"
+            )
         if self.rise < 0:
-            raise ValueError(f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises from there")
+            raise ValueError(
+                f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises from there"
+            )
 
     @property
     def rise(self) -> float:
@@ -82,7 +97,9 @@ class Aligned:
         return self.weight
 
     def time(self, q: Tensor) -> Tensor:
-        """Time ``[B, 1]`` at which the path for ``q [B, n]`` has the mean entropy; NaN where it never has."""
+        """Time ``[B, 1]`` at which the path for ``q [B, n]`` has the mean entropy; NaN where it
+        never has.
+        """
         low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
         high, log_t, halvings = -low, 0 * low, 12
         for step in range(halvings + 5):
@@ -92,8 +109,11 @@ class Aligned:
             if step < halvings:
                 log_t = (low + high) / 2
                 continue
-            # the bracket's 41 nats are a hundredth now, where Newton's method doubles the digits with every step
-            slope = (log_t.exp() * (self.weight - 2 * q) * (-4 * q * log_t.exp()).exp() / v).nanmean(-1, keepdim=True)
+            # the bracket's 41 nats are a hundredth now, where Newton's method doubles the digits
+            # with every step
+            slope = (
+                log_t.exp() * (self.weight - 2 * q) * (-4 * q * log_t.exp()).exp() / v
+            ).nanmean(-1, keepdim=True)
             log_t = (log_t + gap / slope.clamp_min(1e-300)).clamp(low, high)
         return torch.where(gap.abs() < 1e-9, log_t.exp(), torch.nan)
 
@@ -112,7 +132,9 @@ class Converged:
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
-            raise ValueError(f"alpha = {self.alpha}: the weight of the entropy in Eq. 3 must be positive")
+            raise ValueError(
+                f"alpha = {self.alpha}: the weight of the entropy in Eq. 3 must be positive"
+            )
 
     def mean_weight(self, n: Any) -> Any:
         return self.alpha * n

@@ -12,9 +12,10 @@ Level = Literal["image", "dataset"]
 def background_level(entropy: Tensor, background: Tensor, level: Level = "image") -> Tensor:
     """The background's mean entropy (H-bar, nats), ``[..., N, 1]``, from ``entropy [..., N, n]``.
 
-    ``level="image"`` averages over each image's own background (section 3.2); ``"dataset"`` averages those averages
-    over the images (the released 2020 procedure). Units with NaN are left out: padding, which is no unit. NaN for an
-    image without background or whose entropy is undefined.
+    ``level="image"`` averages over each image's own background (section 3.2); ``"dataset"``
+    averages those averages over the images (the released 2020 procedure). Units with NaN are left
+    out: padding, which is no unit. NaN for an image without background or whose entropy is
+    undefined.
     """
     inside = entropy.where(background, torch.nan).nanmean(-1, keepdim=True)
     if level == "image":
@@ -53,7 +54,9 @@ class KnowledgePoints:
 
     @property
     def ratio(self) -> Tensor:
-        """Lambda of each image, ``[..., N]``: the term averaged in Eq. 5; NaN also where there is no point."""
+        """Lambda of each image, ``[..., N]``: the term averaged in Eq. 5; NaN also where there is
+        no point.
+        """
         return self.n_fg / (self.n_fg + self.n_bg)
 
     @property
@@ -63,7 +66,9 @@ class KnowledgePoints:
 
 
 def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-    """Which images have both regions, bool ``[N]``; ``ValueError`` for wrong shapes or when none has."""
+    """Which images have both regions, bool ``[N]``; ``ValueError`` for wrong shapes or when none
+    has.
+    """
     for name, region in (("foreground", foreground), ("background", background)):
         if region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
             raise ValueError(
@@ -74,21 +79,28 @@ def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> T
         raise ValueError("a unit cannot lie on the foreground and on the background")
     for name, region in (("foreground", foreground), ("background", background)):
         if not region.any():
-            raise ValueError(f"no image has a {name} unit, so knowledge points are undefined; check the masks")
+            raise ValueError(
+                f"no image has a {name} unit, so knowledge points are undefined; check the masks"
+            )
     return foreground.any(-1) & background.any(-1)
 
 
 def knowledge_points(
-    entropy: Tensor, foreground: Tensor, *, b: float = 0.2, background: Tensor | None = None, level: Level = "image"
+    entropy: Tensor,
+    foreground: Tensor,
+    *,
+    b: float = 0.2,
+    background: Tensor | None = None,
+    level: Level = "image",
 ) -> KnowledgePoints:
     """Units with ``H-bar - H_i > b`` (nats) among ``entropy [..., N, n]`` (section 3.2).
 
     foreground  bool ``[N, n]``
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
 
-    Units with NaN (padding) belong to neither. An image without foreground, without background, or with nothing but NaN
-    has no defined counts: it gets NaN, which ``summarise`` counts. Raises ``ValueError`` for shapes that do not fit and
-    when no image has one of the regions.
+    Units with NaN (padding) belong to neither. An image without foreground, without background, or
+    with nothing but NaN has no defined counts: it gets NaN, which ``summarise`` counts. Raises
+    ``ValueError`` for shapes that do not fit and when no image has one of the regions.
     """
     background = ~foreground if background is None else background
     both = _check_regions(entropy, foreground, background)
@@ -100,7 +112,9 @@ def knowledge_points(
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over the images for which a value is defined, and how many there were of either kind."""
+    """A mean over the images for which a value is defined, and how many there were of either
+    kind.
+    """
 
     mean: float
     defined: int
@@ -110,19 +124,26 @@ class Summary:
 def summarise(values: Tensor) -> Summary:
     """Mean of ``values [N]`` over the images where they are defined (NaN when there are none)."""
     known = values[~values.isnan()]
-    return Summary(known.double().mean().item() if len(known) else float("nan"), len(known), len(values) - len(known))
+    return Summary(
+        known.double().mean().item() if len(known) else float("nan"),
+        len(known),
+        len(values) - len(known),
+    )
 
 
 def foreground_units(coverage: Tensor, at_least: float = 0.5) -> Tensor:
-    """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]`` is ``at_least`` so much."""
+    """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]`` is
+    ``at_least`` so much.
+    """
     return coverage >= at_least
 
 
 def released_filter(entropy: Tensor, foreground: Tensor, late: int = 1) -> Tensor:
-    """Images the released 2020 procedure keeps, bool ``[N]``, from ``entropy [M, N, n]`` over epochs.
+    """Images the released 2020 procedure keeps, bool ``[N]``, from ``entropy [M, N, n]`` over
+    epochs.
 
-    Those whose background is discarded at least as much as their foreground in each of the ``late`` last epochs. It
-    selects for the hypotheses, so nothing here uses it by default.
+    Those whose background is discarded at least as much as their foreground in each of the ``late``
+    last epochs. It selects for the hypotheses, so nothing here uses it by default.
     """
     margin = background_level(entropy, ~foreground) - background_level(entropy, foreground)
     return (margin[-late:, :, 0] >= 0).all(0)

@@ -8,7 +8,9 @@ import numpy as np
 def metrics_by_hand(
     entropy: np.ndarray, masks: np.ndarray, norms: Sequence[Mapping[str, float]], b: float
 ) -> dict[str, float]:
-    """The metrics of ``entropy [M + 1, N, n]``, foreground ``masks [N, n]`` and a training's ``step_norms``."""
+    """The metrics of ``entropy [M + 1, N, n]``, foreground ``masks [N, n]`` and a training's
+    ``step_norms``.
+    """
     epochs, samples, units = entropy.shape
     sets = [[set() for _ in range(samples)] for _ in range(epochs)]
     n_bg = np.zeros(samples)
@@ -21,7 +23,10 @@ def metrics_by_hand(
     path = np.cumsum([0, *(np.sqrt(sum(v**2 for v in step.values())) for step in norms[1:])])
     path /= np.sqrt(sum(v**2 for v in norms[0].values()))
     ever = [set().union(*(sets[epoch][i] for epoch in range(1, epochs))) for i in range(samples)]
-    richest = [max(range(1, epochs), key=lambda epoch, i=i: (len(sets[epoch][i]), -epoch)) for i in range(samples)]
+    richest = [
+        max(range(1, epochs), key=lambda epoch, i=i: (len(sets[epoch][i]), -epoch))
+        for i in range(samples)
+    ]
     distances = [path[richest[i]] for i in range(samples) if ever[i]]
     kept = [len(sets[-1][i]) / len(ever[i]) for i in range(samples) if ever[i]]
     return {

@@ -18,7 +18,9 @@ class Linear(nn.Module):
         return self.g(self.f(x.flatten(1)))
 
 
-def small_net(width: int = 24, seed: int = 0, inplace: bool = True, norm: bool = False) -> nn.Sequential:
+def small_net(
+    width: int = 24, seed: int = 0, inplace: bool = True, norm: bool = False
+) -> nn.Sequential:
     """Two convolutions, two linear layers, (in-place) ReLUs between, for images of 3 x 12 x 12."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -37,13 +39,19 @@ def small_net(width: int = 24, seed: int = 0, inplace: bool = True, norm: bool =
         )
 
 
-def images(count: int = 4, size: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def images(
+    count: int = 4, size: int = 12, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Random images ``[count, 3, size, size]``."""
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(
+        count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype
+    )
 
 
 def jacobian_energies(model: nn.Sequential, depth: int, x: Tensor, grid: int) -> Tensor:
-    """Unit energies ``[B, grid^2]`` by ``torch.func``, without any code of kpnb, for the first ``depth`` layers."""
+    """Unit energies ``[B, grid^2]`` by ``torch.func``, without any code of kpnb, for the first
+    ``depth`` layers.
+    """
     model = model.eval()
 
     def feature(one: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""``rank="auto"``: the rank that the tolerance asks for, no more passes than that takes, and an honest error."""
+"""``rank="auto"``: the rank that the tolerance asks for, no more passes than that takes, and an
+honest error.
+"""
 
 from dataclasses import replace
 
@@ -16,9 +18,13 @@ AUTO = ClosedForm(rank="auto", tolerance=0.02)
 
 
 def test_low_rank_network_takes_exactly_its_rank():
-    """f = U V x with five directions of similar size: four are not enough, and a sixth would be nothing."""
+    """f = U V x with five directions of similar size: four are not enough, and a sixth would be
+    nothing.
+    """
     model, gen = Linear(432, 40).double(), torch.Generator().manual_seed(0)
-    ends = [torch.linalg.qr(torch.randn(n, 5, generator=gen, dtype=torch.float64)).Q for n in (40, 432)]
+    ends = [
+        torch.linalg.qr(torch.randn(n, 5, generator=gen, dtype=torch.float64)).Q for n in (40, 432)
+    ]
     model.f.weight.data = ends[0] @ ends[1].T
     found = entropy(model, images(3), "f", units=GRID, solver=replace(AUTO, tolerance=1e-6))
     exact = entropy(model, images(3), "f", units=GRID, solver=ClosedForm(rank=None))
@@ -28,7 +34,9 @@ def test_low_rank_network_takes_exactly_its_rank():
 
 
 def test_stops_at_the_first_rank_that_meets_the_tolerance():
-    """The same numbers as with that rank given, and a rank less leaves a larger error: for each sample its own."""
+    """The same numbers as with that rank given, and a rank less leaves a larger error: for each
+    sample its own.
+    """
     model, x = small_net(width=60).double(), images(6)
     found = entropy(model, x, "8", units=GRID, solver=AUTO)
     assert (found.error.mean(-1) <= 0.02).all()
@@ -43,13 +51,17 @@ def test_stops_at_the_first_rank_that_meets_the_tolerance():
 
 def test_costs_no_more_backwards_than_the_rank_and_the_probes(monkeypatch):
     calls, products = [], kpnb.energy._Layer.products
-    monkeypatch.setattr(kpnb.energy._Layer, "products", lambda *args: calls.append(1) or products(*args))
+    monkeypatch.setattr(
+        kpnb.energy._Layer, "products", lambda *args: calls.append(1) or products(*args)
+    )
     found = entropy(small_net(width=60).double(), images(6), "8", units=GRID, solver=AUTO)
     assert len(calls) == found.rank.max() + AUTO.probes
 
 
 def test_goes_on_beyond_the_first_forwards_until_it_is_exact():
-    """Twelve directions from six forwards at a time; in the end directions and probes span the feature."""
+    """Twelve directions from six forwards at a time; in the end directions and probes span the
+    feature.
+    """
     model, x = small_net(width=60).double(), images(2)
     solver = ClosedForm(rank="auto", noise=6, tolerance=1e-9)
     found = entropy(model, x, "8", units=GRID, solver=solver)
@@ -59,12 +71,16 @@ def test_goes_on_beyond_the_first_forwards_until_it_is_exact():
 
 
 def test_error_is_honest_over_images_and_layers():
-    """Most units lie within twice their standard error of the exact entropy; the page prints the share."""
+    """Most units lie within twice their standard error of the exact entropy; the page prints the
+    share.
+    """
     inside, apart = [], []
     for seed in range(3):
         model, x = small_net(width=60, seed=seed).double(), images(16, seed=seed)
         exact = entropy(model, x, ["5", "8"], units=GRID, solver=ClosedForm(rank=None))
-        for layer, found in entropy(model, x, ["5", "8"], units=GRID, solver=AUTO, seed=seed).items():
+        for layer, found in entropy(
+            model, x, ["5", "8"], units=GRID, solver=AUTO, seed=seed
+        ).items():
             gap = (found.entropy - exact[layer].entropy).abs()
             inside.append((gap <= 2 * found.error).double().mean())
             apart.append(gap.square().mean().sqrt() / found.error.square().mean().sqrt())

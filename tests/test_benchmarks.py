@@ -1,4 +1,6 @@
-"""The benchmarks' command, and the page that shows what it has kept. What they measure is not judged here."""
+"""The benchmarks' command, and the page that shows what it has kept. What they measure is not
+judged here.
+"""
 
 import runpy
 import sys
@@ -9,7 +11,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import chapters
-from kpnb.runner import run_notebook
+from kpnb_book.run.notebooks import run_notebook
 from tests.test_runner import repository, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +26,10 @@ def call(monkeypatch, *arguments: str) -> None:
 def clone(tmp_path, monkeypatch) -> Path:
     """A tiny clone, in which two benchmarks say what they were asked."""
     monkeypatch.chdir(repository(tmp_path))
-    said = {name: lambda quick, name=name: print(name, "quick" if quick else "in full") for name in ("one", "two")}
+    said = {
+        name: lambda quick, name=name: print(name, "quick" if quick else "in full")
+        for name in ("one", "two")
+    }
     monkeypatch.setattr(command, "ALL", said)
     return tmp_path
 
@@ -36,7 +41,14 @@ def test_everything_is_kept_with_the_machine_and_a_part_is_not(clone, monkeypatc
     assert not kept.exists()
     call(monkeypatch)
     lines = kept.read_text("utf8").splitlines()
-    assert [line.split()[0] for line in lines] == ["processor", "system", "PyTorch", "measured", "one", "two"]
+    assert [line.split()[0] for line in lines] == [
+        "processor",
+        "system",
+        "PyTorch",
+        "measured",
+        "one",
+        "two",
+    ]
     assert lines[-2:] == ["one in full", "two in full"]
     assert capsys.readouterr().out.startswith(kept.read_text("utf8"))
     with pytest.raises(SystemExit):
@@ -56,7 +68,9 @@ def test_a_benchmark_that_fails_leaves_the_figures_before(clone, monkeypatch):
 def test_chapters_are_those_that_were_executed(clone, capsys):
     chapters.run(quick=True)
     assert "none: make book executes them" in capsys.readouterr().out
-    path = write(clone / "notebooks" / "11_second.ipynb", "quick = 1", "import time; time.sleep(1.2)")
+    path = write(
+        clone / "notebooks" / "11_second.ipynb", "quick = 1", "import time; time.sleep(1.2)"
+    )
     run_notebook(path, clone / "book" / "_executed" / path.name)
     capsys.readouterr()
     chapters.run(quick=True)
@@ -68,7 +82,10 @@ def test_chapters_are_those_that_were_executed(clone, capsys):
 
 def test_page_shows_what_was_kept(tmp_path):
     swap = runpy.run_path(str(ROOT / "book" / "_ext" / "executed.py"))["swap"]
-    app, page = SimpleNamespace(srcdir=tmp_path), (ROOT / "book" / "benchmarks.md").read_text("utf8")
+    app, page = (
+        SimpleNamespace(srcdir=tmp_path),
+        (ROOT / "book" / "benchmarks.md").read_text("utf8"),
+    )
     assert page.count("MEASURED") == 1
     source = [page]
     swap(app, "book/benchmarks", source)

@@ -1,4 +1,6 @@
-"""What a reader finds in every chapter: a takeaway, exercises whose solutions are right, and a command that works."""
+"""What a reader finds in every chapter: a takeaway, exercises whose solutions are right, and a
+command that works.
+"""
 
 import ast
 import re
@@ -11,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from kpnb.runner import check_parameters, find_notebook
+from kpnb_book.run.notebooks import check_parameters, find_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,16 +27,24 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def text(path: Path, kind: str = "markdown") -> str:
-    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind)
+    return "\n\n".join(
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind
+    )
 
 
 def solutions(path: Path) -> list[str]:
-    boxes = re.findall(r"^(`{3,})\{admonition\} Solution\n:class: dropdown\n(.*?)\n\1$", text(path), re.M | re.S)
+    boxes = re.findall(
+        r"^(`{3,})\{admonition\} Solution\n:class: dropdown\n(.*?)\n\1$", text(path), re.M | re.S
+    )
     return [body for _, body in boxes]
 
 
 def code(path: Path) -> str:
-    return "\n".join(block for body in solutions(path) for block in re.findall(r"```python\n(.*?)```", body, re.S))
+    return "\n".join(
+        block
+        for body in solutions(path)
+        for block in re.findall(r"```python\n(.*?)```", body, re.S)
+    )
 
 
 @each_notebook
@@ -45,14 +55,16 @@ def test_every_chapter_has_two_exercises_with_hidden_solutions(path):
 
 @each_notebook
 def test_takeaways_quote_computed_values(path):
-    boxes = re.findall(r"```\{admonition\} Takeaway\n:class: important\n(.*?)```$", text(path), re.M | re.S)
+    boxes = re.findall(
+        r"```\{admonition\} Takeaway\n:class: important\n(.*?)```$", text(path), re.M | re.S
+    )
     assert len(boxes) == (path.stem != "00_quickstart")
     assert all("{glue:text}" in box for box in boxes)
 
 
 @each_notebook
 def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
-    commands = re.findall(r"`python -m kpnb run ([^`]*)`", text(path))
+    commands = re.findall(r"`kpnb run ([^`]*)`", text(path))
     assert text(path).rstrip().splitlines()[-1].endswith("{doc}`../book/rerun`.")
     for words in map(shlex.split, commands):
         found = find_notebook(words[0], ROOT)
@@ -67,9 +79,17 @@ def test_code_of_solutions_uses_what_is_there(path):
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
     imports = [
-        alias for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+        alias
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
     ]
-    known = made | {alias.asname or alias.name for alias in imports} | set(dir(__builtins__)) | {"enumerate", "range"}
+    known = (
+        made
+        | {alias.asname or alias.name for alias in imports}
+        | set(dir(__builtins__))
+        | {"enumerate", "range"}
+    )
     assert {node.id for node in names} - known - {"len", "sum"} <= GIVEN.get(path.stem, set())
     cells = text(path, "code")
     assert all(re.search(rf"\b{name}\b", cells) for name in GIVEN.get(path.stem, ()))
@@ -101,9 +121,13 @@ def test_solutions_say_what_comes_out():
 
 
 def test_claims_of_solutions_hold():
-    """Of two equal points one at most has any derivative (chapter 20); 1 - 0.95^6 is more than a quarter (61)."""
+    """Of two equal points one at most has any derivative (chapter 20); 1 - 0.95^6 is more than a
+    quarter (61).
+    """
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     double = torch.cat([x, x[:1].detach()]).detach().requires_grad_()
-    (double @ torch.randn(3, 50, generator=torch.Generator().manual_seed(1))).max(0).values.sum().backward()
+    (double @ torch.randn(3, 50, generator=torch.Generator().manual_seed(1))).max(
+        0
+    ).values.sum().backward()
     assert (double.grad[[0, 5]] != 0).any(1).sum() == 1
     assert 1 - 0.95**6 > 0.25

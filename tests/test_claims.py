@@ -1,9 +1,9 @@
 """No claim on a page without a glued value behind it.
 
-The rule: in the prose of the notebooks and of the front page, a decimal number, a percentage, a signed number, a count
-"3 of 4" or "3 / 4", and a verdict in bold type come from ``glue``. Code, mathematics, links and references are no
-prose, and a level stated in advance (``STATED``) is no result. What is quoted must be glued, by the page itself or by
-the page that the reference names.
+The rule: in the prose of the notebooks and of the front page, a decimal number, a percentage, a
+signed number, a count "3 of 4" or "3 / 4", and a verdict in bold type come from ``glue``. Code,
+mathematics, links and references are no prose, and a level stated in advance (``STATED``) is no
+result. What is quoted must be glued, by the page itself or by the page that the reference names.
 """
 
 import ast
@@ -49,11 +49,17 @@ def prose(source: str) -> str:
 def claims(source: str) -> list[str]:
     """The claims in Markdown that are typed and not glued."""
     text = prose(source)
-    return [f"{what}: {found.group()!r}" for what, rule in CLAIMS.items() for found in re.finditer(rule, text)]
+    return [
+        f"{what}: {found.group()!r}"
+        for what, rule in CLAIMS.items()
+        for found in re.finditer(rule, text)
+    ]
 
 
 def cells(path: Path, kind: str) -> list[str]:
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+    return [
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind
+    ]
 
 
 def quoted(source: str) -> Iterator[tuple[str, str]]:
@@ -66,14 +72,20 @@ def quoted(source: str) -> Iterator[tuple[str, str]]:
 
 
 def executed(path: Path) -> list[str] | None:
-    """Names that the executed copy of a notebook glued; None without a copy of just this notebook."""
+    """Names that the executed copy of a notebook glued; None without a copy of just this
+    notebook.
+    """
     copy = ROOT / "book" / "_executed" / path.name
     ran = nbformat.read(copy, as_version=4).cells if copy.exists() else []
-    own = [cell.source for cell in ran if "injected-parameters" not in cell.metadata.get("tags", [])]
+    own = [
+        cell.source for cell in ran if "injected-parameters" not in cell.metadata.get("tags", [])
+    ]
     if own != [cell.source for cell in nbformat.read(path, as_version=4).cells]:
         return None
     outputs = [out for cell in ran for out in cell.get("outputs", [])]
-    found = [out.metadata.scrapbook.name for out in outputs if "scrapbook" in out.get("metadata", {})]
+    found = [
+        out.metadata.scrapbook.name for out in outputs if "scrapbook" in out.get("metadata", {})
+    ]
     return [name.removeprefix("application/papermill.record/") for name in found]
 
 
@@ -90,9 +102,14 @@ def _names(call: ast.Call) -> Iterator[str]:
         yield re.escape(call.args[0].value) + r"_\w+"
     if function == "glue":
         yield from (re.escape(keyword.arg) for keyword in call.keywords if keyword.arg)
-        for text in (node for keyword in call.keywords if not keyword.arg for node in ast.walk(keyword.value)):
+        for text in (
+            node for keyword in call.keywords if not keyword.arg for node in ast.walk(keyword.value)
+        ):
             if isinstance(text, ast.JoinedStr):
-                parts = [re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+" for p in text.values]
+                parts = [
+                    re.escape(p.value) if isinstance(p, ast.Constant) else r"\w+"
+                    for p in text.values
+                ]
                 yield "".join(parts)
 
 
@@ -108,9 +125,13 @@ def test_every_quoted_value_is_glued_somewhere(path):
     for page, name in (reference for text in texts for reference in quoted(text)):
         source = (path.parent / page).resolve() if page else path
         assert source in NOTEBOOKS, f"{name} is quoted from {page}, which is no notebook"
-        assert re.fullmatch(possible(source), name), f"{name} is quoted, but {source.stem} does not glue it"
+        assert re.fullmatch(possible(source), name), (
+            f"{name} is quoted, but {source.stem} does not glue it"
+        )
         known = executed(source)
-        assert known is None or name in known, f"{name} is quoted, but {source.stem} did not glue it when it ran"
+        assert known is None or name in known, (
+            f"{name} is quoted, but {source.stem} did not glue it when it ran"
+        )
 
 
 @pytest.mark.parametrize(

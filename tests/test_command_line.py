@@ -9,8 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kpnb.__main__ import folders, main
-from kpnb.store import Run, Store
+from kpnb_book.__main__ import folders, main
+from kpnb_book.store import Run, Store
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ def test_clean_asks(store, monkeypatch):
     run = add(store, "teacher", 1)
     asked = []
     for answer, kept in (("", True), ("no", True), ("y", False)):
-        monkeypatch.setattr("builtins.input", lambda question, answer=answer: (asked.append(question), answer)[1])
+        monkeypatch.setattr(
+            "builtins.input", lambda question, answer=answer: (asked.append(question), answer)[1]
+        )
         assert main(["clean", "--everything"]) == (1 if kept else 0)
         assert run.path.exists() is kept
     assert str(store.root) in asked[0]
@@ -128,7 +130,9 @@ def test_completion_in_bash(capsys, tmp_path: Path):
 
     def completed(*words: str) -> list[str]:
         line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_kpnb; echo ${{COMPREPLY[@]}}"
-        return subprocess.check_output(["bash", "-c", f"source {script}; {line}"], text=True).split()
+        return subprocess.check_output(
+            ["bash", "-c", f"source {script}; {line}"], text=True
+        ).split()
 
     assert completed("kpnb", "s") == ["sweep", "status"]
     assert "--older-than" in completed("kpnb", "clean", "--")

@@ -1,4 +1,6 @@
-"""Controls whose outcome is known, sensitivity against single choices, the scoreboard against plain counts."""
+"""Controls whose outcome is known, sensitivity against single choices, the scoreboard against plain
+counts.
+"""
 
 import csv
 from collections import Counter
@@ -12,11 +14,18 @@ import torch
 from kpnb.metrics import BETTER, NAMES, Choices, six_metrics
 from kpnb.points import released_filter
 from kpnb.stats import compare_seeds
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
-from kpnb_book.controls import SHUFFLED, networks, sensitivity, shuffled_labels, shuffled_masks, splits
-from kpnb_book.estimate import estimate
-from kpnb_book.scoreboard import HYPOTHESES, paper_signs, scoreboard
+from kpnb_book.figures.scoreboard import HYPOTHESES, paper_signs, scoreboard
+from kpnb_book.store import Store
+from kpnb_book.studies.controls import (
+    SHUFFLED,
+    networks,
+    sensitivity,
+    shuffled_labels,
+    shuffled_masks,
+    splits,
+)
+from kpnb_book.studies.estimate import estimate
+from kpnb_book.studies.images import ImageStudy
 from tests.test_study import TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +34,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> ImageStudy:
     root, store = draw(tmp_path_factory.mktemp("shapes")), Store(tmp_path_factory.mktemp("store"))
-    return ImageStudy("laptop", dataset="folder", data_root=str(root), store=store, **TINY | {"seeds": (0, 1)})
+    return ImageStudy(
+        "laptop", dataset="folder", data_root=str(root), store=store, **TINY | {"seeds": (0, 1)}
+    )
 
 
 def test_labels_are_shuffled_and_nothing_else_is(study):
@@ -36,7 +47,9 @@ def test_labels_are_shuffled_and_nothing_else_is(study):
     assert torch.equal(other.x, study.x)
     assert torch.equal(other.foreground, study.foreground)
     assert other.baseline().address != study.baseline().address
-    assert study.baseline().run.config["data"] == study.share.config  # the study itself is as it was
+    assert (
+        study.baseline().run.config["data"] == study.share.config
+    )  # the study itself is as it was
 
 
 def test_masks_of_other_images_are_used(study):
@@ -53,13 +66,20 @@ def test_student_of_an_untrained_teacher(study):
     """It starts where the student starts, and mimics what the teacher was before its training."""
     student, control = study.student("FC1"), study.student("FC1", teacher_epoch=0)
     assert torch.equal(student.state(0)["features.0.weight"], control.state(0)["features.0.weight"])
-    assert control.run.config["objective"]["teacher"] == {"run": study.teacher().address, "epoch": 0}
+    assert control.run.config["objective"]["teacher"] == {
+        "run": study.teacher().address,
+        "epoch": 0,
+    }
     assert control.address != student.address
 
 
 def test_estimate_of_the_controls(study, tmp_path):
-    """A teacher, three baselines and four of shuffled labels, a student of either teacher for both seeds."""
-    other = ImageStudy("laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=Store(tmp_path))
+    """A teacher, three baselines and four of shuffled labels, a student of either teacher for both
+    seeds.
+    """
+    other = ImageStudy(
+        "laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=Store(tmp_path)
+    )
     other.teacher()
     found = estimate(other, networks=lambda one: networks(one, 3))
     assert found["trainings"] == 3 + SHUFFLED + 2 * 2
@@ -70,9 +90,13 @@ def test_estimate_of_the_controls(study, tmp_path):
 
 
 def test_splits_of_equal_networks(study):
-    """Six networks: ten ways to halve them; exchanging the halves is not another one. Five: one is left out."""
+    """Six networks: ten ways to halve them; exchanging the halves is not another one. Five: one is
+    left out.
+    """
     found = list(splits(list("abcdef")))
-    sides = {frozenset({"".join(sorted(n[0][i] for n in pairs)) for i in (0, 1)}) for pairs in found}
+    sides = {
+        frozenset({"".join(sorted(n[0][i] for n in pairs)) for i in (0, 1)}) for pairs in found
+    }
     assert len(found) == len(sides) == 10
     assert all(sorted("".join(a + b for [(a, b)] in pairs)) == list("abcdef") for pairs in found)
     assert len(list(splits(list("abcde")))) == 3
@@ -83,10 +107,27 @@ def test_splits_of_equal_networks(study):
 
 def test_sensitivity_has_the_text_first_and_every_choice_once(study):
     table = sensitivity(study)
-    assert len(table) == len(table.drop_duplicates(["level", "first", "empty", "filtered", "scope"])) == 64
-    pick = {"level": "dataset", "first": 0, "empty": "zero", "filtered": False, "scope": "layer steps"}
-    for row, options in ((0, {}), (None, {"choices": Choices.released(0.2), "scope": "layer steps"})):
-        chosen = table.iloc[row] if row is not None else table[(table[list(pick)] == pick).all(axis=1)].iloc[0]
+    assert (
+        len(table)
+        == len(table.drop_duplicates(["level", "first", "empty", "filtered", "scope"]))
+        == 64
+    )
+    pick = {
+        "level": "dataset",
+        "first": 0,
+        "empty": "zero",
+        "filtered": False,
+        "scope": "layer steps",
+    }
+    for row, options in (
+        (0, {}),
+        (None, {"choices": Choices.released(0.2), "scope": "layer steps"}),
+    ):
+        chosen = (
+            table.iloc[row]
+            if row is not None
+            else table[(table[list(pick)] == pick).all(axis=1)].iloc[0]
+        )
         means = study.table(**options).groupby("network")[[*NAMES]].mean()
         for name in NAMES:
             expected = means.loc["student", name] - means.loc["baseline", name]
@@ -95,10 +136,15 @@ def test_sensitivity_has_the_text_first_and_every_choice_once(study):
 
 def test_filter_is_a_choice(study):
     """The images that the release leaves out are undefined, the others keep their values."""
-    entropy, distance = study.entropies(study.baseline(), "FC1")["entropy"].clone(), torch.tensor([0.0, 0.1, 0.2])
+    entropy, distance = (
+        study.entropies(study.baseline(), "FC1")["entropy"].clone(),
+        torch.tensor([0.0, 0.1, 0.2]),
+    )
     entropy[-1, 0] = -2.8 + 0.1 * study.foreground[0]
     kept = released_filter(entropy, study.foreground)
-    every, some = (six_metrics(entropy, study.foreground, distance, Choices(filtered=f)) for f in (False, True))
+    every, some = (
+        six_metrics(entropy, study.foreground, distance, Choices(filtered=f)) for f in (False, True)
+    )
     assert 0 < kept.sum() < len(kept)
     assert some.n_fg[~kept].isnan().all()
     assert torch.equal(some.n_fg[kept], every.n_fg[kept])
@@ -118,7 +164,9 @@ def test_papers_signs_by_plain_counting():
             for name in NAMES:
                 if student[name] and baseline[name]:
                     pairs[name] += 1
-                    better[name] += BETTER[name] * (float(student[name]) - float(baseline[name])) > 0
+                    better[name] += (
+                        BETTER[name] * (float(student[name]) - float(baseline[name])) > 0
+                    )
     found = paper_signs(pd.read_csv(ROOT / "book" / "paper_tables.csv"))
     assert list(found.index) == ["clouds", "images", "text"]
     assert found["better"].sum().to_dict() == dict(better)
@@ -128,11 +176,22 @@ def test_papers_signs_by_plain_counting():
 
 
 def test_scoreboard_says_what_the_study_says(study):
-    table = scoreboard({"images, a tiny network": study}, pd.read_csv(ROOT / "book" / "paper_tables.csv"))
-    assert list(table["metric"]) == [metric for metrics in HYPOTHESES.values() for metric in metrics] == list(NAMES)
+    table = scoreboard(
+        {"images, a tiny network": study}, pd.read_csv(ROOT / "book" / "paper_tables.csv")
+    )
+    assert (
+        list(table["metric"])
+        == [metric for metrics in HYPOTHESES.values() for metric in metrics]
+        == list(NAMES)
+    )
     overall = study.overall()
     for row in table.to_dict("records"):
         d = overall[row["metric"]]
-        assert (row["effect"], row["p"], row["verdict"]) == pytest.approx((d.value, d.p, d.verdict), nan_ok=True)
-        gaps = [student.row()[d.metric] - baseline.row()[d.metric] for student, baseline in study.pairs().values()]
+        assert (row["effect"], row["p"], row["verdict"]) == pytest.approx(
+            (d.value, d.p, d.verdict), nan_ok=True
+        )
+        gaps = [
+            student.row()[d.metric] - baseline.row()[d.metric]
+            for student, baseline in study.pairs().values()
+        ]
         assert row["ours"].split(" / ")[0] == str(sum(BETTER[d.metric] * gap > 0 for gap in gaps))

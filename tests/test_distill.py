@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kpnb import distill
-from kpnb.distill import Feature, Schedule, Soft
-from kpnb.store import Store
+from kpnb_book.store import Store
+from kpnb_book.studies import training as distill
+from kpnb_book.studies.training import Feature, Schedule, Soft
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
 
@@ -23,9 +23,17 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).par
 class Points:
     """Labelled Gaussian points, or small images with ``image=True``."""
 
-    def __init__(self, count: int = 40, seed: int = 0, image: bool = False, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        count: int = 40,
+        seed: int = 0,
+        image: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ):
         generator = torch.Generator().manual_seed(seed)
-        self.x = torch.randn((count, 3, 8, 8) if image else (count, 5), generator=generator, dtype=dtype)
+        self.x = torch.randn(
+            (count, 3, 8, 8) if image else (count, 5), generator=generator, dtype=dtype
+        )
         self.y = torch.randint(0, 3, (count,), generator=generator)
         self.config = {"points": count, "seed": seed, "image": image, "dtype": str(dtype)}
 
@@ -40,13 +48,21 @@ def mlp(seed: int = 0, dropout: float = 0.3) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         drop = [nn.Dropout(dropout)] if dropout else []
-        return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), *drop, nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3))
+        return nn.Sequential(
+            nn.Linear(5, 8), nn.BatchNorm1d(8), *drop, nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 3)
+        )
 
 
 def cnn(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        below = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.2), nn.Conv2d(4, 4, 3)]
+        below = [
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.2),
+            nn.Conv2d(4, 4, 3),
+        ]
         return nn.Sequential(*below, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6),
                              nn.Dropout(0.2), nn.Linear(6, 3))  # fmt: skip
 
@@ -64,7 +80,8 @@ def disk(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-# ---------------------------------------------------------------- the arithmetic, against independent formulas
+# -------------------------------------------------------------------------- the arithmetic, against
+# independent formulas
 
 
 def test_momentum_sgd_equals_a_hand_written_loop(disk: Store):
@@ -92,11 +109,15 @@ def test_momentum_sgd_equals_a_hand_written_loop(disk: Store):
         state = training.state(epoch)
         torch.testing.assert_close(state["weight"], w, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(state["bias"], b, rtol=1e-10, atol=1e-12)
-        assert training.step_norms()[epoch]["weight"] == pytest.approx((w - start).norm().item(), rel=1e-9)
+        assert training.step_norms()[epoch]["weight"] == pytest.approx(
+            (w - start).norm().item(), rel=1e-9
+        )
         assert training.paths()[epoch]["weight"] == pytest.approx(path, rel=1e-5)
     assert [entry["loss"] for entry in training.log[1:]] == pytest.approx(losses)
     assert [entry["lr"] for entry in training.log] == pytest.approx(rates)
-    assert training.step_norms()[0]["weight"] == pytest.approx(model.weight.norm().item(), rel=1e-12)
+    assert training.step_norms()[0]["weight"] == pytest.approx(
+        model.weight.norm().item(), rel=1e-12
+    )
 
 
 def test_cosine_rate():
@@ -127,7 +148,9 @@ def test_soft_loss_gradient_is_that_of_the_formula(disk: Store):
     training = distill.output(disk, model, data, schedule, teacher=teacher, temperature=temperature)
     with torch.no_grad():
         ours, theirs = ((net(data.x) / temperature).softmax(1) for net in (model, teacher))
-        gradient = temperature * (ours - theirs).T @ data.x / 16  # Hinton et al. 2015, Eq. 2, times T^2
+        gradient = (
+            temperature * (ours - theirs).T @ data.x / 16
+        )  # Hinton et al. 2015, Eq. 2, times T^2
         loss = temperature**2 * (theirs * (theirs / ours).log()).sum(1).mean().item()
     torch.testing.assert_close(training.state()["weight"], model.weight.detach() - 0.2 * gradient)
     assert training.log[1]["loss"] == pytest.approx(loss)
@@ -138,7 +161,9 @@ def test_a_student_that_is_its_teacher_stays(disk: Store):
     data, teacher = Points(24, image=True), cnn()
     twin = nn.Sequential(teacher[0], nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     schedule = Schedule(epochs=2, lr=1.0, weight_decay=0.0, batch_size=24)
-    training = distill.student(disk, twin, data, schedule, teacher=twin, layer="1", test=Points(9, 1, image=True))
+    training = distill.student(
+        disk, twin, data, schedule, teacher=twin, layer="1", test=Points(9, 1, image=True)
+    )
     assert all(entry["loss"] < 1e-12 for entry in training.log[1:])
     assert all(entry["test_feature_error"] < 1e-12 for entry in training.log)
     for key, value in training.state().items():
@@ -166,24 +191,32 @@ def test_learning_happens(disk: Store):
     data.y = (data.x @ torch.randn(5, 3, generator=torch.Generator().manual_seed(5))).argmax(1)
     schedule = Schedule(epochs=25, lr=0.1, batch_size=20)
     teacher = distill.baseline(disk, mlp(1, dropout=0), data, schedule, kind="teacher", test=data)
-    mimic = distill.student(disk, mlp(2, dropout=0), data, schedule, teacher=teacher, layer="4", test=data)
+    mimic = distill.student(
+        disk, mlp(2, dropout=0), data, schedule, teacher=teacher, layer="4", test=data
+    )
     whole = distill.head(disk, mimic, "4", data, schedule, test=data)
     assert teacher.accuracy > 0.9
     assert mimic.log[-1]["test_feature_error"] < 0.1 < 0.5 < mimic.log[0]["test_feature_error"]
     assert whole.accuracy > 0.85
 
 
-# ---------------------------------------------------------------- what must not move
+# ------------------------------------------------------------------------------- what must not move
 
 
 def test_distillation_leaves_what_lies_above(disk: Store):
     model = cnn()
     schedule = Schedule(epochs=2, lr=0.1, weight_decay=0.5, batch_size=16)
-    training = distill.student(disk, model, Points(40, image=True), schedule, teacher=cnn(1), layer="5")
+    training = distill.student(
+        disk, model, Points(40, image=True), schedule, teacher=cnn(1), layer="5"
+    )
     start, end = model.state_dict(), training.state()
     above = {key for key in start if int(key.split(".")[0]) > 5}
     assert {key for key in start if torch.equal(start[key], end[key])} == above
-    assert all(training.step_norms()[2][key] == 0 for key in above if "running" not in key and "num" not in key)
+    assert all(
+        training.step_norms()[2][key] == 0
+        for key in above
+        if "running" not in key and "num" not in key
+    )
 
 
 def test_head_leaves_features_and_all_that_lies_below(disk: Store):
@@ -221,7 +254,9 @@ def test_caller_keeps_generators_model_and_teacher(disk: Store):
     model, teacher, data = mlp(), mlp(1), Points(30)
     teacher[0].requires_grad_(False)
     teacher[1].eval()
-    before = [{key: value.clone() for key, value in net.state_dict().items()} for net in (model, teacher)]
+    before = [
+        {key: value.clone() for key, value in net.state_dict().items()} for net in (model, teacher)
+    ]
     modes = [module.training for net in (model, teacher) for module in net.modules()]
     random = torch.get_rng_state()
     distill.student(disk, model, data, Schedule(epochs=1), teacher=teacher, layer="4", test=data)
@@ -235,7 +270,8 @@ def test_caller_keeps_generators_model_and_teacher(disk: Store):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.modules())
 
 
-# ---------------------------------------------------------------- runs: what is stored, shared, resumed, repaired
+# -------------------------------------------------------------------- runs: what is stored, shared,
+# resumed, repaired
 
 
 def test_cached_runs_read_no_tensor_file_and_build_no_network(disk: Store, monkeypatch):
@@ -248,7 +284,9 @@ def test_cached_runs_read_no_tensor_file_and_build_no_network(disk: Store, monke
     def protocol() -> list[distill.Training]:
         schedule, common = Schedule(epochs=2), {"build": build, "test": data}
         teacher = distill.baseline(disk, {"seed": 1}, data, schedule, kind="teacher", **common)
-        mimic = distill.student(disk, {"seed": 0}, data, schedule, teacher=teacher, layer="4", **common)
+        mimic = distill.student(
+            disk, {"seed": 0}, data, schedule, teacher=teacher, layer="4", **common
+        )
         return [teacher, mimic, distill.head(disk, mimic, "4", data, schedule, test=data)]
 
     first = [results(training) for training in protocol()]
@@ -266,7 +304,9 @@ def test_cached_runs_read_no_tensor_file_and_build_no_network(disk: Store, monke
 
 def test_noise_depends_on_seed_and_epoch_alone(disk: Store):
     class Noted(Points):
-        def batch(self, index: torch.Tensor, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(
+            self, index: torch.Tensor, device: str = "cpu"
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             orders.append(index.tolist())
             return super().batch(index, device)
 
@@ -276,7 +316,9 @@ def test_noise_depends_on_seed_and_epoch_alone(disk: Store):
         with torch.random.fork_rng():
             torch.manual_seed(caller)
             fresh = Store(disk.root / f"{caller}-{seed}")
-            state = distill.baseline(fresh, mlp(), Noted(40), Schedule(epochs=2, batch_size=40, seed=seed)).state()
+            state = distill.baseline(
+                fresh, mlp(), Noted(40), Schedule(epochs=2, batch_size=40, seed=seed)
+            ).state()
         seen.append((orders[1:], state))
     assert seen[0][0] == seen[1][0]
     assert same(seen[0][1], seen[1][1])
@@ -290,7 +332,10 @@ def test_a_longer_training_extends_a_shorter(disk: Store):
     assert long.address == short.address
     fresh = distill.baseline(Store(disk.root / "fresh"), mlp(), Points(), Schedule(epochs=2))
     assert same(long.state(), fresh.state())
-    cosine = [distill.baseline(disk, mlp(), Points(), Schedule(epochs=n, cosine=True)).address for n in (1, 2)]
+    cosine = [
+        distill.baseline(disk, mlp(), Points(), Schedule(epochs=n, cosine=True)).address
+        for n in (1, 2)
+    ]
     assert len(set(cosine)) == 2
 
 
@@ -321,7 +366,9 @@ def test_a_damaged_middle_epoch_is_recomputed_alone(disk: Store, damage: str, ca
     data, schedule = Points(40, image=True), Schedule(epochs=4, batch_size=16)
     training = distill.student(disk, cnn(), data, schedule, teacher=cnn(1), layer="5", test=data)
     states = [training.state(epoch) for epoch in range(5)]
-    written = {path.name: path.stat().st_mtime_ns for path in training.run.path.glob("*.safetensors")}
+    written = {
+        path.name: path.stat().st_mtime_ns for path in training.run.path.glob("*.safetensors")
+    }
     path = training.run.path / "epoch-002.safetensors"
     data_on_disk = bytearray(path.read_bytes())
     data_on_disk[-1] ^= 4
@@ -345,8 +392,12 @@ def test_all_lost_but_asked_for(disk: Store):
 
 def test_loss_that_is_not_finite_stops_and_keeps_epochs(disk: Store):
     data = Points(40)
-    with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch \d+ after \d+ samples: use a lower"):
-        distill.student(disk, mlp(), data, Schedule(epochs=50, lr=1e6), teacher=mlp(1), layer="5", scale="sum")
+    with pytest.raises(
+        FloatingPointError, match=r"became (nan|inf) in epoch \d+ after \d+ samples: use a lower"
+    ):
+        distill.student(
+            disk, mlp(), data, Schedule(epochs=50, lr=1e6), teacher=mlp(1), layer="5", scale="sum"
+        )
     (run,) = disk.root.glob("student/*")
     assert (run / "epoch-000.json").exists()
     assert not list(run.glob("*.tmp"))
@@ -354,9 +405,14 @@ def test_loss_that_is_not_finite_stops_and_keeps_epochs(disk: Store):
 
 def test_bad_input_is_named(disk: Store):
     data, fast = Points(20), Schedule(epochs=1)
-    with pytest.raises(ValueError, match=r"student's '4' is .*\[20, 6\]\), the teacher's '0' .*\[20, 8\]\)"):
+    with pytest.raises(
+        ValueError, match=r"student's '4' is .*\[20, 6\]\), the teacher's '0' .*\[20, 8\]\)"
+    ):
         distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="4", teacher_layer="0")
-    with pytest.raises(ValueError, match=r"student's 'output' is .*\[20, 3\]\), the teacher's 'output' .*\[20, 8\]\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"student's 'output' is .*\[20, 3\]\), the teacher's 'output' .*\[20, 8\]\)",
+    ):
         distill.output(disk, mlp(), data, fast, teacher=nn.Linear(5, 8))
     with pytest.raises(LookupError, match="unknown layer '9'"):
         distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="9")
@@ -379,7 +435,11 @@ class Viewed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.a, self.b = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, 192), nn.Linear(192, 192)
+        self.conv, self.a, self.b = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Linear(192, 192),
+            nn.Linear(192, 192),
+        )
         self.b.weight = self.a.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -395,7 +455,7 @@ def test_any_module_with_tied_weights_views_and_a_last_batch_of_one(disk: Store,
     assert norm.state()["1.num_batches_tracked"] == (3 if count == 40 else 2)
 
 
-# ---------------------------------------------------------------- real processes and real signals
+# ------------------------------------------------------------------ real processes and real signals
 
 WORK = """
 import sys, time, torch
@@ -421,7 +481,10 @@ EPOCHS = 6
 def work(disk: Store, data: Points) -> list[distill.Training]:
     schedule = Schedule(epochs=EPOCHS, batch_size=16)
     teacher = distill.baseline(disk, cnn(1), data, schedule, kind="teacher", test=data)
-    return [teacher, distill.student(disk, cnn(), data, schedule, teacher=teacher, layer="5", test=data)]
+    return [
+        teacher,
+        distill.student(disk, cnn(), data, schedule, teacher=teacher, layer="5", test=data),
+    ]
 
 
 def start(root: Path, pause: float) -> subprocess.Popen:
@@ -445,7 +508,9 @@ def undisturbed(tmp_path_factory) -> list[tuple[list, dict]]:
 
 
 def outcome(root: Path) -> list[tuple[list, dict]]:
-    """What ``work`` ends with when it is called again, here, on what other processes left in ``root``."""
+    """What ``work`` ends with when it is called again, here, on what other processes left in
+    ``root``.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -454,7 +519,9 @@ def outcome(root: Path) -> list[tuple[list, dict]]:
         torch.set_num_threads(threads)
     assert not list(root.glob("store/*/*/*.tmp"))
     last = f"epoch-{EPOCHS:03d}"
-    return [(results(training), training.run.get(last, lambda: 1 / 0).tensors) for training in trainings]
+    return [
+        (results(training), training.run.get(last, lambda: 1 / 0).tensors) for training in trainings
+    ]
 
 
 def alike(one: list[tuple[list, dict]], two: list[tuple[list, dict]]) -> bool:
@@ -462,7 +529,10 @@ def alike(one: list[tuple[list, dict]], two: list[tuple[list, dict]]) -> bool:
 
 
 def times(root: Path) -> dict[str, int]:
-    return {f"{p.parent.parent.name}-{p.name}": p.stat().st_mtime_ns for p in root.glob("store/*/*/epoch-*.json")}
+    return {
+        f"{p.parent.parent.name}-{p.name}": p.stat().st_mtime_ns
+        for p in root.glob("store/*/*/epoch-*.json")
+    }
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path, undisturbed):
@@ -482,7 +552,9 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: P
     class Interrupted(Points):
         calls = 0
 
-        def batch(self, index: torch.Tensor, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(
+            self, index: torch.Tensor, device: str = "cpu"
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             self.calls += 1
             if self.calls == 23:  # in the middle of an epoch of the teacher
                 raise KeyboardInterrupt
@@ -501,5 +573,7 @@ def test_two_processes_share_a_training(tmp_path: Path, undisturbed):
     rivals = [start(tmp_path, 0.01), start(tmp_path, 0.01)]
     assert [rival.wait(60) for rival in rivals] == [0, 0]
     computed = (tmp_path / "computed").read_text().split()
-    assert sorted(computed) == sorted(f"{kind}-{k}" for kind in ("teacher", "student") for k in range(EPOCHS + 1))
+    assert sorted(computed) == sorted(
+        f"{kind}-{k}" for kind in ("teacher", "student") for k in range(EPOCHS + 1)
+    )
     assert alike(outcome(tmp_path), undisturbed)

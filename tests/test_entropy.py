@@ -1,4 +1,6 @@
-"""The closed form against the full Jacobian, the stochastic learner against the closed form, and what can go wrong."""
+"""The closed form against the full Jacobian, the stochastic learner against the closed form, and
+what can go wrong.
+"""
 
 import pytest
 import torch
@@ -9,10 +11,10 @@ import kpnb.energy
 import kpnb.perturb
 from kpnb.energy import ClosedForm, unit_energies
 from kpnb.entropy import entropy, solve
-from kpnb.learner import Stochastic
 from kpnb.lipschitz import lipschitz
 from kpnb.objectives import Aligned, Converged
 from kpnb.perturb import Perturbation
+from kpnb.sampling import Stochastic
 from kpnb.units import ImageGrid
 from tests.models import Linear, images, jacobian_energies, small_net
 
@@ -23,14 +25,20 @@ GRID = ImageGrid(4)
 @pytest.mark.parametrize(("layer", "depth"), [("8", 9), ("5", 6), ("10", 11)])
 def test_exact_energies_are_the_full_jacobian(layer, depth, grid):
     model, x = small_net().double().eval(), images()
-    found = unit_energies(Perturbation(model, ImageGrid(grid)), x, [layer], ClosedForm(rank=None))[layer]
+    found = unit_energies(Perturbation(model, ImageGrid(grid)), x, [layer], ClosedForm(rank=None))[
+        layer
+    ]
     assert torch.allclose(found.energy, jacobian_energies(model, depth, x, grid), rtol=1e-10)
     assert not found.deviation.any()
 
 
-@pytest.mark.parametrize("solver", [ClosedForm(rank=16, noise=16, probes=8), ClosedForm(rank=20, noise=24, probes=4)])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(rank=16, noise=16, probes=8), ClosedForm(rank=20, noise=24, probes=4)]
+)
 def test_range_finder_is_exact_when_it_spans_the_feature(solver):
-    """24 coordinates after the ReLU: with rank + probes = 24 the probes span what the directions leave."""
+    """24 coordinates after the ReLU: with rank + probes = 24 the probes span what the directions
+    leave.
+    """
     model, x = small_net(width=25).double().eval(), images()
     found = unit_energies(Perturbation(model, GRID), x, ["8"], solver)["8"]
     alive = (model[:9](x) > 0).sum(-1)
@@ -39,10 +47,14 @@ def test_range_finder_is_exact_when_it_spans_the_feature(solver):
     assert found.deviation.max() < 1e-6 * found.energy.max()
 
 
-def _errors(model: nn.Module, x: torch.Tensor, solver: ClosedForm) -> tuple[torch.Tensor, torch.Tensor]:
+def _errors(
+    model: nn.Module, x: torch.Tensor, solver: ClosedForm
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Actual and predicted root mean square error of H over 60 seeds."""
     exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None)).entropy
-    found = [entropy(model, x, "8", units=GRID, solver=solver, seed=10 * seed) for seed in range(60)]
+    found = [
+        entropy(model, x, "8", units=GRID, solver=solver, seed=10 * seed) for seed in range(60)
+    ]
     actual = torch.stack([f.entropy - exact for f in found]).square().mean().sqrt()
     return actual, torch.stack([f.error for f in found]).square().mean().sqrt()
 
@@ -56,7 +68,9 @@ def test_shrinking_lowers_the_error_and_says_how_large_it_is():
 
 
 def test_estimate_has_no_bias_and_an_honest_error():
-    """Mean over seeds within four standard errors of the truth; predicted and actual spread agree within a third."""
+    """Mean over seeds within four standard errors of the truth; predicted and actual spread agree
+    within a third.
+    """
     model, x = Linear(432, 40).double(), images(2)
     truth = entropy(model, x, "f", units=GRID, solver=ClosedForm(rank=None))
     solver = ClosedForm(rank=4, probes=4, noise=6, shrink=False)
@@ -73,9 +87,13 @@ def test_estimate_has_no_bias_and_an_honest_error():
 
 @pytest.mark.parametrize("objective", [Aligned(), Converged(0.1)])
 def test_stochastic_learner_agrees_with_the_closed_form(objective):
-    """The released settings for Aligned; for Converged as many steps as it takes. 96 samples a step."""
+    """The released settings for Aligned; for Converged as many steps as it takes. 96 samples a
+    step.
+    """
     model, x = small_net().float(), images(2, dtype=torch.float32)
-    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None, check=200), objective=objective)
+    exact = entropy(
+        model, x, "8", units=GRID, solver=ClosedForm(rank=None, check=200), objective=objective
+    )
     assert ((exact.linearity - 1).abs() < 0.5).all()
     steps = 80 if isinstance(objective, Aligned) else 1500
     solver = Stochastic(steps=steps, samples=96)
@@ -86,7 +104,9 @@ def test_stochastic_learner_agrees_with_the_closed_form(objective):
 
 def test_adam_reaches_the_minimiser():
     model, x = small_net().float(), images(2, dtype=torch.float32)
-    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(0.1))
+    exact = entropy(
+        model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(0.1)
+    )
     adam = Stochastic(method="adam", steps=150, samples=32)
     found = entropy(model, x, "8", units=GRID, solver=adam, objective=Converged(0.1), max_batch=512)
     assert (found.entropy - exact.entropy).abs().mean() < 0.08
@@ -96,15 +116,23 @@ def test_adam_reaches_the_minimiser():
 
 def test_bf16_learner_runs_and_stays_near():
     model, x = small_net().float(), images(2, dtype=torch.float32)
-    exact = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(20.0))
+    exact = entropy(
+        model, x, "8", units=GRID, solver=ClosedForm(rank=None), objective=Converged(20.0)
+    )
     solver = Stochastic(method="adam", steps=120, samples=32, bf16=True)
-    found = entropy(model, x, "8", units=GRID, solver=solver, objective=Converged(20.0), max_batch=512)
+    found = entropy(
+        model, x, "8", units=GRID, solver=solver, objective=Converged(20.0), max_batch=512
+    )
     assert found.entropy.dtype == torch.float32
-    assert torch.corrcoef(torch.stack([found.entropy.flatten(), exact.entropy.flatten()]))[0, 1] > 0.8
+    assert (
+        torch.corrcoef(torch.stack([found.entropy.flatten(), exact.entropy.flatten()]))[0, 1] > 0.8
+    )
 
 
 def test_rescaled_neighbouring_layers_give_the_same_entropy():
-    """Section 3.2's coherency test: weights and bias of a layer times 4, the next layer's weight over 4."""
+    """Section 3.2's coherency test: weights and bias of a layer times 4, the next layer's weight
+    over 4.
+    """
     model, x = small_net().double(), images()
     twin = small_net().double()
     with torch.no_grad():
@@ -127,7 +155,9 @@ def test_sample_does_not_depend_on_its_company_or_on_max_batch():
             assert torch.allclose(alone[layer].linearity, together[layer].linearity[2:4], atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", [ClosedForm(), Stochastic(steps=3, samples=8)], ids=["closed form", "stochastic"])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), Stochastic(steps=3, samples=8)], ids=["closed form", "stochastic"]
+)
 def test_the_memory_format_of_the_input_changes_nothing(solver):
     model, x = small_net().double(), images(3)
     one, other = (
@@ -135,7 +165,9 @@ def test_the_memory_format_of_the_input_changes_nothing(solver):
         for layout in (torch.contiguous_format, torch.channels_last)
     )
     for name, tensor in one.tensors().items():
-        torch.testing.assert_close(other.tensors()[name], tensor, rtol=1e-9, atol=1e-9, equal_nan=True)
+        torch.testing.assert_close(
+            other.tensors()[name], tensor, rtol=1e-9, atol=1e-9, equal_nan=True
+        )
 
 
 def test_largest_forward_pass_is_bounded_and_layers_share_passes():
@@ -145,11 +177,15 @@ def test_largest_forward_pass_is_bounded_and_layers_share_passes():
     assert max(rows) == 3
     rows.clear()
     entropy(model, x, ["8", "5"], units=GRID, max_batch=7, solver=ClosedForm())
-    assert sum(rows) == 7 * (1 + 14 + 2)  # one pass with a graph, fourteen with noise, one check for each layer
+    assert sum(rows) == 7 * (
+        1 + 14 + 2
+    )  # one pass with a graph, fourteen with noise, one check for each layer
 
 
 def test_linearity_is_one_for_a_linear_network():
-    found = entropy(Linear(432, 20).double(), images(), "f", units=GRID, solver=ClosedForm(rank=None, check=400))
+    found = entropy(
+        Linear(432, 20).double(), images(), "f", units=GRID, solver=ClosedForm(rank=None, check=400)
+    )
     assert torch.allclose(found.linearity, torch.ones(4, dtype=torch.float64), atol=0.1)
 
 
@@ -157,7 +193,9 @@ def test_lipschitz_constant_of_a_linear_head_is_its_spectral_norm():
     model, x = Linear(432, 20).double(), images()
     sigma = entropy(model, x, "f", units=GRID).sigma
     found = lipschitz(model, x, "f", sigma, units=GRID)
-    assert torch.allclose(found.kappa, torch.linalg.matrix_norm(model.g.weight.detach(), 2).expand(4))
+    assert torch.allclose(
+        found.kappa, torch.linalg.matrix_norm(model.g.weight.detach(), 2).expand(4)
+    )
     assert (found.observed <= found.kappa).all()
     assert (found.observed > 0.05 * found.kappa).all()
     nothing_inside = lipschitz(model, x, "f", sigma, units=GRID, tau=1e-12)
@@ -219,14 +257,18 @@ def test_other_bad_input_is_named():
 
 
 def test_everything_is_created_on_the_inputs_device(monkeypatch):
-    """Fake CUDA tensors refuse to meet CPU tensors, so a result on the device proves the forward paths.
+    """Fake CUDA tensors refuse to meet CPU tensors, so a result on the device proves the forward
+    paths.
 
-    Autograd's engine wants a real device: the gradient is replaced by an empty one after a check of its arguments.
+    Autograd's engine wants a real device: the gradient is replaced by an empty one after a check of
+    its arguments.
     """
 
     def gradient(outputs, inputs, vectors=None, **_options):
         inputs = [inputs] if isinstance(inputs, torch.Tensor) else inputs
-        assert {t.device.type for t in (outputs, *inputs, *([] if vectors is None else [vectors]))} == {"cuda"}
+        assert {
+            t.device.type for t in (outputs, *inputs, *([] if vectors is None else [vectors]))
+        } == {"cuda"}
         return tuple(map(torch.empty_like, inputs))
 
     monkeypatch.setattr(torch.autograd, "grad", gradient)
@@ -240,16 +282,24 @@ def test_everything_is_created_on_the_inputs_device(monkeypatch):
             for name, found in unit_energies(perturbation, x, ["5", "8"], solver).items():
                 for objective in (Aligned(), Converged(0.1)):
                     sigma, error = solve(found, objective, perturbation.tau)
-                    assert (sigma.device.type, error.device.type, sigma.shape) == ("cuda", "cuda", (4, 16)), name
+                    assert (sigma.device.type, error.device.type, sigma.shape) == (
+                        "cuda",
+                        "cuda",
+                        (4, 16),
+                    ), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("solver", [ClosedForm(), ClosedForm(rank=None), Stochastic(steps=3, samples=8)])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), ClosedForm(rank=None), Stochastic(steps=3, samples=8)]
+)
 def test_gpu_gives_the_cpu_result(solver):
     model, x = small_net().double(), images()
     cpu = entropy(model, x, ["5", "8"], units=GRID, solver=solver)
     gpu = entropy(model.cuda(), x.cuda(), ["5", "8"], units=GRID, solver=solver)
-    tolerance = 1e-6 if isinstance(solver, ClosedForm) and solver.rank is None else 0.3  # another generator
+    tolerance = (
+        1e-6 if isinstance(solver, ClosedForm) and solver.rank is None else 0.3
+    )  # another generator
     for layer in cpu:
         assert gpu[layer].entropy.device.type == "cuda"
         assert (gpu[layer].entropy.cpu() - cpu[layer].entropy).abs().max() < tolerance

@@ -1,4 +1,6 @@
-"""The paper's other experiments on images in miniature, and the estimate that comes before each of them."""
+"""The paper's other experiments on images in miniature, and the estimate that comes before each of
+them.
+"""
 
 import time
 from pathlib import Path
@@ -10,13 +12,13 @@ import torch
 from torch import nn
 
 import kpnb
-from kpnb.__main__ import folders
-from kpnb.runner import _status
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
-from kpnb_book import plots
-from kpnb_book.estimate import Estimate, chapter, estimate, pairs, teacher_only
-from kpnb_book.experiments import (
+from kpnb_book.__main__ import folders
+from kpnb_book.figures import plots
+from kpnb_book.figures.report import beside_paper, table_rows
+from kpnb_book.run.notebooks import _status
+from kpnb_book.store import Store
+from kpnb_book.studies.estimate import Estimate, chapter, estimate, pairs, teacher_only
+from kpnb_book.studies.experiments import (
     FewOutputs,
     SomeClasses,
     fine_tuned,
@@ -28,10 +30,16 @@ from kpnb_book.experiments import (
     rescaled,
     softened,
 )
-from kpnb_book.report import beside_paper, table_rows
+from kpnb_book.studies.images import ImageStudy
 from tests.test_study import TINY, draw
 
-FOUR = TINY | {"dataset": "emoji", "size": 32, "share": 24, "teacher_samples": 48, "test_samples": 24}
+FOUR = TINY | {
+    "dataset": "emoji",
+    "size": 32,
+    "share": 24,
+    "teacher_samples": 48,
+    "test_samples": 24,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +89,24 @@ def test_rescaling_by_hand():
     assert torch.equal(two.weight, second.weight / 4)
     assert torch.equal(two.bias, second.bias)
     assert torch.equal(rescaled(model, "as printed").features[2].bias, second.bias / 4)
-    assert torch.allclose(rescaled(model, "uneven").features[0].bias, first.bias * torch.tensor([0.25, 4.0]))
+    assert torch.allclose(
+        rescaled(model, "uneven").features[0].bias, first.bias * torch.tensor([0.25, 4.0])
+    )
 
 
 def test_entropy_is_coherent_and_the_gradient_is_not(model, study):
-    """Between two convolutions the feature is 4 times as large: gradients are a quarter, Grad-CAM takes that back."""
+    """Between two convolutions the feature is 4 times as large: gradients are a quarter, Grad-CAM
+    takes that back.
+    """
     target, maps = model(study.x).argmax(1), {}
     inner = next(iter(inner_layers(folded(model))))
     for way in ("original", "even"):
         net = folded(model) if way == "original" else rescaled(model, way)
         found = kpnb.entropy(net, study.x, inner, units=study.units, dead="nan").entropy
         maps[way] = {"entropy": found, **other_maps(net, study.x, inner, target)}
-    change = {how: relative_change(maps["original"][how], maps["even"][how]) for how in maps["even"]}
+    change = {
+        how: relative_change(maps["original"][how], maps["even"][how]) for how in maps["even"]
+    }
     assert change["entropy"] <= 1e-3
     assert change["gradient"] == pytest.approx(0.75, abs=1e-4)
     assert change["internal influence"] == pytest.approx(0.75, abs=1e-4)
@@ -120,7 +134,9 @@ def test_a_larger_teacher(study, root):
     assert sum(isinstance(m, nn.Conv2d) for m in deep.teacher().load().modules()) == 13
     student = deep.student("FC1")
     assert sum(isinstance(m, nn.Conv2d) for m in student.load().modules()) == 8
-    assert torch.equal(student.state(0)["classifier.0.weight"], study.baseline().state(0)["classifier.0.weight"])
+    assert torch.equal(
+        student.state(0)["classifier.0.weight"], study.baseline().state(0)["classifier.0.weight"]
+    )
     assert deep.baseline().address == study.baseline().address
     assert deep.head("FC1").accuracy >= 0
     table = beside_paper(2, table_rows(deep, "teacher vgg16_bn"))
@@ -134,7 +150,13 @@ def test_a_larger_teacher(study, root):
 
 
 def test_layers_of_other_widths_are_refused(study, root):
-    options = TINY | {"dataset": "folder", "data_root": root, "store": study.store, "size": 64, "layers": ("Conv",)}
+    options = TINY | {
+        "dataset": "folder",
+        "data_root": root,
+        "store": study.store,
+        "size": 64,
+        "layers": ("Conv",),
+    }
     alien = ImageStudy("laptop", teacher_network="alexnet", **options)
     with pytest.raises(ValueError, match="choose layers of one shape"):
         alien.student("Conv")
@@ -149,39 +171,65 @@ def test_grid_and_threshold_reuse_the_networks(study, root):
     assert len(table) == 2 + 24
     assert "rho" in table
     four = beside_paper(4, table_rows(study))
-    assert list(four.columns) == ["source", "dataset", "network", "layer", "role", "setting", "n_fg", "lambda"]
+    assert list(four.columns) == [
+        "source",
+        "dataset",
+        "network",
+        "layer",
+        "role",
+        "setting",
+        "n_fg",
+        "lambda",
+    ]
 
 
 def test_few_outputs_are_those_of_the_whole_teacher(store):
     whole = ImageStudy("laptop", store=store, **FOUR)
-    few = FewOutputs("laptop", whole=whole, classes=[7, 2, 5], **FOUR | {"layers": "FC3", "head_epochs": 0})
+    few = FewOutputs(
+        "laptop", whole=whole, classes=[7, 2, 5], **FOUR | {"layers": "FC3", "head_epochs": 0}
+    )
     assert few.train.classes == tuple(whole.train.classes[i] for i in (2, 5, 7))
     originals = {name.split("/")[1] for i in (2, 5, 7) for name in _names(whole, i)}
     assert {name.split("/")[1] for name in few.train.names} <= originals
     assert set(few.share.labels.tolist()) == {0, 1, 2}
     x = few.x
-    assert torch.allclose(few.teacher().load()(x), whole.teacher().load()(x)[:, [2, 5, 7]], atol=1e-6)
+    assert torch.allclose(
+        few.teacher().load()(x), whole.teacher().load()(x)[:, [2, 5, 7]], atol=1e-6
+    )
     students = few.student("FC3"), softened(few)
     assert all(few.metrics(network, "FC3").n_fg.shape == (6,) for network in students)
     assert students[1].log[-1]["accuracy"] >= 0
-    assert torch.equal(students[0].state(0)["classifier.6.weight"], few.baseline().state(0)["classifier.6.weight"])
+    assert torch.equal(
+        students[0].state(0)["classifier.6.weight"], few.baseline().state(0)["classifier.6.weight"]
+    )
     assert few.head("FC3").accuracy == pytest.approx(
-        (students[0].load()(few.test.batch(torch.arange(len(few.test)))[0]).argmax(1) == few.test.labels)
+        (
+            students[0].load()(few.test.batch(torch.arange(len(few.test)))[0]).argmax(1)
+            == few.test.labels
+        )
         .double()
         .mean()
     )
 
 
 def _names(study: ImageStudy, label: int) -> list[str]:
-    return [name for name, y in zip(study.train.names, study.train.labels.tolist(), strict=True) if y == label]
+    return [
+        name
+        for name, y in zip(study.train.names, study.train.labels.tolist(), strict=True)
+        if y == label
+    ]
 
 
 def test_fine_tuning_starts_from_what_was_learned(store):
-    before, study = (SomeClasses("laptop", classes=c, store=store, **FOUR) for c in (range(4), range(4, 12)))
+    before, study = (
+        SomeClasses("laptop", classes=c, store=store, **FOUR) for c in (range(4), range(4, 12))
+    )
     tuned, source = fine_tuned(study, before.teacher()), before.teacher().state()
     start, scratch = tuned.state(0), study.baseline().state(0)
     fresh = {"classifier.6.weight", "classifier.6.bias"}
-    assert all(torch.equal(start[key], scratch[key] if key in fresh else source[key]) for key in start)
+    assert all(
+        torch.equal(start[key], scratch[key] if key in fresh else source[key]) for key in start
+    )
     assert tuned.address != study.baseline().address
     counts = study.point_counts(tuned, "FC1")
     assert counts.shape == (3, 6)
@@ -192,17 +240,28 @@ def test_fine_tuning_from_a_file_of_weights(study, root, tmp_path):
     torch.save(study.teacher().state(), path)
     options = TINY | {"dataset": "folder", "data_root": root, "store": study.store}
     tuned = fine_tuned(ImageStudy("laptop", teacher_weights=str(path), **options), None)
-    assert torch.equal(tuned.state(0)["features.0.weight"], study.teacher().state()["features.0.weight"])
+    assert torch.equal(
+        tuned.state(0)["features.0.weight"], study.teacher().state()["features.0.weight"]
+    )
 
 
 def test_probe_is_ridge_regression(study):
-    """Against the augmented least-squares problem: sqrt(ridge) times the identity below the features."""
+    """Against the augmented least-squares problem: sqrt(ridge) times the identity below the
+    features.
+    """
     network = study.baseline()
     (x, y), (other, truth) = (d.batch(torch.arange(len(d))) for d in (study.share, study.test))
     model = network.load()
     with torch.no_grad():
-        learned, held_out = (np.pad(model.classifier[:2](model.avgpool(model.features(v)).flatten(1)).double().numpy(),
-                                    ((0, 0), (0, 1)), constant_values=1) for v in (x, other))  # fmt: skip
+        learned, held_out = (
+            np.pad(
+                model.classifier[:2](model.avgpool(model.features(v)).flatten(1)).double().numpy(),
+                # fmt: skip
+                ((0, 0), (0, 1)),
+                constant_values=1,
+            )
+            for v in (x, other)
+        )
     ridge = 1e-3 * np.square(learned).sum() / learned.shape[1]
     tall = np.concatenate([learned, np.sqrt(ridge) * np.eye(learned.shape[1])])
     target = np.concatenate([np.eye(2)[y.numpy()], np.zeros((learned.shape[1], 2))])
@@ -214,9 +273,13 @@ def test_probe_is_ridge_regression(study):
 
 
 def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
-    """Counts are exact, disk within a half, time within an order of magnitude; and nothing is computed for it."""
+    """Counts are exact, disk within a half, time within an order of magnitude; and nothing is
+    computed for it.
+    """
     options = TINY | {"share": 40, "epochs": 3, "analysed": 12}
-    study = ImageStudy("laptop", dataset="folder", data_root=root, store=Store(tmp_path / "store"), **options)
+    study = ImageStudy(
+        "laptop", dataset="folder", data_root=root, store=Store(tmp_path / "store"), **options
+    )
     monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
     found = estimate(study, study)
     assert set(folders(study.store.root)["kind"]) <= {"images"}
@@ -225,13 +288,20 @@ def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
     assert found["epochs"] == 2 + 3 + 3 + 1
     assert found["measurements"] == 2 * 4
     assert found["backwards"] == 2 * train + 7 * share + 8 * 12 * (s.rank + s.probes)
-    assert found["forwards"] == 2 * train + 7 * share + (3 + 4 + 4 + 2) * test + 8 * 12 * (2 + s.noise)
+    assert found["forwards"] == 2 * train + 7 * share + (3 + 4 + 4 + 2) * test + 8 * 12 * (
+        2 + s.noise
+    )
     start = time.perf_counter()
     study.table()
     study.accuracies()
     seconds = time.perf_counter() - start
     assert seconds / 10 < found["seconds"] < 10 * seconds
-    disk = folders(study.store.root).groupby("kind")["bytes"].sum()[["teacher", "student", "baseline", "head"]].sum()
+    disk = (
+        folders(study.store.root)
+        .groupby("kind")["bytes"]
+        .sum()[["teacher", "student", "baseline", "head"]]
+        .sum()
+    )
     assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
     assert 2e8 < found["memory"] < 5e10
     for line in (
@@ -251,7 +321,9 @@ def test_estimates_by_what_is_asked_for(root, tmp_path):
     study.teacher()
     assert estimate(study, networks=chapter)["trainings"] == 3
     assert "2.0 h" in str(Estimate(forwards=1, seconds=7200))
-    large = dict.fromkeys(("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13)
+    large = dict.fromkeys(
+        ("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13
+    )
     assert max(map(len, str(Estimate(large | {"seconds": 10**8})).splitlines())) <= 90
 
 
@@ -265,17 +337,32 @@ def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):
 
 def test_figures_show_what_they_are_given():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    maps = {how: {net: torch.rand(2, 4, 4) for net in ("original", "even")} for how in ("entropy", "gradient")}
+    maps = {
+        how: {net: torch.rand(2, 4, 4) for net in ("original", "even")}
+        for how in ("entropy", "gradient")
+    }
     figure = plots.coherency_maps(images, maps)
     assert len(figure.axes) == 2 * 5
     shown = figure.axes[6].images[0]
     assert np.allclose(shown.get_array(), maps["entropy"]["original"][1])
     low = min(value[1].min() for value in maps["entropy"].values())
-    assert shown.get_clim()[0] == figure.axes[7].images[0].get_clim()[0] == pytest.approx(low.item())
-    counts = {"all": {"fine-tuned": torch.tensor([[1.0, 3.0], [2.0, 4.0]]), "from scratch": torch.zeros(2, 2)}}
+    assert (
+        shown.get_clim()[0] == figure.axes[7].images[0].get_clim()[0] == pytest.approx(low.item())
+    )
+    counts = {
+        "all": {
+            "fine-tuned": torch.tensor([[1.0, 3.0], [2.0, 4.0]]),
+            "from scratch": torch.zeros(2, 2),
+        }
+    }
     figure = plots.point_curves(counts)
     assert figure.axes[0].lines[0].get_ydata().tolist() == [2, 3]
-    columns = {"network": ["student"] * 2, "epoch": [1, 2], "lambda": [0.5, 0.6], "accuracy": [0.2, 0.3]}
+    columns = {
+        "network": ["student"] * 2,
+        "epoch": [1, 2],
+        "lambda": [0.5, 0.6],
+        "accuracy": [0.2, 0.3],
+    }
     figure = plots.quality_and_accuracy(pd.DataFrame(columns))
     assert figure.axes[0].collections[0].get_offsets().tolist() == [[0.5, 0.2], [0.6, 0.3]]
     assert Path(plots.STYLE).exists()

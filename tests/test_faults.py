@@ -1,7 +1,9 @@
-"""A whole experiment, trainings and entropies, through real faults: a rerun ends with the very bits of a quiet run.
+"""A whole experiment, trainings and entropies, through real faults: a rerun ends with the very bits
+of a quiet run.
 
-``test_store`` and ``test_distill`` have the faults of a single artefact and a single training. Here processes of their
-own are struck in the middle of a training or of an entropy, and this process runs the experiment again on what is left.
+``test_store`` and ``test_distill`` have the faults of a single artefact and a single training. Here
+processes of their own are struck in the middle of a training or of an entropy, and this process
+runs the experiment again on what is left.
 """
 
 import copy
@@ -24,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from torchvision import models  # noqa: F401 - once, before any process forks
 
-import kpnb.distill
 import kpnb.perturb
-from kpnb import distill
-from kpnb.distill import Schedule
+import kpnb_book.studies.training
 from kpnb.entropy import entropy
-from kpnb.learner import Stochastic
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
+from kpnb.sampling import Stochastic
 from kpnb.units import ImageGrid
+from kpnb_book.store import Store
+from kpnb_book.studies import training as distill
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.training import Schedule
 from tests.models import images, small_net
 from tests.test_distill import Points, mlp, same
 from tests.test_study import TINY, draw
@@ -46,8 +48,15 @@ ENV = os.environ | {
 
 
 def work(root: Path) -> dict[str, Tensor]:
-    """Teacher, student and the student's entropy at every epoch, in the store of ``root``: all that can be compared."""
-    options = TINY | {"batch_size": 8, "device": "cpu", "dataset": "folder", "data_root": str(root.parent / "data")}
+    """Teacher, student and the student's entropy at every epoch, in the store of ``root``: all that
+    can be compared.
+    """
+    options = TINY | {
+        "batch_size": 8,
+        "device": "cpu",
+        "dataset": "folder",
+        "data_root": str(root.parent / "data"),
+    }
     options |= {"rank": 4, "probes": 4, "noise": 12}  # several forward passes for each entropy
     study = ImageStudy("laptop", store=Store(root / "store"), **options)
     student = study.student("FC1")
@@ -70,12 +79,21 @@ def fill_the_disk() -> None:
     os.fsync = fsync
 
 
-FAULTS = {"killed": (kill, -signal.SIGKILL), "interrupted": (interrupt, 1), "full": (fill_the_disk, 1)}
-PLACES = {"training": (kpnb.distill, "student/*/epoch-001.json"), "entropy": (kpnb.perturb, "entropy/*/epoch-000.json")}
+FAULTS = {
+    "killed": (kill, -signal.SIGKILL),
+    "interrupted": (interrupt, 1),
+    "full": (fill_the_disk, 1),
+}
+PLACES = {
+    "training": (kpnb_book.studies.training, "student/*/epoch-001.json"),
+    "entropy": (kpnb.perturb, "entropy/*/epoch-000.json"),
+}
 
 
 def strike(root: Path, place: str, fault: Callable[[], None]) -> None:
-    """Work, and call ``fault`` at the second forward pass after the first artefact of ``place`` is finished."""
+    """Work, and call ``fault`` at the second forward pass after the first artefact of ``place`` is
+    finished.
+    """
     module, finished = PLACES[place]
     passes, capture = [], module.capture
 
@@ -105,13 +123,24 @@ def stage(root: Path) -> None:
     """All faults at all places, in a process that has imported everything and started no thread."""
     torch.set_num_threads(1)
     scenes = {(place, fault): root / f"{place}-{fault}" for place in PLACES for fault in FAULTS}
-    codes = in_turn(*(lambda a=a, f=folder: strike(f, a[0], FAULTS[a[1]][0]) for a, folder in scenes.items()))
-    print(json.dumps({folder.name: code for folder, code in zip(scenes.values(), codes, strict=True)}))
+    codes = in_turn(
+        *(lambda a=a, f=folder: strike(f, a[0], FAULTS[a[1]][0]) for a, folder in scenes.items())
+    )
+    print(
+        json.dumps({folder.name: code for folder, code in zip(scenes.values(), codes, strict=True)})
+    )
 
 
 def child(code: str, *arguments: object, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", f"import sys; from tests.test_faults import *; {code}", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENV, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True, **options)
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; from tests.test_faults import *; {code}",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(
+        command, env=ENV, cwd=REPOSITORY, stdout=-1, stderr=-1, text=True, **options
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +154,9 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def theatre(tmp_path_factory) -> tuple[Path, dict[str, int], str]:
-    """A folder with the data and what every scene left behind, the exit codes, and what was said."""
+    """A folder with the data and what every scene left behind, the exit codes, and what was
+    said.
+    """
     root = tmp_path_factory.mktemp("faults")
     draw(root / "data")
     out, said = child("stage(Path(sys.argv[1]))", root).communicate(timeout=600)
@@ -141,7 +172,9 @@ def quiet(theatre) -> dict[str, Tensor]:
 
 
 def files(root: Path, pattern: str = "store/*/*/*.json") -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in root.glob(pattern) if path.name != "config.json"}
+    return {
+        path: path.stat().st_mtime_ns for path in root.glob(pattern) if path.name != "config.json"
+    }
 
 
 def assert_rerun_is_quiet(root: Path, quiet: dict[str, Tensor]) -> None:
@@ -202,7 +235,9 @@ DAMAGES = {
     "entropy cut off": lambda of: os.truncate(of("entropy", 0), 0),
     "epochs swapped": lambda of: swap(of("entropy", 1), of("entropy", 2)),
     "networks swapped": lambda of: swap(of("student", 2), of("teacher", 2)),
-    "images flipped": lambda of: [flip(path) for path in of("student", 0).parents[2].glob("images/*/*.safetensors")],
+    "images flipped": lambda of: [
+        flip(path) for path in of("student", 0).parents[2].glob("images/*/*.safetensors")
+    ],
 }
 
 
@@ -224,11 +259,13 @@ def test_damage_is_noticed_and_mended(theatre, quiet, tmp_path: Path, damage: st
 
 
 STAY = "strike(Path(sys.argv[1]), 'entropy', lambda: (print('here', flush=True), time.sleep(300)))"
-GO_ON = "kpnb.store.PATIENCE = 0.1; logging.basicConfig(); work(Path(sys.argv[1]))"
+GO_ON = "kpnb_book.store.PATIENCE = 0.1; logging.basicConfig(); work(Path(sys.argv[1]))"
 
 
 def test_one_of_two_is_killed_while_the_other_waits(theatre, quiet):
-    """Both want the same run; who holds its lock dies in the middle of an entropy, and the other takes over."""
+    """Both want the same run; who holds its lock dies in the middle of an entropy, and the other
+    takes over.
+    """
     scene = theatre[0] / "rivals"
     with child(STAY, scene) as first:
         assert first.stdout.readline() == "here\n", first.stderr.read()
@@ -271,11 +308,13 @@ def test_a_read_only_store_gives_its_results_and_names_what_it_cannot_take(theat
             path.chmod(0o755)
 
 
-# ---------------------------------------------------------------------------------------------------- out of memory
+# ------------------------------------------------------------------------------------ out of memory
 
 
 class Memory(nn.Module):
-    """Room for so many rows after ``spared`` passes; says so as CUDA does, or lets the CPU's allocator say it."""
+    """Room for so many rows after ``spared`` passes; says so as CUDA does, or lets the CPU's
+    allocator say it.
+    """
 
     def __init__(self, rows: int, cuda: bool = True, spared: int = 0) -> None:
         super().__init__()
@@ -291,7 +330,9 @@ class Memory(nn.Module):
 
 
 def halvings(caplog) -> list[int]:
-    return [record.args[1] for record in caplog.records if "does not fit into memory" in record.message]
+    return [
+        record.args[1] for record in caplog.records if "does not fit into memory" in record.message
+    ]
 
 
 REPEAT = """
@@ -314,11 +355,19 @@ print(plain, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=["kpnb's", "the user's own"])
+@pytest.mark.parametrize(
+    "own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}], ids=["kpnb's", "the user's own"]
+)
 def test_freed_memory_is_not_faulted_in_again(own: dict[str, str]):
-    """Page faults of a process that asks for the same blocks again and again; settings of its user stay."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
-    done = subprocess.run([sys.executable, "-c", REPEAT], env=environment, capture_output=True, text=True, check=True)
+    """Page faults of a process that asks for the same blocks again and again; settings of its user
+    stay.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
+    } | own
+    done = subprocess.run(
+        [sys.executable, "-c", REPEAT], env=environment, capture_output=True, text=True, check=True
+    )
     plain, kept = map(int, done.stdout.split())
     assert plain > 4000
     assert kept > 4000 if own else kept < 400
@@ -350,13 +399,17 @@ def test_a_single_row_that_does_not_fit_is_an_error_and_other_errors_are_not_mis
     assert halvings(caplog) == [16, 8, 4, 2, 1]
     caplog.clear()
     with pytest.raises(RuntimeError, match="shape"):
-        entropy(nn.Sequential(nn.Flatten(), nn.Linear(7, 3)).double(), images(), "1", units=ImageGrid(4))
+        entropy(
+            nn.Sequential(nn.Flatten(), nn.Linear(7, 3)).double(), images(), "1", units=ImageGrid(4)
+        )
     assert not halvings(caplog)
 
 
 @pytest.mark.parametrize("adamw", [False, True], ids=["SGD", "AdamW"])
 def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bool, caplog):
-    """Memory runs out after the first step of an epoch, which starts again from the same weights and momentum."""
+    """Memory runs out after the first step of an epoch, which starts again from the same weights
+    and momentum.
+    """
     data, teacher = Points(49, dtype=torch.float64), nn.Sequential(nn.Linear(5, 8)).double()
     schedule = Schedule(epochs=2, batch_size=16, adamw=adamw)
     layers, trainings = (nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 8), nn.Linear(8, 3)), []
@@ -364,12 +417,21 @@ def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bo
         store, model = Store(tmp_path / name), nn.Sequential(memory, *layers).double()
         how = {"teacher": teacher, "teacher_layer": "0", "layer": "3", "test": data}
         student = distill.student(store, model, data, schedule, **how)
-        trainings.append((student, distill.output(store, model, data, schedule, teacher=mlp(1).double(), test=data)))
+        trainings.append(
+            (
+                student,
+                distill.output(store, model, data, schedule, teacher=mlp(1).double(), test=data),
+            )
+        )
     assert halvings(caplog) == [8, 4] * 2
     for quiet, small in zip(*trainings, strict=True):
         for epoch in range(3):
-            torch.testing.assert_close(small.state(epoch), quiet.state(epoch), rtol=1e-10, atol=1e-12)
-        assert [entry["loss"] for entry in small.log] == pytest.approx([e["loss"] for e in quiet.log], nan_ok=True)
+            torch.testing.assert_close(
+                small.state(epoch), quiet.state(epoch), rtol=1e-10, atol=1e-12
+            )
+        assert [entry["loss"] for entry in small.log] == pytest.approx(
+            [e["loss"] for e in quiet.log], nan_ok=True
+        )
 
 
 def test_a_teacher_that_does_not_fit_answers_in_parts(tmp_path: Path, caplog):
@@ -380,7 +442,9 @@ def test_a_teacher_that_does_not_fit_answers_in_parts(tmp_path: Path, caplog):
         teacher = nn.Sequential(Memory(rows), layer).double()
         how = {"teacher": teacher, "teacher_layer": "1", "layer": "0"}
         model = nn.Sequential(copy.deepcopy(layer)).double()
-        states.append(distill.student(Store(tmp_path / str(rows)), model, data, schedule, **how).state())
+        states.append(
+            distill.student(Store(tmp_path / str(rows)), model, data, schedule, **how).state()
+        )
     torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12)
     assert halvings(caplog) == [8, 4]
 
@@ -388,12 +452,15 @@ def test_a_teacher_that_does_not_fit_answers_in_parts(tmp_path: Path, caplog):
 def test_batch_statistics_need_the_whole_batch_unless_they_are_frozen(tmp_path: Path, caplog):
     data, schedule = Points(40), Schedule(epochs=1, batch_size=16)
     model = nn.Sequential(Memory(4), nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    with pytest.raises(MemoryError, match=r"a batch of baseline/.* needs it whole: choose a smaller batch_size"):
+    with pytest.raises(
+        MemoryError, match=r"a batch of baseline/.* needs it whole: choose a smaller batch_size"
+    ):
         distill.baseline(Store(tmp_path), model, data, schedule)
     assert next(tmp_path.glob("baseline/*/epoch-000.json"))
     assert not halvings(caplog)
     above = distill.head(Store(tmp_path), model, "3", data, schedule)
     assert halvings(caplog) == [8, 4]
     assert same(
-        {k: v for k, v in above.state(0).items() if k[0] < "4"}, {k: v for k, v in above.state().items() if k[0] < "4"}
+        {k: v for k, v in above.state(0).items() if k[0] < "4"},
+        {k: v for k, v in above.state().items() if k[0] < "4"},
     )

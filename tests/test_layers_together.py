@@ -1,4 +1,6 @@
-"""Several layers in one call: what is found for an upper layer serves a lower one, and only where that is right."""
+"""Several layers in one call: what is found for an upper layer serves a lower one, and only where
+that is right.
+"""
 
 from unittest.mock import patch
 
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from kpnb.energy import ClosedForm, unit_energies
 from kpnb.entropy import entropy
-from kpnb.layers import capture, leads_through
+from kpnb.features import capture, leads_through
 from kpnb.perturb import Perturbation
 from kpnb.units import ImageGrid
 from tests.models import images, jacobian_energies, small_net
@@ -23,7 +25,11 @@ class Bypass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.lower, self.upper, self.around = nn.Linear(432, 40), nn.Linear(40, 30), nn.Linear(432, 30)
+        self.lower, self.upper, self.around = (
+            nn.Linear(432, 40),
+            nn.Linear(40, 30),
+            nn.Linear(432, 30),
+        )
         self.sum = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,7 +52,9 @@ class Pair(nn.Module):
 
 def narrowing() -> nn.Sequential:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(432, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3))
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(432, 12), nn.Tanh(), nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 3)
+    )
     return net.double()
 
 
@@ -66,7 +74,9 @@ def test_what_leads_through_what():
 
 
 def test_a_layer_is_exact_when_those_above_and_its_own_directions_span_it():
-    """Twelve dimensions: six from the layers above, whose nine directions depend on each other, two, four probes."""
+    """Twelve dimensions: six from the layers above, whose nine directions depend on each other,
+    two, four probes.
+    """
     model, x, solver = narrowing(), images(), ClosedForm(rank=4, probes=4, noise=6, own=2)
     found = unit_energies(Perturbation(model, GRID), x, ["1", "3", "5"], solver)
     for name, depth in (("1", 2), ("3", 4), ("5", 6)):
@@ -91,11 +101,16 @@ def test_the_upper_layer_is_measured_first_and_saves_passes(layers):
 
 
 def test_no_bias_and_an_honest_error_with_directions_from_above():
-    """Mean over seeds within four standard errors of the truth; predicted and actual spread agree within a third."""
+    """Mean over seeds within four standard errors of the truth; predicted and actual spread agree
+    within a third.
+    """
     model, x = small_net(width=60).double().eval(), images(3)
     exact = unit_energies(Perturbation(model, GRID), x, ["8"], ClosedForm(rank=None))["8"].energy
     solver = ClosedForm(rank=4, probes=4, noise=6, shrink=False)
-    found = [unit_energies(Perturbation(model, GRID, seed=10 * s), x, ["8", "10"], solver)["8"] for s in range(80)]
+    found = [
+        unit_energies(Perturbation(model, GRID, seed=10 * s), x, ["8", "10"], solver)["8"]
+        for s in range(80)
+    ]
     energy = torch.stack([f.energy for f in found])
     bias = (energy.mean(0) - exact) / (energy.std(0) / 80**0.5)
     assert bias.abs().max() < 4.5
@@ -104,7 +119,9 @@ def test_no_bias_and_an_honest_error_with_directions_from_above():
     assert 2 / 3 < predicted / energy.std(0).square().mean().sqrt() < 3 / 2
 
 
-@pytest.mark.parametrize(("model", "layers"), [(Bypass(), ["lower", "sum"]), (small_net(), ["5", "8"])])
+@pytest.mark.parametrize(
+    ("model", "layers"), [(Bypass(), ["lower", "sum"]), (small_net(), ["5", "8"])]
+)
 def test_each_layer_for_itself(model, layers):
     """Where the input has another way to the upper layer, and where ``own`` is None."""
     model, x = model.double(), images()
@@ -125,11 +142,15 @@ def test_tuples_and_changes_in_place():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_directions_without_effect_are_not_taken_for_any(dtype):
-    """Of the upper layer's 40 coordinates 33 never move, so most of what it hands down is rounding."""
+    """Of the upper layer's 40 coordinates 33 never move, so most of what it hands down is
+    rounding.
+    """
     model, x = small_net(width=40).to(dtype), images(4, dtype=dtype)
     with torch.no_grad():
         model[7].bias[7:] = -100
-    found = unit_energies(Perturbation(model, GRID), x, ["5", "8"], ClosedForm(rank=6, probes=8))["5"]
+    found = unit_energies(Perturbation(model, GRID), x, ["5", "8"], ClosedForm(rank=6, probes=8))[
+        "5"
+    ]
     alone = unit_energies(Perturbation(model, GRID), x, ["5"], ClosedForm(rank=None))["5"].energy
     assert (found.rank <= 7 + 2).all()
     assert (found.energy / alone).log().abs().mean() < 0.2

@@ -1,4 +1,6 @@
-"""Cloud networks: search against brute force, invariance, gradients, layers where the table says, clear errors."""
+"""Cloud networks: search against brute force, invariance, gradients, layers where the table says,
+clear errors.
+"""
 
 import math
 
@@ -7,8 +9,19 @@ import torch
 from torch import nn
 
 from benchmarks.clouds import difference
-from kpnb.networks import clouds
-from kpnb.networks.clouds import NETWORKS, DensityConv, EdgeConv, TNet, ball, build, farthest, layer_path, nearest, pick
+from kpnb_book.networks import clouds
+from kpnb_book.networks.clouds import (
+    NETWORKS,
+    DensityConv,
+    EdgeConv,
+    TNet,
+    ball,
+    build,
+    farthest,
+    layer_path,
+    nearest,
+    pick,
+)
 
 K = 4
 
@@ -22,7 +35,8 @@ def cloud(n=48, b=2, seed=0):
     return x / x.norm(dim=-1).amax(1)[:, None, None]
 
 
-# ---------------------------------------------------------------------------------------------- sampling and neighbours
+# ----------------------------------------------------------------------------------------------
+# sampling and neighbours
 
 
 def test_farthest_points_against_brute_force():
@@ -31,7 +45,9 @@ def test_farthest_points_against_brute_force():
         centre = points.mean(0)
         expected = [max(range(30), key=lambda i: math.dist(points[i], centre))]
         while len(expected) < 12:
-            expected.append(max(range(30), key=lambda i: min(math.dist(points[i], points[j]) for j in expected)))
+            expected.append(
+                max(range(30), key=lambda i: min(math.dist(points[i], points[j]) for j in expected))
+            )
         assert found == expected
 
 
@@ -42,7 +58,9 @@ def test_neighbours_against_brute_force():
         for i in range(7):
             order = sorted(range(20), key=lambda j: math.dist(a[s, i], b[s, j]))[:6]
             assert near[s, i].tolist() == order
-            assert inside[s, i].tolist() == [j if math.dist(a[s, i], b[s, j]) <= 0.5 else order[0] for j in order]
+            assert inside[s, i].tolist() == [
+                j if math.dist(a[s, i], b[s, j]) <= 0.5 else order[0] for j in order
+            ]
     assert (inside != near).any()
     distances = clouds.squared_distances(a, b)
     torch.testing.assert_close(distances, torch.cdist(a, b).square())
@@ -56,7 +74,9 @@ def test_edge_convolution_is_equation_8():
     expected = []
     for i in range(9):
         edges = [conv.theta(x[0, j] - x[0, i]) + conv.phi(x[0, i]) for j in index[i]]
-        activations = [nn.functional.leaky_relu(e / math.sqrt(1 + conv.norm.eps), 0.2) for e in edges]
+        activations = [
+            nn.functional.leaky_relu(e / math.sqrt(1 + conv.norm.eps), 0.2) for e in edges
+        ]
         expected.append(torch.stack(activations).amax(0))
     torch.testing.assert_close(conv(x)[0], torch.stack(expected))
 
@@ -73,11 +93,13 @@ def test_point_convolution_is_the_weighted_sum():
         scale = conv.density(((1 / density) / (1 / density).max())[:, None])
         local = x[0, near] - centre[0, m]
         values = conv.mlp(torch.cat([local, features[0, near]], -1))
-        total = sum(torch.outer(values[i] * scale[i], conv.weight(local[i : i + 1])[0]) for i in range(4))
+        total = sum(
+            torch.outer(values[i] * scale[i], conv.weight(local[i : i + 1])[0]) for i in range(4)
+        )
         torch.testing.assert_close(out[0, m], conv.out(total.flatten()[None])[0])
 
 
-# -------------------------------------------------------------------------------------------------------- the networks
+# ------------------------------------------------------------------------------------- the networks
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -97,7 +119,9 @@ def test_gradient_against_finite_differences(name):
     weights = torch.randn(5, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(net(x) @ weights, x)
     for seed in range(3):
-        direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        direction = torch.randn(
+            x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        )
         step = 1e-7 * direction
         slope = ((net(x + step) - net(x - step)) @ weights).item() / 2e-7
         assert slope == pytest.approx((gradient * direction).sum().item(), rel=1e-4)
@@ -128,7 +152,11 @@ def test_layers_are_where_the_table_says(name):
         assert isinstance(module, nn.Linear if layer == "FC3" else nn.ReLU)
         module.register_forward_hook(lambda m, i, out, key=layer: seen.update({key: out}))
     logits = net(cloud().float())
-    assert {key: tuple(value.shape) for key, value in seen.items()} == {"FC1": (2, 64), "FC2": (2, 32), "FC3": (2, 5)}
+    assert {key: tuple(value.shape) for key, value in seen.items()} == {
+        "FC1": (2, 64),
+        "FC2": (2, 32),
+        "FC3": (2, 5),
+    }
     assert torch.equal(seen["FC3"], logits)
     assert seen["FC1"].min() >= 0
     assert seen["FC1"].max() > 0
@@ -145,7 +173,9 @@ def test_seed_decides_and_global_random_numbers_are_untouched(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_of_the_usual_formulation_give_the_same_outputs_and_gradients(name):
-    assert difference(name) < 1e-9  # float64; it also raises unless the layers have the same shapes, one by one
+    assert (
+        difference(name) < 1e-9
+    )  # float64; it also raises unless the layers have the same shapes, one by one
 
 
 def test_transforms_start_as_the_identity():
@@ -157,8 +187,12 @@ def test_transforms_start_as_the_identity():
 
 def test_channels_are_the_papers_at_full_width():
     with torch.device("meta"):
-        counts = {name: sum(p.numel() for p in build(name, 40).parameters()) for name in ("pointnet", "dgcnn")}
-    # reference implementations: 3.48 M with biases (PointNet, 40 classes), 1.8 M (DGCNN, 40 classes)
+        counts = {
+            name: sum(p.numel() for p in build(name, 40).parameters())
+            for name in ("pointnet", "dgcnn")
+        }
+    # reference implementations: 3.48 M with biases (PointNet, 40 classes), 1.8 M (DGCNN, 40
+    # classes)
     assert counts["pointnet"] == pytest.approx(3.47e6, rel=0.01)
     assert counts["dgcnn"] == pytest.approx(1.81e6, rel=0.01)
 
@@ -172,8 +206,16 @@ def test_channels_are_the_papers_at_full_width():
         ("pointnet", torch.zeros(2, 0, 3), "clouds of 0 points .*PointNet needs at least 1"),
         ("pointnet", torch.zeros(2, 3, 48), r"\[B, N, 3\]; got \(2, 3, 48\)"),
         ("pointnet", torch.zeros(48, 3), r"\[B, N, 3\]; got \(48, 3\)"),
-        ("dgcnn", torch.cat([torch.zeros(2, 48, 3), torch.full((1, 48, 3), torch.nan)]), "cloud 2 of the batch"),
-        ("pointconv", torch.full((1, 48, 3), torch.inf), "NaN or infinite coordinates in cloud 0 of the batch"),
+        (
+            "dgcnn",
+            torch.cat([torch.zeros(2, 48, 3), torch.full((1, 48, 3), torch.nan)]),
+            "cloud 2 of the batch",
+        ),
+        (
+            "pointconv",
+            torch.full((1, 48, 3), torch.inf),
+            "NaN or infinite coordinates in cloud 0 of the batch",
+        ),
     ],
 )
 def test_bad_clouds_are_named(name, x, message):
@@ -186,7 +228,9 @@ def test_bad_settings_are_named():
         build("pointnt", 3)
     with pytest.raises(ValueError, match="unknown layer of dgcnn 'Conv'"):
         layer_path("dgcnn", "Conv")
-    with pytest.raises(ValueError, match=r"points=48 leaves 24 after the first sampling, too few for 2 k = 26"):
+    with pytest.raises(
+        ValueError, match=r"points=48 leaves 24 after the first sampling, too few for 2 k = 26"
+    ):
         small("pointnet2", k=13)
     with pytest.raises(ValueError, match="k=0"):
         small("dgcnn", k=0)

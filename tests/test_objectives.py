@@ -1,4 +1,6 @@
-"""Sigma for linear networks against the analytic minimiser and a numerical integration of the flow."""
+"""Sigma for linear networks against the analytic minimiser and a numerical integration of the
+flow.
+"""
 
 import math
 
@@ -19,23 +21,34 @@ GRID = 4
 def _linear_energies(model: Linear, grid: int = GRID) -> torch.Tensor:
     """s_i of a linear layer: column norms of its weight, summed over the pixels of each cell."""
     columns = model.f.weight.detach().square().sum(0).reshape(3, 12, 12).sum(0)
-    return torch.stack([block.sum() for rows in columns.split(12 // grid) for block in rows.split(12 // grid, 1)])
+    return torch.stack(
+        [block.sum() for rows in columns.split(12 // grid) for block in rows.split(12 // grid, 1)]
+    )
 
 
 def test_converged_is_the_analytic_minimiser():
-    """d/d sigma of [sum s sigma^2 / (tau^2 sum s) - alpha sum log sigma] = 0 at sigma^2 = alpha tau^2 sum s / (2 s)."""
+    """d/d sigma of [sum s sigma^2 / (tau^2 sum s) - alpha sum log sigma] = 0 at sigma^2 = alpha
+    tau^2 sum s / (2 s).
+    """
     model, alpha = Linear(432, 20).double(), 0.3
     s = _linear_energies(model)
     expected = (alpha * SIGMA_0**2 * s.sum() / (2 * s)).sqrt()
     found = entropy(
-        model, images(), "f", units=ImageGrid(GRID), solver=ClosedForm(rank=None), objective=Converged(alpha)
+        model,
+        images(),
+        "f",
+        units=ImageGrid(GRID),
+        solver=ClosedForm(rank=None),
+        objective=Converged(alpha),
     )
     assert torch.allclose(found.sigma, expected.expand_as(found.sigma), rtol=1e-10)
     assert torch.allclose(found.entropy, expected.log() + HALF_LOG_2PIE, rtol=1e-10)
 
 
 def test_aligned_follows_the_flow_of_the_printed_loss():
-    """Integrate d sigma/dt = -dLoss/dsigma of Eq. 3 as printed, stop where the mean entropy is -2.8."""
+    """Integrate d sigma/dt = -dLoss/dsigma of Eq. 3 as printed, stop where the mean entropy is
+    -2.8.
+    """
     model, weight = Linear(432, 20).double(), 7.0
     s = _linear_energies(model).numpy()
     n, delta_f2 = len(s), SIGMA_0**2 * s.sum()
@@ -47,16 +60,23 @@ def test_aligned_follows_the_flow_of_the_printed_loss():
         return sum(math.log(v) for v in sigma) / n + HALF_LOG_2PIE + 2.8
 
     aligned.terminal = True
-    path = solve_ivp(descend, (0, 1.0), [SIGMA_0] * n, events=aligned, rtol=1e-11, atol=1e-14, method="DOP853")
+    path = solve_ivp(
+        descend, (0, 1.0), [SIGMA_0] * n, events=aligned, rtol=1e-11, atol=1e-14, method="DOP853"
+    )
     expected = torch.tensor(path.y_events[0][0])
     found = entropy(model, images(), "f", units=ImageGrid(GRID), solver=ClosedForm(rank=None))
     assert torch.allclose(found.sigma, expected.expand_as(found.sigma), rtol=1e-5)
-    assert torch.allclose(found.entropy.mean(-1), torch.tensor(-2.8, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        found.entropy.mean(-1), torch.tensor(-2.8, dtype=torch.float64), atol=1e-9
+    )
 
 
 def test_flow_starts_at_one_and_ends_at_the_minimiser():
     q = relative_energy(torch.tensor([[0.1, 1.0, 3.0, 9.0]]))
-    zero, late = torch.zeros(1, 1, dtype=torch.float64), torch.full((1, 1), 1e4, dtype=torch.float64)
+    zero, late = (
+        torch.zeros(1, 1, dtype=torch.float64),
+        torch.full((1, 1), 1e4, dtype=torch.float64),
+    )
     assert torch.allclose(flow(q, 7.0, zero), torch.ones_like(q))
     assert torch.allclose(flow(q, 7.0, late), 3.5 / q)
 
@@ -71,10 +91,13 @@ def test_unit_without_energy_stays_finite():
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 6.0, 20.0])
 @pytest.mark.parametrize(
-    ("weight", "mean"), [(2.01, -3.1), (2.5, -2.8), (7.0, -3.18), (7.0, -2.8), (7.0, 0.0), (50.0, -2.0)]
+    ("weight", "mean"),
+    [(2.01, -3.1), (2.5, -2.8), (7.0, -3.18), (7.0, -2.8), (7.0, 0.0), (50.0, -2.0)],
 )
 def test_the_time_is_the_one_root_of_the_mean_entropy(weight, mean, spread):
-    """Brent's method on each sample, whatever its energies: nearly equal, over many decades, zero, or missing."""
+    """Brent's method on each sample, whatever its energies: nearly equal, over many decades, zero,
+    or missing.
+    """
     generator, objective = torch.Generator().manual_seed(3), Aligned(mean, weight)
     energy = torch.exp(spread * torch.randn(12, 64, generator=generator, dtype=torch.float64))
     energy[::3, :5], energy[1::4, 7] = 0, torch.nan
@@ -91,7 +114,10 @@ def test_the_time_is_the_one_root_of_the_mean_entropy(weight, mean, spread):
             continue
         there += 1
         wanted = math.exp(brentq(above, math.log(1e-9), math.log(1e9), xtol=1e-14))
-        one, two = (flow(known, weight, torch.tensor(at, dtype=torch.float64)).log() / 2 for at in (t, wanted))
+        one, two = (
+            flow(known, weight, torch.tensor(at, dtype=torch.float64)).log() / 2
+            for at in (t, wanted)
+        )
         assert torch.allclose(one, two, rtol=0, atol=1e-11)
     assert there or not spread or mean == 0  # out of reach where energies are nearly equal
 
@@ -101,7 +127,11 @@ def test_mean_entropy_rises_along_the_path_for_extreme_energies(mean):
     generator = torch.Generator().manual_seed(1)
     energy = torch.exp(4 * torch.randn(50, 256, generator=generator, dtype=torch.float64))
     v = Aligned(mean).variance(relative_energy(energy))
-    assert torch.allclose((v.log() / 2).mean(-1), torch.full((50,), Aligned(mean).rise, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(
+        (v.log() / 2).mean(-1),
+        torch.full((50,), Aligned(mean).rise, dtype=torch.float64),
+        atol=1e-9,
+    )
     q = relative_energy(energy)
     times = torch.logspace(-6, 4, 200, dtype=torch.float64)
     means = torch.stack([flow(q, 7.0, t.expand(50, 1)).log().mean(-1) for t in times])
@@ -121,7 +151,9 @@ def test_settings_without_a_solution_are_refused():
 
 
 def test_scale_of_the_input_moves_the_entropy_by_its_logarithm():
-    """A network that divides its input by 10 sees the same thing when the input is 10 times as large."""
+    """A network that divides its input by 10 sees the same thing when the input is 10 times as
+    large.
+    """
     model, scaled = Linear(432, 20).double(), Linear(432, 20).double()
     with torch.no_grad():
         scaled.f.weight /= 10

@@ -1,7 +1,9 @@
-"""The built pages in a real browser: errors, requests, accessibility, width on a telephone, weight, search, views.
+"""The built pages in a real browser: errors, requests, accessibility, width on a telephone, weight,
+search, views.
 
-Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book is made in which
-only three notebooks have been executed. All tests share one visit of each page, which is why they run in one process.
+Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book
+is made in which only three notebooks have been executed. All tests share one visit of each page,
+which is why they run in one process.
 """
 
 import os
@@ -18,9 +20,9 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, Request
 
-from kpnb.runner import run_notebook
-from kpnb_book.browser import BrowserError, open_browser, serve
-from kpnb_book.build import _build_pages
+from kpnb_book.run.browser import BrowserError, open_browser, serve
+from kpnb_book.run.build import _build_pages
+from kpnb_book.run.notebooks import run_notebook
 
 pytestmark = pytest.mark.xdist_group("pages")
 
@@ -37,39 +39,55 @@ NOT_OURS = {
     "aria-allowed-role": ".citation",
     "aria-deprecated-role": ".citation",
     "aria-required-children": ".citation-list",
-    # and the theme its frame: a logo outside of a landmark, buttons whose name is not what is written on them.
+    # and the theme its frame: a logo outside of a landmark, buttons whose name is not what is
+    # written on them.
     "region": ".logo__image",
     "label-content-name-mismatch": ".search-button-field, .theme-switch-button",
 }
 
-# What a reader sees of a view, without the look of its controls: a click that only moves the focus changes nothing.
+# What a reader sees of a view, without the look of its controls: a click that only moves the focus
+# changes nothing.
 SEEN = """view => JSON.stringify([...view.querySelectorAll("*")]
   .filter(part => part.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
   .filter(part => !part.closest("input, select, button, label, summary, script, style"))
   .map(part => {
     const look = getComputedStyle(part);
-    const text = [...part.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join(" ");
-    const drawn = part.tagName === "CANVAS" ? part.toDataURL() : part.currentSrc || part.getAttribute("d") || "";
-    return [part.tagName, text, drawn, part.getAttribute("x"), part.getAttribute("y"), look.fill, look.backgroundColor,
-      look.backgroundImage, look.backgroundPosition, look.borderColor, look.outlineStyle, look.opacity];
+    const text = [...part.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("
+    "); const drawn = part.tagName === "CANVAS" ? part.toDataURL() : part.currentSrc ||
+    part.getAttribute("d") || ""; return [part.tagName, text, drawn, part.getAttribute("x"),
+    part.getAttribute("y"), look.fill, look.backgroundColor,
+      look.backgroundImage, look.backgroundPosition, look.borderColor, look.outlineStyle,
+      look.opacity];
   }))"""
 CONTROLS = "input, select, button, summary, canvas[tabindex]"
 # Not: what is hidden or switched off, the radio button that is chosen, a list of one.
 USABLE = """c => !c.disabled && !(c.type === "radio" && c.checked) && !(c.options?.length === 1)
   && (c.checkVisibility() || ["radio", "checkbox"].includes(c.type))"""
-LONE = """() => [...document.querySelectorAll("article :is(canvas, select, input[type=range], input[type=radio])")]
-  .filter(control => !control.closest(".kpnb-view, .sd-tab-set")).map(control => control.outerHTML.slice(0, 80))"""
-WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] : [...document.querySelectorAll("body *")]
+LONE = """() => [...document.querySelectorAll("article :is(canvas, select, input[type=range],
+input[type=radio])")]
+  .filter(control => !control.closest(".kpnb-view, .sd-tab-set")).map(control =>
+  control.outerHTML.slice(0, 80))"""
+WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+[...document.querySelectorAll("body *")]
   .filter(part => part.getBoundingClientRect().right > innerWidth + 1 && part.checkVisibility())
   .map(part => part.outerHTML.slice(0, 80))"""
 VIOLATIONS = """([rules, others]) => axe
   .run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
   .then(found => found.violations.flatMap(rule => rule.nodes
-    .filter(node => !(others[rule.id] && document.querySelector(node.target[0]).matches(others[rule.id])))
-    .map(node => `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary}`)))"""
-DEPEND_ON_LOOK = {"runOnly": ["color-contrast", "scrollable-region-focusable", "link-in-text-block", "target-size"]}
+    .filter(node => !(others[rule.id] &&
+    document.querySelector(node.target[0]).matches(others[rule.id]))) .map(node => `${rule.id}:
+    ${node.html.slice(0, 160)} ${node.failureSummary}`)))"""
+DEPEND_ON_LOOK = {
+    "runOnly": [
+        "color-contrast",
+        "scrollable-region-focusable",
+        "link-in-text-block",
+        "target-size",
+    ]
+}
 FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-SETTLED = "() => new Promise(done => setTimeout(done, 400))"  # the theme waits 300 ms after a change of width
+# the theme waits 300 ms after a change of width
+SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
 
 def give_up(reason: str) -> None:
@@ -87,9 +105,13 @@ def sources() -> Iterator[Path]:
 
 
 def small_book(root: Path) -> Path:
-    """The pages with three notebooks executed, with the smallest settings, and the others as they are; in a copy."""
+    """The pages with three notebooks executed, with the smallest settings, and the others as they
+    are; in a copy.
+    """
     for name in ("book", "notebooks"):
-        shutil.copytree(ROOT / name, root / name, ignore=lambda folder, names: set(names) & set(NOT_SOURCES))
+        shutil.copytree(
+            ROOT / name, root / name, ignore=lambda folder, names: set(names) & set(NOT_SOURCES)
+        )
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, root)
     for name in SOME:
@@ -140,7 +162,9 @@ class Visit:
 def use(control: Locator, kind: str) -> None:
     """Do with a control what it is for."""
     if kind == "SELECT":
-        control.select_option(index=control.evaluate("c => (c.selectedIndex + 1) % c.options.length"))
+        control.select_option(
+            index=control.evaluate("c => (c.selectedIndex + 1) % c.options.length")
+        )
     elif kind == "range":
         control.press(control.evaluate("c => c.value === c.min ? 'End' : 'Home'"))
     elif kind == "CANVAS":
@@ -166,11 +190,17 @@ def dead_controls(page: Page) -> Iterator[str]:
 
 def barriers(page: Page, when: str, rules: dict[str, list[str]]) -> list[str]:
     """What axe-core finds, by all rules or some."""
-    return [f"{when}: {found}" for found in page.evaluate(VIOLATIONS, [rules, NOT_OURS])] if AXE.exists() else []
+    return (
+        [f"{when}: {found}" for found in page.evaluate(VIOLATIONS, [rules, NOT_OURS])]
+        if AXE.exists()
+        else []
+    )
 
 
 def visit(page: Page, address: str, site: Path, name: str) -> Visit:
-    """Load a page, look at it on a desk in light mode and on a telephone in dark mode, and use its controls."""
+    """Load a page, look at it on a desk in light mode and on a telephone in dark mode, and use its
+    controls.
+    """
     seen = Visit()
 
     def record(request: Request) -> None:
@@ -204,7 +234,11 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
 @pytest.fixture(scope="module")
 def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
     found = {}
-    for path in [*sorted(site.glob("book/*.html")), *sorted(site.glob("notebooks/*.html")), site / "search.html"]:
+    for path in [
+        *sorted(site.glob("book/*.html")),
+        *sorted(site.glob("notebooks/*.html")),
+        site / "search.html",
+    ]:
         name = path.relative_to(site).as_posix()
         page = browser.new_page(viewport=DESK, color_scheme="light")
         found[name] = visit(page, address, site, name)
@@ -273,8 +307,12 @@ def test_search_finds_a_word(browser, address):
 
 
 def test_buttons_lead_to_files_of_the_repository(site):
-    """Binder, Colab and the edit button name a file by its path; of every notebook there are all three."""
-    address = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))["repository"]["url"].removeprefix("https://")
+    """Binder, Colab and the edit button name a file by its path; of every notebook there are all
+    three.
+    """
+    address = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))["repository"][
+        "url"
+    ].removeprefix("https://")
     owner = address.split("/", 1)[1]
     kinds = {
         "edit": rf"https://{address}/edit/main/([^\"?]+)",
@@ -282,7 +320,9 @@ def test_buttons_lead_to_files_of_the_repository(site):
         "colab": rf"https://colab.research.google.com/github/{owner}/blob/main/([^\"?]+)",
     }
     for page in [*site.glob("book/*.html"), *site.glob("notebooks/*.html")]:
-        found = {kind: set(re.findall(link, page.read_text("utf8"))) for kind, link in kinds.items()}
+        found = {
+            kind: set(re.findall(link, page.read_text("utf8"))) for kind, link in kinds.items()
+        }
         source = f"{page.parent.name}/{page.stem}"
         if page.parent.name == "notebooks":
             assert found == {kind: {f"{source}.ipynb"} for kind in kinds}

@@ -5,10 +5,23 @@ import math
 import pytest
 import torch
 
-from kpnb.learning import d_mean_var, detour_ratio, learning_distance, richest_epoch, weight_distance
-from kpnb.points import background_level, foreground_units, knowledge_points, released_filter, summarise
+from kpnb.learning import (
+    d_mean_var,
+    detour_ratio,
+    learning_distance,
+    richest_epoch,
+    weight_distance,
+)
+from kpnb.points import (
+    background_level,
+    foreground_units,
+    knowledge_points,
+    released_filter,
+    summarise,
+)
 
-# Two images of six units; the first three are foreground. H-bar is -2.0 for the first image, -3.0 for the second.
+# Two images of six units; the first three are foreground. H-bar is -2.0 for the first image, -3.0
+# for the second.
 FOREGROUND = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2, dtype=torch.bool)
 ENTROPY = torch.tensor(
     [
@@ -21,18 +34,24 @@ ENTROPY = torch.tensor(
 
 def test_counts_and_lambda_by_hand():
     found = knowledge_points(ENTROPY, FOREGROUND)
-    assert torch.allclose(background_level(ENTROPY, ~FOREGROUND).flatten(), torch.tensor([-2.0, -3.0]).double())
+    assert torch.allclose(
+        background_level(ENTROPY, ~FOREGROUND).flatten(), torch.tensor([-2.0, -3.0]).double()
+    )
     assert found.points.tolist() == [[True, False, True, True, False, False], [False] * 6]
     assert found.n_fg.tolist() == [2, 0]
     assert found.n_bg.tolist() == [1, 0]
     assert found.ratio[0] == 2 / 3
     assert found.ratio[1].isnan()  # no knowledge point at all: lambda is undefined, not 0
-    assert summarise(found.ratio) == summarise(torch.tensor([2 / 3, torch.nan], dtype=torch.float64))
+    assert summarise(found.ratio) == summarise(
+        torch.tensor([2 / 3, torch.nan], dtype=torch.float64)
+    )
     assert (summarise(found.ratio).defined, summarise(found.ratio).undefined) == (1, 1)
 
 
 def test_threshold_is_strict_and_grows():
-    entropy = torch.tensor([[-2.25, -2.5, -2.0]], dtype=torch.float64)  # binary fractions: 0.25 below exactly
+    entropy = torch.tensor(
+        [[-2.25, -2.5, -2.0]], dtype=torch.float64
+    )  # binary fractions: 0.25 below exactly
     foreground = torch.tensor([[True, True, False]])
     assert knowledge_points(entropy, foreground, b=0.25).n_fg.tolist() == [1]
     assert knowledge_points(entropy, foreground, b=0.2).n_fg.tolist() == [2]
@@ -73,7 +92,9 @@ def test_images_without_a_region_are_undefined_and_counted():
 
 
 def test_units_that_do_not_exist_are_ignored():
-    """Padding (NaN at every epoch) changes neither level nor counts; NaN at one epoch makes that epoch undefined."""
+    """Padding (NaN at every epoch) changes neither level nor counts; NaN at one epoch makes that
+    epoch undefined.
+    """
     padded = torch.cat([ENTROPY, torch.full((2, 3), torch.nan)], 1)
     wider = torch.cat([FOREGROUND, torch.zeros(2, 3, dtype=torch.bool)], 1)
     assert torch.equal(background_level(padded, ~wider), background_level(ENTROPY, ~FOREGROUND))
@@ -90,13 +111,17 @@ def test_units_of_neither_region_are_not_counted():
     background = torch.tensor([[0, 0, 0, 1, 1, 0]] * 2, dtype=torch.bool)
     spoiled = ENTROPY.clone()
     spoiled[:, 5] = torch.nan  # padding
-    found = knowledge_points(spoiled, FOREGROUND, background=background)  # H-bar of the first image: -2.05
+    found = knowledge_points(
+        spoiled, FOREGROUND, background=background
+    )  # H-bar of the first image: -2.05
     assert found.points[0].tolist() == [True, False, True, True, False, False]
     assert found.defined.all()
 
 
 def test_wrong_regions_are_refused():
-    with pytest.raises(ValueError, match=r"foreground must be bool with the shape \(2, 6\).*\(2, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"foreground must be bool with the shape \(2, 6\).*\(2, 5\)"
+    ):
         knowledge_points(ENTROPY, FOREGROUND[:, :5])
     with pytest.raises(ValueError, match=r"foreground must be bool.*float32"):
         knowledge_points(ENTROPY, FOREGROUND.float(), background=~FOREGROUND)
@@ -110,7 +135,9 @@ def test_wrong_regions_are_refused():
 
 def test_foreground_units_by_coverage():
     assert foreground_units(torch.tensor([[0.5, 0.49, 1.0]])).tolist() == [[True, False, True]]
-    assert foreground_units(torch.tensor([[0.5, 0.49, 0.1]]), at_least=0.2).tolist() == [[True, True, False]]
+    assert foreground_units(torch.tensor([[0.5, 0.49, 0.1]]), at_least=0.2).tolist() == [
+        [True, True, False]
+    ]
 
 
 def test_released_filter_keeps_images_whose_background_is_discarded_more():
@@ -124,19 +151,26 @@ def test_weight_distance_by_hand():
     """||w_0|| = 5; steps of length 1, 2 and 0.5 in two parameters."""
     initial = {"a": 3.0, "b": 4.0}
     steps = [{"a": 0.6, "b": 0.8}, {"a": 2.0, "b": 0.0}, {"a": 0.0, "b": 0.5}]
-    assert torch.allclose(weight_distance(initial, steps), torch.tensor([0, 0.2, 0.6, 0.7]).double())
+    assert torch.allclose(
+        weight_distance(initial, steps), torch.tensor([0, 0.2, 0.6, 0.7]).double()
+    )
     only_a = weight_distance(initial, steps, ["a"])
     assert torch.allclose(only_a, torch.tensor([0, 0.2, 2.6 / 3, 2.6 / 3]).double())
     with pytest.raises(LookupError, match=r"\['c'\]; known: \['a', 'b'\]"):
         weight_distance(initial, steps, ["c"])
 
 
-N_FG = torch.tensor([[9, 1, 0], [2, 1, 0], [5, 3, 0], [5, 2, 0]], dtype=torch.float64)  # epochs 0..3, three images
+N_FG = torch.tensor(
+    [[9, 1, 0], [2, 1, 0], [5, 3, 0], [5, 2, 0]], dtype=torch.float64
+)  # epochs 0..3, three images
 
 
 def test_learning_distance_by_hand():
     distance = torch.tensor([0.0, 0.2, 0.6, 0.7], dtype=torch.float64)
-    assert richest_epoch(N_FG).tolist()[:2] == [2, 2]  # epoch 0 does not count, the earliest of equals does
+    assert richest_epoch(N_FG).tolist()[:2] == [
+        2,
+        2,
+    ]  # epoch 0 does not count, the earliest of equals does
     assert richest_epoch(N_FG, first=0).tolist()[:2] == [0, 2]
     found = learning_distance(N_FG, distance)
     assert found[:2].tolist() == [0.6, 0.6]
@@ -144,7 +178,10 @@ def test_learning_distance_by_hand():
     assert d_mean_var(found) == (0.6, 0.0)
     released = learning_distance(N_FG, distance, first=0)
     mean, variance = d_mean_var(released)
-    assert (mean, variance) == (pytest.approx(0.3), pytest.approx(0.09))  # population variance of 0 and 0.6
+    assert (mean, variance) == (
+        pytest.approx(0.3),
+        pytest.approx(0.09),
+    )  # population variance of 0 and 0.6
     assert all(math.isnan(v) for v in d_mean_var(found[2:]))
     with pytest.raises(ValueError, match="4 epochs of counts, but 3"):
         learning_distance(N_FG, distance[:3])

@@ -7,8 +7,8 @@ from importlib.metadata import version
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from kpnb.runner import run_notebook
-from kpnb_book.provenance import revision, sign, table
+from kpnb_book.run.notebooks import run_notebook
+from kpnb_book.run.provenance import revision, sign, table
 
 
 def git(root, *arguments):
@@ -18,7 +18,10 @@ def git(root, *arguments):
 
 def test_executed_copy_says_with_what_it_was_made(tmp_path):
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    cells = [new_code_cell("profile = 'laptop'", metadata={"tags": ["parameters"]}), new_code_cell("1 + 1")]
+    cells = [
+        new_code_cell("profile = 'laptop'", metadata={"tags": ["parameters"]}),
+        new_code_cell("1 + 1"),
+    ]
     source, copy = tmp_path / "10_sum.ipynb", tmp_path / "out" / "10_sum.ipynb"
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), source)
     run_notebook(source, copy)

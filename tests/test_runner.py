@@ -9,21 +9,22 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from kpnb import runner
-from kpnb.__main__ import main
-from kpnb.runner import NotebookError, UsageError, check_parameters, run_notebook
-from kpnb_book import build
-from kpnb_book.build import build_book, notebooks_of
-from kpnb_book.commands import parse_parameters
+from kpnb_book.__main__ import main
+from kpnb_book.run import build
+from kpnb_book.run import notebooks as runner
+from kpnb_book.run.build import build_book, notebooks_of
+from kpnb_book.run.commands import parse_parameters
+from kpnb_book.run.notebooks import NotebookError, UsageError, check_parameters, run_notebook
 
-PARAMETERS = (
-    'profile = "laptop"  # size of the run\nepochs = 3\nlr = 0.1\nseeds = [0]\ndata_root = None\nshuffle = True'
-)
+PARAMETERS = 'profile = "laptop"  # size of the run\nepochs = 3\nlr = 0.1\nseeds = [0]\ndata_root = None\nshuffle = True'
 
 
 def write(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
     """A notebook with a parameters cell and ``sources`` as its other cells."""
-    cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), *map(new_code_cell, sources)]
+    cells = [
+        new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        *map(new_code_cell, sources),
+    ]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = new_notebook(cells=cells, metadata={"kernelspec": kernel})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +34,9 @@ def write(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
 
 def printed(path: Path) -> str:
     cells = nbformat.read(path, as_version=4).cells
-    return "".join(o.text for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream")
+    return "".join(
+        o.text for cell in cells for o in cell.get("outputs", []) if o.output_type == "stream"
+    )
 
 
 @pytest.fixture
@@ -64,7 +67,9 @@ def test_parameter_that_does_not_fit_starts_no_kernel(marking, parameters, says,
 
 
 def test_parameters_that_fit(marking):
-    check_parameters(marking[0], {"lr": 1, "seeds": [1, 2], "data_root": "somewhere", "shuffle": False})
+    check_parameters(
+        marking[0], {"lr": 1, "seeds": [1, 2], "data_root": "somewhere", "shuffle": False}
+    )
 
 
 def test_good_notebook(tmp_path, capsys):
@@ -110,7 +115,9 @@ def test_notebook_that_raises_leaves_no_copy(tmp_path):
     with pytest.raises(NotebookError) as caught:
         run_notebook(path, output)
     says = str(caught.value)
-    assert says.startswith("11_bad.ipynb failed in cell 3 (# why not): ZeroDivisionError: division by zero")
+    assert says.startswith(
+        "11_bad.ipynb failed in cell 3 (# why not): ZeroDivisionError: division by zero"
+    )
     assert [p.name for p in output.parent.iterdir()] == ["11_bad.failed.ipynb"]
     assert str(output.parent / "11_bad.failed.ipynb") in says
 
@@ -150,7 +157,9 @@ def repository(root: Path) -> Path:
 
 def test_build_stops_at_the_first_failure(tmp_path):
     root = repository(tmp_path)
-    with pytest.raises(NotebookError, match=r"10_first\.ipynb failed in cell 2 .*OSError: no such luck"):
+    with pytest.raises(
+        NotebookError, match=r"10_first\.ipynb failed in cell 2 .*OSError: no such luck"
+    ):
         build_book("laptop", root)
     assert not (root / "second-ran").exists()
     assert not (root / "book" / "_build").exists()
@@ -187,7 +196,9 @@ def test_what_has_not_changed_is_not_executed_again(tmp_path, monkeypatch):
 def test_build_checks_every_notebook_first(tmp_path):
     root = repository(tmp_path)
     (root / "notebooks" / "11_second.ipynb").unlink()
-    with pytest.raises(NotebookError, match=r"lists notebooks/11_second\.ipynb, which does not exist"):
+    with pytest.raises(
+        NotebookError, match=r"lists notebooks/11_second\.ipynb, which does not exist"
+    ):
         build_book("smoke", root)
     assert not (root / "book").exists()
 
@@ -205,8 +216,17 @@ def test_notebooks_by_number_name_and_path(tmp_path, monkeypatch):
 
 
 def test_parameters_on_the_command_line():
-    read = parse_parameters(["lr=1e-3", "seeds=[0, 1]", "layers=[Conv, FC1]", "layer=FC2", "on=true", "root=null"])
-    assert read == {"lr": 1e-3, "seeds": [0, 1], "layers": ["Conv", "FC1"], "layer": "FC2", "on": True, "root": None}
+    read = parse_parameters(
+        ["lr=1e-3", "seeds=[0, 1]", "layers=[Conv, FC1]", "layer=FC2", "on=true", "root=null"]
+    )
+    assert read == {
+        "lr": 1e-3,
+        "seeds": [0, 1],
+        "layers": ["Conv", "FC1"],
+        "layer": "FC2",
+        "on": True,
+        "root": None,
+    }
     for bad in ("epochs", "=3", "a b=1", "x=[1"):
         with pytest.raises(UsageError, match="-p "):
             parse_parameters([bad])
@@ -234,7 +254,9 @@ def said_on_stderr(root: Path) -> tuple[int, str]:
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "kpnb", "run", "11", "--output", "out"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     return done.returncode, done.stderr
 
 
@@ -242,8 +264,12 @@ def test_runs_in_an_empty_home(tmp_path):
     assert said_on_stderr(repository(tmp_path)) == (0, "")
 
 
-def test_kernel_that_is_slow_at_its_end_is_quiet_about_being_interrupted_but_not_about_faults(tmp_path):
-    """papermill asks last what language the kernel speaks, and then interrupts it, done with the answer or not."""
+def test_kernel_that_is_slow_at_its_end_is_quiet_about_being_interrupted_but_not_about_faults(
+    tmp_path,
+):
+    """papermill asks last what language the kernel speaks, and then interrupts it, done with the
+    answer or not.
+    """
     slow = """
 import time
 handlers = get_ipython().kernel.shell_handlers

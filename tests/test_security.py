@@ -1,5 +1,5 @@
-"""What is never done: unpickle, unpack archives into folders, load YAML that can run code, download without a hash,
-write into somebody's data."""
+"""What is never done: unpickle, unpack archives into folders, load YAML that can run code, download
+without a hash, write into somebody's data."""
 
 import ast
 import json
@@ -11,49 +11,86 @@ from pathlib import Path
 import pytest
 import torch
 
-from kpnb.data import clouds, images, text
-from kpnb.networks.text import TextNet, source
-from kpnb_book import reviews
+from kpnb_book.data import clouds, images, reviews, text, text_official
+from kpnb_book.hub import source
+from kpnb_book.networks.text import TextNet
 from tests.test_data_clouds import SMALL, WRITERS
 from tests.test_study import draw
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path for path in ROOT.glob("[!.]*/**/*.py") if path.parts[len(ROOT.parts)] in ("kpnb", "book", "benchmarks")]
+SOURCES = [
+    path
+    for path in ROOT.glob("[!.]*/**/*.py")
+    if path.parts[len(ROOT.parts)] in ("kpnb", "book", "benchmarks")
+]
 SOURCES = [path for path in SOURCES if not {"_build", "_executed"} & {*path.parts}]
 
 FORBIDDEN = {
-    *("pickle.load", "pickle.loads", "Unpickler", "read_pickle", "allow_pickle", "marshal", "shelve", "dill", "joblib"),
+    *(
+        "pickle.load",
+        "pickle.loads",
+        "Unpickler",
+        "read_pickle",
+        "allow_pickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "joblib",
+    ),
     *("extractall", "extract", "unpack_archive", "exec", "trust_remote_code"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load"),
     *("urlopen", "urlretrieve", "urllib", "requests", "httpx", "hub.load"),
 }
-NEEDED = {"torch.load": "weights_only", "get_state_dict": "check_hash", "load_state_dict_from_url": "check_hash"}
+NEEDED = {
+    "torch.load": "weights_only",
+    "get_state_dict": "check_hash",
+    "load_state_dict_from_url": "check_hash",
+}
 
 
 def dotted(node: ast.AST) -> str:
     """Dotted name of an expression, as far as it has one, behind a dot."""
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else f".{getattr(node, 'id', '')}"
+    return (
+        f"{dotted(node.value)}.{node.attr}"
+        if isinstance(node, ast.Attribute)
+        else f".{getattr(node, 'id', '')}"
+    )
 
 
 def offences(source: str) -> Iterator[str]:
-    """The names in a source that should not be there, and calls that lack a keyword argument which must be True."""
+    """The names in a source that should not be there, and calls that lack a keyword argument which
+    must be True.
+    """
     for node in ast.walk(ast.parse(source)):
         names = []
         if isinstance(node, ast.Import | ast.ImportFrom):
             module = getattr(node, "module", None)
-            names = [f".{module}.{alias.name}" if module else f".{alias.name}" for alias in node.names]
+            names = [
+                f".{module}.{alias.name}" if module else f".{alias.name}" for alias in node.names
+            ]
             names += [f".{module}"]
         elif isinstance(node, ast.Call):
             names = [dotted(node.func), *(f".{keyword.arg}" for keyword in node.keywords)]
-            true = {k.arg for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value is True}
+            true = {
+                k.arg
+                for k in node.keywords
+                if isinstance(k.value, ast.Constant) and k.value.value is True
+            }
             needed = [
                 key
                 for name, key in NEEDED.items()
-                if names[0].endswith(f".{name}") and key not in true and ".safetensors" not in names[0]
+                if names[0].endswith(f".{name}")
+                and key not in true
+                and ".safetensors" not in names[0]
             ]
             yield from (f"{names[0]} without {key}, line {node.lineno}" for key in needed)
-        yield from (f"{name}, line {node.lineno}" for name in names for bad in FORBIDDEN if name.endswith(f".{bad}"))
+        yield from (
+            f"{name}, line {node.lineno}"
+            for name in names
+            for bad in FORBIDDEN
+            if name.endswith(f".{bad}")
+        )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +115,9 @@ def test_offences_are_found(source):
 
 def test_no_source_does_what_it_must_not():
     assert len(SOURCES) > 40
-    assert {path.name: found for path in SOURCES if (found := [*offences(path.read_text("utf8"))])} == {}
+    assert {
+        path.name: found for path in SOURCES if (found := [*offences(path.read_text("utf8"))])
+    } == {}
 
 
 def test_pickled_weights_of_an_encoder_are_not_read(tmp_path):
@@ -93,7 +132,7 @@ def test_pickled_weights_of_an_encoder_are_not_read(tmp_path):
 def test_downloads_are_pinned_by_hash():
     pinned = Path(reviews.__file__).with_name("reviews.txt").read_text("utf8")
     assert "--require-hashes" in pinned
-    assert len(text.SST2) == 40
+    assert len(text_official.SST2) == 40
     for name in ("bert-base-uncased", "someone/model@0123abc"):
         asked = source(name)
         assert re.fullmatch("0123abc|[0-9a-f]{40}", asked["revision"])
@@ -107,7 +146,10 @@ def content(root: Path) -> dict[str, tuple]:
     """Every file and folder below ``root``: permissions, time and what is in it."""
     paths = sorted([root, *root.rglob("*")])
     stats = [(path, path.stat()) for path in paths]
-    return {str(p): (s.st_mode, s.st_mtime_ns, p.is_file() and sha256(p.read_bytes()).hexdigest()) for p, s in stats}
+    return {
+        str(p): (s.st_mode, s.st_mtime_ns, p.is_file() and sha256(p.read_bytes()).hexdigest())
+        for p, s in stats
+    }
 
 
 READERS = {

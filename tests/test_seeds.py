@@ -1,4 +1,6 @@
-"""Chance from images and from training seeds: coverage on simulated networks, and the tests by hand."""
+"""Chance from images and from training seeds: coverage on simulated networks, and the tests by
+hand.
+"""
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from scipy import stats
 
 from kpnb.metrics import BETTER, NAMES, Metrics
 from kpnb.stats import Difference, _bootstrap, _crossed, compare, compare_seeds, holm
-from kpnb_book.controls import false_positives
+from kpnb_book.studies.controls import false_positives
 
 
 def network(values: torch.Tensor) -> Metrics:
@@ -15,8 +17,12 @@ def network(values: torch.Tensor) -> Metrics:
     return Metrics(*[values] * 5, points=torch.zeros(2, len(values), 4, dtype=torch.bool))
 
 
-def gaps(rng: np.random.Generator, seeds: int, images: int, by_seed: float, by_image: float) -> np.ndarray:
-    """Differences without any effect, and with known deviations between seeds and between images; 1 for the rest."""
+def gaps(
+    rng: np.random.Generator, seeds: int, images: int, by_seed: float, by_image: float
+) -> np.ndarray:
+    """Differences without any effect, and with known deviations between seeds and between images; 1
+    for the rest.
+    """
     parts = by_seed * rng.standard_normal((seeds, 1)), by_image * rng.standard_normal((1, images))
     return sum(parts) + rng.standard_normal((seeds, images))
 
@@ -54,9 +60,14 @@ def test_without_one_source_of_chance_it_is_the_t_test_of_the_other():
 
 def test_difference_over_seeds_is_the_mean_over_seeds_and_layers():
     gen = torch.Generator().manual_seed(0)
-    draw = [[torch.randn(2, 30, generator=gen, dtype=torch.float64) for _layer in range(2)] for _seed in range(3)]
+    draw = [
+        [torch.randn(2, 30, generator=gen, dtype=torch.float64) for _layer in range(2)]
+        for _seed in range(3)
+    ]
     found = compare_seeds([[(network(a), network(b)) for a, b in layers] for layers in draw])
-    values = torch.stack([torch.stack([a - b for a, b in layers]).mean(0) for layers in draw]).numpy()
+    values = torch.stack(
+        [torch.stack([a - b for a, b in layers]).mean(0) for layers in draw]
+    ).numpy()
     for name in ("n_fg", "n_bg", "lambda", "d_mean", "rho"):
         d = found[name]
         assert (d.value, d.images, d.seeds) == (pytest.approx(values.mean()), 30, 3)
@@ -64,8 +75,12 @@ def test_difference_over_seeds_is_the_mean_over_seeds_and_layers():
         assert d.effect == pytest.approx(values.mean() / np.sqrt(values.var(1, ddof=1).mean()))
     spread = np.mean([[a.numpy().var() - b.numpy().var() for a, b in layers] for layers in draw])
     assert found["d_var"].value == pytest.approx(spread)
-    images_only = compare_seeds([[(network(a), network(b)) for a, b in layers] for layers in draw], "images")
-    assert images_only["n_fg"].high - images_only["n_fg"].low < found["n_fg"].high - found["n_fg"].low
+    images_only = compare_seeds(
+        [[(network(a), network(b)) for a, b in layers] for layers in draw], "images"
+    )
+    assert (
+        images_only["n_fg"].high - images_only["n_fg"].low < found["n_fg"].high - found["n_fg"].low
+    )
 
 
 def test_one_training_knows_the_images_only():
@@ -79,7 +94,9 @@ def test_paired_test_flips_every_sign():
     found = compare(network(a), network(torch.zeros_like(a)))["rho"]
     assert found.p == pytest.approx(2 / 32)
     assert found.low > 0
-    assert found.verdict == "open"  # the test does not agree with the interval, so nothing is claimed
+    assert (
+        found.verdict == "open"
+    )  # the test does not agree with the interval, so nothing is claimed
 
 
 def test_chance_is_spelled_right():
@@ -92,7 +109,9 @@ def judged(name: str, p: float) -> Difference:
 
 
 def test_holm_by_hand():
-    """0.01 x 4, 0.015 x 3, 0.03 x 2 and 0.04 raised to what came before; what was not tested does not count."""
+    """0.01 x 4, 0.015 x 3, 0.03 x 2 and 0.04 raised to what came before; what was not tested does
+    not count.
+    """
     p = {"n_fg": 0.03, "n_bg": 0.01, "lambda": 0.04, "d_mean": 0.015, "rho": float("nan")}
     corrected = holm({name: judged(name, value) for name, value in p.items()})
     expected = {"n_fg": 0.06, "n_bg": 0.04, "lambda": 0.06, "d_mean": 0.045}

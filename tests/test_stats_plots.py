@@ -9,12 +9,15 @@ from matplotlib.patches import Rectangle
 
 from kpnb.metrics import BETTER, Metrics
 from kpnb.stats import Difference, _difference, compare, tally, verdict
-from kpnb_book import plots
+from kpnb_book.figures import plots
 
 
 def metrics(seed: int, shift: float = 0.0, images: int = 400) -> Metrics:
     """Values of ``images`` images, normal with mean ``shift`` and standard deviation 1."""
-    values = torch.randn(5, images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+    values = (
+        torch.randn(5, images, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        + shift
+    )
     return Metrics(*values, points=torch.zeros(2, images, 4, dtype=torch.bool))
 
 
@@ -28,7 +31,9 @@ def test_interval_is_that_of_a_paired_mean():
         assert found[name].value == pytest.approx(gap.mean())
         assert found[name].low == pytest.approx(gap.mean() - half, abs=0.15 * half)
         assert found[name].high == pytest.approx(gap.mean() + half, abs=0.15 * half)
-    assert found["d_var"].value == pytest.approx(np.var(student.distance.numpy()) - np.var(baseline.distance.numpy()))
+    assert found["d_var"].value == pytest.approx(
+        np.var(student.distance.numpy()) - np.var(baseline.distance.numpy())
+    )
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():
@@ -74,7 +79,11 @@ def pair(**signs: int) -> dict[str, Difference]:
     """Differences that show (1), are open (0) or are opposite (-1)."""
     found = {}
     for name, sign in signs.items():
-        low, high = (-1.0, 1.0) if not sign else sorted((0.5 * sign * BETTER[name], 1.5 * sign * BETTER[name]))
+        low, high = (
+            (-1.0, 1.0)
+            if not sign
+            else sorted((0.5 * sign * BETTER[name], 1.5 * sign * BETTER[name]))
+        )
         found[name] = Difference(name, (low + high) / 2, low, high, 9)
     return found
 
@@ -95,7 +104,9 @@ def test_verdict_of_a_hypothesis():
     assert verdict([none, none], both) == "open"
 
 
-IMAGES = torch.randint(0, 255, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randint(
+    0, 255, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
 POINTS = torch.rand(5, 3, 16, generator=torch.Generator().manual_seed(1)) > 0.6
 FOREGROUND = torch.rand(3, 16, generator=torch.Generator().manual_seed(2)) > 0.5
 
@@ -107,7 +118,9 @@ def cells(axis, colour: str) -> int:
 
 
 def test_point_maps_mark_every_knowledge_point_once():
-    figure = plots.point_maps(IMAGES, {"student": POINTS[0], "baseline": POINTS[1]}, FOREGROUND, (4, 4))
+    figure = plots.point_maps(
+        IMAGES, {"student": POINTS[0], "baseline": POINTS[1]}, FOREGROUND, (4, 4)
+    )
     panels = np.array(figure.axes).reshape(3, 3)
     for row in range(3):
         for column in range(2):
@@ -134,9 +147,16 @@ def test_detour_maps_say_how_many_are_kept():
 
 
 def test_entropy_maps_share_one_scale():
-    entropies = {"FC1": torch.linspace(-3, -2, 48).reshape(3, 16), "FC2": torch.linspace(-4, -3, 48).reshape(3, 16)}
+    entropies = {
+        "FC1": torch.linspace(-3, -2, 48).reshape(3, 16),
+        "FC2": torch.linspace(-4, -3, 48).reshape(3, 16),
+    }
     figure = plots.entropy_maps(IMAGES, entropies, (4, 4))
-    limits = {axis.images[0].get_clim() for axis in figure.axes[:9] if axis.images[0].get_array().ndim == 2}
+    limits = {
+        axis.images[0].get_clim()
+        for axis in figure.axes[:9]
+        if axis.images[0].get_array().ndim == 2
+    }
     assert len(limits) == 1
 
 
@@ -149,13 +169,28 @@ def test_curves_end_where_the_data_do():
 
 
 def test_every_other_figure_draws_on_a_transparent_ground():
-    row = {"n_fg": 1.0, "n_bg": 2.0, "lambda": 0.3, "d_mean": 0.5, "d_var": 0.1, "rho": float("nan")}
+    row = {
+        "n_fg": 1.0,
+        "n_bg": 2.0,
+        "lambda": 0.3,
+        "d_mean": 0.5,
+        "d_var": 0.1,
+        "rho": float("nan"),
+    }
     table = pd.DataFrame(
-        [{"layer": "FC1", "network": n, "seed": s, **row} for s in (0, 1) for n in ("student", "baseline")]
+        [
+            {"layer": "FC1", "network": n, "seed": s, **row}
+            for s in (0, 1)
+            for n in ("student", "baseline")
+        ]
     )
     log = pd.DataFrame({"epoch": [0, 1, 2], "loss": [float("nan"), 2.0, 1.0]})
     means = pd.DataFrame(
-        {"layer": ["Conv", "FC1"] * 4, "region": ["foreground"] * 4 + ["background"] * 4, "entropy": range(8)}
+        {
+            "layer": ["Conv", "FC1"] * 4,
+            "region": ["foreground"] * 4 + ["background"] * 4,
+            "entropy": range(8),
+        }
     )
     figures = [
         plots.six_panels(table),

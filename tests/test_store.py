@@ -1,4 +1,6 @@
-"""Store: real faults (damaged files, killed and competing processes, full disk), exact round trips."""
+"""Store: real faults (damaged files, killed and competing processes, full disk), exact round
+trips.
+"""
 
 import json
 import logging
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kpnb.store import Run, Store, canonical
+from kpnb_book.store import Run, Store, canonical
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -76,7 +78,17 @@ def test_address_depends_on_content_only():
         return Store("unused").run(kind, config).address
 
     assert address({"a": 1, "b": (1, 2.0)}) == address({"b": [1.0, 2], "a": 1})
-    different = [{"a": 1}, {"a": 2}, {"a": True}, {"a": "1"}, {"a": None}, {"a": 1.5}, {"b": 1}, {}, {"a": [1]}]
+    different = [
+        {"a": 1},
+        {"a": 2},
+        {"a": True},
+        {"a": "1"},
+        {"a": None},
+        {"a": 1.5},
+        {"b": 1},
+        {},
+        {"a": [1]},
+    ]
     assert len({address(config) for config in different}) == len(different)
     assert address({}, "one") != address({}, "two")
 
@@ -152,7 +164,9 @@ DAMAGES = {
     "json value": flip_value,
     "swapped": swap,
     "of another run": other_run,
-    "tensors swapped": lambda run: shutil.copy(run.path / "a.safetensors", run.path / "b.safetensors"),
+    "tensors swapped": lambda run: shutil.copy(
+        run.path / "a.safetensors", run.path / "b.safetensors"
+    ),
     "tensors missing": lambda run: (run.path / "b.safetensors").unlink(),
 }
 
@@ -163,7 +177,7 @@ def test_damage_is_said_once_and_only_it_is_recomputed(run: Run, damage: str, ca
         run.get(name, lambda v=value: make(v))
     DAMAGES[damage](run)
     calls = []
-    with caplog.at_level(logging.WARNING, "kpnb.store"):
+    with caplog.at_level(logging.WARNING, "kpnb_book.store"):
         for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
             item = run.get(name, lambda n=name, v=value: calls.append(n) or make(v))
             assert item.info == {"value": value}
@@ -223,7 +237,7 @@ def test_a_broken_config_is_written_anew(run: Run):
 
 KILLED = """
 import os, signal, sys, torch
-import kpnb.store as store
+import kpnb_book.store as store
 for where in sys.argv[2:]:
     if os.fork() == 0:
         real = os.replace
@@ -232,7 +246,8 @@ for where in sys.argv[2:]:
                 os.kill(os.getpid(), signal.SIGKILL)
             real(source, target)
         os.replace = replace
-        store.Store(sys.argv[1]).run("kind", {"where": where}).get("a", lambda: ({"a": torch.ones(3)}, {}))
+        store.Store(sys.argv[1]).run("kind", {"where": where}).get("a", lambda: ({"a":
+        torch.ones(3)}, {}))
     assert os.wait()[1] == signal.SIGKILL
 """
 
@@ -251,7 +266,7 @@ def test_kill_while_writing(tmp_path: Path):
 RIVAL = """
 import logging, sys, time, torch
 from pathlib import Path
-import kpnb.store as store
+import kpnb_book.store as store
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 store.PATIENCE = 0.2
 root, me = Path(sys.argv[1]), sys.argv[2]
@@ -269,7 +284,8 @@ print(store.Store(root / "store").run("kind", {}).get("a", compute).info["by"])
 
 def test_two_processes_compute_once_and_the_other_says_that_it_waits(tmp_path: Path):
     rivals = [
-        subprocess.Popen(script(RIVAL, tmp_path, me), env=ENV, stdout=-1, stderr=-1, text=True) for me in ("one", "two")
+        subprocess.Popen(script(RIVAL, tmp_path, me), env=ENV, stdout=-1, stderr=-1, text=True)
+        for me in ("one", "two")
     ]
     for me in ("one", "two"):
         wait_for(tmp_path / f"ready-{me}")
@@ -284,7 +300,7 @@ def test_two_processes_compute_once_and_the_other_says_that_it_waits(tmp_path: P
 
 FULL = """
 import resource, sys, torch
-import kpnb.store as store
+import kpnb_book.store as store
 run = store.Store(sys.argv[1]).run("kind", {"x": 1})
 run.get("small", lambda: ({"a": torch.ones(3)}, {}))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
@@ -296,7 +312,9 @@ except OSError as error:
 
 
 def test_full_disk_names_root_and_remedy_and_loses_nothing(run: Run):
-    done = subprocess.run(script(FULL, run.root), env=ENV, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        script(FULL, run.root), env=ENV, capture_output=True, text=True, check=True, timeout=60
+    )
     assert f"cannot write to the store {run.root}" in done.stdout
     assert "free some space" in done.stdout
     assert "KPNB_STORE" in done.stdout
@@ -308,11 +326,15 @@ def test_root_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     run = Store(tmp_path / "file").run("kind", {})
     assert not run.has("a")
-    with pytest.raises(OSError, match=rf"cannot write to the store {tmp_path / 'file'} .*KPNB_STORE"):
+    with pytest.raises(
+        OSError, match=rf"cannot write to the store {tmp_path / 'file'} .*KPNB_STORE"
+    ):
         run.get("a", never)
 
 
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="permissions do not bind root")
+@pytest.mark.skipif(
+    hasattr(os, "geteuid") and os.geteuid() == 0, reason="permissions do not bind root"
+)
 def test_a_read_only_store_serves_what_it_has(run: Run):
     run.get("a", make)
     run.path.chmod(0o500)

@@ -1,4 +1,6 @@
-"""One experiment end to end on a folder of drawn images: what is trained, what is shared, what the tables say."""
+"""One experiment end to end on a folder of drawn images: what is trained, what is shared, what the
+tables say.
+"""
 
 from pathlib import Path
 
@@ -9,15 +11,30 @@ import torch
 from PIL import Image, ImageDraw
 
 from kpnb.metrics import Choices, agreement, six_metrics
-from kpnb.networks.images import build
 from kpnb.stats import compare
-from kpnb.store import Store
-from kpnb.studies.images import ImageStudy
-from kpnb_book.report import difference_table, show
+from kpnb_book.figures.report import difference_table, show
+from kpnb_book.networks.images import build
+from kpnb_book.store import Store
+from kpnb_book.studies.images import ImageStudy
 from tests.by_hand import metrics_by_hand
 
-TINY = {"size": 32, "width": 0.05, "hidden": 20, "grid": 4, "epochs": 2, "teacher_epochs": 2, "head_epochs": 1}
-TINY |= {"share": 16, "test_samples": 8, "teacher_samples": 32, "analysed": 6, "seeds": (0,), "layers": ("FC1",)}
+TINY = {
+    "size": 32,
+    "width": 0.05,
+    "hidden": 20,
+    "grid": 4,
+    "epochs": 2,
+    "teacher_epochs": 2,
+    "head_epochs": 1,
+}
+TINY |= {
+    "share": 16,
+    "test_samples": 8,
+    "teacher_samples": 32,
+    "analysed": 6,
+    "seeds": (0,),
+    "layers": ("FC1",),
+}
 
 
 def draw(root: Path, per_class: int = 24) -> Path:
@@ -52,15 +69,21 @@ def test_table_agrees_with_a_count_by_hand(study):
     assert list(table.index) == ["student", "baseline"]
     for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
         entropy = study.entropies(training, "FC1")["entropy"].numpy()
-        masks = study.measured.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
+        masks = (
+            study.measured.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
+        )
         for name, value in metrics_by_hand(entropy, masks, training.step_norms(), b=0.2).items():
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
 
 
 def test_nothing_is_computed_twice(study):
     study.table()
-    files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
-    again = ImageStudy("laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY)
+    files = {
+        path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
+    }
+    again = ImageStudy(
+        "laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY
+    )
     assert again.table().equals(study.table())
     now = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
     assert files == now
@@ -75,18 +98,27 @@ def test_who_starts_where_and_what_moves(study):
     last = student.step_norms()[-1]
     assert last["classifier.0.weight"] > 0
     assert last["classifier.3.weight"] == last["classifier.6.weight"] == 0
-    whole, below, one = (study.distance(student, "FC1", scope)[-1] for scope in ("all", "below", "layer"))
+    whole, below, one = (
+        study.distance(student, "FC1", scope)[-1] for scope in ("all", "below", "layer")
+    )
     assert 0 < whole < below  # the layers above count in ||w_0|| only
     initial, *steps = student.step_norms()
     weight = "classifier.0.weight"
     assert one == pytest.approx(sum(step[weight] for step in steps) / initial[weight])
-    assert study.distance(student, "FC1", "layer steps")[-1] > one  # a path is longer than its chords
+    assert (
+        study.distance(student, "FC1", "layer steps")[-1] > one
+    )  # a path is longer than its chords
 
 
 def test_student_is_classified_with_its_own_features(study):
     head = study.head("FC1")
-    assert torch.equal(head.state()["classifier.0.weight"], study.student("FC1").state()["classifier.0.weight"])
-    assert torch.equal(head.state()["features.1.running_mean"], study.student("FC1").state()["features.1.running_mean"])
+    assert torch.equal(
+        head.state()["classifier.0.weight"], study.student("FC1").state()["classifier.0.weight"]
+    )
+    assert torch.equal(
+        head.state()["features.1.running_mean"],
+        study.student("FC1").state()["features.1.running_mean"],
+    )
     accuracies = study.accuracies()
     assert list(accuracies["network"]) == ["teacher", "baseline", "student"]
     assert accuracies["accuracy"].between(0, 1).all()
@@ -96,14 +128,20 @@ def test_released_choices_reach_the_table(study):
     released = study.table(choices=Choices.released(0.2), scope="layer steps")
     entropy = study.entropies(study.baseline(), "FC1")["entropy"]
     distance = study.distance(study.baseline(), "FC1", "layer steps")
-    direct = six_metrics(entropy, study.foreground, distance, Choices(0.2, "dataset", 0, "zero")).row()
+    direct = six_metrics(
+        entropy, study.foreground, distance, Choices(0.2, "dataset", 0, "zero")
+    ).row()
     for name, value in direct.items():
-        assert released.set_index("network").loc["baseline", name] == pytest.approx(value, nan_ok=True)
+        assert released.set_index("network").loc["baseline", name] == pytest.approx(
+            value, nan_ok=True
+        )
 
 
 def test_noise_seed_changes_the_estimate_a_little(study):
     training = study.baseline()
-    one, two = (study.entropies(training, "FC1", epochs=[-1], noise_seed=n)["entropy"][0] for n in (0, 7))
+    one, two = (
+        study.entropies(training, "FC1", epochs=[-1], noise_seed=n)["entropy"][0] for n in (0, 7)
+    )
     error, iou = agreement(one, two, study.foreground)
     assert error < 0.05
     assert iou > 0.5

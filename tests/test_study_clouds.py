@@ -1,4 +1,6 @@
-"""The point cloud experiment in miniature, and what its units and the scale of its coordinates mean."""
+"""The point cloud experiment in miniature, and what its units and the scale of its coordinates
+mean.
+"""
 
 import math
 
@@ -7,13 +9,21 @@ import pytest
 import torch
 
 import kpnb
-from kpnb.networks.clouds import NETWORKS
 from kpnb.objectives import Aligned, Converged
-from kpnb.store import Store
-from kpnb.studies.clouds import CloudStudy
+from kpnb_book.networks.clouds import NETWORKS
+from kpnb_book.store import Store
+from kpnb_book.studies.clouds import CloudStudy
 from tests.by_hand import metrics_by_hand
 
-TINY = {"points": 24, "background": 16, "k": 5, "width": 0.1, "epochs": 2, "teacher_epochs": 1, "head_epochs": 1}
+TINY = {
+    "points": 24,
+    "background": 16,
+    "k": 5,
+    "width": 0.1,
+    "epochs": 2,
+    "teacher_epochs": 1,
+    "head_epochs": 1,
+}
 TINY |= {"teacher_samples": 48, "share": 0.5, "test_samples": 12, "analysed": 4, "layers": "FC1"}
 
 
@@ -58,11 +68,15 @@ def test_points_that_win_no_maximum_are_finite_and_discarded_most(store, objecti
     study = CloudStudy("smoke", store=store, **TINY)
     model = study.baseline().load().eval()
     x = study.x.clone().requires_grad_(True)
-    feature = kpnb.layers.capture(model, x, ["head.2"])["head.2"]
-    rows = torch.stack([torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in feature.T])
+    feature = kpnb.features.capture(model, x, ["head.2"])["head.2"]
+    rows = torch.stack(
+        [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in feature.T]
+    )
     unused = (rows == 0).all(0).all(-1)  # [B, n], without any code of the closed form
     assert 0 < unused.sum() < unused.numel()
-    solved = kpnb.entropy(model, study.x, "head.2", units=kpnb.Points(), objective=objective, scale=0.4)
+    solved = kpnb.entropy(
+        model, study.x, "head.2", units=kpnb.Points(), objective=objective, scale=0.4
+    )
     assert solved.entropy.isfinite().all()
     for entropy, idle in zip(solved.entropy, unused, strict=True):
         torch.testing.assert_close(entropy[idle], entropy.max().expand(int(idle.sum())))
@@ -76,7 +90,9 @@ def test_a_network_that_is_dead_for_a_cloud_gives_nan_or_says_so(store):
         model.head[1].bias.fill_(-1e3)
     options = {"units": kpnb.Points(), "scale": 0.4}
     assert kpnb.entropy(model, study.x, "head.2", dead="nan", **options).entropy.isnan().all()
-    with pytest.raises(ValueError, match=r"samples 0, 1, 2, 3: the feature of layer 'head\.2' does not move"):
+    with pytest.raises(
+        ValueError, match=r"samples 0, 1, 2, 3: the feature of layer 'head\.2' does not move"
+    ):
         kpnb.entropy(model, study.x, "head.2", **options)
 
 

@@ -1,4 +1,6 @@
-"""Reruns and sweeps: real kernels and processes, two Dask workers, and the signals that end them."""
+"""Reruns and sweeps: real kernels and processes, two Dask workers, and the signals that end
+them.
+"""
 
 import json
 import math
@@ -14,10 +16,10 @@ import psutil
 import pytest
 import yaml
 
-from kpnb.__main__ import main
-from kpnb.runner import UsageError, check_parameters, find_notebook
-from kpnb_book import sweep
-from kpnb_book.rerun import provenance, rerun
+from kpnb_book.__main__ import main
+from kpnb_book.run import sweep
+from kpnb_book.run.notebooks import UsageError, check_parameters, find_notebook
+from kpnb_book.run.rerun import provenance, rerun
 
 from .test_runner import write
 
@@ -25,9 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAD = "n = 1  # a number\nname = 'a'\nlayers = None"
 GLUE = """
 import pandas as pd
-from kpnb_book.report import glue, show
+from kpnb_book.figures.report import glue, show
 table = pd.DataFrame({"value": [n / 3, None], "name": ["student", "baseline"]})
-glue(square=n * n, third=n / 3, nothing=float("nan"), word="yes", many=n, metrics=table, formatted=show(table))
+glue(square=n * n, third=n / 3, nothing=float("nan"), word="yes", many=n, metrics=table,
+formatted=show(table))
 """
 RESULTS = """
 import os
@@ -36,8 +39,9 @@ open(os.environ["RAN"], "a").write(f"{n}{name} {os.environ.get('CUDA_VISIBLE_DEV
 rows = [{"name": "student", "value": n / 3}, {"name": "baseline", "value": None}]
 found = {"square": {"text/plain": f"{n * n}"}, "word": {"text/plain": "'yes'"}}
 schema = {"fields": [{"name": "name"}, {"name": "value"}]}
-found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": {"data": rows, "schema": schema}}
-for key, data in found.items():  # what glue displays, without the time that its imports take
+found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": {"data": rows,
+"schema": schema}} for key, data in found.items():  # what glue displays, without the time that its
+imports take
     prefix = "application/papermill.record/"
     data = {prefix + kind: value for kind, value in data.items()}
     display(data, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": prefix}})
@@ -106,7 +110,7 @@ def test_revision_of_the_clone_is_kept(tmp_path):
 
 
 def test_settings_of_a_study_are_kept(root):
-    cell = "from kpnb.studies.images import ImageStudy\nImageStudy('smoke', seeds=[3], device='cpu')"
+    cell = "from kpnb_book.studies.images import ImageStudy\nImageStudy('smoke', seeds=[3], device='cpu')"
     path = write(root / "notebooks" / "11_study.ipynb", cell, parameters=HEAD)
     (settings,) = rerun(path, root / "out", {})["settings"]
     assert (settings["seeds"], settings["device"], settings["epochs"]) == ([3], "cpu", 2)
@@ -134,7 +138,10 @@ def test_resume_runs_only_what_has_changed(root):
         ({"grid": {"n": [1, "b"]}}, "'n' takes int, as in 1, not str 'b'"),
         ({"grid": {"n": 3}}, "grid of 'n': write the values as a list, not 3"),
         ({"grid": {"n": [1]}, "share": ["m"]}, "unknown parameter in 'share' 'm'"),
-        ({"parameters": {"name": "$KPNB_NOT_SET/x"}}, r"set the environment variable \$KPNB_NOT_SET"),
+        (
+            {"parameters": {"name": "$KPNB_NOT_SET/x"}},
+            r"set the environment variable \$KPNB_NOT_SET",
+        ),
         ({"parameters": [1]}, "'parameters' is a mapping"),
     ],
 )
@@ -159,9 +166,16 @@ def test_grid_is_every_combination_once(root, monkeypatch):
     monkeypatch.setenv("WHERE", "/data")
     file = root / "two.yaml"
     block = {"notebook": 10, "grid": {"n": [1, 2], "name": ["a", "$WHERE/b"]}, "share": ["name"]}
-    file.write_text(yaml.safe_dump([block, {"notebook": "10_mini", "parameters": {"n": 1, "name": "a"}}]))
+    file.write_text(
+        yaml.safe_dump([block, {"notebook": "10_mini", "parameters": {"n": 1, "name": "a"}}])
+    )
     members = sweep.read(file, root, {})
-    assert [tuple(m.parameters.values()) for m in members] == [(1, "a"), (1, "/data/b"), (2, "a"), (2, "/data/b")]
+    assert [tuple(m.parameters.values()) for m in members] == [
+        (1, "a"),
+        (1, "/data/b"),
+        (2, "a"),
+        (2, "/data/b"),
+    ]
     assert [members[0].group == m.group for m in members] == [True, True, False, False]
     assert len(sweep.read(file, root, {"n": 7})) == 2
 
@@ -175,7 +189,10 @@ def test_sweep_gathers_results_and_names_failures(root, capsys):
     assert "failed: 10_mini layers=x,y n=2: 10_mini.ipynb failed in cell 3" in said
     assert "AssertionError: two" in said
     results = pd.read_csv(root / "reruns" / "mini" / "results.csv")
-    assert results[["layers", "n", "square", "word"]].values.tolist() == [["x,y", 1, 1, "yes"], ["x,y", 3, 9, "yes"]]
+    assert results[["layers", "n", "square", "word"]].values.tolist() == [
+        ["x,y", 1, 1, "yes"],
+        ["x,y", 3, 9, "yes"],
+    ]
     metrics = pd.read_csv(root / "reruns" / "mini" / "metrics.csv")
     assert metrics[["n", "name"]].values.tolist()[::2] == [[1, "student"], [3, "student"]]
     assert metrics["value"].tolist()[::2] == pytest.approx([1 / 3, 1.0], abs=1e-9)
@@ -185,7 +202,9 @@ def test_sweep_gathers_results_and_names_failures(root, capsys):
     assert all((root / "reruns" / "mini" / link).is_file() for link in links)
     assert "AssertionError: two" in page
 
-    write(root / "notebooks" / "10_mini.ipynb", RESULTS, parameters=HEAD)  # repaired: another notebook
+    write(
+        root / "notebooks" / "10_mini.ipynb", RESULTS, parameters=HEAD
+    )  # repaired: another notebook
     assert main(["sweep", str(file), "--workers", "3"]) == 0
     assert main(["sweep", str(file)]) == 0  # nothing left to do
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
@@ -194,7 +213,12 @@ def test_sweep_gathers_results_and_names_failures(root, capsys):
 def test_progress_is_shown_while_runs_are_under_way(root, capsys, monkeypatch):
     """How many runs are done, which they were, and what the run that wrote last is doing."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    write(root / "notebooks" / "10_mini.ipynb", "import time; time.sleep(2.5)", RESULTS, parameters=HEAD)
+    write(
+        root / "notebooks" / "10_mini.ipynb",
+        "import time; time.sleep(2.5)",
+        RESULTS,
+        parameters=HEAD,
+    )
     assert sweep.run(sweep.read(grid(root, grid={"n": [1, 2]}), root, {}), root / "out") == {}
     shown = capsys.readouterr()
     for said in ("0/2", "1/2", "2/2", "10_mini ..."):
@@ -210,17 +234,22 @@ def test_parquet(root):
     sweep.run(members, root / "out")
     for name in ("results", "metrics"):
         parquet = pd.read_parquet(root / "out" / f"{name}.parquet")
-        pd.testing.assert_frame_equal(parquet, pd.read_csv(root / "out" / f"{name}.csv"), check_dtype=False)
+        pd.testing.assert_frame_equal(
+            parquet, pd.read_csv(root / "out" / f"{name}.csv"), check_dtype=False
+        )
 
 
 def test_runs_that_share_trainings_wait_for_the_first(root):
     busy = "import time\nbegin = time.time()\ntime.sleep(0.5)"
     noted = "open(os.environ['RAN'] + '-times', 'a').write(f'{n} {name} {begin} {time.time()}\\n')"
     write(root / "notebooks" / "10_mini.ipynb", busy, RESULTS, noted, parameters=HEAD)
-    members = sweep.read(grid(root, grid={"n": [1, 2], "name": ["a", "b"]}, share=["name"]), root, {})
+    members = sweep.read(
+        grid(root, grid={"n": [1, 2], "name": ["a", "b"]}, share=["name"]), root, {}
+    )
     assert sweep.run(members, root / "out", 4) == {}
     times = {
-        (n, m): (float(s), float(e)) for n, m, s, e in map(str.split, (root / "ran-times").read_text().splitlines())
+        (n, m): (float(s), float(e))
+        for n, m, s, e in map(str.split, (root / "ran-times").read_text().splitlines())
     }
     for n in "12":
         assert times[n, "a"][1] <= times[n, "b"][0]
@@ -228,7 +257,9 @@ def test_runs_that_share_trainings_wait_for_the_first(root):
 
 def test_one_gpu_for_each_worker(root, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    write(root / "notebooks" / "10_mini.ipynb", "import time; time.sleep(3)", RESULTS, parameters=HEAD)
+    write(
+        root / "notebooks" / "10_mini.ipynb", "import time; time.sleep(3)", RESULTS, parameters=HEAD
+    )
     sweep.run(sweep.read(grid(root, grid={"n": [1, 2]}), root, {}), root / "out", 2)
     assert {line.split()[1] for line in (root / "ran").read_text().splitlines()} == {"5", "7"}
 
@@ -239,21 +270,41 @@ def test_two_dask_workers_give_the_same_table(root):
     assert main(["sweep", str(file), "--output", "alone"]) == 0
     quiet = {"dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
-        assert main(["sweep", str(file), "--output", "cluster", "--scheduler", cluster.scheduler_address]) == 0
-    assert (root / "cluster" / "results.csv").read_text() == (root / "alone" / "results.csv").read_text()
+        assert (
+            main(
+                [
+                    "sweep",
+                    str(file),
+                    "--output",
+                    "cluster",
+                    "--scheduler",
+                    cluster.scheduler_address,
+                ]
+            )
+            == 0
+        )
+    assert (root / "cluster" / "results.csv").read_text() == (
+        root / "alone" / "results.csv"
+    ).read_text()
     assert ran(root) == ["1a", "1a", "2a", "2a", "3a", "3a"]  # once each, in either
 
 
 @pytest.mark.parametrize("machine", [False, True], ids=["worker", "machine"])
 def test_lost_worker(root, machine: bool):
-    """Its run goes to the other worker, which waits for what comes of it if it runs still, and else runs it again."""
+    """Its run goes to the other worker, which waits for what comes of it if it runs still, and else
+    runs it again.
+    """
     distributed = pytest.importorskip("distributed")
-    write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(4)", parameters=HEAD)
+    write(
+        root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(4)", parameters=HEAD
+    )
     quiet = {"dashboard_address": ":0", "silence_logs": 50}
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
         command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2]}))]
         command += ["--scheduler", cluster.scheduler_address]
-        sweeping = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        sweeping = subprocess.Popen(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         while not (root / "ran").exists() or len(ran(root)) < 2:
             assert sweeping.poll() is None
             time.sleep(0.05)
@@ -282,9 +333,23 @@ def heeding_ctrl_c() -> None:
 
 
 def start(root: Path, *options: str) -> subprocess.Popen:
-    """A sweep of three runs that take their time, in a process of its own, after its first run has begun."""
-    write(root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(1.5)", parameters=HEAD)
-    command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2, 3]})), *options]
+    """A sweep of three runs that take their time, in a process of its own, after its first run has
+    begun.
+    """
+    write(
+        root / "notebooks" / "10_mini.ipynb",
+        RESULTS,
+        "import time; time.sleep(1.5)",
+        parameters=HEAD,
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "kpnb",
+        "sweep",
+        str(grid(root, grid={"n": [1, 2, 3]})),
+        *options,
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # What a shell has put in the background ignores Ctrl-C, and so would what it starts.
     process = subprocess.Popen(command, cwd=root, preexec_fn=heeding_ctrl_c, **pipes)
@@ -303,7 +368,9 @@ def test_killed_sweep_ends_with_the_same_table(root):
     assert ran(root) == ["1a", "2a", "3a"]  # the run that had begun was waited for, not begun again
     assert main(["sweep", "mini.yaml", "--output", "undisturbed", "--workers", "3"]) == 0
     for name in ("results.csv", "metrics.csv"):
-        assert (root / "reruns/mini" / name).read_bytes() == (root / "undisturbed" / name).read_bytes()
+        assert (root / "reruns/mini" / name).read_bytes() == (
+            root / "undisturbed" / name
+        ).read_bytes()
 
 
 def test_ctrl_c_ends_the_runs_and_the_next_sweep_goes_on(root):
@@ -318,7 +385,9 @@ def test_ctrl_c_ends_the_runs_and_the_next_sweep_goes_on(root):
     assert ran(root) == ["1a", "1a", "2a", "3a"]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_shipped_sweeps_fit_their_notebooks(file, monkeypatch):
     monkeypatch.setenv("KPNB_DATA", "/data")
     for block in yaml.safe_load(file.read_text("utf8")):

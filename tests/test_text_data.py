@@ -1,4 +1,6 @@
-"""Texts: where a token stands, what the foreground is, windows, archives, official layouts and broken files."""
+"""Texts: where a token stands, what the foreground is, windows, archives, official layouts and
+broken files.
+"""
 
 import csv
 import io
@@ -15,17 +17,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from kpnb.data import text
-from kpnb.data.samples import Request
-from kpnb.data.text import Row, covered, encode, foreground, load
-from kpnb.store import Store
-from kpnb_book import factbook, reviews
-from kpnb_book.factbook import compose, facts
+from kpnb_book.data import factbook, reviews, text, text_official
+from kpnb_book.data.factbook import compose, facts
+from kpnb_book.data.samples import Request
+from kpnb_book.data.text import load
+from kpnb_book.data.text_set import Row, covered, encode, foreground
+from kpnb_book.store import Store
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
-PASSAGE = (
-    "Paris is the capital of France . It lies on the river Seine and has 2 million people . Rome lies on the Tiber ."
-)
+PASSAGE = "Paris is the capital of France . It lies on the river Seine and has 2 million people . Rome lies on the Tiber ."
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def sample(tiny: str, row: Row, length: int = 32) -> dict[str, np.ndarray]:
     return encode(row, found, length, foreground(row, 1.0))
 
 
-def question(wanted: str, asked: str = "What is the capital of France ?", passage: str = PASSAGE) -> Row:
+def question(
+    wanted: str, asked: str = "What is the capital of France ?", passage: str = PASSAGE
+) -> Row:
     start = passage.index(wanted)
     return Row("q", passage, 0, asked, ((start, start + len(wanted)),))
 
@@ -52,10 +54,16 @@ def test_every_piece_of_a_word_with_sentiment_is_foreground(tiny):
     row = Row("s", "It's unbelievable, goooood! Not a bad, dull film.", 1)
     made = sample(tiny, row)
     pieces = words(made, row, made["tokens"][:, 0] == 1)
-    head, tail = ["It", "'", "s", "un", "believ", "able", ","], ["Not", "a", "bad", ",", "dull", "film", "."]
+    head, tail = (
+        ["It", "'", "s", "un", "believ", "able", ","],
+        ["Not", "a", "bad", ",", "dull", "film", "."],
+    )
     assert pieces[: len(head)] == head
     assert pieces[-len(tail) :] == tail
-    assert words(made, row, made["masks"]) == ["bad", "dull"]  # VADER knows neither "unbelievable" nor "goooood"
+    assert words(made, row, made["masks"]) == [
+        "bad",
+        "dull",
+    ]  # VADER knows neither "unbelievable" nor "goooood"
     assert not made["masks"][made["tokens"][:, 0] == 0].any()
 
 
@@ -142,7 +150,8 @@ def test_what_cannot_be_encoded_is_named(tiny, row, length, message):
         sample(tiny, row, length)
 
 
-# ------------------------------------------------------------------------------------------------ the official layouts
+# ------------------------------------------------------------------------------------------------
+# the official layouts
 
 
 def test_sst2_in_its_glue_layout(tiny, tmp_path):
@@ -154,7 +163,9 @@ def test_sst2_in_its_glue_layout(tiny, tmp_path):
     assert texts.classes == ("negative", "positive")
     x, y = texts.batch(torch.tensor([1, 0]))
     assert x.shape == (2, 16, 4)
-    assert x[..., 1].sum(1).tolist() == [len(texts.rows[f"row {i}"].text.split()) + 2 for i in (2, 1)]
+    assert x[..., 1].sum(1).tolist() == [
+        len(texts.rows[f"row {i}"].text.split()) + 2 for i in (2, 1)
+    ]
     assert y.tolist() == texts.labels[[1, 0]].tolist()
     part = texts.subset([2])
     assert part.rows[part.names[0]] == texts.rows["row 3"]
@@ -164,9 +175,15 @@ def test_sst2_in_its_glue_layout(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text\tlabel\ngood\t1\n", r"cannot read sst2 \(train\) in .*columns expected but not found: \['sentence'\]"),
+        (
+            "text\tlabel\ngood\t1\n",
+            r"cannot read sst2 \(train\) in .*columns expected but not found: \['sentence'\]",
+        ),
         ("sentence\nfun\n", r"columns expected but not found: \['label'\]"),
-        ("sentence\tlabel\ngood\t1\n \t0\n", "row 2: 64 tokens have no room for a word, or there is none: ' '"),
+        (
+            "sentence\tlabel\ngood\t1\n \t0\n",
+            "row 2: 64 tokens have no room for a word, or there is none: ' '",
+        ),
         ("sentence\tlabel\ngood\t2\n", "labels run from 2 to 2, but there are 2 classes"),
         ("sentence\tlabel\ngood\t\n", r"cannot read sst2 \(train\) in"),
         ("sentence\tlabel\n", r"sst2 \(train\) in .* holds no text"),
@@ -182,14 +199,16 @@ def test_sst2_from_the_datasets_library(tiny, tmp_path, monkeypatch):
     table = pd.DataFrame({"idx": [0, 1], "sentence": ["great fun ", "awful"], "label": [1, 0]})
     split = SimpleNamespace(to_pandas=lambda: table)
     library = SimpleNamespace(
-        load_dataset=lambda name, *, revision: {"train": split, "validation": split}, __spec__=object()
+        load_dataset=lambda name, *, revision: {"train": split, "validation": split},
+        __spec__=object(),
     )
     monkeypatch.setitem(sys.modules, "datasets", library)
     assert load("sst2", "test", tokenizer=tiny, length=8).labels.tolist() == [1, 0]
     monkeypatch.delitem(sys.modules, "datasets")
-    monkeypatch.setattr(text.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(text_official.util, "find_spec", lambda name: None)
     with pytest.raises(
-        FileNotFoundError, match=r"root=/dev\.tsv is missing; root= names the folder that holds train\.tsv and d"
+        FileNotFoundError,
+        match=r"root=/dev\.tsv is missing; root= names the folder that holds train\.tsv and d",
     ):
         load("sst2", "test", tokenizer=tiny)
 
@@ -204,9 +223,14 @@ def test_squad_in_its_layout(tiny, tmp_path):
     assert texts.accepted == [[answer["text"] for answer in qa["answers"]] for qa in asked]
     assert torch.equal(texts.batch(torch.tensor([3, 1]))[1], texts.ends[[3, 1]])
     assert len(texts.share(3, seed=1)) == 3
-    two = next(i for i, qa in enumerate(asked) if len(qa["answers"]) > 1)  # both answers are foreground
+    two = next(
+        i for i, qa in enumerate(asked) if len(qa["answers"]) > 1
+    )  # both answers are foreground
     both = {a["text"] for a in asked[two]["answers"]}
-    marked = [texts.rows[texts.names[two]].text[a:b] for a, b in texts.offsets[two][texts.masks[two]].tolist()]
+    marked = [
+        texts.rows[texts.names[two]].text[a:b]
+        for a, b in texts.offsets[two][texts.masks[two]].tolist()
+    ]
     assert set(marked) == set(" ".join(both).split())
 
 
@@ -225,9 +249,15 @@ def break_squad(root: Path, change) -> None:
             lambda part: part["qas"][0]["answers"][0].update(answer_start=3),
             "question train-0 has no answer, or not where",
         ),
-        (lambda part: part["qas"][0]["answers"][0].update(answer_start=9999), "question train-0 has no answer, or not"),
+        (
+            lambda part: part["qas"][0]["answers"][0].update(answer_start=9999),
+            "question train-0 has no answer, or not",
+        ),
         (lambda part: part["qas"][0].update(answers=[]), "question train-0 has no answer"),
-        (lambda part: part["qas"][0].pop("answers"), r"cannot read squad \(train\) in .*KeyError\('answers'\)"),
+        (
+            lambda part: part["qas"][0].pop("answers"),
+            r"cannot read squad \(train\) in .*KeyError\('answers'\)",
+        ),
         (lambda part: part.pop("context"), r"KeyError\('context'\)"),
         (
             lambda part: part["qas"][0]["answers"][0].update(text="", answer_start=3),
@@ -243,7 +273,8 @@ def test_broken_squad_is_named(tiny, tmp_path, change, message):
 
 def test_squad_that_is_no_json_or_not_there(tiny, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"train-v1\.1\.json is missing; root= names the folder that holds train-v1"
+        FileNotFoundError,
+        match=r"train-v1\.1\.json is missing; root= names the folder that holds train-v1",
     ):
         load("squad", tokenizer=tiny, root=tmp_path)
     (tmp_path / "train-v1.1.json").write_text("{")
@@ -308,7 +339,8 @@ def test_wrong_names(tiny, tmp_path, options, message):
         load(**({"dataset": "sst2", "tokenizer": tiny, "root": tmp_path} | options))
 
 
-# -------------------------------------------------------------------------------------------------- the embedded sets
+# --------------------------------------------------------------------------------------------------
+# the embedded sets
 
 
 def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
@@ -324,12 +356,16 @@ def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
     return out.getvalue()
 
 
-def sdist(inner: dict[str, bytes | tarfile.TarInfo], outer: dict[str, bytes] | None = None) -> bytes:
+def sdist(
+    inner: dict[str, bytes | tarfile.TarInfo], outer: dict[str, bytes] | None = None
+) -> bytes:
     return archive({reviews.MEMBERS[0]: archive(inner), **(outer or {})})
 
 
 REVIEWS = [(2.1, "good"), (-1.0, "dull"), (0.9, "a")] * 10
-LINES = "\r\n".join([*(f"{i}\t{rating}\t{word} {i}" for i, (rating, word) in enumerate(REVIEWS)), "99\t2.0\tgood 0"])
+LINES = "\r\n".join(
+    [*(f"{i}\t{rating}\t{word} {i}" for i, (rating, word) in enumerate(REVIEWS)), "99\t2.0\tgood 0"]
+)
 
 
 @pytest.fixture
@@ -354,7 +390,10 @@ def test_reviews_are_fetched_once(tiny, tmp_path, downloads):
     train, test = (load("reviews", split, tokenizer=tiny, length=8) for split in ("train", "test"))
     assert len(downloads) == 1
     assert "--hash=sha256:" in Path(downloads[0][downloads[0].index("-r") + 1]).read_text()
-    assert (len(train), len(test)) == (16, 4)  # twenty are rated at least 1; the repeated sentence is there once
+    assert (len(train), len(test)) == (
+        16,
+        4,
+    )  # twenty are rated at least 1; the repeated sentence is there once
     sentences = [{texts.rows[name].text for name in texts.names} for texts in (train, test)]
     assert not sentences[0] & sentences[1]
     for texts in (train, test):
@@ -398,13 +437,19 @@ KINDS = pd.read_csv(Path(factbook.__file__).with_name("factbook.tsv"), sep="\t")
 def test_facts_are_what_the_entry_says():
     entry = {
         "Government": {"Capital": {"name": {"text": "N&#39;Djamena (since 1973); old: Abeche"}}},
-        "Economy": {"Exports - partners": {"text": "UAE 42%, India 11%"}, "Industries": {"text": ""}},
+        "Economy": {
+            "Exports - partners": {"text": "UAE 42%, India 11%"},
+            "Industries": {"text": ""},
+        },
         "Geography": {"Coastline": {"text": "0 km (landlocked)"}},
     }
     found = facts(entry, "Chad", KINDS, np.random.default_rng(0))
     assert [KINDS.path[kind].split(" > ")[-1] for kind in found] == ["name", "Exports - partners"]
     assert [row.text[slice(*row.answers[0])] for row in found.values()] == ["N'Djamena", "UAE"]
-    assert all("Chad" in row.text and "Chad" in row.question and "{" not in row.text for row in found.values())
+    assert all(
+        "Chad" in row.text and "Chad" in row.question and "{" not in row.text
+        for row in found.values()
+    )
 
 
 def test_composed_answers_stand_where_they_say():
@@ -412,12 +457,25 @@ def test_composed_answers_stand_where_they_say():
 
     def fact(name: str, kind: int) -> Row:
         sentence = f"The {kind} of {name} is Rome {kind}."
-        return Row(f"{name} {kind}", sentence, 0, f"Which {kind}?", ((len(sentence) - 7, len(sentence) - 1),))
+        return Row(
+            f"{name} {kind}",
+            sentence,
+            0,
+            f"Which {kind}?",
+            ((len(sentence) - 7, len(sentence) - 1),),
+        )
 
     one, two = (
-        {kind: fact(name, kind) for kind in kinds} for name, kinds in (("Rome", range(7)), ("Italy", (0, 2, 4, 6)))
+        {kind: fact(name, kind) for kind in kinds}
+        for name, kinds in (("Rome", range(7)), ("Italy", (0, 2, 4, 6)))
     )
-    rows = [*compose({"Rome": one, "Italy": two}, {"Rome": ["Rome 3 is old."], "Italy": []}, np.random.default_rng(0))]
+    rows = [
+        *compose(
+            {"Rome": one, "Italy": two},
+            {"Rome": ["Rome 3 is old."], "Italy": []},
+            np.random.default_rng(0),
+        )
+    ]
     assert len(rows) == 11
     for row in rows:
         name, kind = row.name.split()
@@ -425,7 +483,10 @@ def test_composed_answers_stand_where_they_say():
         assert row.text[:end].endswith(f"The {kind} of {name} is Rome {kind}")
         assert row.text[start:end] == f"Rome {kind}"
         assert ("Rome 3 is old." in row.text) == (name == "Rome")
-        own, others = (row.text.count(f" of {which} is") for which in sorted({"Rome", "Italy"}, key=name.__ne__))
+        own, others = (
+            row.text.count(f" of {which} is")
+            for which in sorted({"Rome", "Italy"}, key=name.__ne__)
+        )
         assert 1 <= own <= factbook.OWN
         assert others <= own
     assert sum(" of Italy is" in row.text for row in rows if row.name.startswith("Rome")) >= 4
@@ -441,13 +502,36 @@ def test_embedded_questions(tiny):
     shared = []
     for row in train:
         ((start, end),) = row.answers
-        answer, sentence = row.text[start:end], row.text[row.text.rfind(". ", 0, start) + 1 : row.text.find(". ", end)]
+        answer, sentence = (
+            row.text[start:end],
+            row.text[row.text.rfind(". ", 0, start) + 1 : row.text.find(". ", end)],
+        )
         assert answer == answer.strip()
         assert answer
         assert "<" not in row.text
         assert row.text[start - 1] == " "
         name = row.name.rsplit(" ", 1)[0]
-        stop = {*name.lower().split(), "the", "of", "in", "is", "a", "and", "to", "have", "which", "what"}
-        shared.append(len(({*row.question.lower().strip("?").split()} & {*sentence.lower().strip(".").split()}) - stop))
+        stop = {
+            *name.lower().split(),
+            "the",
+            "of",
+            "in",
+            "is",
+            "a",
+            "and",
+            "to",
+            "have",
+            "which",
+            "what",
+        }
+        shared.append(
+            len(
+                (
+                    {*row.question.lower().strip("?").split()}
+                    & {*sentence.lower().strip(".").split()}
+                )
+                - stop
+            )
+        )
     assert np.mean(shared) < 0.25  # words of the question that its sentence has
     assert load("factbook", "test", tokenizer=tiny, length=256).asks

@@ -1,4 +1,6 @@
-"""Tokens as units, and the networks that read them: full Jacobian, padding, masks, kernels, seeds."""
+"""Tokens as units, and the networks that read them: full Jacobian, padding, masks, kernels,
+seeds.
+"""
 
 import math
 
@@ -9,10 +11,10 @@ from transformers import BertModel
 
 from kpnb import ClosedForm, Converged, Stochastic, Tokens, entropy, lipschitz
 from kpnb.energy import unit_energies
-from kpnb.layers import capture
-from kpnb.networks.text import MARKS, TextNet, build
+from kpnb.features import capture
 from kpnb.objectives import Aligned
 from kpnb.perturb import Perturbation
+from kpnb_book.networks.text import MARKS, TextNet, build
 from tests.tiny_text import tiny_model
 
 LENGTH = 12
@@ -30,33 +32,45 @@ def net_of(tiny: str, pool: str = "all", classes: int | None = 2, **options) -> 
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in [*net.encoder.parameters(), net.words.weight]:
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += 0.3 * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
     return net
 
 
 def texts(lengths: list[int], width: int = 0) -> Tensor:
-    """Tokens [B, T, 4] of texts with so many words between two special tokens, padded to ``width`` at least."""
+    """Tokens [B, T, 4] of texts with so many words between two special tokens, padded to ``width``
+    at least.
+    """
     generator = torch.Generator().manual_seed(1)
     out = torch.zeros(len(lengths), max(width, max(lengths) + 2), 4, dtype=torch.int64)
     for row, length in zip(out, lengths, strict=True):
         row[: length + 2, 1] = 1
         row[1 : length + 1, 0] = 1
-        row[: length + 2, 3] = torch.tensor([2, *torch.randint(5, 40, (length,), generator=generator).tolist(), 3])
+        row[: length + 2, 3] = torch.tensor(
+            [2, *torch.randint(5, 40, (length,), generator=generator).tolist(), 3]
+        )
     return out
 
 
 def jacobian_energies(net: TextNet, tokens: Tensor) -> Tensor:
-    """Energies ``[B, T]`` from autograd and the encoder alone, without any code of kpnb but its pooling rule."""
+    """Energies ``[B, T]`` from autograd and the encoder alone, without any code of kpnb but its
+    pooling rule.
+    """
     words, attended = net.words.weight[tokens[..., 3]].detach(), tokens[..., 1]
 
     def feature(one: Tensor, mask: Tensor) -> Tensor:
-        hidden = net.encoder(inputs_embeds=one[None], attention_mask=mask[None]).last_hidden_state[0]
+        hidden = net.encoder(inputs_embeds=one[None], attention_mask=mask[None]).last_hidden_state[
+            0
+        ]
         hidden = hidden[mask.bool()]
         return {"first": hidden[0], "mean": hidden.mean(0), "all": hidden}[net.pool]
 
     rows = []
     for one, mask in zip(words, attended, strict=True):
-        jacobian = torch.autograd.functional.jacobian(lambda e, mask=mask: feature(e, mask).flatten(), one)  # [d, T, E]
+        jacobian = torch.autograd.functional.jacobian(
+            lambda e, mask=mask: feature(e, mask).flatten(), one
+        )  # [d, T, E]
         rows.append(jacobian.square().sum((0, 2)))
     return torch.stack(rows).where(tokens[..., 0] == 1, torch.nan)
 
@@ -66,8 +80,12 @@ def test_token_energies_are_the_full_jacobian(tiny, pool):
     net, tokens = net_of(tiny, pool), texts([4, 7, 1])
     net.encoder.set_attn_implementation("eager")
     perturbation = Perturbation(net, Tokens())
-    found = unit_energies(perturbation, net.embed(tokens), ["feature"], ClosedForm(rank=None))["feature"]
-    torch.testing.assert_close(found.energy, jacobian_energies(net, tokens), rtol=1e-8, atol=0, equal_nan=True)
+    found = unit_energies(perturbation, net.embed(tokens), ["feature"], ClosedForm(rank=None))[
+        "feature"
+    ]
+    torch.testing.assert_close(
+        found.energy, jacobian_energies(net, tokens), rtol=1e-8, atol=0, equal_nan=True
+    )
     assert (found.energy.isnan() == (tokens[..., 0] == 0)).all()
 
 
@@ -80,12 +98,16 @@ def test_mean_entropy_is_that_of_the_tokens_that_exist(tiny):
     assert found.linearity.isfinite().all()
     energy = jacobian_energies(net, tokens)
     torch.testing.assert_close(found.delta_f2, (0.01 * 0.5) ** 2 * energy.nansum(-1))
-    converged = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(None), objective=Converged(1e-5))
+    converged = entropy(
+        net, x, "feature", units=Tokens(), solver=ClosedForm(None), objective=Converged(1e-5)
+    )
     minimum = 0.01 * (1e-5 * energy.nansum(-1, keepdim=True) / (2 * energy)).sqrt()  # below Eq. 3
     torch.testing.assert_close(converged.sigma, minimum, equal_nan=True)
 
 
-@pytest.mark.parametrize("solver", [ClosedForm(None), ClosedForm(rank=4, probes=3, noise=6)], ids=["exact", "probes"])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(None), ClosedForm(rank=4, probes=3, noise=6)], ids=["exact", "probes"]
+)
 @pytest.mark.parametrize("pool", POOLS)
 def test_padding_and_company_change_nothing(tiny, pool, solver):
     net, batch = net_of(tiny, pool), texts([4, 8, 6], width=LENGTH)
@@ -96,7 +118,11 @@ def test_padding_and_company_change_nothing(tiny, pool, solver):
         for name in ("entropy", "sigma", "error", "linearity"):
             one, many = getattr(alone, name)[0], getattr(padded, name)[row]
             torch.testing.assert_close(
-                many[: length + 2] if many.dim() else many, one, rtol=1e-8, atol=1e-8, equal_nan=True
+                many[: length + 2] if many.dim() else many,
+                one,
+                rtol=1e-8,
+                atol=1e-8,
+                equal_nan=True,
             )
         assert padded.entropy[row, length + 2 :].isnan().all()
 
@@ -104,8 +130,12 @@ def test_padding_and_company_change_nothing(tiny, pool, solver):
 def test_padding_in_single_precision(tiny):
     net, batch = net_of(tiny).float(), texts([4, 8], width=LENGTH)
     many = entropy(net, net.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None))
-    alone = entropy(net, net.embed(batch[:1, :6]), "feature", units=Tokens(), solver=ClosedForm(None))
-    torch.testing.assert_close(many.entropy[:1, :6], alone.entropy, rtol=0, atol=1e-5, equal_nan=True)
+    alone = entropy(
+        net, net.embed(batch[:1, :6]), "feature", units=Tokens(), solver=ClosedForm(None)
+    )
+    torch.testing.assert_close(
+        many.entropy[:1, :6], alone.entropy, rtol=0, atol=1e-5, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("classes", [2, None], ids=["class", "span"])
@@ -131,14 +161,18 @@ def test_the_stochastic_learner_agrees_with_the_closed_form(tiny, objective, met
     options = {"units": Tokens(), "objective": objective, "scale": 0.1}
     exact = entropy(net, net.embed(tokens), "feature", solver=ClosedForm(None), **options).entropy
     solver = Stochastic(method=method, steps=steps)
-    learned = entropy(net, net.embed(tokens), "feature", solver=solver, max_batch=512, **options).entropy
+    learned = entropy(
+        net, net.embed(tokens), "feature", solver=solver, max_batch=512, **options
+    ).entropy
     assert (learned.isnan() == (tokens[..., 0] == 0)).all()
     assert (learned - exact).abs().nanmean() < 0.05
     assert (learned - exact).nan_to_num().abs().max() < 0.2
 
 
 def test_only_embeddings_of_words_are_perturbed(tiny):
-    """Every input that the network sees under noise has the marks and special embeddings of the original."""
+    """Every input that the network sees under noise has the marks and special embeddings of the
+    original.
+    """
     net, x = net_of(tiny), net_of(tiny).embed(texts([3, 8]))
     seen = []
     handle = net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
@@ -163,7 +197,10 @@ def test_sdpa_and_eager_attention_agree(tiny, classes):
     two.encoder.set_attn_implementation("eager")
     batch = texts([3, 8])
     torch.testing.assert_close(one(batch), two(batch))
-    first, second = (entropy(n, n.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None)) for n in (one, two))
+    first, second = (
+        entropy(n, n.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None))
+        for n in (one, two)
+    )
     torch.testing.assert_close(first.entropy, second.entropy, equal_nan=True)
 
 
@@ -190,15 +227,18 @@ def test_first_layers_of_a_model(tiny):
 
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_a_vocabulary_keeps_the_rows_of_its_tokens(tiny, pretrained):
-    batch, options = texts([5, 3]), {"pretrained": pretrained, "pool": "all", "dropout": 0.0, "seed": 4}
+    batch, options = (
+        texts([5, 3]),
+        {"pretrained": pretrained, "pool": "all", "dropout": 0.0, "seed": 4},
+    )
     vocabulary = batch[..., 3].unique().tolist()
     whole, part = build(tiny, **options), build(tiny, vocabulary=vocabulary, **options)
     assert part.words.weight.shape == (len(vocabulary), 16)
     assert torch.equal(part.words.weight, whole.words.weight[vocabulary])
     assert torch.equal(part(batch), whole(batch))
-    assert sum(p.numel() for p in whole.parameters()) - sum(p.numel() for p in part.parameters()) == 16 * (
-        len(whole.words.weight) - len(vocabulary)
-    )
+    assert sum(p.numel() for p in whole.parameters()) - sum(
+        p.numel() for p in part.parameters()
+    ) == 16 * (len(whole.words.weight) - len(vocabulary))
     batch[0, 2, 3] = next(i for i in range(60) if i not in vocabulary)
     with pytest.raises(IndexError):
         part(batch)
@@ -214,7 +254,10 @@ def test_random_weights_depend_on_the_seed_alone(tiny):
 
 
 def test_dropout_is_that_of_the_caller(tiny):
-    rates = [{m.p for m in build(tiny, dropout=p).modules() if isinstance(m, torch.nn.Dropout)} for p in (0.3, 0.0)]
+    rates = [
+        {m.p for m in build(tiny, dropout=p).modules() if isinstance(m, torch.nn.Dropout)}
+        for p in (0.3, 0.0)
+    ]
     assert rates == [{0.3}, {0.0}]
     net, batch = build(tiny).train(), texts([5])
     assert not torch.equal(net(batch), net(batch))
@@ -236,7 +279,11 @@ def test_span_head_points_into_the_passage_only(tiny):
     ("options", "error", "message"),
     [
         ({"name": "no/such-model"}, OSError, "no/such-model|cached files"),
-        ({"layers": 4, "pretrained": True}, ValueError, r"lack \d+ parameters, the first is encoder\.layer\.3"),
+        (
+            {"layers": 4, "pretrained": True},
+            ValueError,
+            r"lack \d+ parameters, the first is encoder\.layer\.3",
+        ),
         ({"pool": "frist"}, ValueError, "unknown pool 'frist'; did you mean 'first'"),
     ],
 )
@@ -252,7 +299,10 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     state.pop("encoder.layer.1.output.dense.weight")
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"lack 1 parameters, the first is encoder\.layer\.1\.output\.dense\.weight"):
+    with pytest.raises(
+        ValueError,
+        match=r"lack 1 parameters, the first is encoder\.layer\.1\.output\.dense\.weight",
+    ):
         build(tiny, pretrained=True)
 
 

@@ -1,4 +1,6 @@
-"""The text experiments in miniature on files in the official layouts, the scorer, and the heat map."""
+"""The text experiments in miniature on files in the official layouts, the scorer, and the heat
+map.
+"""
 
 import html
 import math
@@ -9,18 +11,33 @@ import numpy as np
 import pytest
 import torch
 
-from kpnb.distill import Schedule, baseline
-from kpnb.networks.text import build
 from kpnb.objectives import Aligned
-from kpnb.store import Store
-from kpnb.studies.text import QuestionStudy, TextStudy, best_spans, exact_and_f1, normalise
-from kpnb_book.report import show
-from kpnb_book.views import heat_map
+from kpnb_book.figures.report import show
+from kpnb_book.figures.views import heat_map
+from kpnb_book.networks.text import build
+from kpnb_book.store import Store
+from kpnb_book.studies.text import QuestionStudy, TextStudy, best_spans, exact_and_f1, normalise
+from kpnb_book.studies.training import Schedule, baseline
 from tests.by_hand import metrics_by_hand
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
-TINY = {"depth": 2, "epochs": 3, "teacher_epochs": 2, "head_epochs": 2, "teacher_samples": None, "share": 12}
-TINY |= {"test_samples": None, "analysed": 5, "batch_size": 8, "rank": 6, "probes": 4, "noise": 8, "b": 0.05}
+TINY = {
+    "depth": 2,
+    "epochs": 3,
+    "teacher_epochs": 2,
+    "head_epochs": 2,
+    "teacher_samples": None,
+    "share": 12,
+}
+TINY |= {
+    "test_samples": None,
+    "analysed": 5,
+    "batch_size": 8,
+    "rank": 6,
+    "probes": 4,
+    "noise": 8,
+    "b": 0.05,
+}
 DATA = {"sst2": {"dataset": "sst2", "length": 16}, "squad": {"dataset": "squad", "length": 48}}
 
 
@@ -49,7 +66,9 @@ def test_table_agrees_with_a_count_by_hand(study):
                 ones.append(metrics_by_hand(*one, training.step_norms(), b=0.05))
         for name in ("n_fg", "n_bg", "d_mean", "rho"):
             values = [one[name] for one in ones if not np.isnan(one[name])]
-            assert table.loc[role, name] == pytest.approx(np.mean(values) if values else np.nan, nan_ok=True)
+            assert table.loc[role, name] == pytest.approx(
+                np.mean(values) if values else np.nan, nan_ok=True
+            )
     assert "undefined" in show(study.table()).to_html()
 
 
@@ -59,13 +78,19 @@ def test_entropy_is_that_of_embeddings_at_their_own_scale(study):
     for epoch in (0, 3):
         words = training.state(epoch)["words.weight"]
         expected = Aligned().mean + math.log(words.std().item())
-        torch.testing.assert_close(found[epoch].nanmean(-1), torch.full((5,), expected), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found[epoch].nanmean(-1), torch.full((5,), expected), rtol=0, atol=1e-5
+        )
     levels = study.region_means({"feature": found[-1]}).groupby("region")["entropy"].mean()
     assert levels.notna().all()
 
 
 def test_who_starts_where_and_what_moves(study):
-    student, first, head = study.student("feature"), study.baseline().state(0), study.head("feature")
+    student, first, head = (
+        study.student("feature"),
+        study.baseline().state(0),
+        study.head("feature"),
+    )
     assert all(torch.equal(value, student.state(0)[key]) for key, value in first.items())
     weights = build(study.settings.network, pretrained=True, layers=2).encoder.state_dict()
     teacher = study.teacher().state(0)
@@ -79,7 +104,11 @@ def test_who_starts_where_and_what_moves(study):
         assert torch.equal(value, head.state()[key]) == (not key.startswith("head."))
     errors = [entry["test_feature_error"] for entry in student.log]
     assert errors[-1] < errors[0]
-    assert 0 < study.distance(student, "feature")[-1] < study.distance(student, "feature", "below")[-1] * 1.0001
+    assert (
+        0
+        < study.distance(student, "feature")[-1]
+        < study.distance(student, "feature", "below")[-1] * 1.0001
+    )
 
 
 def test_scores(study):
@@ -100,13 +129,17 @@ def test_scores(study):
 
 def test_nothing_is_computed_twice(study):
     study.table(), study.accuracies()
-    files = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    files = {
+        path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
+    }
     s = study.settings
     options = {"network": s.network, "data_root": s.data_root, **DATA[s.dataset], **TINY}
     again = TextStudy("smoke", store=study.store, **options)
     assert again.table().equals(study.table())
     assert again.accuracies().equals(study.accuracies())
-    assert files == {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
+    assert files == {
+        path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
+    }
 
 
 def test_adamw_goes_on_where_it_was(study, tmp_path):
@@ -138,13 +171,18 @@ class Clouds:
 
 
 def test_adamw_is_the_published_update(tmp_path):
-    """Loshchilov and Hutter 2019, algorithm 2, written out; full batches, so that the order does not matter."""
+    """Loshchilov and Hutter 2019, algorithm 2, written out; full batches, so that the order does
+    not matter.
+    """
     model = torch.nn.Linear(5, 3).double()
     schedule = Schedule(4, lr=0.05, momentum=0.8, weight_decay=0.1, batch_size=12, adamw=True)
     found = baseline(Store(tmp_path), model, Clouds(), schedule).state()
     w = torch.cat([model.weight, model.bias[:, None]], 1).detach()
     m = v = torch.zeros_like(w)
-    x, y = torch.cat([Clouds.x, torch.ones(12, 1)], 1), torch.nn.functional.one_hot(torch.arange(12) % 3)
+    x, y = (
+        torch.cat([Clouds.x, torch.ones(12, 1)], 1),
+        torch.nn.functional.one_hot(torch.arange(12) % 3),
+    )
     for step in range(1, 5):
         gradient = ((x @ w.T).softmax(1) - y).T @ x / 12
         m, v = 0.8 * m + 0.2 * gradient, 0.999 * v + 0.001 * gradient**2
@@ -201,7 +239,9 @@ def test_best_span_is_in_order_and_not_too_long():
     for longest in (1, 3, 30):
         for one, (start, end) in zip(logits, best_spans(logits, longest).tolist(), strict=True):
             pairs = [(i, j) for i in range(9) for j in range(i, min(9, i + longest))]
-            assert (start, end) == max(pairs, key=lambda pair, one=one: (one[pair[0], 0] + one[pair[1], 1]).item())
+            assert (start, end) == max(
+                pairs, key=lambda pair, one=one: (one[pair[0], 0] + one[pair[1], 1]).item()
+            )
 
 
 def test_heat_map_shows_every_token_once(study):
@@ -219,14 +259,18 @@ def test_heat_map_shows_every_token_once(study):
     there = study.x[1, :, 0].bool() & (texts.offsets[1, :, 1] > 0)
     special = (study.x[1, :, 0] == 0) & (texts.offsets[1, :, 1] > 0)
     assert not special.any()
-    for (_, title, body), h, known, gap in zip(frames, entropy[:, 1], points[:, 1], gaps[:, 1], strict=True):
+    for (_, title, body), h, known, gap in zip(
+        frames, entropy[:, 1], points[:, 1], gaps[:, 1], strict=True
+    ):
         fg, bg = (int((known & region).sum()) for region in (texts.masks[1], ~texts.masks[1]))
         assert f">N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, " in title
         stored = [float(value) for value in re.findall(r'data-gap="(\S+?)"', body)]
         np.testing.assert_allclose(stored, gap[there], atol=1e-6)
         assert html.unescape(re.sub("<[^>]*>", "", body)) == row.text
         levels = h[there] - h.nanmean()
-        assert re.findall(r'title="(\S+) nats"', body) == [f"{value:+.2f}" for value in levels.tolist()]
+        assert re.findall(r'title="(\S+) nats"', body) == [
+            f"{value:+.2f}" for value in levels.tolist()
+        ]
         assert body.count("outline") == int((known & there).sum())
         assert body.count("<u>") == int(texts.masks[1].sum())
     shades = [float(s) for s in re.findall(r"rgba\(230,159,0,(\S+?)\)", page)]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kpnb.entropy import entropy
-from kpnb.layers import capture, explaining, module_at, modules_below, parameters_below
+from kpnb.features import capture, explaining, module_at, modules_below, parameters_below
 from kpnb.units import ImageGrid
 from tests.models import images, small_net
 
@@ -15,11 +15,15 @@ from tests.models import images, small_net
 def test_grid_spreads_row_by_row():
     values = torch.arange(6.0)[None]
     spread = ImageGrid(2, 3).spread(values, torch.zeros(1, 3, 4, 6))
-    expected = torch.tensor([[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]])
+    expected = torch.tensor(
+        [[0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [3, 3, 4, 4, 5, 5]]
+    )
     assert torch.equal(spread, expected[None, None].float())
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["channels first", "last"]
+)
 @pytest.mark.parametrize(
     ("height", "width", "grid"),
     [
@@ -33,7 +37,9 @@ def test_grid_spreads_row_by_row():
     ],
 )
 def test_gather_is_the_adjoint_of_spread(height, width, grid, layout):
-    """<spread(v), e> = <v, gather(e)>, so every pixel belongs to one cell, also where the grid does not divide."""
+    """<spread(v), e> = <v, gather(e)>, so every pixel belongs to one cell, also where the grid does
+    not divide.
+    """
     units, generator = ImageGrid(*grid), torch.Generator().manual_seed(height + width)
     values = torch.randn(2, grid[0] * grid[1], generator=generator, dtype=torch.float64)
     elements = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
@@ -172,6 +178,13 @@ def test_explaining_restores_after_keyboard_interrupt():
 def test_what_lies_below_a_layer():
     model, x = small_net(norm=True), images(dtype=torch.float32)
     model[4].weight.requires_grad_(False)  # frozen by its owner, still below
-    assert parameters_below(model, x, "5") == {"0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"}
+    assert parameters_below(model, x, "5") == {
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "4.weight",
+        "4.bias",
+    }
     assert modules_below(model, x, "5") == {"0", "1", "2", "3", "4", "5"}
     assert not model[4].weight.requires_grad

@@ -1,4 +1,6 @@
-"""Points as units: one sigma for three coordinates, and units that a max pool never lets through."""
+"""Points as units: one sigma for three coordinates, and units that a max pool never lets
+through.
+"""
 
 import math
 
@@ -7,9 +9,9 @@ import torch
 
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
-from kpnb.networks.clouds import build, layer_path
 from kpnb.objectives import HALF_LOG_2PIE, Aligned, Converged
 from kpnb.units import Points
+from kpnb_book.networks.clouds import build, layer_path
 
 
 def test_spread_and_gather_are_adjoint():
@@ -42,13 +44,26 @@ def test_points_that_never_win_have_no_energy_and_finite_entropy(objective):
         energy += row.square().sum(-1)
     idle = energy == 0
     assert 0.2 < idle.double().mean() < 1
-    found = entropy(net, x, layer_path("pointnet", "FC1"), units=Points(), solver=ClosedForm(None), objective=objective)
+    found = entropy(
+        net,
+        x,
+        layer_path("pointnet", "FC1"),
+        units=Points(),
+        solver=ClosedForm(None),
+        objective=objective,
+    )
     assert found.entropy.isfinite().all()
-    for sample, none in zip(found.entropy, idle, strict=True):  # all idle points alike, above all others
+    for sample, none in zip(
+        found.entropy, idle, strict=True
+    ):  # all idle points alike, above all others
         torch.testing.assert_close(sample[none], sample.max().expand(int(none.sum())))
     if isinstance(objective, Aligned):
-        torch.testing.assert_close(found.entropy.mean(-1), torch.full((2,), -2.8, dtype=torch.float64))
+        torch.testing.assert_close(
+            found.entropy.mean(-1), torch.full((2,), -2.8, dtype=torch.float64)
+        )
         assert (found.entropy[idle] < HALF_LOG_2PIE).all()  # well below sigma = 1
     else:
-        torch.testing.assert_close(found.entropy[idle], torch.full_like(found.entropy[idle], HALF_LOG_2PIE))
+        torch.testing.assert_close(
+            found.entropy[idle], torch.full_like(found.entropy[idle], HALF_LOG_2PIE)
+        )
         assert math.isclose(found.sigma[idle].max().item(), 1, rel_tol=1e-9)

@@ -1,4 +1,6 @@
-"""Views on a page: projection, colours, escaping, data, and the script itself run by Node, where a pen takes notes."""
+"""Views on a page: projection, colours, escaping, data, and the script itself run by Node, where a
+pen takes notes.
+"""
 
 import html
 import json
@@ -17,24 +19,32 @@ from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.points import foreground_units, knowledge_points
 from kpnb.units import ImageGrid
-from kpnb_book.live import Live
-from kpnb_book.plots import COLOUR, KINDS, cloud_maps, project
-from kpnb_book.views import explorable, turnable
+from kpnb_book.figures.live import Live
+from kpnb_book.figures.plots import COLOUR, KINDS, cloud_maps, project
+from kpnb_book.figures.views import explorable, turnable
 from tests.models import small_net
 
-CLOUD = torch.nn.functional.normalize(torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+CLOUD = torch.nn.functional.normalize(
+    torch.randn(40, 3, generator=torch.Generator().manual_seed(0)), dim=1
+)
 KIND = torch.arange(40) % 4
 
 
 def test_projection_is_the_rotation_it_says():
     torch.testing.assert_close(project(CLOUD, 0, 0), CLOUD[:, [0, 2, 1]])
-    torch.testing.assert_close(project(CLOUD, pi / 2, 0), torch.stack([-CLOUD[:, 1], CLOUD[:, 2], CLOUD[:, 0]], 1))
-    torch.testing.assert_close(project(CLOUD, 0.4, pi / 2)[:, 2], -CLOUD[:, 2])  # from above, the top is nearest
+    torch.testing.assert_close(
+        project(CLOUD, pi / 2, 0), torch.stack([-CLOUD[:, 1], CLOUD[:, 2], CLOUD[:, 0]], 1)
+    )
+    torch.testing.assert_close(
+        project(CLOUD, 0.4, pi / 2)[:, 2], -CLOUD[:, 2]
+    )  # from above, the top is nearest
     torch.testing.assert_close(project(CLOUD, 1.1, -0.7).norm(dim=1), CLOUD.norm(dim=1))
 
 
 def test_picture_has_every_point_in_the_colour_of_its_kind():
-    figure = cloud_maps(CLOUD.expand(2, -1, -1), {"one": KIND.expand(2, -1), "other": (0 * KIND).expand(2, -1)})
+    figure = cloud_maps(
+        CLOUD.expand(2, -1, -1), {"one": KIND.expand(2, -1), "other": (0 * KIND).expand(2, -1)}
+    )
     panels = [axis.collections[0] for axis in figure.axes]
     for panel, kinds in zip(panels, (KIND, 0 * KIND) * 2, strict=True):
         colours = {tuple(np.round(c[:3] * 255).astype(int)) for c in panel.get_facecolors()}
@@ -55,7 +65,9 @@ def test_page_names_what_it_shows_and_loads_nothing():
     assert html.unescape(re.search(r'aria-label="([^"]*)"', page)[1]) == 'a "cloud" & <more>'
     assert 'role="img"' in page
     assert 'tabindex="0"' in page
-    assert [tuple(map(int, pair)) for pair in re.findall(r"\((\d+), (\d+)\)</span>", page)] == [(10, 2)] * 4
+    assert [tuple(map(int, pair)) for pair in re.findall(r"\((\d+), (\d+)\)</span>", page)] == [
+        (10, 2)
+    ] * 4
     assert not re.search(r"https?:|src=|import ", page)
 
 
@@ -88,16 +100,22 @@ needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs Node")
 @needs_node
 def test_script_draws_the_projection_and_turns():
     script = re.search(r"<script>(.*)</script>", view(), re.S)[1]
-    said = subprocess.run(["node", "-e", PEN + script + ACT], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["node", "-e", PEN + script + ACT], capture_output=True, text=True, check=True
+    ).stdout
     *drawings, rest = json.loads(said)
     assert rest == []  # neither a move without a held button nor another key draws
     colours = list(KINDS.values())
-    for drawing, (turn, tilt) in zip(drawings, [(0.6, 0.35), (1.1, 0.55), (1.0, 0.55)], strict=True):
+    for drawing, (turn, tilt) in zip(
+        drawings, [(0.6, 0.35), (1.1, 0.55), (1.0, 0.55)], strict=True
+    ):
         assert [mark for mark in drawing if isinstance(mark, str)] == ["a", "b"]
         marks = [mark for mark in drawing if not isinstance(mark, str)]
         right, up, away = project(CLOUD, turn, tilt).double().numpy().T
         size = 0.48 * 300
-        wanted = [(200 + size * right[i], 174 - size * up[i], colours[i % 4]) for i in np.argsort(-away)]
+        wanted = [
+            (200 + size * right[i], 174 - size * up[i], colours[i % 4]) for i in np.argsort(-away)
+        ]
         assert [m[2] for m in marks[:40]] == [w[2] for w in wanted]
         np.testing.assert_allclose([m[:2] for m in marks[:40]], [w[:2] for w in wanted], atol=0.3)
         assert len(marks) == 48
@@ -105,7 +123,10 @@ def test_script_draws_the_projection_and_turns():
 
 GEN = torch.Generator().manual_seed(1)
 INSIDE = torch.rand(3, 12, generator=GEN) < 0.3
-MAPS = {name: {"FC1": torch.randn(4, 3, 12, generator=GEN) * 0.3 - 2.8} for name in ("student", "baseline")}
+MAPS = {
+    name: {"FC1": torch.randn(4, 3, 12, generator=GEN) * 0.3 - 2.8}
+    for name in ("student", "baseline")
+}
 MAPS["student"]["FC1"][2, 1] = torch.nan  # a picture whose feature does not move
 MAPS |= {"teacher": {"FC1": MAPS["baseline"]["FC1"][-1:] - 0.1}}
 PICTURES = (torch.rand(3, 3, 8, 8, generator=GEN) * 256).byte()
@@ -129,7 +150,11 @@ def test_view_of_pictures_holds_the_entropies_to_its_step():
     assert data["step"] < 1e-4
     for network, layers in MAPS.items():
         torch.testing.assert_close(
-            unpacked(data, network), layers["FC1"].double(), rtol=0, atol=0.51 * data["step"], equal_nan=True
+            unpacked(data, network),
+            layers["FC1"].double(),
+            rtol=0,
+            atol=0.51 * data["step"],
+            equal_nan=True,
         )
     assert data["foreground"] == ["".join(str(int(unit)) for unit in mask) for mask in INSIDE]
     pixels = np.frombuffer(b64decode(data["pixels"][1]), "u1").reshape(8, 8, 3)
@@ -139,13 +164,21 @@ def test_view_of_pictures_holds_the_entropies_to_its_step():
 def test_every_control_of_the_view_has_a_label_and_a_start():
     page, _, _ = cells()
     names = ["image", "network", "epoch", "b"]
-    assert '<input type="hidden" name="layer" value="FC1">' in page  # of one layer there is no choice
-    assert re.findall(r"<label>[^/]*?(?:<i>b</i> )?<(?:select|input) [^>]*?name=\"(\w+)\"", page) == names
+    assert (
+        '<input type="hidden" name="layer" value="FC1">' in page
+    )  # of one layer there is no choice
+    assert (
+        re.findall(r"<label>[^/]*?(?:<i>b</i> )?<(?:select|input) [^>]*?name=\"(\w+)\"", page)
+        == names
+    )
     assert 'value="3"' in re.search(r'<input [^>]*name="epoch"[^>]*>', page)[0]
     assert 'value="0.2"' in re.search(r'<input [^>]*name="b"[^>]*>', page)[0]
     assert page.count('<canvas role="img" aria-label="') == 3
     assert 'role="status"' in page
-    assert html.unescape(re.search(r'role="group" aria-label="([^"]*)"', page)[1]) == 'a "view" & <more>'
+    assert (
+        html.unescape(re.search(r'role="group" aria-label="([^"]*)"', page)[1])
+        == 'a "view" & <more>'
+    )
     assert not re.search(r"https?:|src=|import ", page)
 
 
@@ -156,8 +189,9 @@ for (const [name, layers] of Object.entries(data.maps)) {
   for (let start = 0; start < found.length; start += 12) {
     const inside = [...data.foreground[(start / 12) % 3]].map((unit) => unit === "1");
     for (const b of thresholds) {
-      const { points, fg, bg, ratio } = views.count(views.gaps(found.slice(start, start + 12), inside).gaps, inside, b);
-      counts.push([name, start / 36 | 0, (start / 12) % 3, b, points, fg, bg, ratio]);
+      const { points, fg, bg, ratio } = views.count(views.gaps(found.slice(start, start + 12),
+      inside).gaps, inside, b); counts.push([name, start / 36 | 0, (start / 12) % 3, b, points, fg,
+      bg, ratio]);
     }
   }
 }
@@ -170,7 +204,9 @@ def test_script_counts_what_kpnb_counts():
     _, script, data = cells()
     thresholds = [0, 0.05, 0.2, 0.37, 0.6, 5]
     program = f"const views = {script}, data = {json.dumps(data)}, thresholds = {thresholds};{ASK}"
-    said = json.loads(subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout)
+    said = json.loads(
+        subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True).stdout
+    )
     assert len(said) == (4 + 4 + 1) * 3 * len(thresholds)
     for network, epoch, image, b, points, fg, bg, ratio in said:
         found = knowledge_points(unpacked(data, network)[epoch], INSIDE, b=b)
@@ -183,14 +219,21 @@ def test_script_counts_what_kpnb_counts():
 
 
 def live(images=3):
-    """A panel for a small network and three random pictures, without a study's data and training."""
+    """A panel for a small network and three random pictures, without a study's data and
+    training.
+    """
     masks = torch.zeros(images, 12, 12, dtype=torch.bool)
     masks[:, 3:9, 3:9] = True
     x = torch.rand(images, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     settings = SimpleNamespace(scale=1.0, grid=4, b=0.2)
     measured = SimpleNamespace(images=(255 * x).byte(), masks=masks)
     study = SimpleNamespace(
-        x=x, settings=settings, measured=measured, units=ImageGrid(4), solver=ClosedForm(rank=None), path=str
+        x=x,
+        settings=settings,
+        measured=measured,
+        units=ImageGrid(4),
+        solver=ClosedForm(rank=None),
+        path=str,
     )
     study.foreground = foreground_units(study.units.coverage(masks))
     nets = {name: small_net(seed=seed).float().eval() for seed, name in enumerate(("one", "other"))}
@@ -205,7 +248,13 @@ def test_live_panel_counts_anew_for_image_layer_network_and_grid():
         (0, "one", "7", 12, 0.0),
     ):
         position, units = panel.chosen[image], ImageGrid(grid)
-        h = entropy(nets[network], study.x[position : position + 1], layer, units=units, solver=ClosedForm(rank=None))
+        h = entropy(
+            nets[network],
+            study.x[position : position + 1],
+            layer,
+            units=units,
+            solver=ClosedForm(rank=None),
+        )
         inside = foreground_units(units.coverage(study.measured.masks[position : position + 1]))
         wanted = knowledge_points(h.entropy, inside, b=b)
         found = panel.points(image, network, layer, grid, b)

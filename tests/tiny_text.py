@@ -1,4 +1,6 @@
-"""A tiny BERT in a folder, as transformers writes it, with a vocabulary of the words that the tests use."""
+"""A tiny BERT in a folder, as transformers writes it, with a vocabulary of the words that the tests
+use.
+"""
 
 import json
 from pathlib import Path
@@ -6,17 +8,27 @@ from pathlib import Path
 import numpy as np
 from transformers import BertConfig, BertModel, BertTokenizer
 
-TEXT = """the a movie film is was not n't good great bad awful dull fun gooo ##oo ##od un ##believ ##able it ' s t
-, . ? ! what where who capital of river in paris rome france italy has people million city cities and lies on seine
+TEXT = """the a movie film is was not n't good great bad awful dull fun gooo ##oo ##od un ##believ
+##able it ' s t , . ? ! what where who capital of river in paris rome france italy has people
+#million city cities and lies on seine
 tiber 1 2 3 4 5 6 7 8 9 10 12"""
 WORDS = TEXT.split()
 
 
 def tiny_model(root: Path, weights: bool = True) -> str:
-    """The folder of a BERT with three layers of width 16; with ``weights``, random ones are there to load."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    """The folder of a BERT with three layers of width 16; with ``weights``, random ones are there
+    to load.
+    """
+    vocabulary = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    }
     BertTokenizer(vocab=vocabulary).save_pretrained(root)
-    size = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    size = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=48, **size)
     config.save_pretrained(root)
     if weights:
@@ -31,7 +43,9 @@ def write_sst2(root: Path, count: int = 24) -> None:
         lines = ["sentence\tlabel"]
         for i in range(count):
             word = rng.choice(["good", "great", "fun"] if i % 2 else ["bad", "awful", "dull"])
-            rest = rng.permutation(["the", "movie", "was", "in", "paris", '"', "it"])[: rng.integers(2, 8)]
+            rest = rng.permutation(["the", "movie", "was", "in", "paris", '"', "it"])[
+                : rng.integers(2, 8)
+            ]
             lines.append(" ".join([*rest, word]) + f" \t{i % 2}")
         (root / name).write_text("\n".join(lines) + "\n", "utf8")
 
@@ -42,7 +56,9 @@ def write_squad(root: Path, count: int = 8) -> None:
     for name in ("train", "dev"):
         paragraphs = []
         for i in range(count):
-            city, country, river = rng.choice([("Paris", "France", "Seine"), ("Rome", "Italy", "Tiber")])
+            city, country, river = rng.choice(
+                [("Paris", "France", "Seine"), ("Rome", "Italy", "Tiber")]
+            )
             people = int(rng.integers(2, 10))
             extra = "It was great ." * int(rng.integers(0, 2))
             lies = f"The city lies on the {river} and has {people} million people ."

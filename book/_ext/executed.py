@@ -1,8 +1,9 @@
 """Show notebooks/NN_name.ipynb with the results of its executed copy, book/_executed/NN_name.ipynb.
 
-The table of contents names the source notebooks, so that the launch and download buttons lead to real files. The page
-book/executed.md gets a table of the copies, and the page of the benchmarks what `python -m benchmarks` has kept there,
-if it was run. Scripts that `make vendor` has fetched are used instead of their CDN, and the pages then need no network.
+The table of contents names the source notebooks, so that the launch and download buttons lead to
+real files. The page book/executed.md gets a table of the copies, and the page of the benchmarks
+what `python -m benchmarks` has kept there, if it was run. Scripts that `make vendor` has fetched
+are used instead of their CDN, and the pages then need no network.
 """
 
 from pathlib import Path
@@ -12,8 +13,8 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 
-from kpnb_book.build import notebooks_of
-from kpnb_book.provenance import table
+from kpnb_book.run.build import notebooks_of
+from kpnb_book.run.provenance import table
 
 log = logging.getLogger(__name__)
 TABLE = "<!-- table of executed notebooks -->"
@@ -30,7 +31,9 @@ def swap(app: Sphinx, docname: str, source: list[str]) -> None:
     executed = Path(app.srcdir, "book", "_executed")
     if docname == "book/benchmarks":
         kept = executed / "benchmarks.txt"
-        source[0] = source[0].replace("MEASURED", kept.read_text("utf8") if kept.exists() else "Not measured yet.")
+        source[0] = source[0].replace(
+            "MEASURED", kept.read_text("utf8") if kept.exists() else "Not measured yet."
+        )
     if docname == "book/executed":
         copies = [executed / path.name for path in notebooks_of(Path(app.srcdir))]
         source[0] = source[0].replace(TABLE, table(copies))

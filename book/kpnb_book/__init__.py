@@ -1,1 +1,3 @@
-"""What the book needs besides kpnb: its example data, its tables, its pages. Nothing in kpnb imports it."""
+"""What the book needs besides kpnb: its example data, its tables, its pages. Nothing in kpnb
+imports it.
+"""

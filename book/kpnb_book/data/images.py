@@ -1,0 +1,50 @@
+"""The image data sets by name.
+
+``folder``  your own: ``root/images/<class>/*`` with ``root/masks/<class>/<same stem>.*`` or an
+            alpha channel.
+``emoji``   pictograms on photographs, made here: :mod:`kpnb_book.data.emoji`.
+``cub``, ``voc``, ``det``, ``coco``, ``tiny``, ``pet``   the public sets:
+                                                         :mod:`kpnb_book.data.official`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from kpnb._messages import positive
+from kpnb_book.data import emoji, official
+from kpnb_book.data.image_set import ImageSet, Source, folder
+from kpnb_book.data.samples import Request
+
+log = logging.getLogger(__name__)
+
+# Name to a function of a request and the side in pixels. Add your own: it needs nothing else.
+SOURCES: dict[str, Callable[[Request, int], Source]] = {
+    "folder": folder,
+    "emoji": emoji.source,
+    **dict.fromkeys(official.NAMES, official.source),
+}
+
+
+def load(
+    dataset: str = "emoji", split: str = "train", *, size: int = 64, store: Any = None, **more: Any
+) -> ImageSet:
+    """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
+
+    What may be said ``more``, ``count``, ``at_most``, ``seed`` and ``root``, is that of
+    :class:`kpnb_book.data.samples.Request`. ``count`` images: 8,000 for training and 1,000 for
+    testing ("emoji") or all (others) by default; fewer are drawn with ``seed``, classes in
+    proportion, while "emoji" makes other images for another ``seed``.
+    ``root`` is the folder of a data set that lives in files. ``store``, a
+    :class:`kpnb_book.store.Store`, keeps the decoded set; without one it is made anew.
+    Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the
+    culprit.
+    """
+    positive(size=size)
+    data = ImageSet.made(store, *Request(dataset, split, **more).source(SOURCES, size))
+    for what, images in data.incomplete().items():
+        if images:
+            log.warning(
+                "%d of %d images of %s (%s) have %s", images, len(data), dataset, split, what
+            )
+    return data

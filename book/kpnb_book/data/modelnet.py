@@ -1,0 +1,130 @@
+"""ModelNet40 in any of its three usual layouts, see :data:`LAYOUTS`; the files are only read."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.random import Generator
+from trimesh import Trimesh, load_mesh
+
+from kpnb_book.data.cloud_set import Objects, surface
+from kpnb_book.data.samples import SPLITS, Request, stamp
+
+LAYOUTS = """expected one of
+  meshes   <class>/train/*.off and <class>/test/*.off (ModelNet40.zip)
+  text     modelnet40_train.txt, modelnet40_test.txt, <class>/<name>.txt
+           (modelnet40_normal_resampled.zip)
+  HDF5     train_files.txt, test_files.txt, shape_names.txt, *.h5 (modelnet40_ply_hdf5_2048.zip)"""
+AGAIN = "unpack or download the archive again"
+Entry = tuple[str, Path, int]  # class, file, position in the file
+
+
+def _mesh(path: Path) -> Trimesh:
+    """The mesh in a file. trimesh takes one that is cut off for a smaller one, so its faces are
+    counted.
+    """
+    text = path.read_text()
+    counts = text.removeprefix("OFF").split()[:2]
+    if not text.startswith("OFF") or len(counts) < 2 or "0" in counts:
+        raise ValueError("it does not start with OFF and two numbers, or the mesh is empty")
+    mesh = load_mesh(path, process=False)
+    if len(mesh.faces) < int(counts[1]):
+        raise ValueError("the file is cut off")
+    return mesh
+
+
+def _hdf5(path: Path, key: str, row: Any = ...) -> np.ndarray:
+    try:
+        import h5py
+
+        with h5py.File(path) as file:
+            return file[key][row]
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{path} is an HDF5 file, which needs the package h5py: pip install h5py"
+        ) from None
+    except (OSError, KeyError) as error:
+        raise ValueError(f"cannot read {path}: {error}; {AGAIN}") from error
+
+
+def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
+    """The classes, also those without an object in this ``split``, and where each object is."""
+    if (lists := root / "train_files.txt").is_file():
+        files = [
+            root / Path(line).name for line in lists.with_stem(f"{split}_files").read_text().split()
+        ]
+        rows = [
+            (int(y), path, i)
+            for path in files
+            for i, y in enumerate(_hdf5(path, "label").flatten())
+        ]
+        classes = (root / "shape_names.txt").read_text().split()
+        return classes, [(classes[y], path, i) for y, path, i in rows]
+    if (root / "modelnet40_train.txt").is_file():
+        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in SPLITS}
+        classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
+        found = [(name.rpartition("_")[0], f"{name}.txt") for name in names[split]]
+        return classes, [(kind, root / kind / name, 0) for kind, name in found]
+    classes = sorted(
+        path.name for path in root.glob("[!._]*/")
+    )  # without .git, __MACOSX and the like
+    return classes, [
+        (kind, path, 0)
+        for kind in classes
+        for path in sorted((root / kind / split).glob("[!.]*.off"))
+    ]
+
+
+def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
+    """``count`` random points [P, 3] of the object at ``row`` of a file."""
+    if path.suffix == ".off":
+        return surface(_mesh(path), count, rng)
+    cloud = (
+        np.loadtxt(path, delimiter=",")
+        if path.suffix == ".txt"
+        else _hdf5(path, "data", row).astype(np.float64)
+    )
+    if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < count:
+        raise ValueError(f"{count} points wanted, found {cloud.shape}")
+    if not np.isfinite(cloud).all():
+        raise ValueError("NaN or infinite coordinates")
+    return cloud[rng.choice(len(cloud), count, replace=False), :3]
+
+
+def source(wanted: Request) -> Objects:
+    """ModelNet40's own split, upright along z in its meshes and along y in the two resampled
+    layouts.
+    """
+    root = wanted.root and Path(wanted.root).expanduser()
+    if not root or not root.is_dir():
+        raise FileNotFoundError(
+            f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}"
+        )
+    classes, entries = _entries(root, wanted.split)
+    if not entries:
+        raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
+    if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
+        raise FileNotFoundError(
+            f"class {missing[0]!r} has no file for the split {wanted.split!r} in {root}; {AGAIN}"
+        )
+    files = list(dict.fromkeys(path for _, path, _ in entries))
+    if missing := [path for path in files if not path.is_file()]:
+        raise FileNotFoundError(f"{missing[0]} is missing; {AGAIN}")
+    names = [
+        f"{kind}/{path.stem}" + f"/{row}" * (path.suffix == ".h5") for kind, path, row in entries
+    ]
+
+    @cache
+    def cloud(i: int, points: int) -> np.ndarray:
+        try:
+            return _drawn(*entries[i][1:], points, wanted.rng(i, 0))
+        except ValueError as error:
+            raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
+
+    config = {"files": stamp(files, root)}
+    labels, up = (
+        np.array([classes.index(kind) for kind, *_ in entries]),
+        2 if files[0].suffix == ".off" else 1,
+    )
+    return Objects(config, classes, labels, names, cloud, len(labels), up=up)

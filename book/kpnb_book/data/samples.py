@@ -1,0 +1,218 @@
+"""What the data sets of every modality have in common: labels, foreground masks, and parts that
+know their origin.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kpnb._messages import one_of, positive
+from kpnb._progress import Progress
+from kpnb_book.store import digest
+
+SPLITS = ("train", "test")
+Sample = tuple[str, dict[str, np.ndarray]]  # where it comes from, and its inputs, label and mask
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SampleSet:
+    """N samples with labels and foreground masks; a subclass adds the inputs and ``batch``.
+
+    ``config`` is JSON-able and determines the content, so that it can address whatever is computed
+    from the set.
+    """
+
+    KIND: ClassVar[str]  # what messages call the samples, in the plural
+    INPUT: ClassVar[str]  # the field with the inputs [N, ...]
+
+    labels: Tensor  # int64 [N], each an index into classes
+    masks: Tensor  # bool [N, ...], True on the foreground; may be all or nothing of a sample
+    classes: tuple[str, ...]
+    names: tuple[str, ...]  # for each sample, where it comes from
+    config: dict[str, Any]
+
+    def _check(self, dtype: torch.dtype, *mask: int) -> None:
+        """``ValueError`` that names the field unless inputs of ``dtype`` and masks [N, *mask] fit
+        the other parts.
+        """
+        shape = getattr(self, self.INPUT).shape
+        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1])}
+        for field, (kind, size) in (wanted | {"masks": (torch.bool, (len(self), *mask))}).items():
+            tensor = getattr(self, field)
+            if tensor.dtype != kind or tensor.shape != size:
+                found = f"{tensor.dtype} {list(tensor.shape)}"
+                raise ValueError(
+                    f"{field} must be {kind} {list(size)} for these {self.KIND}, not {found}"
+                )
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"labels run from {low} to {high}, but there are {len(self.classes)} classes"
+            )
+        if len(self.names) != len(self):
+            raise ValueError(f"{len(self.names)} names for {len(self)} {self.KIND}")
+        try:
+            json.dumps(self.config)
+        except TypeError as error:
+            raise ValueError(f"config must be JSON-able: {error}") from error
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.INPUT))
+
+    @classmethod
+    def made(
+        cls,
+        store: Any,
+        config: dict[str, Any],
+        classes: Iterable[str],
+        samples: Iterable[Sample],
+        **more: Any,
+    ) -> Self:
+        """The set that ``config`` determines, of config["count"] ``samples``: from the ``store`` if
+        there is one.
+
+        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the
+        set. ``more`` are fields that samples have in common.
+        """
+        make = partial(_stacked, samples, config["count"], cls.KIND)
+        tensors, info = make() if store is None else store.run(cls.KIND, config).get("set", make)
+        return cls(
+            **tensors, classes=tuple(classes), names=tuple(info["names"]), config=config, **more
+        )
+
+    def subset(self, index: Tensor | Sequence[int]) -> Self:
+        """The samples at ``index`` (positions, or a bool for each sample), in that order."""
+        index = torch.as_tensor(index)
+        index = index.nonzero().flatten() if index.dtype == torch.bool else index.long()
+        step = {self.KIND: len(index), "index": digest(index.numpy().tobytes())[:16]}
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen = {name: part[index] for name, part in parts.items() if isinstance(part, Tensor)}
+        names = tuple(self.names[i] for i in index.tolist())
+        config = {**self.config, "subsets": [*self.config.get("subsets", []), step]}
+        return replace(self, **chosen, names=names, config=config)
+
+    def share(self, n: int, seed: int) -> Self:
+        """``n`` samples drawn without replacement, each class in proportion; a larger share holds
+        the smaller one.
+        """
+        return self.subset(torch.from_numpy(stratified(self.labels.numpy(), n, seed, self.KIND)))
+
+    def where(self, prefix: str) -> Tensor:
+        """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork
+        or one class.
+        """
+        return torch.tensor(
+            [i for i, name in enumerate(self.names) if name.startswith(prefix)], dtype=torch.int64
+        )
+
+
+def _stacked(
+    samples: Iterable[Sample], count: int, kind: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a :class:`SampleSet`, and its names."""
+    names: list[str] = []
+    with Progress(count, kind, unit=kind.removesuffix("s")) as progress:
+        for name, sample in samples:
+            if not names:
+                arrays = {
+                    field: np.empty((count, *value.shape), value.dtype)
+                    for field, value in sample.items()
+                }
+            for field, value in sample.items():
+                arrays[field][len(names)] = value
+            names.append(name)
+            progress.step()
+    return {field: torch.from_numpy(array) for field, array in arrays.items()}, {"names": names}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What ``load`` is asked for, whatever the modality. ``ValueError`` that names what makes no
+    sense.
+
+    dataset  its name
+    split    "train" or "test"
+    count    so many samples; None stands for all, or for what the data set says
+    at_most  of a data set that lives in files, so many samples or all there are; where that has no
+             meaning, ignored
+    seed     of what is made or drawn
+    root     folder of a data set that lives in files
+    """
+
+    dataset: str
+    split: str = "train"
+    count: int | None = None
+    seed: int = 0
+    root: str | Path | None = None
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("split", self.split, SPLITS)
+        positive(count=self.count, at_most=self.at_most)
+        positive(True, seed=self.seed)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What determines the samples; of a folder only its files do, see :func:`stamp`."""
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("root", "at_most")
+        }
+
+    def rng(self, i: int, *stream: int) -> np.random.Generator:
+        """Random numbers for sample ``i``, which depend on (seed, split, i) and the ``stream``
+        alone.
+        """
+        return np.random.default_rng([self.seed, self.split == "test", i, *stream])
+
+    def source(self, sources: Mapping[str, Callable[..., Any]], *options: Any) -> Any:
+        """What the function of the data set's name, one of ``sources``, makes of this request and
+        ``options``.
+        """
+        one_of("data set", self.dataset, sources)
+        return sources[self.dataset](self, *options)
+
+
+def stamp(files: Iterable[Path], root: Path) -> str:
+    """Digest of the names, sizes and times of ``files`` in ``root``: changes when they do, without
+    reading them.
+    """
+    stamps = [
+        (str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in files
+    ]
+    return digest(repr(stamps).encode())
+
+
+def fifth(labels: np.ndarray, split: str) -> np.ndarray:
+    """Positions of a split's samples where the data have none: a fifth is for testing, classes in
+    proportion.
+
+    Always the same fifth, so that no ``seed`` can leak a test sample into training.
+    """
+    test = stratified(labels, max(1, len(labels) // 5), seed=0)
+    return test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
+
+
+def stratified(labels: np.ndarray, n: int, seed: int, kind: str = "samples") -> np.ndarray:
+    """Sorted positions of ``n`` labels, classes in proportion (Sainte-Laguë, ties in random order),
+    random within.
+
+    ``ValueError`` when there are not that many; it calls them ``kind``.
+    """
+    if not 0 < n <= len(labels):
+        raise ValueError(f"cannot draw {n} of {len(labels)} {kind}")
+    rng = np.random.default_rng([seed, 0])
+    order = rng.permutation(len(labels))
+    key = np.empty(len(labels))
+    for label in np.unique(labels):
+        mine = order[labels[order] == label]
+        key[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+    tie = rng.permutation(labels.max() + 1)[labels]
+    return np.sort(np.lexsort((tie, key))[:n])

@@ -1,0 +1,77 @@
+"""The text data sets by name: ``reviews`` and ``factbook``, made here; ``sst2`` and ``squad``, the
+official ones.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from kpnb_book.data import factbook, reviews, text_official
+from kpnb_book.data.samples import Request, Sample
+from kpnb_book.data.text_set import Row, Spans, TextSet, encode, foreground
+from kpnb_book.hub import source
+from kpnb_book.store import digest
+
+# Name to a function of a request. Add your own: it needs nothing else.
+SOURCES: dict[str, Callable[[Request], list[Row]]] = {
+    "reviews": reviews.source,
+    "factbook": factbook.source,
+    "sst2": text_official.sst2,
+    "squad": text_official.squad,
+}
+
+
+@dataclass(frozen=True)
+class TextRequest(Request):
+    """What :func:`load` is asked for: texts of at most ``length`` tokens of the model
+    ``tokenizer``.
+
+    ``rule`` says what the foreground is, from a row and the ``threshold``; any function that gives
+    spans can take its place.
+    """
+
+    tokenizer: str = "minilm"
+    length: int = 64
+    rule: Callable[[Row, float], Spans] = foreground
+    threshold: float = 1.0
+
+
+def load(
+    dataset: str = "reviews", split: str = "train", *, store: Any = None, **more: Any
+) -> TextSet:
+    """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of
+    :class:`TextRequest`.
+
+    How texts are cut says :func:`encode`. ``store``, a :class:`kpnb_book.store.Store`, keeps the
+    tokens; without one, or with a ``rule`` of the caller's, which may change under the same name,
+    they are made anew. Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names
+    the culprit.
+    """
+    wanted = TextRequest(dataset, split, **more)
+    try:
+        rows = wanted.source(SOURCES)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot read {dataset} ({split}) in {wanted.root}: {error!r}") from error
+    if not rows:
+        raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
+
+    def samples() -> Iterator[Sample]:
+        texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
+        found = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))(
+            *texts, verbose=False
+        ).encodings
+        for row, one in zip(rows, found, strict=True):
+            yield row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))
+
+    asks = bool(rows[0].question)
+    config = {
+        **wanted.config,
+        "count": len(rows),
+        "rule": wanted.rule.__qualname__,
+        "rows": digest(rows),
+    }
+    whole = {"asks": asks, "rows": {row.name: row for row in rows}}
+    kept = store if wanted.rule is foreground else None
+    return TextSet.made(kept, config, ("negative", "positive"), samples(), **whole)

@@ -1,0 +1,119 @@
+"""Results on a page: values that the prose can quote, and tables."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from kpnb.metrics import NAMES
+from kpnb.stats import Difference, tally, verdict
+from kpnb_book.figures.views import View
+from kpnb_book.studies.study import Study
+
+_HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
+HTML = dict(zip(NAMES, _HTML, strict=True))
+"""Symbols of the metrics in tables, where pages do not typeset mathematics."""
+PAPER = Path(__file__).parents[2] / "paper_tables.csv"
+
+
+def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
+    """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a
+    book nothing happens.
+
+    Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text. A
+    DataFrame is for ``kpnb run`` and ``kpnb sweep``, which collect its rows (ten decimals).
+    """
+    try:
+        from myst_nb import glue as paste
+    except ImportError:
+        return
+    with pd.option_context("display.html.table_schema", True):
+        for name, value in values.items():
+            kept = isinstance(value, str | int | Styler | pd.DataFrame | View)
+            paste(name, value if kept else float(value), display=False)
+
+
+def interval(d: Difference) -> str:
+    """The 95 % interval of a difference in words."""
+    return f"{d.low:.3g} to {d.high:.3g}"
+
+
+def glue_pairs(
+    hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]
+) -> None:
+    """Quote the outcome of student/baseline ``pairs``: verdict, and for each metric its counts and
+    mean difference.
+
+    Names: ``h1_verdict``, ``h1_pairs``, and ``h1_n_fg_shows``, ``_opposite``, ``_open``, ``_mean``
+    and ``_interval`` (of each pair) for every metric.
+    """
+    found = list(pairs.values())
+    glue(**{f"{hypothesis}_verdict": verdict(found, metrics), f"{hypothesis}_pairs": len(found)})
+    for metric in metrics:
+        counts = tally(found, metric)
+        mean = sum(pair[metric].value for pair in found) / len(found)
+        name = f"{hypothesis}_{metric}"
+        glue(
+            **{f"{name}_{word}": counts[word] for word in ("shows", "opposite", "open")},
+            **{f"{name}_mean": mean},
+        )
+        glue(**{f"{name}_interval": "; ".join(interval(pair[metric]) for pair in found)})
+
+
+def show(table: pd.DataFrame, precision: int = 2) -> Styler:
+    """A table for the page: symbols for the metrics, rounded numbers, a dash for what is undefined,
+    no index.
+    """
+    renamed = table.rename(
+        columns=lambda name: " ".join(HTML.get(word, word) for word in name.split(" "))
+    )
+    return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
+
+
+def table_rows(study: Study, setting: str = "", **options: Any) -> pd.DataFrame:
+    """``Study.table`` in the columns of the paper's tables, where the network is the
+    architecture.
+    """
+    rows = study.table(**options).rename(columns={"network": "role"})
+    return rows.assign(
+        dataset=study.settings.dataset, network=study.settings.network, setting=setting
+    )
+
+
+def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``ours``, then those of one of the paper's tables, in the columns that the paper
+    fills.
+
+    The paper's "Distilling from X", and "pair of: ..." in the baseline's row, become "teacher X"; a
+    layer that all rows share is left out. So the table fits into the page.
+    """
+    theirs = (
+        pd.read_csv(PAPER, dtype={"table": str})
+        .query(f"table == '{table}'")
+        .dropna(axis="columns", how="all")
+    )
+    rows = pd.concat({"ours": ours, "paper": theirs}, names=["source"]).reset_index("source")
+    rows = rows[["source", *theirs.columns[1:]]].fillna({"setting": ""})
+    shorter = rows["setting"].str.replace("^(pair of: )?Distilling from", "teacher", regex=True)
+    return rows.assign(setting=shorter).drop(
+        columns="layer" if rows["layer"].nunique() == 1 else []
+    )
+
+
+def difference_table(
+    pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """Student minus baseline with its interval and verdict, a row for each pair and metric."""
+    rows = []
+    for pair, by_metric in pairs.items():
+        for d in (by_metric[metric] for metric in metrics):
+            row = {
+                "pair": pair,
+                "metric": HTML[d.metric],
+                "student - baseline": d.value,
+                "95 % interval": interval(d),
+            }
+            rows.append({**row, "images": d.images, "verdict": d.verdict})
+    return pd.DataFrame(rows)

@@ -1,0 +1,77 @@
+"""Every hypothesis on every modality in one table: the paper's signs and ours, the effect, the
+verdict.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from kpnb.metrics import BETTER, NAMES
+from kpnb_book.studies.study import Study
+
+HYPOTHESES = {"H1": ("n_fg", "n_bg", "lambda"), "H2": ("d_mean", "d_var"), "H3": ("rho",)}
+MODALITIES = {"SQuAD": "text", "SST-2": "text", "ModelNet40+background": "clouds"}
+"""Of the paper's data sets; the others are images."""
+
+
+def _advantage(values: pd.DataFrame) -> pd.DataFrame:
+    """How much better the student is than its baseline in each metric; rows of ``values`` begin
+    with the role.
+    """
+    return (values.loc["student"] - values.loc["baseline"]) * pd.Series(BETTER)
+
+
+def paper_signs(tables: pd.DataFrame) -> pd.DataFrame:
+    """In how many of the paper's student/baseline pairs the student is better, of those that give
+    both values.
+
+    tables   ``book/paper_tables.csv``; the n-th student of a table, data set, network and layer
+             belongs to the n-th baseline there
+
+    Returns a row for each modality, with the columns ("better", metric) and ("pairs", metric).
+    """
+    keys = ["role", "table", "dataset", "network", "layer"]
+    found = _advantage(
+        tables.assign(number=tables.groupby(keys).cumcount()).set_index([*keys, "number"])[[*NAMES]]
+    )
+    modality = found.index.get_level_values("dataset").map(
+        lambda name: MODALITIES.get(name, "images")
+    )
+    counts = {"better": found > 0, "pairs": found.notna()}
+    return pd.concat(
+        {name: count.groupby(modality).sum() for name, count in counts.items()}, axis=1
+    )
+
+
+def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFrame:
+    """A row for each hypothesis, study and metric.
+
+    studies   by modality, with the network after a comma where there are several: "clouds,
+              PointNet"
+    tables    as in ``paper_signs``
+
+    The effect is the mean over layers and seeds of student minus baseline, and ``Study.overall``
+    decides. Signs are counted over the pairs of all layers and seeds.
+    """
+    paper, rows = paper_signs(tables), []
+    for title, study in studies.items():
+        overall = study.overall()
+        ours = _advantage(study.table().set_index(["network", "layer", "seed"])[[*NAMES]])
+        for hypothesis, metric in (
+            (h, metric) for h, metrics in HYPOTHESES.items() for metric in metrics
+        ):
+            d, theirs = overall[metric], paper.loc[title.split(",")[0]]
+            row = {"hypothesis": hypothesis, "data": title, "metric": metric}
+            row |= {"paper": f"{theirs['better', metric]} / {theirs['pairs', metric]}"}
+            row |= {
+                "ours": f"{(ours[metric] > 0).sum()} / {ours[metric].notna().sum()}",
+                "effect": d.value,
+            }
+            row |= {
+                "interval": f"{d.low:+.2g} to {d.high:+.2g}",
+                "d": d.effect,
+                "p": d.p,
+                "verdict": d.verdict,
+            }
+            rows.append(row | {"seeds": d.seeds})
+    return pd.DataFrame(rows)

@@ -1,0 +1,271 @@
+"""Pictures, clouds and texts to explore on a page: HTML without a kernel, a library or a network.
+
+A reader changes network, layer, epoch and threshold, or turns a cloud; ``views.js`` follows with
+the same rule as ``kpnb.knowledge_points``. Every view has the class ``kpnb-view``, and says what it
+shows before anything is touched.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import to_hex
+from torch import Tensor
+
+from kpnb.points import KnowledgePoints, background_level, knowledge_points
+from kpnb_book.figures.plots import COLOUR, KINDS
+from kpnb_book.studies.images import ImageStudy
+
+LOOK = 'style="width:100%;height:320px;cursor:grab;touch-action:pan-y"'
+PIXELS = 96  # of a picture's longer side, at most
+NAN = 65535
+
+
+@dataclass(frozen=True)
+class View:
+    """HTML that a notebook shows."""
+
+    html: str = field(repr=False)
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def _call(function: str, element: str, *data: Any) -> str:
+    """The script, and the call of one of its functions for an element relative to the script's
+    own.
+    """
+    script = Path(__file__).with_suffix(".js").read_text("utf8").rstrip()
+    values = "".join(", " + json.dumps(part).replace("<", "\\u003c") for part in data)
+    return f"<script>(\n{script}\n).{function}(document.currentScript.{element}{values});</script>"
+
+
+def _slider(name: str, label: str, value: float, top: float, step: float, said: str) -> str:
+    scale = f'type="range" name="{name}" min="0" max="{top:g}" step="{step:g}" value="{value:g}"'
+    width = 'style="vertical-align:middle;width:9em"'
+    return f"<span><label>{label} <input {scale} {width}></label> <span>{said}</span></span>"
+
+
+def _threshold(b: float) -> str:
+    return _slider("b", "threshold <i>b</i>", b, max(0.6, 2 * b), 0.01, f"{b:.2f} nats")
+
+
+def _choice(name: str, options: Iterable[str], values: Iterable[Any]) -> str:
+    """A labelled list to choose from; of one option there is no choice."""
+    pairs = [*zip(options, values, strict=True)]
+    if len(pairs) == 1:
+        return f'<input type="hidden" name="{name}" value="{escape(str(pairs[0][1]))}">'
+    listed = "".join(
+        f'<option value="{escape(str(value))}">{escape(text)}</option>' for text, value in pairs
+    )
+    return f'<label>{name} <select name="{name}">{listed}</select></label>'
+
+
+def _packed(values: np.ndarray) -> str:
+    return b64encode(values.tobytes()).decode()
+
+
+def _quantised(maps: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Entropies as 16-bit steps, in base64; their ``low`` and ``step``, and the ``range`` for
+    colours, in nats.
+    """
+    known = torch.cat([h[~h.isnan()] for layers in maps.values() for h in layers.values()]).double()
+    low, high = float(known.min()), float(known.max())
+    step = (high - low) / (NAN - 1) or 1.0
+
+    def pack(h: Tensor) -> str:
+        levels = ((h.double() - low) / step).round().nan_to_num(NAN)
+        return _packed(levels.numpy().astype("<u2"))
+
+    packed = {
+        network: {layer: pack(h) for layer, h in layers.items()} for network, layers in maps.items()
+    }
+    bounds = np.quantile(known.numpy(), (0.01, 0.99)).round(2).tolist()
+    return {"maps": packed, "low": low, "step": step, "range": bounds}
+
+
+PANELS = {
+    "knowledge points: orange on the object, blue on the background": "the picture with its knowledge points",
+    "entropy of each cell, dark is kept; knowledge points are framed": "the entropy of each cell",
+    "H\u0304 \u2212 H<sub>i</sub> of each cell in nats; right of the line it counts": "how far cells lie below H-bar",
+}
+
+
+def explorable(
+    pictures: Tensor,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    foreground: Tensor,
+    shape: tuple[int, int],
+    alt: str,
+    b: float = 0.2,
+) -> View:
+    """Knowledge points of pictures, for a reader who chooses picture, network, layer, epoch and the
+    threshold b.
+
+    pictures    uint8 ``[K, 3, S, S]``
+    maps        entropies by network and layer, ``[M + 1, K, n]`` nats; ``[1, K, n]`` for a network
+                without epochs. All networks have the same layers, and the first has the most
+                epochs; the view starts after its last one
+    foreground  bool ``[K, n]``, of a grid of ``shape``
+    alt         what the view shows, for who cannot see it
+    """
+    first = next(iter(maps.values()))
+    count, epochs = len(pictures), len(next(iter(first.values()))) - 1
+    size = min(PIXELS, pictures.shape[-1])
+    small = (
+        torch.nn.functional.interpolate(pictures.float(), (size, size), mode="area").round().byte()
+    )
+    data = _quantised(maps) | {"shape": shape, "size": size}
+    data["pixels"] = [_packed(picture.permute(1, 2, 0).contiguous().numpy()) for picture in small]
+    data["foreground"] = [
+        "".join("01"[unit] for unit in mask) for mask in foreground.int().tolist()
+    ]
+    data["ramp"] = [
+        to_hex(colour) for colour in matplotlib.colormaps["cividis"](np.linspace(0, 1, 64))
+    ]
+    data["colours"] = {"fg": COLOUR["foreground"], "bg": COLOUR["background"]}
+    controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
+    controls += [_choice("network", maps, maps), _choice("layer", first, first)]
+    controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
+    square, small_print = (
+        'style="width:100%;aspect-ratio:1;display:block"',
+        'style="font-size:small;line-height:1.3"',
+    )
+    panels = "".join(
+        f'<div style="flex:1 1 10rem;max-width:20rem"><canvas role="img" aria-label="{said}" {square}></canvas>'
+        f"<div {small_print}>{caption}</div></div>"
+        for caption, said in PANELS.items()
+    )
+    row = (
+        'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;justify-content:center;text-align:left"'
+    )
+    body = f'<div {row}>{"".join(controls)}</div><p role="status" style="text-align:center;margin:0.6em"></p>'
+    body += f"<div {row}>{panels}</div>{_call('cells', 'parentElement', data)}"
+    return View(f'<div class="kpnb-view" role="group" aria-label="{escape(alt)}">{body}</div>')
+
+
+def explore(study: ImageStudy, chosen: Tensor, layers: Sequence[str], alt: str) -> View:
+    """``explorable`` for measured images of a study: student and baseline after every epoch, the
+    teacher at its end.
+    """
+    seed, maps = study.settings.seeds[0], {}
+    for role, epochs in (("student", None), ("baseline", None), ("teacher", [-1])):
+        networks = {layer: study.student(layer, seed) for layer in layers if role == "student"}
+        networks = networks or dict.fromkeys(
+            layers, study.baseline(seed) if epochs is None else study.teacher()
+        )
+        found = {
+            layer: study.entropies(net, layer, epochs)["entropy"].cpu()
+            for layer, net in networks.items()
+        }
+        maps[role] = {layer: entropy[:, chosen] for layer, entropy in found.items()}
+    pictures, foreground = study.measured.images[chosen], study.foreground[chosen]
+    return explorable(pictures, maps, foreground, study.units.shape, alt, study.settings.b)
+
+
+def turnable(
+    clouds: Mapping[str, Tensor],
+    kinds: Mapping[str, Tensor],
+    alt: str,
+    names: Sequence[str] = tuple(KINDS),
+) -> View:
+    """Clouds side by side that turn together, by dragging or with the arrow keys; a key with counts
+    below.
+
+    clouds  by title, ``[P, 3]`` in the unit sphere, the third axis upright
+    kinds   by title, int ``[P]``: each point's index into ``names``, whose colours are those of
+            ``plots.KINDS``
+    alt     what the picture shows, for who cannot see it
+    """
+    shown = []
+    for title, points in clouds.items():
+        rows = [
+            [*row, kind] for row, kind in zip(points.tolist(), kinds[title].tolist(), strict=True)
+        ]
+        shown.append(
+            {"title": title, "points": [[round(value, 3) for value in row] for row in rows]}
+        )
+    counts = [
+        ", ".join(f"{int((kinds[title] == kind).sum())}" for title in clouds)
+        for kind in range(len(names))
+    ]
+    apart = "display:inline-block;margin-right:1.5em"
+    key = "".join(
+        f'<span style="{apart}"><span style="color:{colour}">&#9679;</span> {escape(name)} ({count})</span>'
+        for name, colour, count in zip(names, KINDS.values(), counts, strict=True)
+    )
+    canvas = f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}" {LOOK}></canvas>'
+    call = _call("clouds", "previousElementSibling", shown, list(KINDS.values()))
+    return View(f'<div class="kpnb-view">{canvas}{call}<div>{key}</div></div>')
+
+
+KEY = "the more colour, the less of the token is discarded (tooltip: nats above the text's mean) &middot; "
+KEY += '<span style="outline:2px solid">knowledge point</span> &middot; <u>foreground</u>'
+
+
+def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float = 0.2) -> View:
+    """The text ``index`` once for each title, to be opened and closed; the last three are open. A
+    slider moves ``b``.
+
+    texts       a ``data.text.TextSet`` of N texts
+    entropies   by title, ``[N, T]`` nats; coloured is the difference to the text's mean, because
+                networks with other embeddings have another mean; the colour scale is common to all
+                titles
+
+    The colour is a translucent layer, so that the text keeps the page's own in light and dark mode;
+    knowledge points are framed, the foreground is underlined, and every token has its number as a
+    tooltip.
+    """
+    row, parts = texts.rows[texts.names[index]], []
+    levels = torch.stack(
+        [entropy[index] - entropy[index].nanmean() for entropy in entropies.values()]
+    )
+    known = levels[~levels.isnan()]
+    shades = 0.4 * (known.max() - levels) / (known.max() - known.min())
+    for (title, entropy), *values in zip(entropies.items(), levels, shades, strict=True):
+        found = knowledge_points(entropy, texts.masks, b=b)
+        gaps = (background_level(entropy, ~texts.masks) - entropy)[index]
+        columns = (texts.offsets[index], texts.masks[index], found.points[index], gaps, *values)
+        body = _marked(row.text, zip(*(column.tolist() for column in columns), strict=True))
+        last = title in [*entropies][-3:]
+        shown, live = (
+            " open" * last,
+            ' role="status"' * last,
+        )  # of many texts a screen reader says three
+        summary = f"{escape(title)} &middot; <span data-counts{live}>{_said(found, index)}</span>"
+        parts.append(f"<details{shown}><summary>{summary}</summary><p>{body}</p></details>")
+    parts = [f"<p><em>{escape(row.question)}</em></p>"] * bool(row.question) + parts
+    key = 'style="color:inherit;text-align:left"'
+    parts = [f"<div>{_threshold(b)}</div>", *parts, f"<figcaption {key}>{KEY}</figcaption>"]
+    body = "".join(parts) + _call("tokens", "parentElement")
+    return View(
+        f'<figure class="kpnb-view" style="line-height:1.9;text-align:left">{body}</figure>'
+    )
+
+
+def _said(found: KnowledgePoints, index: int) -> str:
+    """The counts of one text as ``views.js`` says them."""
+    points, inside = found.points[index], found.foreground[index]
+    fg, bg = int((points & inside).sum()), int((points & ~inside).sum())
+    share = f"{fg / (fg + bg):.2f}" if fg + bg else "undefined"
+    return f"N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, \u03bb = {share}"
+
+
+def _marked(text: str, tokens: Iterable[tuple[Any, ...]]) -> str:
+    """The text with its tokens marked; what lies between them stays as it is."""
+    body, done = "", 0
+    for (start, end), inside, point, gap, level, shade in tokens:
+        if end:
+            look = f"background:rgba(230,159,0,{shade:.2f}){';outline:2px solid' * point}"
+            word = "<u>" * inside + escape(text[start:end]) + "</u>" * inside
+            marks = f'data-gap="{gap:.6f}"{" data-fg" * inside} style="{look}" title="{level:+.2f} nats"'
+            body += f"{escape(text[done:start])}<span {marks}>{word}</span>"
+            done = end
+    return body + escape(text[done:])

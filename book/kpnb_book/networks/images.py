@@ -1,0 +1,238 @@
+"""AlexNet, VGG and ResNet from torchvision, at full size or narrow enough to train on two cores.
+
+The networks are torchvision's own, module for module; only the number of channels (``width``), of
+units in FC1 and FC2 (``hidden``) and of classes changes. At the defaults (``input_size=224,
+width=1, hidden=4096``) the state dict is torchvision's, but for ResNet: "we added two Conv layers
+and two FC layers before the final FC layer" (section 4.1). The paper says neither where nor how
+wide. Here two 3 x 3 convolutions of 512 channels, each with a ReLU, follow the last block, before
+the global average pool, and FC1, FC2 and FC3 are VGG's. Everything below them is torchvision's
+ResNet.
+
+The paper studies four layers (section 4.1); :data:`LAYERS` is the one table that says where they
+are:
+
+====  ============================================================
+      =====================================
+Conv  top convolution, after its activation, before the last pool   [B, C, H, W]
+FC1   first fully connected layer, after its activation             [B, hidden]
+FC2   second fully connected layer, after its activation            [B, hidden]
+FC3   the logits as they are                                        [B, num_classes]
+====  ============================================================
+      =====================================
+
+torchvision's ReLUs work in place: what a convolution or a linear layer returned is overwritten by
+the ReLU behind it. The layers above are the ReLUs themselves, which nothing overwrites.
+"""
+
+import pickle
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kpnb._messages import one_of, positive, unknown
+
+_VGG = {"FC1": "classifier.1", "FC2": "classifier.4", "FC3": "classifier.6"}
+_VGG_CONV = {"vgg11": 19, "vgg11_bn": 27, "vgg16": 29, "vgg16_bn": 42, "vgg19": 35, "vgg19_bn": 51}
+LAYERS: dict[str, dict[str, str]] = {
+    "alexnet": {
+        "Conv": "features.11",
+        "FC1": "classifier.2",
+        "FC2": "classifier.5",
+        "FC3": "classifier.6",
+    },
+    **{name: {"Conv": f"features.{number}", **_VGG} for name, number in _VGG_CONV.items()},
+    **{
+        f"resnet{n}": {"Conv": "avgpool.3", "FC1": "fc.1", "FC2": "fc.4", "FC3": "fc.6"}
+        for n in (50, 101, 152)
+    },
+}
+SMALLEST_INPUT = {
+    "alexnet": 63,
+    "vgg": 32,
+    "resnet": 1,
+}  # pixels a side; anything smaller vanishes in the pools
+
+
+def layer_path(name: str, layer: str) -> str:
+    """Dotted module name of ``layer`` ("Conv", "FC1", "FC2" or "FC3") in the network ``name``.
+
+    Raises ``ValueError`` that names the nearest options when the network or the layer is unknown.
+    """
+    one_of("network", name, LAYERS)
+    one_of(f"layer of {name}", layer, LAYERS[name])
+    return LAYERS[name][layer]
+
+
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    input_size: int = 224,
+    width: float = 1.0,
+    hidden: int = 4096,
+    dropout: float = 0.5,
+    seed: int = 0,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """The network ``name`` for images [B, 3, input_size, input_size], on the CPU and in training
+    mode.
+
+    Args:
+        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch normalisation;
+        "resnet50",
+            "resnet101" or "resnet152".
+        input_size: side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The pool
+        before FC1 keeps
+            the map the convolutions give (input_size // 32 a side for VGG; 1 at 64 px and 6 at 224
+            px for AlexNet) and never more than torchvision's 7 (AlexNet: 6), where a small map
+            would be blown up otherwise. ResNet's gives one pixel.
+        width: factor on the channels of every convolution. hidden: units in FC1 and in FC2.
+        seed: of the initial weights. Global random number generators are neither read nor advanced.
+        weights: a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict
+        (.safetensors, or what
+            ``torch.save`` writes, read with ``weights_only=True``). FC3 starts fresh when the file
+            has another number of classes, and so do ResNet's added layers when it is torchvision's;
+            any other difference is an error.
+
+    Initial weights are He's (normal, variance 2 / fan-in) with zero biases in all layers but FC3,
+    whose variance is 0.01 / fan-in so that training starts near even logits. torchvision's
+    normal(0, 0.01) for linear layers is meant for 25,088 inputs: with the 256 of a narrow network
+    it shrinks the signal about tenfold a layer, and plain SGD hardly leaves the start.
+
+    Raises ``ValueError`` for an unknown name, a size that vanishes or weights that do not fit,
+    ``FileNotFoundError`` for a missing file and ``RuntimeError`` when torchvision cannot download.
+    """
+    from torchvision import (
+        models,  # takes a second, which a chapter whose networks are stored can save
+    )
+
+    layer_path(name, "FC3")  # says so if there is no such network
+    family = name.rstrip("_bn0123456789")
+    smallest = SMALLEST_INPUT[family]
+    if input_size < smallest:
+        raise ValueError(
+            f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}"
+        )
+    positive(num_classes=num_classes, hidden=hidden, width=width)
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must lie in [0, 1)")
+    with torch.device(
+        "meta"
+    ):  # nothing is allocated and no random number is drawn before the sizes are right
+        net = models.get_model(name, **({} if family == "resnet" else {"dropout": dropout}))
+        if family == "resnet":
+            first, second = (nn.Conv2d(channels, 512, 3, padding=1) for channels in (2048, 512))
+            net.avgpool = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), net.avgpool)
+            net.fc = models.vgg16(dropout=dropout).classifier
+        _resize(net, num_classes, input_size, width, hidden)
+    net.to_empty(device="cpu")
+    initialise(net, _head(net)[1][-1], seed)
+    if weights is not None:
+        _load(net, _read(models.get_model_weights(name).__members__, name, weights), weights)
+    return net
+
+
+def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:
+    """Replace every layer of a torchvision network on the meta device by one of the wanted size."""
+
+    def wide(channels: int) -> int:
+        return channels if channels == 3 else max(1, round(channels * width))  # images keep theirs
+
+    for path, module in [*net.named_modules()]:
+        if isinstance(module, nn.Conv2d):
+            channels, shape = (
+                wide(module.out_channels),
+                (module.kernel_size, module.stride, module.padding),
+            )
+            conv = nn.Conv2d(
+                wide(module.in_channels), channels, *shape, bias=module.bias is not None
+            )
+            net.set_submodule(path, conv)
+        elif isinstance(module, nn.BatchNorm2d):
+            net.set_submodule(path, nn.BatchNorm2d(wide(module.num_features)))
+    side = 1
+    if hasattr(net, "features"):
+        side = min(
+            net.avgpool.output_size[0],
+            net.features(torch.empty(2, 3, input_size, input_size)).shape[-1],
+        )
+        net.avgpool = nn.AdaptiveAvgPool2d((side, side))
+    sizes, head = [channels * side * side, hidden, hidden, num_classes], _head(net)[1]
+    linear = [i for i, module in enumerate(head) if isinstance(module, nn.Linear)]
+    for i, shape in zip(linear, pairwise(sizes), strict=True):
+        head[i] = nn.Linear(*shape)
+
+
+def _head(net: nn.Module) -> tuple[str, nn.Sequential]:
+    """FC1 to FC3, and what that module is called."""
+    return list(net.named_children())[-1]
+
+
+def initialise(net: nn.Module, last: nn.Module, seed: int) -> None:
+    """Initial weights as :func:`build` says, of a network of any kind whose layer ``last`` gives
+    the logits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            variance = (0.01 if module is last else 2) / module.weight[0].numel()
+            nn.init.normal_(module.weight, std=variance**0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor]:
+    """State dict from a file, or from torchvision when ``weights`` is one of the ``known`` names of
+    its weights.
+    """
+    path = Path(weights)
+    if weights in known:
+        try:
+            return known[weights].get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            remedy = f"download {known[weights].url} on a machine with a network and pass the file as weights="
+            raise RuntimeError(
+                f"torchvision could not fetch {name} {weights} ({error}); {remedy}"
+            ) from error
+    if not path.suffix:
+        raise ValueError(unknown(f"weights of {name}", weights, known) + "; or pass a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist")
+    try:
+        return (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"weights file {path} is damaged or holds more than tensors: {error}"
+        ) from error
+
+
+def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)"
+        )
+    own, (name, head) = net.state_dict(), _head(net)
+    if {"fc.weight", "fc.bias"} <= state.keys():  # torchvision's ResNet: without the added layers
+        added = {key: value for key, value in own.items() if key.startswith(("avgpool.", "fc."))}
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")} | added
+    last = f"{name}.{len(head) - 1}."
+    fresh = {key: own[key] for key in own.keys() & state.keys() if key.startswith(last)}
+    fresh = {key: value for key, value in fresh.items() if value.shape != state[key].shape}
+    try:
+        net.load_state_dict({**state, **fresh})
+    except RuntimeError as error:
+        remedy = "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
+        raise ValueError(
+            f"{source} does not fit, or is from another network ({remedy}): {error}"
+        ) from error

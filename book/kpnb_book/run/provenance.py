@@ -1,0 +1,75 @@
+"""With which versions, when and for how long the notebooks of the book were executed."""
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("kpnb", "torch", "numpy")
+DASH = "\N{EN DASH}"
+
+
+def revision(root: Path) -> str:
+    """The commit of the clone at ``root``, with a + when files differ from it; "" when that is no
+    clone.
+    """
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+def sign(copy: Path, root: Path, origin: str = "") -> None:
+    """Write into an executed copy with which versions, besides Python's, and from which commit it
+    was made.
+
+    ``origin`` identifies all that it follows from.
+    """
+    notebook = json.loads(copy.read_text("utf8"))
+    made = {name: version(name) for name in PACKAGES} | {
+        "revision": revision(root),
+        "origin": origin,
+    }
+    notebook["metadata"]["kpnb"] = made
+    copy.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf8")
+
+
+def signed(copy: Path) -> dict[str, str]:
+    """What :func:`sign` has written; nothing where there is no such copy."""
+    return json.loads(copy.read_text("utf8"))["metadata"].get("kpnb", {}) if copy.exists() else {}
+
+
+def _row(copy: Path, metadata: Mapping[str, Any]) -> list[str]:
+    ran, made = metadata.get("papermill", {}), metadata.get("kpnb", {})
+    ended = (
+        datetime.fromisoformat(ran["end_time"]).strftime("%Y-%m-%d %H:%M")
+        if ran.get("end_time")
+        else DASH
+    )
+    seconds = f"{ran['duration']:.0f}" if ran.get("duration") is not None else DASH
+    versions = [
+        metadata.get("language_info", {}).get("version"),
+        *(made.get(name) for name in PACKAGES),
+    ]
+    return [
+        f"{{doc}}`../notebooks/{copy.stem}`",
+        ended,
+        seconds,
+        *(v or DASH for v in [*versions, made.get("revision")]),
+    ]
+
+
+def table(copies: Iterable[Path]) -> str:
+    """A MyST table with a row for each executed copy, in their order; what a copy does not say is a
+    dash.
+    """
+    header = ["chapter", "finished (UTC)", "seconds", "Python", *PACKAGES, "commit"]
+    rows = [
+        _row(copy, json.loads(copy.read_text("utf8"))["metadata"])
+        for copy in copies
+        if copy.is_file()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])

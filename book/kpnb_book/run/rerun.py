@@ -1,0 +1,147 @@
+"""A notebook run again, in a folder of its own: the executed copy, a page of it, and what came out
+as JSON.
+"""
+
+import ast
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from filelock import FileLock
+
+from kpnb import __version__
+from kpnb_book.run.notebooks import TIMEOUT, check_parameters, defaults_of, run_notebook
+from kpnb_book.store import digest
+
+# pandas publishes a table as this: a list of rows, and a schema
+TABLE = "application/vnd.dataresource+json"
+
+
+def identity(path: Path, parameters: Mapping[str, Any]) -> str:
+    """What determines the results of a run: digest of the notebook's text, its parameters and
+    kpnb's version.
+    """
+    return digest([__version__, path.read_text("utf8"), dict(parameters)])
+
+
+def finished(path: Path, folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What :func:`rerun` has written to ``folder`` for the very same notebook and parameters, or
+    None.
+    """
+    try:
+        record = json.loads((folder / f"{path.stem}.json").read_bytes())
+        return record if record["digest"] == identity(path, parameters) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def rerun(
+    path: Path,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    timeout: int = TIMEOUT,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run a notebook into a ``folder`` of its own: the executed copy, an HTML page of it, and a
+    JSON of its results.
+
+    The JSON, returned too, is written last. It holds ``results`` and ``tables`` by the names they
+    were glued under, ``parameters``, ``settings``, versions, git revision, machine and times. With
+    ``resume`` a finished run is read instead. A second process that wants the same folder waits.
+    Raises what :func:`run_notebook` raises.
+    """
+    check_parameters(path, parameters)
+    result = folder / f"{path.stem}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if resume and (record := finished(path, folder, parameters)):
+            return record
+        result.unlink(missing_ok=True)
+        record = {
+            "notebook": path.stem,
+            "digest": identity(path, parameters),
+        }  # of the text that is now executed
+        record |= {"parameters": defaults_of(path) | dict(parameters), **provenance(path.parent)}
+        record |= run_notebook(path, folder / path.name, parameters, timeout)
+        notebook = nbformat.read(folder / path.name, as_version=4)
+        record |= results_of(notebook)
+        (folder / f"{path.stem}.html").write_text(page_of(notebook, record["results"]), "utf8")
+        result.with_suffix(".tmp").write_text(json.dumps(record, indent=1), "utf8")
+        result.with_suffix(".tmp").replace(result)
+    return record
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Versions of all packages, git revision of ``folder`` (None outside a clone), Python and
+    machine.
+    """
+    revision = None
+    with suppress(OSError):  # no git
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+        revision = (
+            subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
+            or None
+        )
+    packages = {package.name: package.version for package in metadata.distributions()}
+    where = {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+    return {"revision": revision, **where, "packages": dict(sorted(packages.items()))}
+
+
+def results_of(notebook: nbformat.NotebookNode) -> dict[str, dict[str, Any]]:
+    """What an executed notebook has glued, by name: ``results`` (numbers, texts) and ``tables``
+    (lists of rows).
+    """
+    results, tables = {}, {}
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
+        if scrap := output.get("metadata", {}).get("scrapbook"):
+            data = {
+                kind.removeprefix(scrap["mime_prefix"]): value
+                for kind, value in output.data.items()
+            }
+            if TABLE in data:
+                columns = [
+                    f["name"] for f in data[TABLE]["schema"]["fields"] if f["name"] != "index"
+                ]  # in their order
+                tables[scrap["name"]] = [
+                    {name: row[name] for name in columns} for row in data[TABLE]["data"]
+                ]
+                continue
+            for read in (
+                float,
+                ast.literal_eval,
+            ):  # an int is read by the second, NaN by the first alone
+                with suppress(SyntaxError, ValueError):  # a formatted table, for the page only
+                    results[scrap["name"]] = read(data["text/plain"])
+    return {"results": results, "tables": tables}
+
+
+def page_of(notebook: nbformat.NotebookNode, results: Mapping[str, Any]) -> str:
+    """An executed notebook as one HTML page, its text quoting the glued ``results`` as in the
+    book.
+    """
+    from nbconvert import HTMLExporter  # half a second
+
+    def quoted(role: re.Match[str]) -> str:
+        return format(results[role[1]], role[2] or "") if role[1] in results else role[0]
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\{glue:\w+\}`(\w+)(?::([^`]*))?`", quoted, cell.source)
+        cell.outputs = [
+            output
+            for output in cell.get("outputs", [])
+            if "scrapbook" not in output.get("metadata", {})
+        ]
+    return HTMLExporter().from_notebook_node(notebook)[0]

@@ -1,0 +1,222 @@
+"""The text experiments: an encoder that classifies sentences or finds answers in passages, tokens
+as units.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from kpnb.units import Tokens
+from kpnb_book.data.text import load
+from kpnb_book.data.text_set import TextSet
+from kpnb_book.networks.text import build
+from kpnb_book.studies import study
+from kpnb_book.studies import training as distill
+
+
+@dataclass(frozen=True)
+class Settings(study.Settings):
+    """What a text experiment depends on besides.
+
+    pool, depth, dropout   as in ``networks.text.build``, where ``depth`` is ``layers``; the
+                           teacher's dropout is 0.1
+    length                 tokens of the longest text
+    threshold              smallest absolute rating of a word that carries sentiment
+    scale                  of the word embeddings, in standard deviations of each network's own
+    bf16                   whether training runs under bfloat16 autocast
+    """
+
+    pool: str = "first"
+    depth: int | None = 2
+    dropout: float = 0.0
+    length: int = 40
+    threshold: float = 1.0
+    bf16: bool = True
+
+
+class TextStudy(study.Study):
+    """Sentiment. Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores,
+    ``paper`` for a GPU.
+
+    The data set decides what is learned: to classify sentences, or to find answers;
+    ``QuestionStudy`` has profiles for that.
+    """
+
+    Settings = Settings
+    build = staticmethod(build)
+    units = Tokens()
+    LAPTOP: ClassVar[dict[str, Any]] = {
+        "dataset": "reviews",
+        "network": "minilm",
+        "layers": ("feature",),
+        "seeds": (0,),
+        "epochs": 6,
+        "teacher_epochs": 2,
+        "head_epochs": 2,
+        "teacher_samples": 4000,
+        "share": 2000,
+        "test_samples": 500,
+        "batch_size": 8,
+        "lr": 1e-4,
+        "teacher_lr": 5e-5,
+        "student_lr": 5e-4,
+        "head_lr": 1e-3,
+        "analysed": 48,
+        "rank": 8,
+        "probes": 8,
+        "noise": 12,
+    }
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": LAPTOP
+        | {
+            "epochs": 2,
+            "teacher_epochs": 1,
+            "head_epochs": 1,
+            "depth": 1,
+            "teacher_samples": 96,
+            "share": 64,
+            "test_samples": 48,
+            "analysed": 6,
+            "rank": 4,
+            "probes": 4,
+            "noise": 6,
+        },
+        "laptop": LAPTOP,
+        "paper": LAPTOP
+        | {
+            "network": "bert-base-uncased",
+            "pool": "first",
+            "depth": None,
+            "dropout": 0.1,
+            "teacher_samples": None,
+            "share": None,
+            "test_samples": None,
+            "batch_size": 32,
+            "epochs": 150,
+            "teacher_epochs": 3,
+            "head_epochs": 50,
+            "teacher_lr": 2e-5,
+            "lr": 5e-5,
+            "student_lr": 5e-5,
+            "analysed": 1000,
+        },
+    }
+
+    def load(self, split: str, count: int | None) -> TextSet:
+        s = self.settings
+        how = {
+            "tokenizer": s.network,
+            "length": s.length,
+            "threshold": s.threshold,
+            "root": s.data_root,
+        }
+        texts = load(s.dataset, split, store=self.store, **how)
+        return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
+
+    def spec(self, seed: int) -> dict[str, Any]:
+        s = self.settings
+        head = {"num_classes": None if self.train.asks else len(self.train.classes), "pool": s.pool}
+        used = torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
+        size = {"layers": s.depth, "vocabulary": used, "dropout": s.dropout}
+        return {"name": s.network, **head, **size, "seed": seed}
+
+    def teacher_spec(self) -> dict[str, Any]:
+        return super().teacher_spec() | {"pretrained": True, "dropout": 0.1}
+
+    def _schedule(self, *how: Any, **more: Any) -> distill.Schedule:
+        return replace(
+            super()._schedule(*how, **more), adamw=True, weight_decay=0.01, bf16=self.settings.bf16
+        )
+
+    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
+        """The measured texts with the word embeddings of ``model``, and the scale of those."""
+        return model.embed(self.x).detach(), self.settings.scale * model.words.weight.std().item()
+
+    def scores(self, training: distill.Training) -> dict[str, float]:
+        """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
+        stored.
+        """
+        if not self.test.asks:
+            return super().scores(training)
+        where = {"network": training.address, "epoch": training.epochs, "test": self.test.config}
+        run = self.store.run("answers", where)
+        found = run.get(
+            "scores", lambda: ({}, exact_and_f1(self.answers(training), self.test.accepted))
+        )
+        return super().scores(training) | found.info
+
+    @torch.no_grad()
+    def answers(self, training: distill.Training) -> list[str]:
+        """What the network answers to the held-out questions."""
+        model, device = training.load().to(self.settings.device), self.settings.device
+        batches = torch.arange(len(self.test)).split(self.settings.batch_size)
+        return self.test.parts(
+            torch.cat([best_spans(model(self.test.batch(i, device)[0])).cpu() for i in batches])
+        )
+
+
+class QuestionStudy(TextStudy):
+    """Question answering: longer texts, and a span head, which looks at all tokens whatever
+    ``pool`` says.
+    """
+
+    SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
+    PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
+        "smoke": TextStudy.PROFILES["smoke"] | SIZE,
+        "laptop": TextStudy.LAPTOP
+        | SIZE
+        | {
+            "teacher_samples": 3000,
+            "share": 1300,
+            "test_samples": 300,
+            "lr": 3e-4,
+            "teacher_lr": 1e-4,
+            "head_lr": 3e-3,
+            "analysed": 24,
+        },
+        "paper": TextStudy.PROFILES["paper"]
+        | {"dataset": "factbook", "length": 384, "teacher_lr": 3e-5},
+    }
+
+
+def best_spans(logits: Tensor, longest: int = 30) -> Tensor:
+    """First and last token ``[B, 2]`` of the likeliest answers of at most ``longest`` tokens;
+    ``logits [B, T, 2]``.
+    """
+    start, end = logits.unbind(-1)
+    both = start[:, :, None] + end[:, None, :]
+    allowed = torch.ones_like(both).triu().tril(longest - 1).bool()
+    best = both.where(allowed, -torch.inf).flatten(1).argmax(1)
+    return torch.stack([best // start.shape[1], best % start.shape[1]], 1)
+
+
+def normalise(text: str) -> list[str]:
+    """Words of an answer as the scorer of SQuAD v1.1 compares them: lower case, no punctuation, no
+    articles.
+    """
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def exact_and_f1(answers: Sequence[str], accepted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Exact match and F1 of SQuAD v1.1, in [0, 1]; of several accepted answers to a question the
+    best counts.
+    """
+    pairs = [
+        (normalise(a), list(map(normalise, options)))
+        for a, options in zip(answers, accepted, strict=True)
+    ]
+    f1 = [max(_f1(words, option) for option in options) for words, options in pairs]
+    return {"exact match": mean(words in options for words, options in pairs), "F1": mean(f1)}
+
+
+def _f1(ours: list[str], theirs: list[str]) -> float:
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
