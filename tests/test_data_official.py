@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.datasets.utils import extract_archive
 
-from kpnb_book.data import images, official, samples
+from kpnb_book.data import image_set, images, official, samples
 from kpnb_book.data.image_set import Record
 from kpnb_book.data.images import load
 from kpnb_book.data.samples import Request
@@ -286,7 +286,7 @@ def test_set_changes_with_its_files_and_is_kept_in_the_store(name, tmp_path, mon
     base, store = TREES[name](tmp_path / "root"), Store(tmp_path / "store")
     first = load(name, root=base, size=8, store=store)
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_read", None)  # nothing can be decoded
+        patch.setattr(image_set, "_read", None)  # nothing can be decoded
         assert torch.equal(load(name, root=base, size=8, store=store).images, first.images)
     for path in [path for path in PIXELS if base in path.parents]:
         picture(path, seed=99, width=PIXELS[path].shape[1], height=PIXELS[path].shape[0])
@@ -586,7 +586,7 @@ def test_pet_stays_in_its_folder(tmp_path, monkeypatch):
 )
 def test_windows_by_hand(box, factor, window):
     record = Record(Path("x.png"), None, "x", 0, box)
-    assert images._window(record, Image.new("RGB", (WIDTH, HEIGHT)), factor) == window
+    assert image_set._window(record, Image.new("RGB", (WIDTH, HEIGHT)), factor) == window
 
 
 def test_annotated_pictures_are_not_turned(tmp_path):
