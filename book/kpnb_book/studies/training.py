@@ -100,10 +100,16 @@ class Schedule:
 
 
 class Source(NamedTuple):
-    """Where a network comes from: what identifies it (JSON-able), and a function that makes it."""
+    """Where a network comes from: what identifies it (JSON-able), a function that makes it, and the
+    trainings that must be finished before.
+    """
 
     identity: dict[str, Any]
     make: Callable[[], nn.Module]
+    requires: "tuple[Training, ...]" = ()
+
+
+Build = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -225,9 +231,10 @@ class Training:
     def __post_init__(self) -> None:
         if len(self.data) == 0:
             raise ValueError(f"no samples to train on in {dict(self.data.config)}")
-        identity, self.make = _source(self.model, self.build)
+        self.source = source_of(self.model, self.build)
+        self.make = self.source.make
         config = {
-            "model": identity,
+            "model": self.source.identity,
             "objective": self.objective.config,
             "schedule": self.schedule.config,
         }
@@ -289,12 +296,24 @@ class Training:
             )
         return epoch % (self.epochs + 1)
 
+    def missing(self) -> list[int]:
+        """The epochs that are not stored; no tensor is read."""
+        return [epoch for epoch in range(self.epochs + 1) if not self.run.has(_name(epoch))]
+
+    @property
+    def teacher(self) -> "Training | None":
+        """The training that the teacher comes from, if there is one."""
+        teacher = self.objective.teacher
+        return teacher.requires[0] if teacher and teacher.requires else None
+
+    def requires(self) -> "list[Training]":
+        """The trainings that this one needs: its teacher's, and the one that it goes on from."""
+        teacher = self.objective.teacher
+        return [*self.source.requires, *(teacher.requires if teacher else ())]
+
     def finish(self) -> Self:
-        """Compute every epoch that is not stored, in order; under ``planned`` nothing."""
-        if PLANS:
-            PLANS[-1].append(self)
-            return self
-        missing = [epoch for epoch in range(self.epochs + 1) if not self.run.has(_name(epoch))]
+        """Compute every epoch that is not stored, in order."""
+        missing = self.missing()
         total = len(self.data) * sum(epoch > 0 for epoch in missing)
         with Progress(total, self.kind, "sample", hidden=not missing) as bar:
             live = cache(lambda: _Live(self, bar))
@@ -326,20 +345,7 @@ class Training:
         return network.tensors(), info | {"seconds": time.perf_counter() - start}
 
 
-Model = Training | nn.Module | Mapping[str, Any]
-PLANS: list[list[Training]] = []
-
-
-@contextmanager
-def planned() -> Iterator[list[Training]]:
-    """Trainings that are asked for in this context are listed and not computed, to know beforehand
-    what they take.
-    """
-    PLANS.append([])
-    try:
-        yield PLANS[-1]
-    finally:
-        PLANS.pop()
+Model = Training | nn.Module | Mapping[str, Any] | Source
 
 
 def baseline(
@@ -349,13 +355,18 @@ def baseline(
     schedule: Schedule,
     *,
     kind: str = "baseline",
-    **options: Any,
+    build: Build | None = None,
+    test: Data | None = None,
+    device: str = "cpu",
 ) -> Training:
     """Train with cross-entropy: a baseline, or a teacher when ``data`` is everything.
 
-    ``options`` here and below are ``build``, ``test`` and ``device`` of :class:`Training`.
+    These functions describe a training; nothing is computed before something of it is read.
     """
-    return Training(store, kind, model, data, CrossEntropy(), schedule, **options).finish()
+    objective = CrossEntropy()
+    return Training(
+        store, kind, model, data, objective, schedule, build=build, test=test, device=device
+    )
 
 
 def student(
@@ -366,22 +377,38 @@ def student(
     *,
     teacher: Model,
     layer: str,
-    **options: Any,
+    teacher_layer: str | None = None,
+    teacher_epoch: int = -1,
+    scale: str = "energy",
+    kind: str = "student",
+    build: Build | None = None,
+    test: Data | None = None,
+    device: str = "cpu",
 ) -> Training:
-    """Distil the feature of the teacher (of a training: after its last epoch) into ``layer`` of a
-    student.
+    """Distil the feature of the teacher (of a training: after ``teacher_epoch``) into ``layer`` of
+    a student.
 
-    ``options`` also takes ``scale``, see :class:`Feature`, ``teacher_layer`` when the teacher's has
-    another name, and ``epoch`` of the teacher's training.
+    ``teacher_layer`` where the teacher's has another name; ``scale``: see :class:`Feature`.
     """
-    scale, theirs = options.pop("scale", Feature.scale), options.pop("teacher_layer", layer)
-    source = _source(teacher, epoch=options.pop("epoch", -1))
+    theirs = layer if teacher_layer is None else teacher_layer
+    source = source_of(teacher, build, teacher_epoch)
     objective = Feature(layer, teacher=source, teacher_layer=theirs, scale=scale)
-    return Training(store, "student", model, data, objective, schedule, **options).finish()
+    return Training(
+        store, kind, model, data, objective, schedule, build=build, test=test, device=device
+    )
 
 
 def head(
-    store: Store, student: Model, layer: str, data: Data, schedule: Schedule, **options: Any
+    store: Store,
+    student: Model,
+    layer: str,
+    data: Data,
+    schedule: Schedule,
+    *,
+    kind: str = "head",
+    build: Build | None = None,
+    test: Data | None = None,
+    device: str = "cpu",
 ) -> Training:
     """Train what lies above ``layer`` of a distilled student (its last epoch) with cross-entropy,
     the rest frozen.
@@ -389,45 +416,52 @@ def head(
     When nothing lies above it (distillation from the output), every epoch is the student itself,
     with its accuracy.
     """
+    objective = CrossEntropy(above=layer)
     return Training(
-        store, "head", student, data, CrossEntropy(above=layer), schedule, **options
-    ).finish()
+        store, kind, student, data, objective, schedule, build=build, test=test, device=device
+    )
 
 
 def output(
-    store: Store, model: Model, data: Data, schedule: Schedule, *, teacher: Model, **options: Any
+    store: Store,
+    model: Model,
+    data: Data,
+    schedule: Schedule,
+    *,
+    teacher: Model,
+    teacher_epoch: int = -1,
+    temperature: float = 4.0,
+    kind: str = "output",
+    build: Build | None = None,
+    test: Data | None = None,
+    device: str = "cpu",
 ) -> Training:
-    """Distil the softened output of the teacher into a student; ``options`` also takes
-    ``temperature`` of ``Soft``.
-    """
-    objective = Soft(
-        teacher=_source(teacher), temperature=options.pop("temperature", Soft.temperature)
+    """Distil the softened output of the teacher into a student, see :class:`Soft`."""
+    source = source_of(teacher, build, teacher_epoch)
+    objective = Soft(teacher=source, temperature=temperature)
+    return Training(
+        store, kind, model, data, objective, schedule, build=build, test=test, device=device
     )
-    return Training(store, "output", model, data, objective, schedule, **options).finish()
 
 
-def _source(model: Model, build: Callable[..., nn.Module] | None = None, epoch: int = -1) -> Source:
+def source_of(model: Model, build: Build | None = None, epoch: int = -1) -> Source:
+    """Where the network ``model`` comes from; of a training, its ``epoch``."""
+    if isinstance(model, Source):
+        return model
     if isinstance(model, Training):
-        return Source(
-            {"run": model.address, "epoch": model.number(epoch)}, lambda: model.load(epoch=epoch)
-        )
+        identity = {"run": model.address, "epoch": model.number(epoch)}
+        return Source(identity, lambda: model.load(epoch=epoch), (model,))
     if isinstance(model, nn.Module):
-        kept = copy.deepcopy(
-            model
-        )  # the caller may change the model before an epoch has to be computed again
+        kept = copy.deepcopy(model)  # the caller may train it on before it is needed here
         content = repr(model).encode() + safetensors.torch.save(copied(model.state_dict()))
-        return Source(
-            {"class": type(model).__qualname__, "digest": digest(content)},
-            lambda: copy.deepcopy(kept),
-        )
+        identity = {"class": type(model).__qualname__, "digest": digest(content)}
+        return Source(identity, lambda: copy.deepcopy(kept))
     if build is None:
         raise TypeError(
             "a model given as a dict of arguments needs build=, the function that takes them"
         )
-    return Source(
-        {"build": f"{build.__module__}.{build.__qualname__}", "arguments": model},
-        lambda: build(**model),
-    )
+    identity = {"build": f"{build.__module__}.{build.__qualname__}", "arguments": model}
+    return Source(identity, lambda: build(**model))
 
 
 class _Live:
