@@ -14,7 +14,7 @@ from kpnb.features import capture, modules_below, parameters_below
 from kpnb.losses import TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
 
-Inputs = Tensor | Mapping[str, Tensor]
+NetworkInput = Tensor | Mapping[str, Tensor]
 
 # prefix in a checkpoint: key in the optimiser's state
 OPTIMISER_STATE = {
@@ -37,7 +37,7 @@ class Learner:
     def __init__(
         self,
         model: nn.Module,
-        x: Inputs,
+        x: NetworkInput,
         schedule: Schedule,
         objective: TrainingObjective,
         device: str,
@@ -65,7 +65,7 @@ class Learner:
             module.eval()
         self.optimiser.param_groups[0]["lr"] = rate
 
-    def outputs(self, x: Inputs) -> dict[str, Tensor]:
+    def outputs(self, x: NetworkInput) -> dict[str, Tensor]:
         """What the objective looks at, by the name of its layer."""
         kind, bf16 = torch.device(self.device).type, self.schedule.bf16
         # On CPUs PyTorch's fused attention is several times slower in bfloat16 than the products it
@@ -76,7 +76,7 @@ class Learner:
         return {name: out.float() if bf16 else out for name, out in found.items()}
 
     def forward(
-        self, x: Inputs, labels: Tensor, targets: Sequence[Tensor]
+        self, x: NetworkInput, labels: Tensor, targets: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """The objective for a batch, and its scores as numerators and denominators."""
         outputs = self.outputs(x)
@@ -162,7 +162,7 @@ def scores(
 
 
 def trained_parameters(
-    model: nn.Module, x: Inputs, objective: TrainingObjective
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective
 ) -> dict[str, nn.Parameter]:
     """The parameters that the objective depends on, without those that are frozen: by their owner,
     or because they lie below.
@@ -173,7 +173,9 @@ def trained_parameters(
     return {name: p for name, p in model.named_parameters() if name in names and p.requires_grad}
 
 
-def resting_modules(model: nn.Module, x: Inputs, objective: TrainingObjective) -> list[nn.Module]:
+def resting_modules(
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective
+) -> list[nn.Module]:
     """Modules below the frozen layer, and whole blocks without a trained parameter: some, such as
     attention, look at their own ``training`` flag.
     """
@@ -188,7 +190,9 @@ def resting_modules(model: nn.Module, x: Inputs, objective: TrainingObjective) -
     return blocks + [model.get_submodule(name) for name in below]
 
 
-def layout_for(model: nn.Module, x: Inputs, objective: TrainingObjective) -> torch.memory_format:
+def layout_for(
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective
+) -> torch.memory_format:
     """Channels last for images, a quarter faster on CPUs, unless the model (with a ``view``) cannot
     take it.
     """
@@ -202,7 +206,7 @@ def layout_for(model: nn.Module, x: Inputs, objective: TrainingObjective) -> tor
     return torch.channels_last
 
 
-def laid_out(x: Inputs, layout: torch.memory_format) -> Inputs:
+def laid_out(x: NetworkInput, layout: torch.memory_format) -> NetworkInput:
     """``x`` in that memory layout; several inputs stay as they are."""
     return x.contiguous(memory_format=layout) if isinstance(x, Tensor) else x
 

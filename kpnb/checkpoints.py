@@ -42,17 +42,29 @@ class Artefacts:
     """The artefacts in one ``folder``, which is made when the first is written.
 
     ``identity`` is signed into every artefact, so that one that was copied here from elsewhere
-    counts as damaged. Reading never writes and takes no lock.
+    counts as damaged. ``origin`` says in clear what they are results of, and lies beside them as
+    ``config.json``. Reading never writes and takes no lock.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], identity: str = "") -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: str = "",
+        origin: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path, self.identity = Path(folder).expanduser().absolute(), identity
+        self.origin = origin
         self._lock = FileLock(self.path / ".lock")  # one object: who holds it may ask again
 
     @property
     def title(self) -> str:
         """What messages call the folder."""
         return self.identity or str(self.path)
+
+    @property
+    def name(self) -> str:
+        """What progress bars call it."""
+        return self.path.name
 
     def info(self, name: str) -> dict[str, Any] | None:
         """The JSON part of an artefact, or None when there is none; of its tensors only the size is
@@ -109,6 +121,9 @@ class Artefacts:
         sidecar = json.loads(json.dumps(sidecar))  # as it is read: tuples are lists
         signed = sidecar | {"digest": self._signature(name, sidecar)}
         with self.locked(), self._explained():
+            if self.origin is not None:
+                clear = json.dumps(self.origin, indent=1, sort_keys=True)
+                replace_file(self.path / "config.json", clear.encode())
             replace_file(self._file(name), data)
             replace_file(self._file(name, "json"), json.dumps(signed, indent=1).encode())
         return Item(kept, sidecar["info"])
@@ -192,6 +207,7 @@ class Checkpoints:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self.artefacts = folder if isinstance(folder, Artefacts) else Artefacts(folder)
         self.title = "training" if temporary else self.artefacts.title  # for messages
+        self.name = "training" if temporary else self.artefacts.name  # for progress bars
         self.epochs = self._last() if epochs is None else epochs
 
     @property

@@ -6,8 +6,8 @@
 
 ``train`` is the loop. Epoch k is a function of epoch k-1's checkpoint, the schedule and the data:
 its order of samples and its dropout noise come from (seed, epoch). So a killed training goes on
-after its last finished epoch and ends, on the same machine, with the very bits of an undisturbed
-one, and a damaged epoch is computed anew from the one before it.
+after its last finished epoch and ends, on the same machine with the same number of threads, with
+the very bits of an undisturbed one, and a damaged epoch is computed anew from the one before it.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from kpnb._learner import Inputs, Learner, batch_norms, private_copy
+from kpnb._learner import Learner, NetworkInput, batch_norms, private_copy
 from kpnb._memory import fitting
 from kpnb._progress import Progress
 from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
@@ -39,7 +39,7 @@ class Data(Protocol):
     """What can be trained on."""
 
     def __len__(self) -> int: ...
-    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Inputs, Tensor]:
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
         """Inputs ``x [B, ...]``, or a mapping of such for ``model(**x)``, and labels ``y [B]`` of
         the samples ``index [B]``; the same at every call.
         """
@@ -49,13 +49,13 @@ class Data(Protocol):
 class TensorData:
     """Inputs ``x [N, ...]``, or a mapping of such, and labels ``y [N]`` in memory, as ``Data``."""
 
-    x: Inputs
+    x: NetworkInput
     y: Tensor
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Inputs, Tensor]:
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
         """The samples ``index``."""
         if isinstance(self.x, Mapping):
             x = {name: value[index].to(device) for name, value in self.x.items()}
@@ -198,9 +198,9 @@ def train(
     settings = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
     check_same_training(checkpoints, model, settings)
     if checkpoints.missing():
-        with checkpoints.artefacts.locked():  # another process may have done it meanwhile
+        with checkpoints.artefacts.locked(), with_gradients():
             missing = checkpoints.to_compute()
-            if missing:
+            if missing:  # or another process has done it meanwhile
                 x, _ = data.batch(torch.arange(min(2, len(data))), device)
                 learner = Learner(model, x, schedule, objective, device, checkpoints.title)
                 compute(checkpoints, missing, learner, data, teacher, test, settings)
@@ -216,7 +216,7 @@ class Samples(NamedTuple):
     data: Data
     targets: list[Tensor]
 
-    def batch(self, index: Tensor, device: str) -> tuple[Inputs, Tensor, list[Tensor]]:
+    def batch(self, index: Tensor, device: str) -> tuple[NetworkInput, Tensor, list[Tensor]]:
         """Inputs, labels and targets of the samples ``index``."""
         x, labels = self.data.batch(index, device)
         return x, labels, [of_layer[index].to(device) for of_layer in self.targets]
@@ -239,7 +239,7 @@ def compute(
     if not checkpoints.artefacts.identity:
         checkpoints.artefacts.get("training", lambda: ({}, settings))
     total = len(data) * sum(epoch > 0 for epoch in missing)
-    with Progress(total, checkpoints.title, "sample") as bar:
+    with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
             previous = checkpoints.tensors(epoch - 1) if epoch else learner.tensors()
             entry = run_epoch(learner, epoch, previous, samples, held_out, bar)
@@ -350,6 +350,15 @@ class Means:
     def all(self) -> dict[str, float]:
         """The means so far."""
         return {name: self[name] for name in self._sums}
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients, whatever the caller has switched off: stored trainings are computed where they are
+    read, which may be under ``no_grad``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -5,17 +5,14 @@ configuration and the version of kpnb; ``config.json`` in it holds the configura
 is in it are artefacts, see ``kpnb.checkpoints``.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from kpnb import __version__
-from kpnb.checkpoints import Artefacts, Item, digest, file_name, replace_file
+from kpnb.checkpoints import Artefacts, Item, digest, file_name
 
 __all__ = ["Item", "Run", "Store", "canonical", "digest"]
 
@@ -42,18 +39,14 @@ class Run(Artefacts):
 
     def __init__(self, root: Path, kind: str, config: dict[str, Any]) -> None:
         self.root, self.kind, self.config = root, file_name("kind", kind), config
-        self._origin = {"kind": kind, "config": config, "kpnb": __version__}
-        self.address = f"{kind}/{digest(self._origin)[:20]}"
-        super().__init__(root / self.address, identity=self.address)
+        origin = {"kind": kind, "config": config, "kpnb": __version__}
+        self.address = f"{kind}/{digest(origin)[:20]}"
+        super().__init__(root / self.address, self.address, origin)
 
-    def write(
-        self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any], seconds: float
-    ) -> Item:
-        """Write an artefact, and beside it the configuration."""
-        origin = json.dumps(self._origin, indent=1, sort_keys=True).encode()
-        with self.locked(), self._explained():
-            replace_file(self.path / "config.json", origin)
-        return super().write(name, tensors, info, seconds)
+    @property
+    def name(self) -> str:
+        """The kind, which is what progress bars call it."""
+        return self.kind
 
     def _where(self) -> tuple[str, str]:
         remedy = "make it a writable folder, or set KPNB_STORE to another folder"

@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from kpnb.checkpoints import Checkpoints, copied, digest
-from kpnb.distill import Inputs, seeded, train
+from kpnb.distill import NetworkInput, seeded, train
 from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
 from kpnb.schedule import Schedule
 from kpnb_book.store import Store
@@ -33,7 +33,7 @@ class Data(Protocol):
     config: Mapping[str, Any]
 
     def __len__(self) -> int: ...
-    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Inputs, Tensor]:
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
         """Inputs and labels of the samples ``index [B]``."""
 
 
