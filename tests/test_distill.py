@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -62,15 +63,19 @@ def mlp(seed: int = 0, dropout: float = 0.3) -> nn.Sequential:
 def cnn(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        below = [
+        return nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.BatchNorm2d(4),
             nn.ReLU(inplace=True),
             nn.Dropout(0.2),
             nn.Conv2d(4, 4, 3),
-        ]
-        return nn.Sequential(*below, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6),
-                             nn.Dropout(0.2), nn.Linear(6, 3))  # fmt: skip
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(64, 6),
+            nn.BatchNorm1d(6),
+            nn.Dropout(0.2),
+            nn.Linear(6, 3),
+        )
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -362,20 +367,28 @@ def test_everything_that_determines_a_run_is_in_its_address(disk: Store):
     data, plain = Points(20), Schedule(epochs=0)
     model, other = mlp(), mlp(1)
     one = distill.baseline(disk, model, data, plain)
-    addresses = [
-        one.address,
-        distill.baseline(disk, other, data, plain).address,
-        distill.baseline(disk, mlp(dropout=0.4), data, plain).address,
-        distill.baseline(disk, model, Points(20, seed=1), plain).address,
-        distill.baseline(disk, model, data, plain, test=data).address,
-        *(distill.baseline(disk, model, data, Schedule(epochs=0, **{key: value})).address
-          for key, value in {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 2, "seed": 1,
-                             "cosine": True}.items()),
-        *(distill.student(disk, model, data, plain, teacher=teacher, layer=layer, scale=scale).address
-          for teacher in (one, other) for layer in ("0", "4") for scale in ("sum", "energy")),
-        *(distill.output(disk, model, data, plain, teacher=other, temperature=t).address for t in (1.0, 2.0)),
-        *(distill.head(disk, model, layer, data, plain).address for layer in ("0", "4")),
-    ]  # fmt: skip
+    others = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 2, "seed": 1}
+    others |= {"cosine": True, "adamw": True, "bf16": True}
+    trainings = [
+        one,
+        distill.baseline(disk, other, data, plain),
+        distill.baseline(disk, mlp(dropout=0.4), data, plain),
+        distill.baseline(disk, model, Points(20, seed=1), plain),
+        distill.baseline(disk, model, data, plain, test=data),
+        distill.baseline(disk, one, data, plain),
+    ]
+    for name, value in others.items():
+        schedule = Schedule(epochs=0, **{name: value})
+        trainings.append(distill.baseline(disk, model, data, schedule))
+    for teacher, layer, scale in product((one, other), ("0", "4"), ("sum", "energy")):
+        how = {"teacher": teacher, "layer": layer, "scale": scale}
+        trainings.append(distill.student(disk, model, data, plain, **how))
+    for temperature in (1.0, 2.0):
+        how = {"teacher": other, "temperature": temperature}
+        trainings.append(distill.output(disk, model, data, plain, **how))
+    for layer in ("0", "4"):
+        trainings.append(distill.head(disk, model, layer, data, plain))
+    addresses = [training.address for training in trainings]
     assert len(set(addresses)) == len(addresses)
     assert distill.baseline(disk, mlp(), Points(20), plain).address == one.address
 
