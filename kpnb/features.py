@@ -4,7 +4,7 @@ found.
 Hooks exist only while a forward pass runs, and the pass is cut off at the last layer asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -41,11 +41,8 @@ def _as_feature(output: object, name: str) -> Tensor:
     return first
 
 
-def capture(
-    model: nn.Module, x: Tensor | Mapping[str, Tensor], layers: Sequence[str]
-) -> dict[str, Tensor]:
-    """Outputs of ``layers`` for the input ``x [B, ...]``, in the shapes the layers give them; a
-    mapping is passed by name.
+def capture(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs of ``layers`` for the input ``x [B, ...]``, in the shapes the layers give them.
 
     The pass stops as soon as every layer was reached; of a module that runs more than once the
     first output counts. Outputs are copies (an in-place activation that follows cannot change them)
@@ -79,7 +76,7 @@ def capture(
     handles = []
     try:
         handles += [module.register_forward_hook(keep(name)) for name, module in targets.items()]
-        model(**x) if isinstance(x, Mapping) else model(x)
+        model(x)
     except _AllReached:
         pass
     finally:
@@ -128,16 +125,12 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def _device(x: Tensor | Mapping[str, Tensor]) -> torch.device:
-    return x.device if isinstance(x, Tensor) else next(iter(x.values())).device
-
-
-def parameters_below(model: nn.Module, x: Tensor | Mapping[str, Tensor], layer: str) -> set[str]:
+def parameters_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
     """Names of the parameters that the feature of ``layer`` at the input ``x [B, ...]`` depends
     on.
     """
     parameters = dict(model.named_parameters())
-    with explaining(model, _device(x)), torch.enable_grad():
+    with explaining(model, x.device), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         feature = capture(model, x, [layer])[layer]
@@ -149,7 +142,7 @@ def parameters_below(model: nn.Module, x: Tensor | Mapping[str, Tensor], layer: 
     }
 
 
-def modules_below(model: nn.Module, x: Tensor | Mapping[str, Tensor], layer: str) -> set[str]:
+def modules_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
     """Names of the leaf modules that run, for the input ``x [B, ...]``, up to and including
     ``layer``.
     """
@@ -161,7 +154,7 @@ def modules_below(model: nn.Module, x: Tensor | Mapping[str, Tensor], layer: str
                 handles.append(
                     module.register_forward_pre_hook(lambda _m, _a, name=name: below.add(name))
                 )
-        with explaining(model, _device(x)), torch.no_grad():
+        with explaining(model, x.device), torch.no_grad():
             capture(model, x, [layer])
     finally:
         for handle in handles:
