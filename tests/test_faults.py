@@ -230,7 +230,7 @@ def swap(one: Path, two: Path) -> None:
 
 DAMAGES = {
     "weights flipped": lambda of: (flip(of("student", 1)), of("entropy", 1).unlink()),
-    "weights cut off": lambda of: os.truncate(of("teacher", 2), 999),
+    "weights cut off": lambda of: os.truncate(of("student", 2), 999),
     "entropy flipped": lambda of: flip(of("entropy", 1)),
     "entropy cut off": lambda of: os.truncate(of("entropy", 0), 0),
     "epochs swapped": lambda of: swap(of("entropy", 1), of("entropy", 2)),
