@@ -102,8 +102,8 @@ class Learner:
             for prefix, key in OPTIMISER_STATE.items():
                 value = tensors.get(f"{prefix}.{name}")
                 if value is not None:
-                    kept = value.clone() if key == "step" else value.to(parameter, copy=True)
-                    self.optimiser.state[parameter][key] = kept
+                    like = parameter.device if key == "step" else parameter
+                    self.optimiser.state[parameter][key] = value.to(like, copy=True)
 
     def parameters(self, zero: bool = False) -> dict[str, Tensor]:
         """Copies of all parameters, or zeros of their shapes."""

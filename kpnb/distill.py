@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -180,8 +181,7 @@ def train(
     Parameters with ``requires_grad=False`` stay frozen; modules whose parameters are all frozen run
     in evaluation mode. The teacher answers once for each sample, in evaluation mode. The last,
     partial batch counts too; a single sample joins the batch before it (batch normalisation needs
-    two).
-    A batch that memory does not take goes through the network in halves, each halving said in the
+    two). A batch that memory does not take goes through the network in halves, each halving said in the
     log, whose gradients add up to that of the batch: equal but for rounding, and for dropout, which
     draws other noise.
 
@@ -195,8 +195,10 @@ def train(
     if objective.loss and teacher is None:
         raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
     checkpoints = Checkpoints(folder, schedule.epochs)
-    settings = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
-    check_same_training(checkpoints, model, settings)
+    settings = {}
+    if not checkpoints.artefacts.identity:  # which says itself what belongs there
+        settings = what_determines(data, schedule, objective, teacher)
+        check_same_training(checkpoints, model, settings)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
             missing = checkpoints.to_compute()
@@ -236,7 +238,7 @@ def compute(
     samples, *held_out = with_targets(sets, teacher, learner)
     learner.constants = learner.objective.constants(samples.targets)
     check_before_training(learner, samples)
-    if not checkpoints.artefacts.identity:
+    if settings:
         checkpoints.artefacts.get("training", lambda: ({}, settings))
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
@@ -405,21 +407,33 @@ def teacher_targets(
 # ---------------------------------------------------------------------- what is checked beforehand
 
 
+def what_determines(
+    data: Data, schedule: Schedule, objective: TrainingObjective, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """What tells one training from another, but for the initial weights; of data only their
+    number.
+    """
+    found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
+    if objective.loss and teacher is not None:
+        found["teacher"] = digest(safetensors.torch.save(copied(teacher.state_dict())))[:20]
+    return found
+
+
 def check_same_training(
     checkpoints: Checkpoints, model: nn.Module, settings: Mapping[str, Any]
 ) -> None:
     """Raise ValueError when a folder has the checkpoints of another training: other settings or
-    other initial weights. What has an identity of its own needs no check.
+    other initial weights.
     """
     artefacts = checkpoints.artefacts
-    if artefacts.identity or len(checkpoints.missing()) > checkpoints.epochs:
+    if len(checkpoints.missing()) > checkpoints.epochs:
         return
     other = f"{artefacts.path} holds another training"
     known, settings = artefacts.info("training") or {}, json.loads(json.dumps(settings))
     for name, value in known.items():
-        if value != settings[name]:
+        if value != settings.get(name):
             raise ValueError(
-                f"{other}, whose {name} is {value}, not {settings[name]}: choose another folder"
+                f"{other}, whose {name} is {value}, not {settings.get(name)}: choose another folder"
             )
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):

@@ -291,6 +291,10 @@ def test_a_folder_with_another_training_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="another training, which started from other weights"):
         distill.baseline(network(1), data, Schedule(epochs=2), folder=tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    taught = tmp_path / "taught"
+    distill.student(network(), network(1), "3", data, Schedule(epochs=1), folder=taught)
+    with pytest.raises(ValueError, match="holds another training, whose teacher is"):
+        distill.student(network(), network(2), "3", data, Schedule(epochs=2), folder=taught)
 
 
 def test_a_call_that_failed_beforehand_does_not_claim_its_folder(tmp_path: Path):
