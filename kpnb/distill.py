@@ -181,9 +181,9 @@ def train(
     Parameters with ``requires_grad=False`` stay frozen; modules whose parameters are all frozen run
     in evaluation mode. The teacher answers once for each sample, in evaluation mode. The last,
     partial batch counts too; a single sample joins the batch before it (batch normalisation needs
-    two). A batch that memory does not take goes through the network in halves, each halving said in the
-    log, whose gradients add up to that of the batch: equal but for rounding, and for dropout, which
-    draws other noise.
+    two). A batch that memory does not take goes through the network in halves, each halving said in
+    the log, whose gradients add up to that of the batch: equal but for rounding, and for dropout,
+    which draws other noise.
 
     Raises, before training starts, ValueError (no data, a batch of one with batch normalisation,
     layers of different shapes, a folder with another training) and TypeError (a network whose state
@@ -415,7 +415,9 @@ def what_determines(
     """
     found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
     if objective.loss and teacher is not None:
-        found["teacher"] = digest(safetensors.torch.save(copied(teacher.state_dict())))[:20]
+        state = teacher.state_dict().items()  # a quantised teacher's has more than numbers
+        weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
+        found["teacher"] = digest(safetensors.torch.save(copied(weights)))[:20]
     return found
 
 

@@ -230,6 +230,16 @@ def test_batch_normalisation_of_one_sample_is_named(count: int, size: int):
     distill.baseline(model, points(count), schedule)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_teacher_teaches():
+    teacher = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear})
+    data = TensorData(torch.randn(40, 5), torch.zeros(40, dtype=torch.int64))
+    model, schedule = nn.Linear(5, 3), Schedule(epochs=30, lr=0.1)
+    log = distill.output(model, quantised, data, schedule).log
+    assert log[-1]["loss"] < 0.5 * log[1]["loss"]
+
+
 class Extra(nn.Linear):
     def get_extra_state(self) -> str:
         return "words"
