@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kpnb.checkpoints import Checkpoints  # noqa: F401 - for the processes
+from kpnb.distill import seeded
+from kpnb.losses import feature_at, softened_output
+from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training as distill
-from kpnb_book.studies.training import Feature, Schedule, Soft
 
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+HERE = Path(__file__).parent
+PATHS = (HERE, HERE.parent, HERE.parent / "book")
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
 
 
 class Points:
@@ -56,15 +63,19 @@ def mlp(seed: int = 0, dropout: float = 0.3) -> nn.Sequential:
 def cnn(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        below = [
+        return nn.Sequential(
             nn.Conv2d(3, 4, 3),
             nn.BatchNorm2d(4),
             nn.ReLU(inplace=True),
             nn.Dropout(0.2),
             nn.Conv2d(4, 4, 3),
-        ]
-        return nn.Sequential(*below, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6),
-                             nn.Dropout(0.2), nn.Linear(6, 3))  # fmt: skip
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(64, 6),
+            nn.BatchNorm1d(6),
+            nn.Dropout(0.2),
+            nn.Linear(6, 3),
+        )
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -73,6 +84,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def results(training: distill.Training) -> list[dict]:
     return [{k: repr(v) for k, v in entry.items() if k != "seconds"} for entry in training.log]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Bits are compared, also with those of other processes: sums depend on how many threads share
+    them (they are always the same for one number of threads).
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -93,7 +115,7 @@ def test_momentum_sgd_equals_a_hand_written_loop(disk: Store):
     rates, losses = [0.0, 0.1, 0.075, 0.025], []  # half a cosine: 1 + cos of 0, 60 and 120 degrees
     for epoch in (1, 2, 3):
         rate, total, path = rates[epoch], 0.0, 0.0
-        with distill._seeded(3, epoch):
+        with seeded(3, epoch):
             order = torch.randperm(37)
         start = w.clone()
         for batch in order.split(8):
@@ -259,8 +281,9 @@ def test_caller_keeps_generators_model_and_teacher(disk: Store):
     ]
     modes = [module.training for net in (model, teacher) for module in net.modules()]
     random = torch.get_rng_state()
-    distill.student(disk, model, data, Schedule(epochs=1), teacher=teacher, layer="4", test=data)
-    distill.output(disk, model, data, Schedule(epochs=1), teacher=teacher)
+    fast = Schedule(epochs=1)
+    distill.student(disk, model, data, fast, teacher=teacher, layer="4", test=data).finish()
+    distill.output(disk, model, data, fast, teacher=teacher).finish()
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for net in (model, teacher) for module in net.modules()] == modes
     assert same(model.state_dict(), before[0])
@@ -295,6 +318,7 @@ def test_cached_runs_read_no_tensor_file_and_build_no_network(disk: Store, monke
     real = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or real(path))
     again = protocol()
+    assert not opened
     assert [results(training) for training in again] == first
     assert again[0].step_norms()[1]["0.weight"] > 0
     assert opened
@@ -343,20 +367,28 @@ def test_everything_that_determines_a_run_is_in_its_address(disk: Store):
     data, plain = Points(20), Schedule(epochs=0)
     model, other = mlp(), mlp(1)
     one = distill.baseline(disk, model, data, plain)
-    addresses = [
-        one.address,
-        distill.baseline(disk, other, data, plain).address,
-        distill.baseline(disk, mlp(dropout=0.4), data, plain).address,
-        distill.baseline(disk, model, Points(20, seed=1), plain).address,
-        distill.baseline(disk, model, data, plain, test=data).address,
-        *(distill.baseline(disk, model, data, Schedule(epochs=0, **{key: value})).address
-          for key, value in {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 2, "seed": 1,
-                             "cosine": True}.items()),
-        *(distill.student(disk, model, data, plain, teacher=teacher, layer=layer, scale=scale).address
-          for teacher in (one, other) for layer in ("0", "4") for scale in ("sum", "energy")),
-        *(distill.output(disk, model, data, plain, teacher=other, temperature=t).address for t in (1.0, 2.0)),
-        *(distill.head(disk, model, layer, data, plain).address for layer in ("0", "4")),
-    ]  # fmt: skip
+    others = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "batch_size": 2, "seed": 1}
+    others |= {"cosine": True, "adamw": True, "bf16": True}
+    trainings = [
+        one,
+        distill.baseline(disk, other, data, plain),
+        distill.baseline(disk, mlp(dropout=0.4), data, plain),
+        distill.baseline(disk, model, Points(20, seed=1), plain),
+        distill.baseline(disk, model, data, plain, test=data),
+        distill.baseline(disk, one, data, plain),
+    ]
+    for name, value in others.items():
+        schedule = Schedule(epochs=0, **{name: value})
+        trainings.append(distill.baseline(disk, model, data, schedule))
+    for teacher, layer, scale in product((one, other), ("0", "4"), ("sum", "energy")):
+        how = {"teacher": teacher, "layer": layer, "scale": scale}
+        trainings.append(distill.student(disk, model, data, plain, **how))
+    for temperature in (1.0, 2.0):
+        how = {"teacher": other, "temperature": temperature}
+        trainings.append(distill.output(disk, model, data, plain, **how))
+    for layer in ("0", "4"):
+        trainings.append(distill.head(disk, model, layer, data, plain))
+    addresses = [training.address for training in trainings]
     assert len(set(addresses)) == len(addresses)
     assert distill.baseline(disk, mlp(), Points(20), plain).address == one.address
 
@@ -397,7 +429,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_epochs(disk: Store):
     ):
         distill.student(
             disk, mlp(), data, Schedule(epochs=50, lr=1e6), teacher=mlp(1), layer="5", scale="sum"
-        )
+        ).finish()
     (run,) = disk.root.glob("student/*")
     assert (run / "epoch-000.json").exists()
     assert not list(run.glob("*.tmp"))
@@ -405,29 +437,30 @@ def test_loss_that_is_not_finite_stops_and_keeps_epochs(disk: Store):
 
 def test_bad_input_is_named(disk: Store):
     data, fast = Points(20), Schedule(epochs=1)
+    model, teacher = mlp(), mlp(1)
+    with pytest.raises(ValueError, match=r"student's '4' is \[6\], the teacher's '0' \[8\]"):
+        distill.student(
+            disk, model, data, fast, teacher=teacher, layer="4", teacher_layer="0"
+        ).finish()
     with pytest.raises(
-        ValueError, match=r"student's '4' is .*\[20, 6\]\), the teacher's '0' .*\[20, 8\]\)"
+        ValueError, match=r"student's 'output' is \[3\], the teacher's 'output' \[8\]"
     ):
-        distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="4", teacher_layer="0")
-    with pytest.raises(
-        ValueError,
-        match=r"student's 'output' is .*\[20, 3\]\), the teacher's 'output' .*\[20, 8\]\)",
-    ):
-        distill.output(disk, mlp(), data, fast, teacher=nn.Linear(5, 8))
+        distill.output(disk, model, data, fast, teacher=nn.Linear(5, 8)).finish()
     with pytest.raises(LookupError, match="unknown layer '9'"):
-        distill.student(disk, mlp(), data, fast, teacher=mlp(1), layer="9")
+        distill.student(disk, model, data, fast, teacher=teacher, layer="9").finish()
     with pytest.raises(ValueError, match="unknown scale 'sums'; did you mean 'sum'"):
-        Feature(scale="sums")
+        feature_at("4", scale="sums")
     with pytest.raises(ValueError, match="temperature=0 must be positive"):
-        Soft(temperature=0)
+        softened_output(0)
     with pytest.raises(ValueError, match="batch_size=0 must be positive"):
         Schedule(batch_size=0)
     with pytest.raises(ValueError, match="no samples to train on"):
-        distill.baseline(disk, mlp(), Points(0), fast)
+        distill.baseline(disk, model, Points(0), fast)
     with pytest.raises(TypeError, match="needs build="):
         distill.baseline(disk, {"seed": 1}, data, fast)
     with pytest.raises(IndexError, match="it has the epochs 0 to 1"):
-        distill.baseline(disk, mlp(), data, fast).load(epoch=2)
+        distill.baseline(disk, model, data, fast).load(epoch=2)
+    assert not list(disk.root.glob("*/*/epoch-*")), "found out after training had started"
 
 
 class Viewed(nn.Module):
@@ -466,14 +499,15 @@ class Slow(Points):
     def batch(self, index, device="cpu"):
         time.sleep(pause)
         return super().batch(index, device)
-real = distill.Training._compute
-def noted(self, epoch, live):
+real = Checkpoints.write
+def noted(self, epoch, tensors, entry):
     with open(root / "computed", "a") as file:
-        file.write(f"{self.run.kind}-{epoch}\\n")
-    return real(self, epoch, live)
-distill.Training._compute = noted
+        file.write(f"{self.artefacts.kind}-{epoch}\\n")
+    return real(self, epoch, tensors, entry)
+Checkpoints.write = noted
 torch.set_num_threads(1)
-work(Store(root / "store"), Slow(48, image=True))
+for training in work(Store(root / "store"), Slow(48, image=True)):
+    training.finish()
 """
 EPOCHS = 6
 
@@ -502,7 +536,7 @@ def wait_for(root: Path, pattern: str, process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> list[tuple[list, dict]]:
+def undisturbed(tmp_path_factory, one_thread) -> list[tuple[list, dict]]:
     """Logs and last weights of both trainings, computed by one process that nobody disturbed."""
     return outcome(tmp_path_factory.mktemp("undisturbed"))
 
@@ -511,17 +545,10 @@ def outcome(root: Path) -> list[tuple[list, dict]]:
     """What ``work`` ends with when it is called again, here, on what other processes left in
     ``root``.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        trainings = work(Store(root / "store"), Points(48, image=True))
-    finally:
-        torch.set_num_threads(threads)
+    trainings = work(Store(root / "store"), Points(48, image=True))
+    found = [(results(training), training.checkpoints.tensors()) for training in trainings]
     assert not list(root.glob("store/*/*/*.tmp"))
-    last = f"epoch-{EPOCHS:03d}"
-    return [
-        (results(training), training.run.get(last, lambda: 1 / 0).tensors) for training in trainings
-    ]
+    return found
 
 
 def alike(one: list[tuple[list, dict]], two: list[tuple[list, dict]]) -> bool:
@@ -561,7 +588,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: P
             return super().batch(index, device)
 
     with pytest.raises(KeyboardInterrupt):
-        work(Store(tmp_path / "store"), Interrupted(48, image=True))
+        work(Store(tmp_path / "store"), Interrupted(48, image=True))[0].finish()
     finished = times(tmp_path)
     assert "teacher-epoch-002.json" in finished
     assert f"teacher-epoch-{EPOCHS:03d}.json" not in finished

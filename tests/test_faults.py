@@ -26,15 +26,15 @@ import torch
 from torch import Tensor, nn
 from torchvision import models  # noqa: F401 - once, before any process forks
 
+import kpnb._learner
 import kpnb.perturb
-import kpnb_book.studies.training
 from kpnb.entropy import entropy
 from kpnb.sampling import Stochastic
+from kpnb.schedule import Schedule
 from kpnb.units import ImageGrid
 from kpnb_book.store import Store
 from kpnb_book.studies import training as distill
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.training import Schedule
 from tests.models import images, small_net
 from tests.test_distill import Points, mlp, same
 from tests.test_study import TINY, draw
@@ -85,7 +85,7 @@ FAULTS = {
     "full": (fill_the_disk, 1),
 }
 PLACES = {
-    "training": (kpnb_book.studies.training, "student/*/epoch-001.json"),
+    "training": (kpnb._learner, "student/*/epoch-001.json"),
     "entropy": (kpnb.perturb, "entropy/*/epoch-000.json"),
 }
 
@@ -230,7 +230,7 @@ def swap(one: Path, two: Path) -> None:
 
 DAMAGES = {
     "weights flipped": lambda of: (flip(of("student", 1)), of("entropy", 1).unlink()),
-    "weights cut off": lambda of: os.truncate(of("teacher", 2), 999),
+    "weights cut off": lambda of: os.truncate(of("student", 2), 999),
     "entropy flipped": lambda of: flip(of("entropy", 1)),
     "entropy cut off": lambda of: os.truncate(of("entropy", 0), 0),
     "epochs swapped": lambda of: swap(of("entropy", 1), of("entropy", 2)),
@@ -259,7 +259,7 @@ def test_damage_is_noticed_and_mended(theatre, quiet, tmp_path: Path, damage: st
 
 
 STAY = "strike(Path(sys.argv[1]), 'entropy', lambda: (print('here', flush=True), time.sleep(300)))"
-GO_ON = "kpnb_book.store.PATIENCE = 0.1; logging.basicConfig(); work(Path(sys.argv[1]))"
+GO_ON = "logging.basicConfig(level=logging.INFO); work(Path(sys.argv[1]))"
 
 
 def test_one_of_two_is_killed_while_the_other_waits(theatre, quiet):
@@ -413,16 +413,12 @@ def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bo
     data, teacher = Points(49, dtype=torch.float64), nn.Sequential(nn.Linear(5, 8)).double()
     schedule = Schedule(epochs=2, batch_size=16, adamw=adamw)
     layers, trainings = (nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 8), nn.Linear(8, 3)), []
-    for name, memory in (("quiet", Memory(99)), ("small", Memory(4, spared=5))):
+    for name, memory in (("quiet", Memory(99)), ("small", Memory(4, spared=6))):
         store, model = Store(tmp_path / name), nn.Sequential(memory, *layers).double()
         how = {"teacher": teacher, "teacher_layer": "0", "layer": "3", "test": data}
         student = distill.student(store, model, data, schedule, **how)
-        trainings.append(
-            (
-                student,
-                distill.output(store, model, data, schedule, teacher=mlp(1).double(), test=data),
-            )
-        )
+        output = distill.output(store, model, data, schedule, teacher=mlp(1).double(), test=data)
+        trainings.append((student.finish(), output.finish()))
     assert halvings(caplog) == [8, 4] * 2
     for quiet, small in zip(*trainings, strict=True):
         for epoch in range(3):
@@ -455,10 +451,10 @@ def test_batch_statistics_need_the_whole_batch_unless_they_are_frozen(tmp_path: 
     with pytest.raises(
         MemoryError, match=r"a batch of baseline/.* needs it whole: choose a smaller batch_size"
     ):
-        distill.baseline(Store(tmp_path), model, data, schedule)
+        distill.baseline(Store(tmp_path), model, data, schedule).finish()
     assert next(tmp_path.glob("baseline/*/epoch-000.json"))
     assert not halvings(caplog)
-    above = distill.head(Store(tmp_path), model, "3", data, schedule)
+    above = distill.head(Store(tmp_path), model, "3", data, schedule).finish()
     assert halvings(caplog) == [8, 4]
     assert same(
         {k: v for k, v in above.state(0).items() if k[0] < "4"},

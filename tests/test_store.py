@@ -177,7 +177,7 @@ def test_damage_is_said_once_and_only_it_is_recomputed(run: Run, damage: str, ca
         run.get(name, lambda v=value: make(v))
     DAMAGES[damage](run)
     calls = []
-    with caplog.at_level(logging.WARNING, "kpnb_book.store"):
+    with caplog.at_level(logging.WARNING, "kpnb.checkpoints"):
         for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0)):
             item = run.get(name, lambda n=name, v=value: calls.append(n) or make(v))
             assert item.info == {"value": value}
@@ -267,8 +267,7 @@ RIVAL = """
 import logging, sys, time, torch
 from pathlib import Path
 import kpnb_book.store as store
-logging.basicConfig(level=logging.WARNING, format="%(message)s")
-store.PATIENCE = 0.2
+logging.basicConfig(level=sys.argv[3], format="%(message)s")
 root, me = Path(sys.argv[1]), sys.argv[2]
 def compute():
     with open(root / "calls", "a") as file:
@@ -282,9 +281,13 @@ print(store.Store(root / "store").run("kind", {}).get("a", compute).info["by"])
 """
 
 
-def test_two_processes_compute_once_and_the_other_says_that_it_waits(tmp_path: Path):
+@pytest.mark.parametrize(("level", "lines"), [("INFO", 1), ("WARNING", 0)])
+def test_two_processes_compute_once_and_the_other_waits(tmp_path: Path, level: str, lines: int):
+    """That it waits is said to who wants to know, and to nobody else."""
     rivals = [
-        subprocess.Popen(script(RIVAL, tmp_path, me), env=ENV, stdout=-1, stderr=-1, text=True)
+        subprocess.Popen(
+            script(RIVAL, tmp_path, me, level), env=ENV, stdout=-1, stderr=-1, text=True
+        )
         for me in ("one", "two")
     ]
     for me in ("one", "two"):
@@ -295,7 +298,7 @@ def test_two_processes_compute_once_and_the_other_says_that_it_waits(tmp_path: P
     assert len(calls) == 1
     assert [out.strip() for out, _ in outputs] == calls * 2
     said = "".join(err for _, err in outputs)
-    assert said.count("waiting for another process that computes kind/") == 1
+    assert said.count("waiting for another process that computes kind/") == lines
 
 
 FULL = """

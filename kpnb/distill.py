@@ -1,0 +1,500 @@
+"""Training and distillation (section 4.1 of the paper, "Distillation"), one checkpoint an epoch.
+
+    teacher = baseline(network(), everything, schedule, folder="teacher").load(network())
+    learned = student(network(), teacher, "fc1", share, schedule, folder="student")
+    whole = head(learned.load(network()), "fc1", share, schedule, folder="head")
+
+``train`` is the loop. Epoch k is a function of epoch k-1's checkpoint, the schedule and the data:
+its order of samples and its dropout noise come from (seed, epoch). So a killed training goes on
+after its last finished epoch and ends, on the same machine with the same number of threads, with
+the very bits of an undisturbed one, and a damaged epoch is computed anew from the one before it.
+"""
+
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from kpnb._learner import Learner, NetworkInput, batch_norms, private_copy
+from kpnb._memory import fitting
+from kpnb._progress import Progress
+from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
+from kpnb.features import capture
+from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
+from kpnb.schedule import Schedule
+
+Folder = str | os.PathLike[str] | Artefacts | None
+
+
+class Data(Protocol):
+    """What can be trained on."""
+
+    def __len__(self) -> int: ...
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
+        """Inputs ``x [B, ...]``, or a mapping of such for ``model(**x)``, and labels ``y [B]`` of
+        the samples ``index [B]``; the same at every call.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class TensorData:
+    """Inputs ``x [N, ...]``, or a mapping of such, and labels ``y [N]`` in memory, as ``Data``."""
+
+    x: NetworkInput
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
+        """The samples ``index``."""
+        if isinstance(self.x, Mapping):
+            x = {name: value[index].to(device) for name, value in self.x.items()}
+        else:
+            x = self.x[index].to(device)
+        return x, self.y[index].to(device)
+
+
+# --------------------------------------------------------------------------------- what one calls
+
+
+def baseline(
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    test: Data | None = None,
+    folder: Folder = None,
+    device: str = "cpu",
+) -> Checkpoints:
+    """Train a copy of ``model`` with cross-entropy: a baseline, or a teacher when ``data`` is
+    everything. Here and below see :func:`train`.
+    """
+    return train(model, data, schedule, labels_only(), test=test, folder=folder, device=device)
+
+
+def student(
+    model: nn.Module,
+    teacher: nn.Module,
+    layer: str,
+    data: Data,
+    schedule: Schedule,
+    *,
+    teacher_layer: str | None = None,
+    scale: str = "energy",
+    test: Data | None = None,
+    folder: Folder = None,
+    device: str = "cpu",
+) -> Checkpoints:
+    """Distil the teacher's feature into ``layer`` of a student; what lies above stays as it is.
+
+    ``teacher_layer`` where the teacher's has another name; ``scale``: see
+    :func:`kpnb.losses.feature`.
+    """
+    objective = feature_at(layer, teacher_layer, scale)
+    return train(
+        model,
+        data,
+        schedule,
+        objective,
+        teacher=teacher,
+        test=test,
+        folder=folder,
+        device=device,
+    )
+
+
+def head(
+    model: nn.Module,
+    layer: str,
+    data: Data,
+    schedule: Schedule,
+    *,
+    test: Data | None = None,
+    folder: Folder = None,
+    device: str = "cpu",
+) -> Checkpoints:
+    """Train what lies above ``layer`` of a distilled student with cross-entropy, the rest frozen.
+
+    When nothing lies above it (distillation from the output), every epoch is the student itself,
+    with its accuracy.
+    """
+    objective = labels_only(frozen_up_to=layer)
+    return train(model, data, schedule, objective, test=test, folder=folder, device=device)
+
+
+def output(
+    model: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    temperature: float = 4.0,
+    test: Data | None = None,
+    folder: Folder = None,
+    device: str = "cpu",
+) -> Checkpoints:
+    """Distil the softened output of the teacher into a student, see
+    :func:`kpnb.losses.soft_targets`.
+    """
+    objective = softened_output(temperature)
+    return train(
+        model,
+        data,
+        schedule,
+        objective,
+        teacher=teacher,
+        test=test,
+        folder=folder,
+        device=device,
+    )
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    objective: TrainingObjective,
+    *,
+    teacher: nn.Module | None = None,
+    test: Data | None = None,
+    folder: Folder = None,
+    device: str = "cpu",
+) -> Checkpoints:
+    """Train a copy of ``model`` on ``data`` and keep every epoch, number 0 being the untrained
+    network. ``model`` and ``teacher`` are left as they are.
+
+    folder: where checkpoints are kept, and found again: a training goes on after the last intact
+    one. None: a temporary folder.
+    test: held-out samples, on which accuracy and feature error are taken after every epoch.
+
+    Parameters with ``requires_grad=False`` stay frozen; modules whose parameters are all frozen run
+    in evaluation mode. The teacher answers once for each sample, in evaluation mode. The last,
+    partial batch counts too; a single sample joins the batch before it (batch normalisation needs
+    two). A batch that memory does not take goes through the network in halves, each halving said in
+    the log, whose gradients add up to that of the batch: equal but for rounding, and for dropout,
+    which draws other noise.
+
+    Raises, before training starts, ValueError (no data, a batch of one with batch normalisation,
+    layers of different shapes, a folder with another training) and TypeError (a network whose state
+    cannot be kept); FloatingPointError when the loss is no longer finite, MemoryError when a batch
+    that must stay whole does not fit. Finished epochs are kept.
+    """
+    if len(data) == 0:
+        raise ValueError("no samples to train on: the data are empty")
+    if objective.loss and teacher is None:
+        raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
+    checkpoints = Checkpoints(folder, schedule.epochs)
+    settings = {}
+    if not checkpoints.artefacts.identity:  # which says itself what belongs there
+        settings = what_determines(data, schedule, objective, teacher)
+        check_same_training(checkpoints, model, settings)
+    if checkpoints.missing():
+        with checkpoints.artefacts.locked(), with_gradients():
+            missing = checkpoints.to_compute()
+            if missing:  # or another process has done it meanwhile
+                x, _ = data.batch(torch.arange(min(2, len(data))), device)
+                learner = Learner(model, x, schedule, objective, device, checkpoints.title)
+                compute(checkpoints, missing, learner, data, teacher, test, settings)
+    return checkpoints
+
+
+# --------------------------------------------------------------------------------------- the loop
+
+
+class Samples(NamedTuple):
+    """Data, and the teacher's targets for all of them, ``[N, ...]`` on the CPU for each layer."""
+
+    data: Data
+    targets: list[Tensor]
+
+    def batch(self, index: Tensor, device: str) -> tuple[NetworkInput, Tensor, list[Tensor]]:
+        """Inputs, labels and targets of the samples ``index``."""
+        x, labels = self.data.batch(index, device)
+        return x, labels, [of_layer[index].to(device) for of_layer in self.targets]
+
+
+def compute(
+    checkpoints: Checkpoints,
+    missing: Sequence[int],
+    learner: Learner,
+    data: Data,
+    teacher: nn.Module | None,
+    test: Data | None,
+    settings: Mapping[str, Any],
+) -> None:
+    """Compute the ``missing`` epochs in order, each from the one before it, and write them."""
+    sets = [data] if test is None or len(test) == 0 else [data, test]
+    samples, *held_out = with_targets(sets, teacher, learner)
+    learner.constants = learner.objective.constants(samples.targets)
+    check_before_training(learner, samples)
+    if settings:
+        checkpoints.artefacts.get("training", lambda: ({}, settings))
+    total = len(data) * sum(epoch > 0 for epoch in missing)
+    with Progress(total, checkpoints.name, "sample") as bar:
+        for epoch in missing:
+            previous = checkpoints.tensors(epoch - 1) if epoch else learner.tensors()
+            entry = run_epoch(learner, epoch, previous, samples, held_out, bar)
+            checkpoints.write(epoch, learner.tensors(), entry)
+
+
+def run_epoch(
+    learner: Learner,
+    epoch: int,
+    previous: Mapping[str, Tensor],
+    samples: Samples,
+    held_out: Sequence[Samples],
+    bar: Progress,
+) -> dict[str, Any]:
+    """Train ``epoch`` (0: nothing) from the tensors of the ``previous`` one and evaluate; its entry
+    of the log.
+
+    When memory runs out the epoch starts again with half as many rows at a time, which the next
+    epochs keep.
+    """
+    start = time.perf_counter()
+    rate = learner.schedule.rate(epoch) if epoch else 0.0
+
+    def attempt(rows: int) -> dict[str, Any]:
+        learner.restore(previous)
+        before = learner.parameters(zero=epoch == 0)
+        entry = {"epoch": epoch, "lr": rate, "device": str(learner.device)}
+        entry |= {"loss": math.nan, "accuracy": math.nan, "test_accuracy": math.nan}
+        with seeded(learner.schedule.seed, epoch):
+            if epoch and learner.trained:
+                entry |= train_epoch(learner, samples, epoch, rate, rows, bar)
+            for others in held_out:
+                entry |= evaluate(learner, others, rows)
+        return entry | {"norms": learner.moved_since(before)}
+
+    entry, learner.rows = fitting(
+        attempt, learner.rows, f"a batch of {learner.title}", learner.whole
+    )
+    return entry | {"seconds": time.perf_counter() - start}
+
+
+def train_epoch(
+    learner: Learner, samples: Samples, epoch: int, rate: float, rows: int, bar: Progress
+) -> dict[str, Any]:
+    """Every sample once, in random order: mean loss and scores, and the path of every trained
+    parameter over the steps. At most ``rows`` samples go through the network at a time.
+    """
+    means, done = Means(), 0
+    paths = torch.zeros(len(learner.trained), device=learner.device)
+    learner.train_mode(rate)
+    for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
+        learner.optimiser.zero_grad()
+        for piece in batch.split(rows):
+            loss, scores = learner.forward(*samples.batch(piece, learner.device))
+            (loss * (len(piece) / len(batch))).backward()
+            means.add(loss=(loss.item() * len(piece), len(piece)), **scores)
+        if not math.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"the loss of {learner.title} became {means['loss']} in epoch {epoch} after {done} "
+                f"samples: use a lower learning rate than {rate:g}; earlier epochs are kept"
+            )
+        before = [parameter.detach().clone() for parameter in learner.trained.values()]
+        learner.optimiser.step()
+        after = [parameter.detach() for parameter in learner.trained.values()]
+        steps = [(a - b).norm() for a, b in zip(after, before, strict=True)]
+        paths += torch.stack(steps)
+        done += len(batch)
+        bar.step(len(batch), **means.all())
+    return means.all() | {"paths": dict(zip(learner.trained, paths.tolist(), strict=True))}
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, samples: Samples, rows: int) -> dict[str, float]:
+    """Scores on held-out samples in evaluation mode, as ``test_...``."""
+    means = Means()
+    learner.model.eval()
+    for batch in batches(torch.arange(len(samples.data)), learner.schedule.batch_size):
+        for piece in batch.split(rows):
+            _, scores = learner.forward(*samples.batch(piece, learner.device))
+            means.add(**scores)
+    return {f"test_{name}": value for name, value in means.all().items()}
+
+
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """``order [N]`` in batches of ``size``; a single last sample joins the batch before it."""
+    found = list(order.split(size))
+    if len(found) > 1 and len(found[-1]) == 1 < size:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
+
+
+class Means:
+    """Means of named values over samples that come in parts."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, float] = defaultdict(float)
+
+    def add(self, **parts: tuple[float, float]) -> None:
+        """A sum, and what to divide it by, for each name."""
+        for name, (value, count) in parts.items():
+            self._sums[name] += value
+            self._counts[name] += count
+
+    def __getitem__(self, name: str) -> float:
+        return self._sums[name] / self._counts[name] if self._counts[name] else math.nan
+
+    def all(self) -> dict[str, float]:
+        """The means so far."""
+        return {name: self[name] for name in self._sums}
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Gradients, whatever the caller has switched off: stored trainings are computed where they are
+    read, which may be under ``no_grad``.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Random numbers that depend on ``key`` alone; the caller's generators are left as they
+    were.
+    """
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        torch.manual_seed(int(digest(list(key))[:15], 16))
+        yield
+
+
+@torch.no_grad()
+def with_targets(
+    sets: Sequence[Data], teacher: nn.Module | None, learner: Learner
+) -> list[Samples]:
+    """The ``sets`` with what the teacher puts out for all their samples: once, in evaluation
+    mode.
+    """
+    if teacher is None or learner.objective.loss is None:
+        return [Samples(data, []) for data in sets]
+    teacher = private_copy(teacher).to(learner.device).eval()
+    found, rows = [], learner.schedule.batch_size
+    for data in sets:
+        attempt = partial(teacher_targets, teacher, learner.objective.theirs, data, learner.device)
+        targets, rows = fitting(attempt, rows, f"a batch of the teacher of {learner.title}")
+        found.append(Samples(data, targets))
+    return found
+
+
+def teacher_targets(
+    teacher: nn.Module, layers: Sequence[str], data: Data, device: str, rows: int
+) -> list[Tensor]:
+    """What the teacher puts out at ``layers`` for all samples, ``[N, ...]`` each, on the CPU."""
+    parts: list[list[Tensor]] = [[] for _ in layers]
+    for index in torch.arange(len(data)).split(rows):
+        x, _ = data.batch(index, device)
+        found = capture(teacher, x, layers)
+        for some, layer in zip(parts, layers, strict=True):
+            some.append(found[layer].cpu())
+    return [torch.cat(some) for some in parts]
+
+
+# ---------------------------------------------------------------------- what is checked beforehand
+
+
+def what_determines(
+    data: Data, schedule: Schedule, objective: TrainingObjective, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """What tells one training from another, but for the initial weights; of data only their
+    number.
+    """
+    found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
+    if objective.loss and teacher is not None:
+        state = teacher.state_dict().items()  # a quantised teacher's has more than numbers
+        weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
+        found["teacher"] = digest(safetensors.torch.save(copied(weights)))[:20]
+    return found
+
+
+def check_same_training(
+    checkpoints: Checkpoints, model: nn.Module, settings: Mapping[str, Any]
+) -> None:
+    """Raise ValueError when a folder has the checkpoints of another training: other settings or
+    other initial weights.
+    """
+    artefacts = checkpoints.artefacts
+    if len(checkpoints.missing()) > checkpoints.epochs:
+        return
+    other = f"{artefacts.path} holds another training"
+    known, settings = artefacts.info("training") or {}, json.loads(json.dumps(settings))
+    for name, value in known.items():
+        if value != settings.get(name):
+            raise ValueError(
+                f"{other}, whose {name} is {value}, not {settings.get(name)}: choose another folder"
+            )
+    first = artefacts.read("epoch-000")
+    if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
+        raise ValueError(f"{other}, which started from other weights: choose another folder")
+
+
+def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts are equal, but for what machines round differently."""
+    if one.keys() != two.keys():
+        return False
+    pairs = [(value, two[name].cpu()) for name, value in one.items()]
+    return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
+
+
+def check_before_training(learner: Learner, samples: Samples) -> None:
+    """Raise ValueError for what would fail in the middle of an epoch."""
+    if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
+        raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
+    check_shapes(learner, samples)
+    check_batch_of_one(learner, samples.data)
+
+
+def check_shapes(learner: Learner, samples: Samples) -> None:
+    """Raise ValueError for layers of different shapes, unless the loss takes them."""
+    objective = learner.objective
+    if objective.loss is None or not objective.definition.same_shape:
+        return
+    x, _ = samples.data.batch(torch.arange(min(2, len(samples.data))), learner.device)
+    learner.model.eval()
+    with torch.no_grad():
+        outputs = learner.outputs(x)
+    for ours, theirs, target in zip(
+        objective.layers, objective.theirs, samples.targets, strict=True
+    ):
+        one, other = list(outputs[ours].shape[1:]), list(target.shape[1:])
+        if one != other:
+            raise ValueError(
+                f"of a sample the student's {ours or 'output'!r} is {one}, the teacher's "
+                f"{theirs or 'output'!r} {other}: choose layers of one shape"
+            )
+
+
+def check_batch_of_one(learner: Learner, data: Data) -> None:
+    """Raise ValueError where batch normalisation would get a single value for each channel."""
+    size = learner.schedule.batch_size
+    smallest = min(len(batch) for batch in batches(torch.arange(len(data)), size))
+    if smallest > 1 or not (learner.trained and batch_norms(learner.model, learner.resting)):
+        return
+    before = copied(learner.tensors())
+    learner.train_mode(rate=0.0)
+    try:
+        with seeded(0), torch.no_grad():
+            learner.outputs(data.batch(torch.arange(1), learner.device)[0])
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch normalisation cannot learn from a batch of one sample ({len(data)} samples, "
+            f"batch_size={size}): choose a larger batch_size"
+        ) from error
+    finally:
+        learner.restore(before)

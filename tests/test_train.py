@@ -1,0 +1,388 @@
+"""kpnb.distill without a store: against loops of plain PyTorch, on any network, data and folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kpnb import distill
+from kpnb.checkpoints import Checkpoints
+from kpnb.distill import TensorData, seeded
+from kpnb.losses import LOSSES, Loss, TrainingObjective, feature, feature_at, labels_only
+from kpnb.schedule import Schedule
+from kpnb_book.store import Store
+from kpnb_book.studies import training
+from kpnb_book.studies.training import Source
+from tests.test_distill import Points, mlp, one_thread, same  # noqa: F401 - a fixture
+
+
+def points(count: int = 37, seed: int = 0) -> TensorData:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    return TensorData(x, torch.randint(0, 3, (count,), generator=generator))
+
+
+def network(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
+    return mlp(seed, dropout).double()
+
+
+def smooth(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)
+        return nn.Sequential(*layers).double()
+
+
+# ---------------------------------------------------------------- the same weights as plain PyTorch
+
+
+@pytest.mark.parametrize("adamw", [False, True], ids=["SGD", "AdamW"])
+def test_a_baseline_is_what_a_plain_loop_gives(adamw: bool):
+    data, schedule = points(), Schedule(epochs=3, lr=0.02, batch_size=8, seed=5, adamw=adamw)
+    found = distill.baseline(network(), data, schedule)
+
+    model = network().train()
+    kind = {False: torch.optim.SGD, True: torch.optim.AdamW}[adamw]
+    more = {"betas": (0.9, 0.999)} if adamw else {"momentum": 0.9}
+    optimiser = kind(model.parameters(), lr=0.02, weight_decay=1e-4, **more)
+    for epoch in (1, 2, 3):
+        with seeded(5, epoch):
+            order = torch.randperm(len(data))
+        for batch in order.split(8):
+            optimiser.zero_grad()
+            F.cross_entropy(model(data.x[batch]), data.y[batch]).backward()
+            optimiser.step()
+
+    torch.testing.assert_close(found.state(), dict(model.state_dict()), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("adamw", [False, True], ids=["SGD", "AdamW"])
+def test_student_and_head_are_what_plain_loops_give(adamw: bool):
+    """||f_T - f_S||^2 at a layer, then the labels' loss on frozen features."""
+    data, teacher = points(), smooth(1)
+    schedule = Schedule(epochs=2, lr=0.02, batch_size=37, weight_decay=0.0, adamw=adamw)
+    learned = distill.student(smooth(), teacher, "2", data, schedule, scale="sum")
+    whole = distill.head(learned.load(smooth()), "2", data, schedule)
+
+    model, kind = smooth(), torch.optim.AdamW if adamw else torch.optim.SGD
+    more = {"betas": (0.9, 0.999)} if adamw else {"momentum": 0.9}
+    below, above, target = model[:3], model[3:], teacher[:3](data.x).detach()
+    optimiser = kind(below.parameters(), lr=0.02, weight_decay=0.0, **more)
+    for _ in range(2):
+        optimiser.zero_grad()
+        (below(data.x) - target).square().sum(1).mean().backward()
+        optimiser.step()
+    torch.testing.assert_close(learned.state(), dict(model.state_dict()), rtol=1e-9, atol=1e-9)
+
+    features = below(data.x).detach()
+    optimiser = kind(above.parameters(), lr=0.02, weight_decay=0.0, **more)
+    for _ in range(2):
+        optimiser.zero_grad()
+        F.cross_entropy(above(features), data.y).backward()
+        optimiser.step()
+    torch.testing.assert_close(whole.state(), dict(model.state_dict()), rtol=1e-9, atol=1e-9)
+
+
+def test_a_loss_at_two_layers_with_labels():
+    data, teacher, model = points(20), network(1).eval(), network().eval()
+    objective = TrainingObjective("feature", ("0", "2"), parameters={"scale": "mean"}, labels=0.5)
+    schedule = Schedule(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=20)
+    found = distill.train(network(), data, schedule, objective, teacher=teacher)
+    model.train()
+    first, second = model[:1](data.x), model[:3](data.x)
+    loss = (first - teacher[:1](data.x)).square().mean()
+    loss = loss + (second - teacher[:3](data.x)).square().mean()
+    loss = loss + 0.5 * F.cross_entropy(model[3:](second), data.y)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        expected = parameter.detach() - 0.1 * parameter.grad
+        torch.testing.assert_close(found.state()[name], expected, rtol=1e-9, atol=1e-9)
+    assert found.log[1]["loss"] == pytest.approx(loss.item())
+
+
+def cosine_distance(student: Tensor, teacher: Tensor, power: float = 1.0) -> Tensor:
+    return (1 - F.cosine_similarity(student.flatten(1), teacher.flatten(1))).pow(power).mean()
+
+
+def test_a_new_loss_is_a_function_and_a_line(monkeypatch):
+    monkeypatch.setitem(LOSSES, "cosine", Loss(cosine_distance))
+    objective = TrainingObjective("cosine", ("4",), parameters={"power": 2.0})
+    schedule, data = Schedule(epochs=30, lr=0.5, batch_size=20), points(40)
+    log = distill.train(network(), data, schedule, objective, teacher=network(1)).log
+    assert log[-1]["loss"] < 0.2 * log[1]["loss"]
+    with pytest.raises(ValueError, match="unknown parameter of cosine 'pow'; did you mean 'power'"):
+        TrainingObjective("cosine", parameters={"pow": 2.0})
+
+
+def test_feature_scales_by_hand():
+    ours, theirs = torch.ones(2, 3, 2), torch.zeros(2, 3, 2)
+    assert [feature(ours, theirs, scale).item() for scale in ("sum", "mean")] == [6, 1]
+    assert feature(ours, theirs, energy=12.0) == 0.5
+
+
+# ------------------------------------------------------------------------------ what stays as it is
+
+
+@pytest.mark.parametrize("adamw", [False, True], ids=["SGD", "AdamW"])
+def test_parameters_that_were_frozen_stay_frozen(adamw: bool):
+    """With a strong decay, which would shrink them; so do statistics of frozen normalisations."""
+    data, teacher = points(), network(1)
+    model = network()
+    model[:2].requires_grad_(False)
+    schedule = Schedule(epochs=2, lr=0.1, weight_decay=0.5, batch_size=8, adamw=adamw)
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    for found in (
+        distill.baseline(model, data, schedule),
+        distill.student(model, teacher, "4", data, schedule),
+        distill.output(model, teacher, data, schedule),
+        distill.head(model, "0", data, schedule),
+    ):
+        end = found.state()
+        assert {key for key in start if torch.equal(start[key], end[key])} >= {
+            key for key in start if key[0] in "01"
+        }
+        assert not torch.equal(start["4.weight"], end["4.weight"])
+        assert not found.paths()[1].keys() & {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert [p.requires_grad for p in model.parameters()] == [False] * 4 + [True] * 4
+
+
+def test_nothing_to_train_is_named():
+    with pytest.raises(ValueError, match="nothing to train: all parameters are frozen"):
+        distill.baseline(network().requires_grad_(False), points(), Schedule(epochs=1))
+
+
+def test_it_trains_where_gradients_are_switched_off():
+    data, schedule = points(), Schedule(epochs=1)
+    expected = distill.baseline(network(), data, schedule).state()
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            assert same(distill.baseline(network(), data, schedule).state(), expected)
+
+
+# -------------------------------------------------------------------------------- networks and data
+
+
+class Pair(nn.Module):
+    """Two inputs by name, a dict for an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.end = nn.Linear(5, 4), nn.Linear(2, 4), nn.Linear(4, 3)
+
+    def forward(self, signal: Tensor, context: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.end(torch.tanh(self.a(signal) + self.b(context)))}
+
+
+def test_inputs_and_outputs_may_be_mappings():
+    plain = points(30)
+    context = torch.randn(30, 2, dtype=torch.float64)
+    data = TensorData({"context": context, "signal": plain.x}, plain.y)
+    model, schedule = Pair().double(), Schedule(epochs=2, lr=0.1, batch_size=30, momentum=0.0)
+    found = distill.baseline(model, data, schedule, test=data)
+    for _ in range(2):
+        model.zero_grad()
+        F.cross_entropy(model(plain.x, context)["logits"], plain.y).backward()
+        for parameter in model.parameters():
+            step = parameter.grad + 1e-4 * parameter.detach()
+            parameter.data -= 0.1 * step
+    torch.testing.assert_close(found.state(), dict(model.state_dict()), rtol=1e-9, atol=1e-9)
+    chosen = model(plain.x, context)["logits"].argmax(1)
+    assert found.accuracy == (chosen == plain.y).double().mean().item()
+
+
+class Recurrent(nn.Module):
+    """An LSTM, which returns tuples, and a prediction from its last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.end = nn.LSTM(3, 6, batch_first=True), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return self.end(self.lstm(x)[0][:, -1]), "more"
+
+
+def test_layers_and_networks_may_return_tuples():
+    data = TensorData(torch.randn(24, 7, 3), torch.arange(24) % 2)
+    schedule = Schedule(epochs=3, lr=0.3, batch_size=12)
+    learned = distill.student(Recurrent(), Recurrent(), "lstm", data, schedule, test=data)
+    assert learned.log[3]["test_feature_error"] < learned.log[0]["test_feature_error"]
+    assert distill.head(learned.load(Recurrent()), "lstm", data, schedule).log[3]["accuracy"] > 0
+
+
+def test_labels_may_be_anything_that_the_loss_does_not_look_at():
+    plain = points(20)
+    data = TensorData(plain.x, torch.randn(20))  # numbers, not classes
+    log = distill.student(network(), network(1), "3", data, Schedule(epochs=1), test=data).log
+    assert log[1]["feature_error"] > 0
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 8), (5, 1)])
+def test_batch_normalisation_of_one_sample_is_named(count: int, size: int):
+    schedule = Schedule(epochs=1, batch_size=size)
+    model = network()
+    with pytest.raises(ValueError, match=r"cannot learn from a batch of one sample .*batch_size"):
+        distill.baseline(model, points(count), schedule)
+    distill.head(model, "2", points(count), schedule)  # it is frozen there
+    model[1].requires_grad_(False)
+    distill.baseline(model, points(count), schedule)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantised_teacher_teaches():
+    teacher = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear})
+    data = TensorData(torch.randn(40, 5), torch.zeros(40, dtype=torch.int64))
+    model, schedule = nn.Linear(5, 3), Schedule(epochs=30, lr=0.1)
+    log = distill.output(model, quantised, data, schedule).log
+    assert log[-1]["loss"] < 0.5 * log[1]["loss"]
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> str:
+        return "words"
+
+    def set_extra_state(self, state: str) -> None:
+        assert state == "words"
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path):
+    old = nn.Sequential(Extra(5, 3).double())
+    with pytest.raises(TypeError, match=r"'0\._extra_state' of the network's state is of type str"):
+        distill.baseline(old, points(), Schedule(epochs=1), folder=tmp_path)
+    with pytest.raises(TypeError, match=r"'weight' has no shape yet: run a batch through"):
+        distill.baseline(nn.LazyLinear(3), points(), Schedule(epochs=1), folder=tmp_path)
+    assert not list(tmp_path.glob("epoch-*"))
+
+
+def test_a_loss_needs_its_teacher_and_pairs_of_layers():
+    with pytest.raises(ValueError, match="the loss 'feature' compares with a teacher"):
+        distill.train(network(), points(), Schedule(epochs=1), feature_at("4"))
+    with pytest.raises(ValueError, match="must be pairs"):
+        TrainingObjective("feature", ("0", "4"), ("0",))
+    with pytest.raises(ValueError, match="unknown loss 'features'; did you mean 'feature'"):
+        TrainingObjective("features")
+    with pytest.raises(ValueError, match="nothing to minimise"):
+        TrainingObjective()
+
+
+# ------------------------------------------------------------------------------------------ folders
+
+
+def test_a_folder_is_gone_on_with(tmp_path: Path):
+    data, model = points(), network(dropout=0.3)
+    distill.baseline(model, data, Schedule(epochs=2), folder=tmp_path)
+    (tmp_path / "epoch-002.json").unlink()
+    flipped = bytearray((tmp_path / "epoch-001.safetensors").read_bytes())
+    flipped[-1] ^= 1
+    (tmp_path / "epoch-001.safetensors").write_bytes(flipped)
+    longer = distill.baseline(model, data, Schedule(epochs=4), folder=tmp_path)
+    assert same(longer.state(), distill.baseline(model, data, Schedule(epochs=4)).state())
+    again = Checkpoints(tmp_path)
+    assert again.epochs == 4
+    assert again.log == longer.log
+    assert same(again.load(network(dropout=0.3)).state_dict(), longer.state())
+    assert {path.suffix for path in tmp_path.iterdir() if path.name != ".lock"} == {
+        ".json",
+        ".safetensors",
+    }
+
+
+def test_a_folder_with_another_training_is_refused(tmp_path: Path):
+    data = points()
+    distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=r"holds another training, whose schedule is .*'lr': 0.01"):
+        distill.baseline(network(), data, Schedule(epochs=2, lr=0.1), folder=tmp_path)
+    with pytest.raises(ValueError, match="holds another training, whose samples is 37, not 9"):
+        distill.baseline(network(), points(9), Schedule(epochs=1), folder=tmp_path)
+    with pytest.raises(ValueError, match="another training, which started from other weights"):
+        distill.baseline(network(1), data, Schedule(epochs=2), folder=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    taught = tmp_path / "taught"
+    distill.student(network(), network(1), "3", data, Schedule(epochs=1), folder=taught)
+    with pytest.raises(ValueError, match="holds another training, whose teacher is"):
+        distill.student(network(), network(2), "3", data, Schedule(epochs=2), folder=taught)
+
+
+def test_a_call_that_failed_beforehand_does_not_claim_its_folder(tmp_path: Path):
+    data, schedule = points(), Schedule(epochs=1)
+    with pytest.raises(ValueError, match="choose layers of one shape"):
+        distill.student(
+            network(), network(1), "4", data, schedule, teacher_layer="0", folder=tmp_path
+        )
+    distill.student(network(), network(1), "4", data, schedule, folder=tmp_path)
+
+
+def test_a_temporary_folder_goes_with_its_checkpoints():
+    found = distill.baseline(network(), points(), Schedule(epochs=1))
+    folder = found.artefacts.path
+    assert (folder / "epoch-001.json").exists()
+    del found
+    assert not folder.exists()
+
+
+def test_checkpoints_that_are_lost_or_damaged_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=f"no checkpoints in {tmp_path}"):
+        Checkpoints(tmp_path)
+    found = distill.baseline(network(), points(), Schedule(epochs=2), folder=tmp_path)
+    sidecar = tmp_path / "epoch-001.json"
+    entry = json.loads(sidecar.read_text())
+    entry["info"]["loss"] = 0.0
+    sidecar.write_text(json.dumps(entry))
+    for read in (lambda: found.state(1), lambda: found.log):
+        with pytest.raises(FileNotFoundError, match=r"epoch 1 of .* is missing or damaged: train"):
+            read()
+
+
+# ---------------------------------------------------------------------------------- lazy trainings
+
+
+def test_a_training_computes_nothing_before_it_is_read(tmp_path: Path):
+    built = []
+
+    def build(seed: int) -> nn.Module:
+        built.append(seed)
+        return mlp(seed)
+
+    class Watched(Points):
+        def batch(self, index: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
+            built.append("batch")
+            return super().batch(index, device)
+
+    store, data, schedule = Store(tmp_path / "store"), Watched(30), Schedule(epochs=2)
+    teacher = training.baseline(
+        store, {"seed": 1}, data, schedule, kind="teacher", build=build, test=data
+    )
+    mimic = training.student(
+        store, {"seed": 0}, data, schedule, teacher=teacher, layer="4", build=build, test=data
+    )
+    whole = training.head(store, mimic, "4", data, schedule, test=data)
+    softened = training.output(store, {"seed": 0}, data, schedule, teacher=teacher, build=build)
+    derived = training.baseline(
+        store, Source({"from": mimic.address}, lambda: mimic.load()[:5], (mimic,)), data, schedule
+    )
+    everything = [teacher, mimic, whole, softened, derived]
+    assert [one.missing() for one in everything] == [[0, 1, 2]] * 5
+    assert [one.requires() for one in everything] == [[], [teacher], [mimic], [teacher], [mimic]]
+    assert [one.teacher for one in everything] == [None, teacher, None, teacher, None]
+    assert not built
+    assert not store.root.exists()
+
+    assert whole.accuracy >= 0  # which takes its student, and that its teacher
+    assert [one.missing() for one in everything] == [[], [], [], [0, 1, 2], [0, 1, 2]]
+    built.clear()
+    longer = training.baseline(
+        store, {"seed": 1}, data, Schedule(epochs=4), kind="teacher", build=build, test=data
+    )
+    assert longer.missing() == [3, 4]
+    assert not built
+
+
+def test_the_store_and_a_folder_hold_the_same_training(tmp_path: Path):
+    data, schedule = Points(30), Schedule(epochs=2, batch_size=8)
+    stored = training.baseline(Store(tmp_path), mlp(), data, schedule)
+    plain = distill.train(mlp(), data, schedule, labels_only())
+    assert same(stored.finish().checkpoints.tensors(), plain.tensors())
