@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
-    "42_qa_h3": {"study", "networks", "layer", "agreement"},
-    "60_agreement": {"kpnb", "solvers", "study", "network", "where"},
+    "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
+    "60_agreement": {"kpnb", "solvers", "study", "network", "where", "measure"},
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

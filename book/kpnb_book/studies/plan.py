@@ -54,6 +54,10 @@ class Plan:
         ]
         return cls(study, tuple(trainings.values()), tuple(measurements))
 
+    def also(self, *trainings: Training) -> "Plan":
+        """The same, and these trainings."""
+        return replace(self, trainings=(*self.trainings, *trainings))
+
     def everything(self) -> dict[str, Training]:
         """All trainings by address, each behind those that it requires."""
         found: dict[str, Training] = {}
@@ -79,7 +83,7 @@ def _pairs(study: Study) -> Plan:
 def _chapter(study: Study) -> Plan:
     s, plan = study.settings, _pairs(study)
     heads = [study.head(layer, seed) for layer, seed in product(s.layers, s.seeds)]
-    return replace(plan, trainings=(*plan.trainings, *heads))
+    return plan.also(*heads)
 
 
 def _first_chapter(study: Study) -> Plan:
