@@ -3,7 +3,6 @@ only, probes.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
