@@ -15,6 +15,7 @@ from kpnb.metrics import BETTER, NAMES, Choices, six_metrics
 from kpnb.points import released_filter
 from kpnb.stats import compare_seeds
 from kpnb_book.figures.scoreboard import HYPOTHESES, paper_signs, scoreboard
+from kpnb_book.networks.images import build
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
 from kpnb_book.studies.controls import (
@@ -60,14 +61,16 @@ def test_masks_of_other_images_are_used(study):
         assert found.n_fg[i] == ((level - entropy[-1, i] > 0.2) & mask).sum()
 
 
+def untrained(study: ImageStudy) -> torch.Tensor:
+    return build(**study.teacher_spec()).features[0].weight
+
+
 def test_student_of_an_untrained_teacher(study):
     """It starts where the student starts, and mimics what the teacher was before its training."""
     student, control = study.student("FC1"), study.student("FC1", teacher_epoch=0)
     assert torch.equal(student.state(0)["features.0.weight"], control.state(0)["features.0.weight"])
-    assert control.run.config["objective"]["teacher"] == {
-        "run": study.teacher().address,
-        "epoch": 0,
-    }
+    assert control.run.config["teacher"] == {"run": study.teacher().address, "epoch": 0}
+    assert torch.equal(control.teacher.state(0)["features.0.weight"], untrained(study))
     assert control.address != student.address
 
 

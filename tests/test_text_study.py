@@ -191,12 +191,6 @@ def test_adamw_is_the_published_update(tmp_path):
     torch.testing.assert_close(torch.cat([found["weight"], found["bias"][:, None]], 1), w)
 
 
-def test_earlier_runs_keep_their_address():
-    assert "adamw" not in Schedule().config
-    assert "bf16" not in Schedule(cosine=True).config
-    assert Schedule(adamw=True).config["adamw"]
-
-
 def test_settings_of_the_profiles():
     assert TextStudy.resolve("laptop").dataset == "reviews"
     assert QuestionStudy.resolve("laptop").dataset == "factbook"
