@@ -24,7 +24,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
     "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
-    "60_agreement": {"kpnb", "solvers", "study", "network", "where", "measure"},
+    "60_agreement": {"kpnb", "study", "network", "where", "measure"},
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
