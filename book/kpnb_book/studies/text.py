@@ -156,14 +156,15 @@ class TextStudy(Study):
         found = self.store.run("answers", where).get("scores", compute)
         return super().scores(training) | found.info
 
-    @torch.no_grad()
     def answers(self, training: Training) -> list[str]:
         """What the network answers to the held-out questions."""
-        model, device = training.load().to(self.settings.device), self.settings.device
+        device = self.settings.device
+        model = training.load().to(device)  # may train it, which takes gradients
         spans = []
-        for part in torch.arange(len(self.test)).split(self.settings.batch_size):
-            x, _ = self.test.batch(part, device)
-            spans.append(best_spans(model(x)).cpu())
+        with torch.no_grad():
+            for part in torch.arange(len(self.test)).split(self.settings.batch_size):
+                x, _ = self.test.batch(part, device)
+                spans.append(best_spans(model(x)).cpu())
         return self.test.parts(torch.cat(spans))
 
 
