@@ -7,6 +7,7 @@ and figures are made of.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -67,7 +68,7 @@ class Measurement:
     def used(self) -> Solver:
         """The solver that is used, without what one layer would hand down to another."""
         solver = self.solver or solver_of(self.study.settings)
-        return replace(solver, own=None) if isinstance(solver, ClosedForm) else solver
+        return replace(solver, own=None) if hasattr(solver, "own") else solver
 
     def run(self, layer: str) -> Run:
         """Where the store keeps the entropies at ``layer``, an artefact for each epoch."""
@@ -90,8 +91,9 @@ class Measurement:
 
     def finish(self) -> "Measurement":
         """Compute what the store does not hold; epoch by epoch, all layers together."""
-        # One order of the runs everywhere, so that two processes never wait for each other.
-        layers = sorted(dict.fromkeys(self.layers), key=self.study.path)
+        # Each run once, and all in one order, so that two processes never wait for each other.
+        by_path = {self.study.path(layer): layer for layer in self.layers}
+        layers = [by_path[path] for path in sorted(by_path)]
         lacking = {layer: set(self.missing(layer)) for layer in layers}
         epochs = [n for n in self.numbers if any(n in missing for missing in lacking.values())]
         if epochs:
@@ -112,13 +114,10 @@ class Measurement:
         return {layer: self._read(layer) for layer in self.layers}
 
     def _read(self, layer: str) -> dict[str, Tensor]:
-        run = self.run(layer)
-        items = [
-            run.get(
-                artefact(epoch), lambda epoch=epoch: stored(self._measure(epoch, [layer])[layer])
-            )
-            for epoch in self.numbers
-        ]
+        run, items = self.run(layer), []
+        for epoch in self.numbers:
+            again = partial(self._measure, epoch, [layer])  # should it be damaged
+            items.append(run.get(artefact(epoch), lambda again=again: stored(again()[layer])))
         return {key: torch.stack([item.tensors[key] for item in items]) for key in items[0].tensors}
 
     def _store(self, epoch: int, layers: Sequence[str]) -> None:
@@ -136,18 +135,14 @@ class Measurement:
     def _measure(self, epoch: int, layers: Sequence[str]) -> dict[str, Entropy]:
         study = self.study
         model = self.training.load(epoch=epoch).to(study.settings.device)
-        x, scale = study.inputs(model)
         found = entropy(
             model,
-            x,
-            [study.path(layer) for layer in layers],
-            units=study.units,
+            layers=[study.path(layer) for layer in layers],
             solver=self.used,
             objective=self.objective,
-            scale=scale,
-            max_batch=study.settings.max_batch,
             seed=self.noise_seed,
             dead="nan",
+            **study.inputs(model),
         )
         return {layer: found[study.path(layer)] for layer in layers}
 

@@ -10,12 +10,13 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.entropy import entropy
@@ -242,13 +243,13 @@ class _Count:
         s, spec = study.settings, study.spec(0)
         if (key := repr((spec, layer, study.units, measurement.used))) not in self.trials:
             model = type(study).build(**spec).to(s.device)
-            x, scale = study.inputs(model)
-            options = {"units": study.units, "solver": measurement.used, "scale": scale}
-            for few in (x[:1], x[:BATCH]):  # the first warms up
+            options = {"layers": study.path(layer), "solver": measurement.used, "dead": "nan"}
+            options |= study.inputs(model)
+            batch = min(BATCH, len(study.measured))
+            for count in (1, batch):  # the first warms up
                 start = time.perf_counter()
-                path = study.path(layer)
-                entropy(model, few, path, max_batch=s.max_batch, dead="nan", **options)
-            self.trials[key] = (time.perf_counter() - start) / len(few)
+                entropy(model, **options | {"x": first(options["x"], count)})
+            self.trials[key] = (time.perf_counter() - start) / batch
             self.found.add(memory=_peak(s.device))
         return self.trials[key]
 
@@ -266,6 +267,13 @@ def _trial(
         tried = baseline(Store(folder), spec, few, schedule, kind="trial", **how).finish()
         size = sum(file.stat().st_size for file in tried.run.path.glob("epoch-001.*"))
         return tried.log[-1]["seconds"] / len(few), size, _peak(study.settings.device)
+
+
+def first(x: Tensor | Mapping[str, Tensor], count: int) -> Any:
+    """The first samples of an input, or of several."""
+    if isinstance(x, Mapping):
+        return {name: value[:count] for name, value in x.items()}
+    return x[:count]
 
 
 def _peak(device: str) -> int:

@@ -136,11 +136,12 @@ class Study(ABC):
         """The measured samples as the networks see them, ``[N, ...]`` on the device."""
         return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
-    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
-        """What is perturbed when ``model`` is measured, ``[N, ...]`` on its device, and the scale
-        of that.
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """What is perturbed when ``model`` is measured, and how: the arguments ``x``, ``units``,
+        ``scale`` and ``max_batch`` of ``kpnb.entropy``.
         """
-        return self.x, self.settings.scale
+        s = self.settings
+        return {"x": self.x, "units": self.units, "scale": s.scale, "max_batch": s.max_batch}
 
     def parameters_below(self, layer: str) -> set[str]:
         """Names of the parameters that the feature at ``layer`` depends on."""

@@ -138,9 +138,10 @@ class TextStudy(Study):
         usual = super().schedule(epochs, lr, seed, cosine)
         return replace(usual, adamw=True, weight_decay=0.01, bf16=self.settings.bf16)
 
-    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
-        """The measured texts with the word embeddings of ``model``, and the scale of those."""
-        return model.embed(self.x).detach(), self.settings.scale * model.words.weight.std().item()
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """The measured texts with the word embeddings of ``model``, at the scale of those."""
+        scale = self.settings.scale * model.words.weight.std().item()
+        return {**super().inputs(model), "x": model.embed(self.x).detach(), "scale": scale}
 
     def scores(self, training: Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
