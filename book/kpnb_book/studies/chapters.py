@@ -7,6 +7,7 @@ other noise, which chapters 01, 12, 22, 32, 42, 60 and 61 try on single epochs, 
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from kpnb._messages import one_of
@@ -34,20 +35,19 @@ def given(parameters: Parameters, but: Iterable[str] = ()) -> dict[str, Any]:
     return {SETTINGS.get(name, name): value for name, value in left.items()}
 
 
-def one(kind: type[Study], what: str) -> Callable[[Parameters], list[Plan]]:
+def one_plan(parameters: Parameters, kind: type[Study], what: str) -> list[Plan]:
     """A chapter on one study."""
-    return lambda parameters: [plan_of(kind(parameters["profile"], **given(parameters)), what)]
+    return [plan_of(kind(parameters["profile"], **given(parameters)), what)]
 
 
-def clouds(what: str) -> Callable[[Parameters], list[Plan]]:
-    """A chapter on several networks for clouds."""
-
-    def plans(parameters: Parameters) -> list[Plan]:
-        options = given(parameters, but=["network"])
-        studies = CloudStudy.several(parameters["profile"], parameters["network"], **options)
-        return [plan_of(study, what) for study in studies.values()]
-
-    return plans
+def clouds_plans(parameters: Parameters, what: str, ends: str | None = None) -> list[Plan]:
+    """A chapter on several networks for clouds; ``ends``: of the first and the last network."""
+    options = given(parameters, but=["network"])
+    studies = CloudStudy.several(parameters["profile"], parameters["network"], **options)
+    kinds = dict.fromkeys(studies, what)
+    for name in (next(iter(studies)), next(reversed(studies))):
+        kinds[name] = ends or what
+    return [plan_of(study, kinds[name]) for name, study in studies.items()]
 
 
 def coherency(parameters: Parameters) -> list[Plan]:
@@ -145,21 +145,21 @@ def scoreboard(parameters: Parameters) -> list[Plan]:
 
 
 CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
-    "00": one(ImageStudy, "baseline"),
-    "01": one(ImageStudy, "teacher"),
+    "00": partial(one_plan, kind=ImageStudy, what="baseline"),
+    "01": partial(one_plan, kind=ImageStudy, what="teacher"),
     "02": coherency,
-    "10": one(ImageStudy, "first chapter"),
-    "11": one(ImageStudy, "pairs"),
-    "12": one(ImageStudy, "pairs"),
-    "20": clouds("first chapter"),
-    "21": clouds("pairs"),
-    "22": clouds("pairs"),
-    "30": one(TextStudy, "first chapter"),
-    "31": one(TextStudy, "pairs"),
-    "32": one(TextStudy, "pairs"),
-    "40": one(QuestionStudy, "first chapter"),
-    "41": one(QuestionStudy, "pairs"),
-    "42": one(QuestionStudy, "pairs"),
+    "10": partial(one_plan, kind=ImageStudy, what="first chapter"),
+    "11": partial(one_plan, kind=ImageStudy, what="pairs"),
+    "12": partial(one_plan, kind=ImageStudy, what="pairs"),
+    "20": partial(clouds_plans, what="chapter", ends="first chapter"),
+    "21": partial(clouds_plans, what="pairs"),
+    "22": partial(clouds_plans, what="pairs"),
+    "30": partial(one_plan, kind=TextStudy, what="first chapter"),
+    "31": partial(one_plan, kind=TextStudy, what="pairs"),
+    "32": partial(one_plan, kind=TextStudy, what="pairs"),
+    "40": partial(one_plan, kind=QuestionStudy, what="first chapter"),
+    "41": partial(one_plan, kind=QuestionStudy, what="pairs"),
+    "42": partial(one_plan, kind=QuestionStudy, what="pairs"),
     "50": teacher_size,
     "51": grid_and_threshold,
     "52": output_distillation,
