@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from kpnb_book.networks import clouds
 
-# ---------------------------------------------------------------------------------------- the usual
-# formulation, [B, C, ...]
+# ------------------------------------------------------------------ the usual form, [B, C, ...]
 
 
 def conv(dim: int, *sizes: int) -> nn.Sequential:
@@ -261,9 +260,8 @@ class Reference(nn.Module):
                 layer.load_state_dict(source.state_dict())
                 continue
             weight, bias = source.weight, source.bias
-            if (
-                isinstance(layer, nn.Conv2d) and layer.bias is None
-            ):  # an edge convolution: theta beside phi
+            if isinstance(layer, nn.Conv2d) and layer.bias is None:
+                # An edge convolution: theta beside phi.
                 weight = torch.cat([weight, sources.pop(0).weight], 1)
             layer.weight.copy_(weight.view_as(layer.weight))
             if layer.bias is not None:
@@ -336,9 +334,8 @@ def run(quick: bool, width: float = 0.25, points: int = 286, k: int = 12, batch:
     x, repeats = random_clouds(batch, points), 5 if quick else 31
     y = torch.randint(CLASSES, (batch,), generator=torch.Generator().manual_seed(0))
     print(f"\ntraining, clouds a second: width {width}, {points} points, k {k}, batch {batch}")
-    print(
-        f"  {'':12s}{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}   (target: at most 1.5)"
-    )
+    columns = f"{'ours':>8s}{'reference':>12s}{'time ours / reference':>24s}"
+    print(f"  {'':12s}{columns}   (target: at most 1.5)")
     for name in clouds.NETWORKS:
         error = difference(name)
         assert error < 1e-6, f"{name}: outputs or gradients differ by {error:.1e}"

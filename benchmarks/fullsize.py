@@ -1,9 +1,8 @@
 """Full-size networks with random weights: seconds and memory of one image's entropy maps, all four
 layers in one call.
 
-    OMP_NUM_THREADS=1 python -m benchmarks fullsize                     # about ten minutes on one
-    core OMP_NUM_THREADS=2 python -m benchmarks.fullsize vgg16 --max-batch 4   # one of them,
-    otherwise
+    OMP_NUM_THREADS=1 python -m benchmarks fullsize     # about ten minutes on one core
+    OMP_NUM_THREADS=2 python -m benchmarks.fullsize vgg16 --max-batch 4     # one of them
 
 Each network has a process of its own, for its peak memory. From the seconds of VGG-16 follow the
 hours of its whole row of Table 5 on CUB-200-2011: a student for each of the four layers, measured
@@ -59,22 +58,23 @@ def measure(name: str, max_batch: int, repeats: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     print(
-        f"\n{name} at {SIZES[name]} px, {parameters:.0f} million parameters, at most {max_batch} images at once"
+        f"\n{name} at {SIZES[name]} px, {parameters:.0f} million parameters, "
+        f"at most {max_batch} images at once"
     )
     for layer, path in paths.items():
         shape = " x ".join(map(str, capture(model, x, [path])[path].shape[1:]))
         spread, linear = found[path].entropy.std().item(), found[path].linearity.item()
         print(
-            f"  {layer:5s}{shape:15s} alone {alone[layer]:6.2f} s   std of H {spread:.3f}   linearity {linear:.3f}"
+            f"  {layer:5s}{shape:15s} alone {alone[layer]:6.2f} s   "
+            f"std of H {spread:.3f}   linearity {linear:.3f}"
         )
     print(f"  all four in one call {together:6.2f} s, {together / 4:.2f} s a map")
-    print(
-        f"  peak memory          {peak:6.2f} GiB: {'within' if peak < LIMIT else 'ABOVE'} {LIMIT:.0f} GiB",
-        flush=True,
-    )
+    verdict = "within" if peak < LIMIT else "ABOVE"
+    print(f"  peak memory          {peak:6.2f} GiB: {verdict} {LIMIT:.0f} GiB", flush=True)
     share = (time.process_time() - busy) / (time.perf_counter() - started) / torch.get_num_threads()
     print(
-        f"  share of the cores   {100 * share:6.0f} %, with much less than 100 all seconds are too long",
+        f"  share of the cores   {100 * share:6.0f} %, "
+        "with much less than 100 all seconds are too long",
         flush=True,
     )
     if name == "vgg16":
@@ -99,26 +99,16 @@ def row(closed: float, layers: float) -> None:
     four layers.
     """
     solver, released, checkpoints = kpnb.ClosedForm(), kpnb.Stochastic(), PAPER["epochs"] + 1
-    forwards, backwards = (
-        1 + solver.noise,
-        solver.rank + solver.probes,
-    )  # and for each layer its check
-    handed_down = 3 * (
-        solver.own + solver.probes
-    )  # backwards of the lower three layers in the call for all four
-    counts = (
-        4 * (forwards + solver.check + backwards)
-        + forwards
-        + 4 * solver.check
-        + backwards
-        + handed_down
-    )
+    # Each of 8 maps has its own backwards and its own check; the four in one call share the rest.
+    calls = 4 + 1
+    counts = calls * (1 + solver.noise) + 8 * (solver.check + solver.rank + solver.probes)
     ways = {
         "closed form": (closed, counts),
         "learner": (2 * layers, 8 * 2 * released.steps * released.samples),
     }
     print(
-        f"\nTable 5, VGG-16 on CUB-200-2011: 4 students (a map each) and 1 baseline (4 maps), {checkpoints} checkpoints"
+        "\nTable 5, VGG-16 on CUB-200-2011: 4 students (a map each) and 1 baseline (4 maps), "
+        f"{checkpoints} checkpoints"
     )
     for what, images in IMAGES.items():
         print(f"  {what} ({images:,}): {8 * checkpoints * images:,} maps")

@@ -15,6 +15,7 @@ import kpnb
 from kpnb.features import capture, explaining
 from kpnb_book.networks.images import build, layer_path
 from kpnb_book.store import Store
+from kpnb_book.studies import measure
 from kpnb_book.studies.images import ImageStudy
 
 NETWORK, LAYERS = "vgg11_bn", ("Conv", "FC1", "FC2", "FC3")
@@ -194,8 +195,8 @@ def scaling(quick: bool) -> None:
             seeds = iter(range(epochs * 100, epochs * 100 + 99))  # each repetition measures anew
             (times,) = turns(
                 [
-                    lambda e=epochs, s=seeds: study.entropies(
-                        training, "FC1", range(e), noise_seed=next(s)
+                    lambda e=epochs, s=seeds: measure.entropies(
+                        study, training, "FC1", range(e), noise_seed=next(s)
                     )
                 ],
                 2,

@@ -13,14 +13,18 @@ import pytest
 import torch
 import yaml
 
-from kpnb_book.run.notebooks import check_parameters, find_notebook
+from kpnb_book.run.notebooks import check_parameters, defaults_of, find_notebook
+from kpnb_book.studies import chapters
+from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.settings import Settings
+from kpnb_book.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
-    "42_qa_h3": {"study", "networks", "layer", "agreement"},
-    "60_agreement": {"kpnb", "solvers", "study", "network", "where"},
+    "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
+    "60_agreement": {"kpnb", "study", "network", "where", "measure"},
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -93,6 +97,43 @@ def test_code_of_solutions_uses_what_is_there(path):
     assert {node.id for node in names} - known - {"len", "sum"} <= GIVEN.get(path.stem, set())
     cells = text(path, "code")
     assert all(re.search(rf"\b{name}\b", cells) for name in GIVEN.get(path.stem, ()))
+
+
+def studies_of(path: Path, parameters: dict) -> list[Settings]:
+    """Settings of the studies that a notebook makes in its first cells, before it computes."""
+    first, *cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    space: dict = {}
+    exec(first.source, space)
+    space.update(parameters)
+    for cell in cells[:2]:
+        exec(cell.source, space)
+    found = []
+    for value in space.values():
+        found += [*value.values()] if isinstance(value, dict) else [value]
+    return [value.settings for value in found if isinstance(value, Study)]
+
+
+@each_notebook
+@pytest.mark.parametrize("other", [False, True], ids=["defaults", "others"])
+def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monkeypatch):
+    """Whatever the parameters; data are not loaded for it, unless the studies depend on them."""
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path))
+    monkeypatch.chdir(path.parent)
+    for name in ("plan_of", "controls_plan", "softened_plan", "fine_tuned_plan"):
+        monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
+    monkeypatch.setattr(Plan, "also", lambda plan, *trainings: plan)
+    monkeypatch.setattr(Study, "head", lambda *what: None)
+    known = defaults_of(path)
+    parameters = {"profile": "smoke", "device": "cpu"}
+    if other:
+        options = {"epochs": 7, "b": 0.15, "grid": 4, "seed": 3, "seeds": [2, 5], "factor": 2.0}
+        options |= {"layer": "FC1", "classes": 3, "control_epochs": 1, "length": 30}
+        parameters |= {name: options[name] for name in options.keys() & known.keys()}
+    plans = chapters.plans_of(path.stem[:2], known | parameters)
+    made = studies_of(path, parameters)
+    assert [plan.study.settings for plan in plans]
+    assert all(plan.study.settings in made for plan in plans)
+    assert {settings.network for settings in made} == {p.study.settings.network for p in plans}
 
 
 def results(path: str) -> list:

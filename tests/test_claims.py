@@ -136,19 +136,37 @@ def test_every_quoted_value_is_glued_somewhere(path):
 
 @pytest.mark.parametrize(
     "typed",
-    ["rho rises to 0.61", "in 12 % of cases", "it changes by +3", "3 of 4 pairs", "5 / 6", "two of the three layers",
-     "the hypothesis is **supported**", "```{note}\nrho is 0.61\n```", "lambda (0.7) is larger", "$\\rho$ = 0.6"],
-)  # fmt: skip
+    [
+        "rho rises to 0.61",
+        "in 12 % of cases",
+        "it changes by +3",
+        "3 of 4 pairs",
+        "5 / 6",
+        "two of the three layers",
+        "the hypothesis is **supported**",
+        "```{note}\nrho is 0.61\n```",
+        "lambda (0.7) is larger",
+        "$\\rho$ = 0.6",
+    ],
+)
 def test_typed_claims_are_found(typed):
     assert claims(typed)
 
 
 @pytest.mark.parametrize(
     "allowed",
-    ["{glue:text}`rho:.2f` and **{glue:text}`h1_verdict`**", "{eq}`eq-9`, section 3.1, table 5, figure 1a", "`b=0.2`",
-     "$p \\le 0.05$", "the 95 % interval", "```python\nx = 0.5\n```", "16 x 16 cells", "[here](https://a.org/2.5)",
-     "*supported* when all show, *open* else"],
-)  # fmt: skip
+    [
+        "{glue:text}`rho:.2f` and **{glue:text}`h1_verdict`**",
+        "{eq}`eq-9`, section 3.1, table 5, figure 1a",
+        "`b=0.2`",
+        "$p \\le 0.05$",
+        "the 95 % interval",
+        "```python\nx = 0.5\n```",
+        "16 x 16 cells",
+        "[here](https://a.org/2.5)",
+        "*supported* when all show, *open* else",
+    ],
+)
 def test_what_is_no_claim_is_not(allowed):
     assert not claims(allowed)
 

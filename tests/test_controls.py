@@ -15,17 +15,19 @@ from kpnb.metrics import BETTER, NAMES, Choices, six_metrics
 from kpnb.points import released_filter
 from kpnb.stats import compare_seeds
 from kpnb_book.figures.scoreboard import HYPOTHESES, paper_signs, scoreboard
+from kpnb_book.networks.images import build
 from kpnb_book.store import Store
+from kpnb_book.studies import measure, tables
 from kpnb_book.studies.controls import (
     SHUFFLED,
-    networks,
+    controls_plan,
     sensitivity,
-    shuffled_labels,
+    shuffled_baseline,
     shuffled_masks,
     splits,
 )
-from kpnb_book.studies.estimate import estimate
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.plan import forecast
 from tests.test_study import TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,53 +42,53 @@ def study(tmp_path_factory) -> ImageStudy:
 
 
 def test_labels_are_shuffled_and_nothing_else_is(study):
-    other = shuffled_labels(study)
-    assert torch.equal(other.share.images, study.share.images)
-    assert other.share.labels.bincount().tolist() == study.share.labels.bincount().tolist()
-    assert not torch.equal(other.share.labels, study.share.labels)
-    assert torch.equal(other.x, study.x)
-    assert torch.equal(other.foreground, study.foreground)
-    assert other.baseline().address != study.baseline().address
-    assert (
-        study.baseline().run.config["data"] == study.share.config
-    )  # the study itself is as it was
+    other, one = shuffled_baseline(study), study.baseline()
+    assert torch.equal(other.data.images, study.share.images)
+    assert other.data.labels.bincount().tolist() == study.share.labels.bincount().tolist()
+    assert not torch.equal(other.data.labels, study.share.labels)
+    assert other.address not in (one.address, shuffled_baseline(study, 1).address)
+    assert (other.kind, other.schedule, other.test) == (one.kind, one.schedule, one.test)
+    assert one.data is study.share  # the study itself is as it was
 
 
 def test_masks_of_other_images_are_used(study):
-    entropy = study.entropies(study.baseline(), "FC1")["entropy"]
+    entropy = measure.entropies(study, study.baseline(), "FC1")["entropy"]
     found = shuffled_masks(study, study.baseline(), "FC1", shift=2)
-    points = study.metrics(study.baseline(), "FC1").points[-1]
+    points = measure.metrics(study, study.baseline(), "FC1").points[-1]
     for i in range(len(points)):
         mask = study.foreground[(i - 2) % len(points)]
         level = entropy[-1, i][~mask].mean()
         assert found.n_fg[i] == ((level - entropy[-1, i] > 0.2) & mask).sum()
 
 
+def untrained(study: ImageStudy) -> torch.Tensor:
+    return build(**study.teacher_spec()).features[0].weight
+
+
 def test_student_of_an_untrained_teacher(study):
     """It starts where the student starts, and mimics what the teacher was before its training."""
     student, control = study.student("FC1"), study.student("FC1", teacher_epoch=0)
     assert torch.equal(student.state(0)["features.0.weight"], control.state(0)["features.0.weight"])
-    assert control.run.config["objective"]["teacher"] == {
-        "run": study.teacher().address,
-        "epoch": 0,
-    }
+    assert control.run.config["teacher"] == {"run": study.teacher().address, "epoch": 0}
+    assert torch.equal(control.teacher.state(0)["features.0.weight"], untrained(study))
     assert control.address != student.address
 
 
-def test_estimate_of_the_controls(study, tmp_path):
+def test_forecast_of_the_controls(study, tmp_path):
     """A teacher, three baselines and four of shuffled labels, a student of either teacher for both
     seeds.
     """
     other = ImageStudy(
         "laptop", **asdict(study.settings) | {"epochs": 1, "analysed": 3}, store=Store(tmp_path)
     )
-    other.teacher()
-    found = estimate(other, networks=lambda one: networks(one, 3))
-    assert found["trainings"] == 3 + SHUFFLED + 2 * 2
-    assert found["measurements"] == 2 * found["trainings"]
-    for network, layer in networks(other, 3):
-        other.entropies(network, layer)
-    assert not estimate(other, networks=lambda one: networks(one, 3))["forwards"]
+    other.teacher().finish()
+    plan = controls_plan(other, 3)
+    found = forecast([plan])
+    assert found.trainings == 3 + SHUFFLED + 2 * 2
+    assert found.measurements == 2 * found.trainings
+    for wanted in plan.measurements:
+        wanted.finish()
+    assert not forecast([plan])
 
 
 def test_splits_of_equal_networks(study):
@@ -100,7 +102,7 @@ def test_splits_of_equal_networks(study):
     assert len(found) == len(sides) == 10
     assert all(sorted("".join(a + b for [(a, b)] in pairs)) == list("abcdef") for pairs in found)
     assert len(list(splits(list("abcde")))) == 3
-    networks = [study.metrics(study.baseline(seed), "FC1") for seed in (0, 1)]
+    networks = [measure.metrics(study, study.baseline(seed), "FC1") for seed in (0, 1)]
     (only,) = splits(networks)
     assert compare_seeds(only)["n_fg"].images == 6
 
@@ -128,7 +130,7 @@ def test_sensitivity_has_the_text_first_and_every_choice_once(study):
             if row is not None
             else table[(table[list(pick)] == pick).all(axis=1)].iloc[0]
         )
-        means = study.table(**options).groupby("network")[[*NAMES]].mean()
+        means = tables.table5(study, **options).groupby("network")[[*NAMES]].mean()
         for name in NAMES:
             expected = means.loc["student", name] - means.loc["baseline", name]
             assert chosen[name] == pytest.approx(expected, nan_ok=True)
@@ -137,7 +139,7 @@ def test_sensitivity_has_the_text_first_and_every_choice_once(study):
 def test_filter_is_a_choice(study):
     """The images that the release leaves out are undefined, the others keep their values."""
     entropy, distance = (
-        study.entropies(study.baseline(), "FC1")["entropy"].clone(),
+        measure.entropies(study, study.baseline(), "FC1")["entropy"].clone(),
         torch.tensor([0.0, 0.1, 0.2]),
     )
     entropy[-1, 0] = -2.8 + 0.1 * study.foreground[0]
@@ -184,14 +186,14 @@ def test_scoreboard_says_what_the_study_says(study):
         == [metric for metrics in HYPOTHESES.values() for metric in metrics]
         == list(NAMES)
     )
-    overall = study.overall()
+    decided = tables.overall(study)
     for row in table.to_dict("records"):
-        d = overall[row["metric"]]
+        d = decided[row["metric"]]
         assert (row["effect"], row["p"], row["verdict"]) == pytest.approx(
             (d.value, d.p, d.verdict), nan_ok=True
         )
         gaps = [
             student.row()[d.metric] - baseline.row()[d.metric]
-            for student, baseline in study.pairs().values()
+            for student, baseline in measure.pairs(study).values()
         ]
         assert row["ours"].split(" / ")[0] == str(sum(BETTER[d.metric] * gap > 0 for gap in gaps))

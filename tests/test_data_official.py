@@ -20,6 +20,7 @@ from kpnb_book.data.image_set import Record
 from kpnb_book.data.images import load
 from kpnb_book.data.samples import Request
 from kpnb_book.store import Store
+from kpnb_book.studies import tables
 from kpnb_book.studies.images import ImageStudy
 
 WIDTH, HEIGHT = 40, 30
@@ -642,8 +643,8 @@ def test_a_study_of_a_public_set_with_a_resnet(tmp_path):
     }
     study = ImageStudy("smoke", store=Store(tmp_path / "store"), **how)
     assert (len(study.train), len(study.share), len(study.test)) == (8, 6, 4)
-    table = study.table()
+    table = tables.table5(study)
     assert table.layer.tolist() == ["Conv"] * 2
     assert table.network.tolist() == ["student", "baseline"]
-    assert study.accuracies().accuracy.between(0, 1).all()
+    assert tables.accuracies(study).accuracy.between(0, 1).all()
     assert study.shown(5).tolist() == [0, 1]

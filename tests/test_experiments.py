@@ -1,8 +1,5 @@
-"""The paper's other experiments on images in miniature, and the estimate that comes before each of
-them.
-"""
+"""The paper's other experiments on images in miniature, plans and forecasts."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +12,13 @@ import kpnb
 from kpnb_book.__main__ import folders
 from kpnb_book.figures import plots
 from kpnb_book.figures.report import beside_paper, table_rows
-from kpnb_book.run.notebooks import _status
 from kpnb_book.store import Store
-from kpnb_book.studies.estimate import Estimate, chapter, estimate, pairs, teacher_only
+from kpnb_book.studies import measure, tables
 from kpnb_book.studies.experiments import (
     FewOutputs,
     SomeClasses,
     fine_tuned,
+    fine_tuned_plan,
     folded,
     inner_layers,
     other_maps,
@@ -29,8 +26,10 @@ from kpnb_book.studies.experiments import (
     relative_change,
     rescaled,
     softened,
+    softened_plan,
 )
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.plan import Forecast, forecast, plan_of
 from tests.test_study import TINY, draw
 
 FOUR = TINY | {
@@ -159,14 +158,14 @@ def test_layers_of_other_widths_are_refused(study, root):
     }
     alien = ImageStudy("laptop", teacher_network="alexnet", **options)
     with pytest.raises(ValueError, match="choose layers of one shape"):
-        alien.student("Conv")
+        alien.student("Conv").finish()
 
 
 def test_grid_and_threshold_reuse_the_networks(study, root):
     options = TINY | {"dataset": "folder", "data_root": root, "store": study.store, "grid": 8}
     finer = ImageStudy("laptop", **options)
     assert finer.student("FC1").address == study.student("FC1").address
-    assert finer.metrics(finer.baseline(), "FC1").points.shape[-1] == 64
+    assert measure.metrics(finer, finer.baseline(), "FC1").points.shape[-1] == 64
     table = beside_paper(3, table_rows(finer, "grid=8x8"))
     assert len(table) == 2 + 24
     assert "rho" in table
@@ -197,7 +196,7 @@ def test_few_outputs_are_those_of_the_whole_teacher(store):
         few.teacher().load()(x), whole.teacher().load()(x)[:, [2, 5, 7]], atol=1e-6
     )
     students = few.student("FC3"), softened(few)
-    assert all(few.metrics(network, "FC3").n_fg.shape == (6,) for network in students)
+    assert all(measure.metrics(few, network, "FC3").n_fg.shape == (6,) for network in students)
     assert students[1].log[-1]["accuracy"] >= 0
     assert torch.equal(
         students[0].state(0)["classifier.6.weight"], few.baseline().state(0)["classifier.6.weight"]
@@ -231,7 +230,7 @@ def test_fine_tuning_starts_from_what_was_learned(store):
         torch.equal(start[key], scratch[key] if key in fresh else source[key]) for key in start
     )
     assert tuned.address != study.baseline().address
-    counts = study.point_counts(tuned, "FC1")
+    counts = measure.point_counts(study, tuned, "FC1")
     assert counts.shape == (3, 6)
 
 
@@ -252,14 +251,13 @@ def test_probe_is_ridge_regression(study):
     network = study.baseline()
     (x, y), (other, truth) = (d.batch(torch.arange(len(d))) for d in (study.share, study.test))
     model = network.load()
+
+    def feature(v: torch.Tensor) -> torch.Tensor:
+        return model.classifier[:2](model.avgpool(model.features(v)).flatten(1))
+
     with torch.no_grad():
         learned, held_out = (
-            np.pad(
-                model.classifier[:2](model.avgpool(model.features(v)).flatten(1)).double().numpy(),
-                # fmt: skip
-                ((0, 0), (0, 1)),
-                constant_values=1,
-            )
+            np.pad(feature(v).double().numpy(), ((0, 0), (0, 1)), constant_values=1)
             for v in (x, other)
         )
     ridge = 1e-3 * np.square(learned).sum() / learned.shape[1]
@@ -272,67 +270,67 @@ def test_probe_is_ridge_regression(study):
     assert found[-1].item() == pytest.approx(expected)
 
 
-def test_estimate_against_what_is_done(root, tmp_path, monkeypatch):
-    """Counts are exact, disk within a half, time within an order of magnitude; and nothing is
-    computed for it.
-    """
+def test_forecast_against_what_is_done(root, tmp_path):
+    """Counts are exact and disk is within a half; nothing is computed for it."""
     options = TINY | {"share": 40, "epochs": 3, "analysed": 12}
     study = ImageStudy(
         "laptop", dataset="folder", data_root=root, store=Store(tmp_path / "store"), **options
     )
-    monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
-    found = estimate(study, study)
+    found = forecast([plan_of(study), plan_of(study)])
     assert set(folders(study.store.root)["kind"]) <= {"images"}
     train, share, test, s = len(study.train), len(study.share), len(study.test), study.settings
-    assert found["trainings"] == 4
-    assert found["epochs"] == 2 + 3 + 3 + 1
-    assert found["measurements"] == 2 * 4
-    assert found["backwards"] == 2 * train + 7 * share + 8 * 12 * (s.rank + s.probes)
-    assert found["forwards"] == 2 * train + 7 * share + (3 + 4 + 4 + 2) * test + 8 * 12 * (
-        2 + s.noise
-    )
-    start = time.perf_counter()
-    study.table()
-    study.accuracies()
-    seconds = time.perf_counter() - start
-    assert seconds / 10 < found["seconds"] < 10 * seconds
-    disk = (
-        folders(study.store.root)
-        .groupby("kind")["bytes"]
-        .sum()[["teacher", "student", "baseline", "head"]]
-        .sum()
-    )
-    assert disk <= found["disk"] < 1.5 * disk  # the untrained network has no optimiser's state
-    assert 2e8 < found["memory"] < 5e10
+    assert found.trainings == 4
+    assert found.epochs == 2 + 3 + 3 + 1
+    assert found.measurements == 2 * 4
+    assert found.backwards == 2 * train + 7 * share + 8 * 12 * (s.rank + s.probes)
+    tested = (3 + 4 + 4 + 2) * test
+    assert found.forwards == 2 * train + 7 * share + tested + 8 * 12 * (2 + s.noise)
+    tables.table5(study)
+    tables.accuracies(study)
+    kinds = ["teacher", "student", "baseline", "head"]
+    disk = folders(study.store.root).groupby("kind")["bytes"].sum()[kinds].sum()
+    assert disk <= found.disk < 1.5 * disk  # the untrained network has no optimiser's state
+    assert found.seconds > 0
+    assert found.memory > 0
     for line in (
         "trainings: 4, with 9 epochs in all",
         "measurements of a network after an epoch: 8",
-        f"passes of a sample: {found['forwards']:,} forward, {found['backwards']:,} backward",
+        f"passes of a sample: {found.forwards:,} forward, {found.backwards:,} backward",
     ):
         assert f"\n  {line}\n" in str(found)
-    assert (tmp_path / "progress.note").read_text() == str(found)
-    assert str(estimate(study)) == "Everything is stored: nothing is trained or measured."
+    done = forecast([plan_of(study)])
+    assert str(done) == "Everything is stored: nothing is trained or measured."
 
 
-def test_estimates_by_what_is_asked_for(root, tmp_path):
+def test_forecasts_by_what_is_planned(root, tmp_path):
     study = ImageStudy("laptop", dataset="folder", data_root=root, store=Store(tmp_path), **TINY)
-    assert estimate(study, networks=teacher_only)["trainings"] == 1
-    assert estimate(study, networks=pairs)["trainings"] == 3
-    study.teacher()
-    assert estimate(study, networks=chapter)["trainings"] == 3
-    assert "2.0 h" in str(Estimate(forwards=1, seconds=7200))
-    large = dict.fromkeys(
-        ("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13
-    )
-    assert max(map(len, str(Estimate(large | {"seconds": 10**8})).splitlines())) <= 90
+    assert forecast([plan_of(study, "teacher")]).trainings == 1
+    assert forecast([plan_of(study, "baseline")]).trainings == 1
+    assert forecast([plan_of(study, "pairs")]).trainings == 3
+    assert forecast([plan_of(study, "first chapter")]).measurements == 3 * 3
+    study.teacher().finish()
+    assert forecast([plan_of(study)]).trainings == 3
+    with pytest.raises(ValueError, match="unknown kind of plan 'pair'; did you mean 'pairs'"):
+        plan_of(study, "pair")
 
 
-def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with _status("10", tmp_path / "progress") as progress:
-        progress.with_suffix(".note").write_text("Still to do: much")
-        time.sleep(0.8)
-    assert "10  Still to do: much\n" in capsys.readouterr().out
+def test_a_forecast_is_short():
+    assert "2.0 h" in str(Forecast(forwards=1, seconds=7200))
+    large = Forecast(*[10**13] * 5, seconds=10**8, memory=10**13, disk=10**13)
+    assert max(map(len, str(large).splitlines())) <= 90
+
+
+def test_plans_name_what_is_needed_first(store):
+    """Training and measuring in the order of the plan never computes anything on the way."""
+    whole = ImageStudy("laptop", store=store, **FOUR)
+    few = FewOutputs("laptop", whole=whole, classes=[7, 2], **FOUR | {"layers": "FC3"})
+    plan = softened_plan(few, 0, 4.0)
+    kinds = [training.kind for training in plan.everything().values()]
+    assert kinds == ["teacher", "teacher", "student", "output", "baseline"]
+    before, study = (SomeClasses("laptop", classes=c, store=store, **FOUR) for c in ([0], [1, 2]))
+    plan = fine_tuned_plan(study, before.teacher(), "FC1", 0)
+    kinds = [training.kind for training in plan.everything().values()]
+    assert kinds == ["teacher", "fine-tuned", "baseline"]
 
 
 def test_figures_show_what_they_are_given():

@@ -33,6 +33,7 @@ from kpnb.sampling import Stochastic
 from kpnb.schedule import Schedule
 from kpnb.units import ImageGrid
 from kpnb_book.store import Store
+from kpnb_book.studies import measure
 from kpnb_book.studies import training as distill
 from kpnb_book.studies.images import ImageStudy
 from tests.models import images, small_net
@@ -60,7 +61,7 @@ def work(root: Path) -> dict[str, Tensor]:
     options |= {"rank": 4, "probes": 4, "noise": 12}  # several forward passes for each entropy
     study = ImageStudy("laptop", store=Store(root / "store"), **options)
     student = study.student("FC1")
-    return student.state() | study.entropies(student, "FC1") | {"seen": study.x}
+    return student.state() | measure.entropies(study, student, "FC1") | {"seen": study.x}
 
 
 def kill() -> None:

@@ -2,6 +2,8 @@
 tables say.
 """
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import kpnb
 from kpnb.metrics import Choices, agreement, six_metrics
 from kpnb.stats import compare
 from kpnb_book.figures.report import difference_table, show
 from kpnb_book.networks.images import build
 from kpnb_book.store import Store
+from kpnb_book.studies import measure, tables
 from kpnb_book.studies.images import ImageStudy
 from tests.by_hand import metrics_by_hand
 
@@ -32,6 +36,7 @@ TINY |= {
     "test_samples": 8,
     "teacher_samples": 32,
     "analysed": 6,
+    "batch_size": 8,
     "seeds": (0,),
     "layers": ("FC1",),
 }
@@ -65,10 +70,10 @@ def study(tmp_path_factory) -> ImageStudy:
 
 def test_table_agrees_with_a_count_by_hand(study):
     """Eq. 6-9 once more with plain loops over the stored entropies and the drawn masks."""
-    table = study.table().set_index("network")
+    table = tables.table5(study).set_index("network")
     assert list(table.index) == ["student", "baseline"]
     for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
-        entropy = study.entropies(training, "FC1")["entropy"].numpy()
+        entropy = measure.entropies(study, training, "FC1")["entropy"].numpy()
         masks = (
             study.measured.masks.numpy().reshape(6, 4, 8, 4, 8).mean((2, 4)).reshape(6, 16) >= 0.5
         )
@@ -77,14 +82,14 @@ def test_table_agrees_with_a_count_by_hand(study):
 
 
 def test_nothing_is_computed_twice(study):
-    study.table()
+    tables.table5(study)
     files = {
         path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
     }
     again = ImageStudy(
         "laptop", dataset="folder", data_root=study.settings.data_root, store=study.store, **TINY
     )
-    assert again.table().equals(study.table())
+    assert tables.table5(again).equals(tables.table5(study))
     now = {path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()}
     assert files == now
 
@@ -99,15 +104,16 @@ def test_who_starts_where_and_what_moves(study):
     assert last["classifier.0.weight"] > 0
     assert last["classifier.3.weight"] == last["classifier.6.weight"] == 0
     whole, below, one = (
-        study.distance(student, "FC1", scope)[-1] for scope in ("all", "below", "layer")
+        measure.distance(study, student, "FC1", scope)[-1] for scope in ("all", "below", "layer")
     )
     assert 0 < whole < below  # the layers above count in ||w_0|| only
     initial, *steps = student.step_norms()
     weight = "classifier.0.weight"
     assert one == pytest.approx(sum(step[weight] for step in steps) / initial[weight])
-    assert (
-        study.distance(student, "FC1", "layer steps")[-1] > one
-    )  # a path is longer than its chords
+    # A path of two steps an epoch is longer than its chord, unless they go in one direction.
+    steps = measure.distance(study, student, "FC1", "layer steps")
+    assert len(study.share) == 2 * study.settings.batch_size
+    assert steps[-1] > one
 
 
 def test_student_is_classified_with_its_own_features(study):
@@ -119,15 +125,15 @@ def test_student_is_classified_with_its_own_features(study):
         head.state()["features.1.running_mean"],
         study.student("FC1").state()["features.1.running_mean"],
     )
-    accuracies = study.accuracies()
+    accuracies = tables.accuracies(study)
     assert list(accuracies["network"]) == ["teacher", "baseline", "student"]
     assert accuracies["accuracy"].between(0, 1).all()
 
 
 def test_released_choices_reach_the_table(study):
-    released = study.table(choices=Choices.released(0.2), scope="layer steps")
-    entropy = study.entropies(study.baseline(), "FC1")["entropy"]
-    distance = study.distance(study.baseline(), "FC1", "layer steps")
+    released = tables.table5(study, choices=Choices.released(0.2), scope="layer steps")
+    entropy = measure.entropies(study, study.baseline(), "FC1")["entropy"]
+    distance = measure.distance(study, study.baseline(), "FC1", "layer steps")
     direct = six_metrics(
         entropy, study.foreground, distance, Choices(0.2, "dataset", 0, "zero")
     ).row()
@@ -140,7 +146,8 @@ def test_released_choices_reach_the_table(study):
 def test_noise_seed_changes_the_estimate_a_little(study):
     training = study.baseline()
     one, two = (
-        study.entropies(training, "FC1", epochs=[-1], noise_seed=n)["entropy"][0] for n in (0, 7)
+        measure.entropies(study, training, "FC1", epochs=[-1], noise_seed=n)["entropy"][0]
+        for n in (0, 7)
     )
     error, iou = agreement(one, two, study.foreground)
     assert error < 0.05
@@ -149,12 +156,53 @@ def test_noise_seed_changes_the_estimate_a_little(study):
 
 
 def test_tables_for_the_page(study):
-    found = {title: compare(*pair) for title, pair in study.pairs().items()}
+    found = {title: compare(*pair) for title, pair in measure.pairs(study).items()}
     html = show(difference_table(found, ("n_fg", "rho"))).to_html()
     assert "N<sup>fg</sup>" in html
     assert "FC1, seed 0" in html
-    assert "undefined D<sub>mean</sub>" in show(study.table()).to_html()
+    assert "undefined D<sub>mean</sub>" in show(tables.table5(study)).to_html()
     assert "–" in show(pd.DataFrame({"rho": [float("nan")]})).to_html()
+
+
+def test_asking_for_a_training_computes_nothing(study, tmp_path):
+    other = ImageStudy("laptop", **asdict(study.settings), store=Store(tmp_path))
+    networks = [other.teacher(), other.baseline(), other.student("FC1"), other.head("FC1")]
+    assert [network.missing() for network in networks] == [[0, 1, 2]] * 3 + [[0, 1]]
+    assert not list(tmp_path.glob("*/*/epoch-*"))
+    assert other.head("FC1").address == study.head("FC1").address
+
+
+def test_all_samples_can_be_asked_for(study):
+    options = {**asdict(study.settings), "share": "all", "teacher_samples": "all"}
+    every = ImageStudy("laptop", **options, store=study.store)
+    assert len(every.train) == len(every.share) > 32
+
+
+def test_layers_measured_together_are_as_if_alone(study, tmp_path):
+    """And each is stored for itself."""
+    network = study.baseline()
+    options = {"epochs": [-1], "noise_seed": 5}
+    alone = measure.entropies(study, network, "FC2", **options)
+    wanted = measure.Measurement(study, network, ("FC1", "FC2", "Conv"), [0, -1], 5)
+    assert [wanted.missing(layer) for layer in wanted.layers] == [[0, 2], [0], [0, 2]]
+    together = wanted.values()
+    assert [wanted.missing(layer) for layer in wanted.layers] == [[], [], []]
+    apart = measure.entropies(study, network, "Conv", noise_seed=6)["entropy"][-1]
+    assert not torch.equal(together["Conv"]["entropy"][-1], apart)
+    assert torch.equal(together["FC2"]["entropy"][-1], alone["entropy"][-1])
+    model, paths = network.load(), [study.path("FC1"), study.path("Conv")]
+    how = {"units": study.units, "solver": measure.solver_of(study.settings), "seed": 5}
+    for layer, path in zip(("FC1", "Conv"), paths, strict=True):
+        found = kpnb.entropy(model, study.x, path, dead="nan", **how).entropy
+        assert torch.equal(together[layer]["entropy"][-1], found)
+
+
+def test_settings_are_noted_for_whoever_runs_the_notebook(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
+    ImageStudy("smoke", store=study.store, seeds=4)
+    ImageStudy("laptop", store=study.store)
+    noted = (tmp_path / "progress.settings").read_text("utf8").splitlines()
+    assert [json.loads(line)["seeds"] for line in noted] == [[4], [0, 1, 2]]
 
 
 def test_only_free_artwork_is_shown(study, tmp_path):
@@ -173,7 +221,10 @@ def test_settings_follow_profile_network_and_overrides():
     assert ImageStudy.resolve("smoke", network="alexnet").size == 64
     assert ImageStudy.resolve("laptop", layers="FC3", seeds=4).layers == ("FC3",)
     assert ImageStudy.resolve("laptop", layers="FC3", seeds=4).seeds == (4,)
+    assert ImageStudy.resolve("laptop", layers=["FC1", "FC2"]).layers == ("FC1", "FC2")
     assert ImageStudy.resolve("paper").layers == ("Conv", "FC1", "FC2", "FC3")
+    assert ImageStudy.resolve("laptop", share="all").share == "all"
+    assert ImageStudy.resolve("laptop", share=None).share == 1000
 
 
 @pytest.mark.parametrize(
@@ -183,6 +234,11 @@ def test_settings_follow_profile_network_and_overrides():
         ("laptop", {"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ("laptop", {"layers": "FC9"}, "unknown layer of vgg11_bn 'FC9'"),
         ("laptop", {"network": "vgg12"}, "unknown network 'vgg12'"),
+        (
+            "laptop",
+            {"share": "al"},
+            r"unknown number of samples \(share\) 'al'; did you mean 'all'",
+        ),
     ],
 )
 def test_wrong_settings_are_named(profile, overrides, message):

@@ -12,6 +12,7 @@ import kpnb
 from kpnb.objectives import Aligned, Converged
 from kpnb_book.networks.clouds import NETWORKS
 from kpnb_book.store import Store
+from kpnb_book.studies import measure, tables
 from kpnb_book.studies.clouds import CloudStudy
 from tests.by_hand import metrics_by_hand
 
@@ -35,15 +36,15 @@ def store(tmp_path_factory) -> Store:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_gives_a_table_that_a_count_by_hand_confirms(store, network):
     study = CloudStudy("smoke", store=store, network=network, b=0.1, **TINY)
-    table = study.table().set_index("network")
+    table = tables.table5(study).set_index("network")
     for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
-        entropy = study.entropies(training, "FC1")["entropy"].numpy()
+        entropy = measure.entropies(study, training, "FC1")["entropy"].numpy()
         assert entropy.shape == (3, 4, 40)
         assert np.isfinite(entropy).all()
         hand = metrics_by_hand(entropy, study.measured.masks.numpy(), training.step_norms(), b=0.1)
         for name, value in hand.items():
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
-    assert study.accuracies()["accuracy"].between(0, 1).all()
+    assert tables.accuracies(study)["accuracy"].between(0, 1).all()
 
 
 def test_who_learns_from_what(store):
@@ -56,10 +57,10 @@ def test_who_learns_from_what(store):
 
 def test_entropy_is_that_of_coordinates_at_their_scale(store):
     study = CloudStudy("smoke", store=store, **TINY)
-    found = study.entropies(study.baseline(), "FC1", [-1])["entropy"]
+    found = measure.entropies(study, study.baseline(), "FC1", [-1])["entropy"]
     torch.testing.assert_close(found.mean(-1), torch.full((1, 4), Aligned().mean + math.log(0.4)))
     other = CloudStudy("smoke", store=store, scale=0.2, **TINY)
-    shifted = other.entropies(other.baseline(), "FC1", [-1])["entropy"]
+    shifted = measure.entropies(other, other.baseline(), "FC1", [-1])["entropy"]
     torch.testing.assert_close(shifted.mean(-1), found.mean(-1) - math.log(2))
 
 

@@ -16,6 +16,7 @@ from kpnb_book.figures.report import show
 from kpnb_book.figures.views import heat_map
 from kpnb_book.networks.text import build
 from kpnb_book.store import Store
+from kpnb_book.studies import measure, tables
 from kpnb_book.studies.text import QuestionStudy, TextStudy, best_spans, exact_and_f1, normalise
 from kpnb_book.studies.training import Schedule, baseline
 from tests.by_hand import metrics_by_hand
@@ -26,11 +27,11 @@ TINY = {
     "epochs": 3,
     "teacher_epochs": 2,
     "head_epochs": 2,
-    "teacher_samples": None,
+    "teacher_samples": "all",
     "share": 12,
 }
 TINY |= {
-    "test_samples": None,
+    "test_samples": "all",
     "analysed": 5,
     "batch_size": 8,
     "rank": 6,
@@ -53,11 +54,11 @@ def study(request, tmp_path_factory) -> TextStudy:
 
 def test_table_agrees_with_a_count_by_hand(study):
     """Eq. 6-9 with plain loops, sentence by sentence without its padding."""
-    table = study.table().set_index("network")
+    table = tables.table5(study).set_index("network")
     exists = study.x[..., 0].numpy() == 1
     assert not exists.all()
     for role, training in (("student", study.student("feature")), ("baseline", study.baseline())):
-        entropy = study.entropies(training, "feature")["entropy"].numpy()
+        entropy = measure.entropies(study, training, "feature")["entropy"].numpy()
         assert (np.isfinite(entropy) == exists).all()
         ones = []
         for i, there in enumerate(exists):
@@ -69,19 +70,19 @@ def test_table_agrees_with_a_count_by_hand(study):
             assert table.loc[role, name] == pytest.approx(
                 np.mean(values) if values else np.nan, nan_ok=True
             )
-    assert "undefined" in show(study.table()).to_html()
+    assert "undefined" in show(tables.table5(study)).to_html()
 
 
 def test_entropy_is_that_of_embeddings_at_their_own_scale(study):
     training = study.baseline()
-    found = study.entropies(training, "feature")["entropy"]
+    found = measure.entropies(study, training, "feature")["entropy"]
     for epoch in (0, 3):
         words = training.state(epoch)["words.weight"]
         expected = Aligned().mean + math.log(words.std().item())
         torch.testing.assert_close(
             found[epoch].nanmean(-1), torch.full((5,), expected), rtol=0, atol=1e-5
         )
-    levels = study.region_means({"feature": found[-1]}).groupby("region")["entropy"].mean()
+    levels = measure.region_means(study, {"feature": found[-1]}).groupby("region")["entropy"].mean()
     assert levels.notna().all()
 
 
@@ -106,13 +107,13 @@ def test_who_starts_where_and_what_moves(study):
     assert errors[-1] < errors[0]
     assert (
         0
-        < study.distance(student, "feature")[-1]
-        < study.distance(student, "feature", "below")[-1] * 1.0001
+        < measure.distance(study, student, "feature")[-1]
+        < measure.distance(study, student, "feature", "below")[-1] * 1.0001
     )
 
 
 def test_scores(study):
-    table = study.accuracies().set_index("network")
+    table = tables.accuracies(study).set_index("network")
     assert list(table.index) == ["teacher", "baseline", "student"]
     names = ["accuracy"] + ["exact match", "F1"] * study.test.asks
     assert table[names].stack().between(0, 1).all()
@@ -128,15 +129,15 @@ def test_scores(study):
 
 
 def test_nothing_is_computed_twice(study):
-    study.table(), study.accuracies()
+    tables.table5(study), tables.accuracies(study)
     files = {
         path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
     }
     s = study.settings
     options = {"network": s.network, "data_root": s.data_root, **DATA[s.dataset], **TINY}
     again = TextStudy("smoke", store=study.store, **options)
-    assert again.table().equals(study.table())
-    assert again.accuracies().equals(study.accuracies())
+    assert tables.table5(again).equals(tables.table5(study))
+    assert tables.accuracies(again).equals(tables.accuracies(study))
     assert files == {
         path: path.stat().st_mtime_ns for path in study.store.root.rglob("*") if path.is_file()
     }
@@ -190,12 +191,6 @@ def test_adamw_is_the_published_update(tmp_path):
     torch.testing.assert_close(torch.cat([found["weight"], found["bias"][:, None]], 1), w)
 
 
-def test_earlier_runs_keep_their_address():
-    assert "adamw" not in Schedule().config
-    assert "bf16" not in Schedule(cosine=True).config
-    assert Schedule(adamw=True).config["adamw"]
-
-
 def test_settings_of_the_profiles():
     assert TextStudy.resolve("laptop").dataset == "reviews"
     assert QuestionStudy.resolve("laptop").dataset == "factbook"
@@ -245,7 +240,10 @@ def test_best_span_is_in_order_and_not_too_long():
 
 
 def test_heat_map_shows_every_token_once(study):
-    texts, entropy = study.measured, study.entropies(study.baseline(), "feature")["entropy"]
+    texts, entropy = (
+        study.measured,
+        measure.entropies(study, study.baseline(), "feature")["entropy"],
+    )
     outside = entropy.where(~texts.masks, torch.nan).nanmean(-1, keepdim=True)
     gaps = outside - entropy
     points = gaps > 0.03

@@ -225,14 +225,14 @@ def live(images=3):
     masks = torch.zeros(images, 12, 12, dtype=torch.bool)
     masks[:, 3:9, 3:9] = True
     x = torch.rand(images, 3, 12, 12, generator=torch.Generator().manual_seed(2))
-    settings = SimpleNamespace(scale=1.0, grid=4, b=0.2)
+    exact = {"rank": None, "probes": 5, "noise": 14}
+    settings = SimpleNamespace(scale=1.0, grid=4, b=0.2, **exact)
     measured = SimpleNamespace(images=(255 * x).byte(), masks=masks)
     study = SimpleNamespace(
         x=x,
         settings=settings,
         measured=measured,
         units=ImageGrid(4),
-        solver=ClosedForm(rank=None),
         path=str,
     )
     study.foreground = foreground_units(study.units.coverage(masks))

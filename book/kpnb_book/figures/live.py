@@ -22,6 +22,7 @@ from kpnb.points import KnowledgePoints, foreground_units
 from kpnb_book.figures import plots
 from kpnb_book.figures.views import View, explorable
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.measure import solver_of
 
 GRIDS = (4, 8, 16, 32)
 
@@ -38,16 +39,14 @@ class Live:
         chosen: Tensor,
         layers: Sequence[str],
     ) -> None:
-        self.study, self.networks, self.chosen, self.layers = (
-            study,
-            dict(networks),
-            chosen,
-            tuple(layers),
-        )
+        self.study = study
+        self.networks = dict(networks)
+        self.chosen = chosen
+        self.layers = tuple(layers)
         self._entropy = lru_cache(self._measure)
 
     def _measure(self, image: int, network: str, layer: str, grid: int) -> Tensor:
-        position, solver = self.chosen[image].item(), self.study.solver
+        position, solver = self.chosen[image].item(), solver_of(self.study.settings)
         x, units = self.study.x[position : position + 1], kpnb.ImageGrid(grid)
         how = {"units": units, "scale": self.study.settings.scale, "solver": solver, "dead": "nan"}
         return kpnb.entropy(self.networks[network], x, self.study.path(layer), **how).entropy.cpu()
@@ -73,9 +72,8 @@ class Live:
         """
         self._entropy.cache_clear()
         s, start = self.study.settings, time.perf_counter()
-        self._png(
-            image=image, network=next(iter(self.networks)), layer=self.layers[0], grid=s.grid, b=s.b
-        )
+        network, layer = next(iter(self.networks)), self.layers[0]
+        self._png(image=image, network=network, layer=layer, grid=s.grid, b=s.b)
         return time.perf_counter() - start
 
     def _png(self, **choice: Any) -> bytes:
@@ -101,15 +99,12 @@ class Live:
         picture, words = ipywidgets.Image(format="png"), ipywidgets.HTML()
 
         def follow(change: object = None) -> None:
-            choice, begun = (
-                {name: control.value for name, control in controls.items()},
-                time.perf_counter(),
-            )
+            begun = time.perf_counter()
+            choice = {name: control.value for name, control in controls.items()}
             try:
                 picture.value = self._png(**choice)
-            except (
-                ValueError
-            ) as error:  # on a coarse grid a small object may be no cell's larger part
+            except ValueError as error:
+                # On a coarse grid a small object may be no cell's larger part.
                 words.value = str(error)
                 return
             took, found = time.perf_counter() - begun, self.points(**choice)
@@ -137,10 +132,8 @@ class Live:
             for name in self.networks
         }
         alt = "Pictures whose knowledge points appear and vanish with the layer and the threshold"
-        pictures, foreground = (
-            self.study.measured.images[self.chosen],
-            self.study.foreground[self.chosen],
-        )
+        pictures = self.study.measured.images[self.chosen]
+        foreground = self.study.foreground[self.chosen]
         return explorable(pictures, maps, foreground, self.study.units.shape, alt, s.b)
 
     def _ipython_display_(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kpnb_book.figures.plots import GREY, KINDS
 from kpnb_book.run.notebooks import find_root
+from kpnb_book.studies import measure
 from kpnb_book.studies.images import ImageStudy
 
 COLOURS = list(KINDS.values())
@@ -27,9 +28,9 @@ def picture(study: ImageStudy) -> str:
     and layer.
     """
     (chosen,), layer = study.shown(1).tolist(), study.settings.layers[0]
-    student, baseline = study.pair(layer, study.settings.seeds[0])
+    student, baseline = measure.pair(study, layer, study.settings.seeds[0])
     networks = {
-        "teacher": study.metrics(study.teacher(), layer),
+        "teacher": measure.metrics(study, study.teacher(), layer),
         "student": student,
         "baseline": baseline,
     }
@@ -46,7 +47,8 @@ def picture(study: ImageStudy) -> str:
     box = (
         f'viewBox="0 0 {width} {HEAD + rows * CELL}" width="{width}" height="{HEAD + rows * CELL}"'
     )
-    said = f"The cells of one image in three networks, layer {layer}; knowledge points are orange on the object, else blue"
+    said = f"The cells of one image in three networks, layer {layer}; "
+    said += "knowledge points are orange on the object, else blue"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box} role="img" aria-label="{said}"'
     return f'{head} font-family="sans-serif" font-size="15" fill="{GREY}">\n{body}</svg>\n'
 

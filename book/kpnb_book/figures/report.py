@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from kpnb.metrics import NAMES
+from kpnb.metrics import NAMES, Choices
 from kpnb.stats import Difference, tally, verdict
 from kpnb_book.figures.views import View
 from kpnb_book.studies.study import Study
+from kpnb_book.studies.tables import table5
 
 _HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
 HTML = dict(zip(NAMES, _HTML, strict=True))
@@ -72,11 +72,11 @@ def show(table: pd.DataFrame, precision: int = 2) -> Styler:
     return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
 
 
-def table_rows(study: Study, setting: str = "", **options: Any) -> pd.DataFrame:
-    """``Study.table`` in the columns of the paper's tables, where the network is the
+def table_rows(study: Study, setting: str = "", choices: Choices | None = None) -> pd.DataFrame:
+    """``tables.table5`` in the columns of the paper's tables, where the network is the
     architecture.
     """
-    rows = study.table(**options).rename(columns={"network": "role"})
+    rows = table5(study, choices).rename(columns={"network": "role"})
     return rows.assign(
         dataset=study.settings.dataset, network=study.settings.network, setting=setting
     )

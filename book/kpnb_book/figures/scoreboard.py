@@ -8,6 +8,7 @@ import pandas as pd
 
 from kpnb.metrics import BETTER, NAMES
 from kpnb_book.studies.study import Study
+from kpnb_book.studies.tables import overall, table5
 
 HYPOTHESES = {"H1": ("n_fg", "n_bg", "lambda"), "H2": ("d_mean", "d_var"), "H3": ("rho",)}
 MODALITIES = {"SQuAD": "text", "SST-2": "text", "ModelNet40+background": "clouds"}
@@ -50,17 +51,17 @@ def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFra
               PointNet"
     tables    as in ``paper_signs``
 
-    The effect is the mean over layers and seeds of student minus baseline, and ``Study.overall``
+    The effect is the mean over layers and seeds of student minus baseline, and ``tables.overall``
     decides. Signs are counted over the pairs of all layers and seeds.
     """
     paper, rows = paper_signs(tables), []
     for title, study in studies.items():
-        overall = study.overall()
-        ours = _advantage(study.table().set_index(["network", "layer", "seed"])[[*NAMES]])
+        decided = overall(study)
+        ours = _advantage(table5(study).set_index(["network", "layer", "seed"])[[*NAMES]])
         for hypothesis, metric in (
             (h, metric) for h, metrics in HYPOTHESES.items() for metric in metrics
         ):
-            d, theirs = overall[metric], paper.loc[title.split(",")[0]]
+            d, theirs = decided[metric], paper.loc[title.split(",")[0]]
             row = {"hypothesis": hypothesis, "data": title, "metric": metric}
             row |= {"paper": f"{theirs['better', metric]} / {theirs['pairs', metric]}"}
             row |= {

@@ -22,6 +22,7 @@ from torch import Tensor
 from kpnb.points import KnowledgePoints, background_level, knowledge_points
 from kpnb_book.figures.plots import COLOUR, KINDS
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.measure import Measurement, entropies
 
 LOOK = 'style="width:100%;height:320px;cursor:grab;touch-action:pan-y"'
 PIXELS = 96  # of a picture's longer side, at most
@@ -92,9 +93,13 @@ def _quantised(maps: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
 
 
 PANELS = {
-    "knowledge points: orange on the object, blue on the background": "the picture with its knowledge points",
+    "knowledge points: orange on the object, blue on the background": (
+        "the picture with its knowledge points"
+    ),
     "entropy of each cell, dark is kept; knowledge points are framed": "the entropy of each cell",
-    "H\u0304 \u2212 H<sub>i</sub> of each cell in nats; right of the line it counts": "how far cells lie below H-bar",
+    "H\u0304 \u2212 H<sub>i</sub> of each cell in nats; right of the line it counts": (
+        "how far cells lie below H-bar"
+    ),
 }
 
 
@@ -134,19 +139,18 @@ def explorable(
     controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
     controls += [_choice("network", maps, maps), _choice("layer", first, first)]
     controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
-    square, small_print = (
-        'style="width:100%;aspect-ratio:1;display:block"',
-        'style="font-size:small;line-height:1.3"',
-    )
+    square = 'style="width:100%;aspect-ratio:1;display:block"'
+    small_print = 'style="font-size:small;line-height:1.3"'
     panels = "".join(
-        f'<div style="flex:1 1 10rem;max-width:20rem"><canvas role="img" aria-label="{said}" {square}></canvas>'
+        '<div style="flex:1 1 10rem;max-width:20rem">'
+        f'<canvas role="img" aria-label="{said}" {square}></canvas>'
         f"<div {small_print}>{caption}</div></div>"
         for caption, said in PANELS.items()
     )
-    row = (
-        'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;justify-content:center;text-align:left"'
-    )
-    body = f'<div {row}>{"".join(controls)}</div><p role="status" style="text-align:center;margin:0.6em"></p>'
+    row = 'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;'
+    row += 'justify-content:center;text-align:left"'
+    body = f"<div {row}>{''.join(controls)}</div>"
+    body += '<p role="status" style="text-align:center;margin:0.6em"></p>'
     body += f"<div {row}>{panels}</div>{_call('cells', 'parentElement', data)}"
     return View(f'<div class="kpnb-view" role="group" aria-label="{escape(alt)}">{body}</div>')
 
@@ -155,17 +159,17 @@ def explore(study: ImageStudy, chosen: Tensor, layers: Sequence[str], alt: str) 
     """``explorable`` for measured images of a study: student and baseline after every epoch, the
     teacher at its end.
     """
-    seed, maps = study.settings.seeds[0], {}
-    for role, epochs in (("student", None), ("baseline", None), ("teacher", [-1])):
-        networks = {layer: study.student(layer, seed) for layer in layers if role == "student"}
-        networks = networks or dict.fromkeys(
-            layers, study.baseline(seed) if epochs is None else study.teacher()
-        )
-        found = {
-            layer: study.entropies(net, layer, epochs)["entropy"].cpu()
-            for layer, net in networks.items()
-        }
-        maps[role] = {layer: entropy[:, chosen] for layer, entropy in found.items()}
+    seed, every = study.settings.seeds[0], tuple(layers)
+    students = {layer: entropies(study, study.student(layer, seed), layer) for layer in layers}
+    found = {
+        "student": students,
+        "baseline": Measurement(study, study.baseline(seed), every).values(),
+        "teacher": Measurement(study, study.teacher(), every, epochs=[-1]).values(),
+    }
+    maps = {
+        role: {layer: fields["entropy"][:, chosen] for layer, fields in by_layer.items()}
+        for role, by_layer in found.items()
+    }
     pictures, foreground = study.measured.images[chosen], study.foreground[chosen]
     return explorable(pictures, maps, foreground, study.units.shape, alt, study.settings.b)
 
@@ -198,7 +202,8 @@ def turnable(
     ]
     apart = "display:inline-block;margin-right:1.5em"
     key = "".join(
-        f'<span style="{apart}"><span style="color:{colour}">&#9679;</span> {escape(name)} ({count})</span>'
+        f'<span style="{apart}"><span style="color:{colour}">&#9679;</span> '
+        f"{escape(name)} ({count})</span>"
         for name, colour, count in zip(names, KINDS.values(), counts, strict=True)
     )
     canvas = f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}" {LOOK}></canvas>'
@@ -206,7 +211,8 @@ def turnable(
     return View(f'<div class="kpnb-view">{canvas}{call}<div>{key}</div></div>')
 
 
-KEY = "the more colour, the less of the token is discarded (tooltip: nats above the text's mean) &middot; "
+KEY = "the more colour, the less of the token is discarded "
+KEY += "(tooltip: nats above the text's mean) &middot; "
 KEY += '<span style="outline:2px solid">knowledge point</span> &middot; <u>foreground</u>'
 
 
@@ -235,13 +241,12 @@ def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float =
         columns = (texts.offsets[index], texts.masks[index], found.points[index], gaps, *values)
         body = _marked(row.text, zip(*(column.tolist() for column in columns), strict=True))
         last = title in [*entropies][-3:]
-        shown, live = (
-            " open" * last,
-            ' role="status"' * last,
-        )  # of many texts a screen reader says three
+        # Of many texts a screen reader says three.
+        shown, live = (" open", ' role="status"') if last else ("", "")
         summary = f"{escape(title)} &middot; <span data-counts{live}>{_said(found, index)}</span>"
         parts.append(f"<details{shown}><summary>{summary}</summary><p>{body}</p></details>")
-    parts = [f"<p><em>{escape(row.question)}</em></p>"] * bool(row.question) + parts
+    if row.question:
+        parts.insert(0, f"<p><em>{escape(row.question)}</em></p>")
     key = 'style="color:inherit;text-align:left"'
     parts = [f"<div>{_threshold(b)}</div>", *parts, f"<figcaption {key}>{KEY}</figcaption>"]
     body = "".join(parts) + _call("tokens", "parentElement")
@@ -263,9 +268,12 @@ def _marked(text: str, tokens: Iterable[tuple[Any, ...]]) -> str:
     body, done = "", 0
     for (start, end), inside, point, gap, level, shade in tokens:
         if end:
-            look = f"background:rgba(230,159,0,{shade:.2f}){';outline:2px solid' * point}"
-            word = "<u>" * inside + escape(text[start:end]) + "</u>" * inside
-            marks = f'data-gap="{gap:.6f}"{" data-fg" * inside} style="{look}" title="{level:+.2f} nats"'
+            look = f"background:rgba(230,159,0,{shade:.2f})"
+            look += ";outline:2px solid" if point else ""
+            word = escape(text[start:end])
+            word = f"<u>{word}</u>" if inside else word
+            marks = f'data-gap="{gap:.6f}"{" data-fg" if inside else ""} '
+            marks += f'style="{look}" title="{level:+.2f} nats"'
             body += f"{escape(text[done:start])}<span {marks}>{word}</span>"
             done = end
     return body + escape(text[done:])

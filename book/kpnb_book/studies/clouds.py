@@ -4,22 +4,24 @@ units.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from kpnb.units import Points
 from kpnb_book.data.cloud_set import CloudSet
 from kpnb_book.data.clouds import load
 from kpnb_book.networks.clouds import NETWORKS, TITLES, build, layer_path
-from kpnb_book.studies import study
+from kpnb_book.studies import settings
+from kpnb_book.studies.settings import Count
+from kpnb_book.studies.study import Study, drawn
 
 
 @dataclass(frozen=True)
-class Settings(study.Settings):
+class Settings(settings.Settings):
     """What a point cloud experiment depends on besides.
 
     points, background  of each cloud, on the object and around it; 128 and 62 are in the proportion
                         of 1024 and 500
-    k, width, dropout   as in ``networks.clouds.build`` (k None: the papers')
+    k, width, dropout   as in ``networks.clouds.build`` (k "paper": the papers')
     scale               of the coordinates: about their standard deviation in the unit sphere
 
     The laptop's rates were chosen by held-out scores after 20 epochs, not by knowledge points:
@@ -32,16 +34,16 @@ class Settings(study.Settings):
     b: float = 0.25
     points: int = 128
     background: int = 62
-    k: int | None = 12
+    k: int | Literal["paper"] = 12
     width: float = 0.25
     dropout: float = 0.0
     scale: float = 0.4
     batch_size: int = 16
     seeds: tuple[int, ...] = (0,)
-    share: int | float | None = 0.1
+    share: Count | float = 0.1
 
 
-class CloudStudy(study.Study):
+class CloudStudy(Study):
     """Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores, ``paper`` for a
     GPU, ModelNet40.
     """
@@ -79,11 +81,11 @@ class CloudStudy(study.Study):
             "dataset": "modelnet40",
             "points": 1024,
             "background": 500,
-            "k": None,
+            "k": "paper",
             "width": 1.0,
             "dropout": 0.3,
-            "teacher_samples": None,
-            "test_samples": None,
+            "teacher_samples": "all",
+            "test_samples": "all",
             "epochs": 150,
             "teacher_epochs": 150,
             "batch_size": 64,
@@ -105,15 +107,11 @@ class CloudStudy(study.Study):
         """Studies by their network's usual name; of one or several, by default those of the profile
         (``NETWORKS``).
         """
-        names = (
-            [network]
-            if isinstance(network, str)
-            else network or cls.NETWORKS.get(profile, NETWORKS)
-        )
+        names = settings.several(network or cls.NETWORKS.get(profile, NETWORKS))
         return {TITLES.get(name, name): cls(profile, network=name, **overrides) for name in names}
 
     @classmethod
-    def resolve(cls, profile: str = "laptop", **overrides: Any) -> study.Settings:
+    def resolve(cls, profile: str = "laptop", **overrides: Any) -> settings.Settings:
         """As ``Study.resolve``; for PointNet b defaults to 0.5 (section 4.1), and its features have
         a lower rank.
         """
@@ -124,22 +122,24 @@ class CloudStudy(study.Study):
 
     def load(self, split: str, count: int | None) -> CloudSet:
         s = self.settings
-        made = (
-            count if s.dataset == "shapes" else None
-        )  # other sets have as many clouds as they have
-        how = {
-            "points": s.points,
-            "background": s.background,
-            "root": s.data_root,
-            "store": self.store,
-        }
-        clouds = load(s.dataset, split, count=made, **how)
-        return clouds if count is None or count >= len(clouds) else clouds.share(count, seed=0)
+        # The embedded set is generated; others have as many clouds as they have.
+        made = count if s.dataset == "shapes" else None
+        clouds = load(
+            s.dataset,
+            split,
+            count=made,
+            points=s.points,
+            background=s.background,
+            root=s.data_root,
+            store=self.store,
+        )
+        return drawn(clouds, count, seed=0)
 
     def path(self, layer: str) -> str:
         return layer_path(self.settings.network, layer)
 
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
-        size = {"points": s.points + s.background, "k": s.k, "width": s.width, "dropout": s.dropout}
+        k = None if s.k == "paper" else s.k
+        size = {"points": s.points + s.background, "k": k, "width": s.width, "dropout": s.dropout}
         return {"name": s.network, "num_classes": len(self.train.classes), **size, "seed": seed}

@@ -11,12 +11,11 @@ Each control is defined by what must not show in it:
   the teacher's knowledge.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
-from typing import get_args
+from typing import Any, get_args
 
 import pandas as pd
 import torch
@@ -24,46 +23,40 @@ from scipy.stats import binomtest
 
 from kpnb.metrics import BETTER, Choices, Metrics, six_metrics
 from kpnb.stats import Difference
-from kpnb_book.studies.study import Scope, Study
+from kpnb_book.studies.measure import Scope, distance, entropies
+from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 
 SHUFFLED = 4  # networks that learn labels in random order
 
 
-def shuffled_labels(study: Study, seed: int = 0) -> Study:
-    """The same measured samples, for networks that learn the share with its labels in random
-    order.
-    """
-    other, share = copy.copy(study), study.share
+def shuffled_baseline(study: Study, seed: int = 0) -> Training:
+    """A baseline that learns the share with its labels in random order."""
+    share = study.share
     order = torch.randperm(len(share), generator=torch.Generator().manual_seed(seed))
-    config = share.config | {"labels": f"shuffled with seed {seed}"}
-    other.__dict__ |= {
-        "measured": study.measured,
-        "share": replace(share, labels=share.labels[order], config=config),
-    }
-    return other
+    config = {**share.config, "labels": f"shuffled with seed {seed}"}
+    shuffled = replace(share, labels=share.labels[order], config=config)
+    return study.classifier(study.spec(seed), shuffled, study.baseline(seed).schedule)
 
 
-def networks(study: Study, seeds: int) -> Iterator[tuple[Training, str]]:
-    """What the controls train, and measure at the first layer, for ``kpnb_book.studies.estimate``;
-    ``seeds`` baselines.
-    """
-    layer = study.settings.layers[0]
-    yield from ((study.baseline(seed), layer) for seed in range(seeds))
-    yield from ((shuffled_labels(study, n).baseline(n), layer) for n in range(SHUFFLED))
-    for seed, epoch in product(study.settings.seeds, (-1, 0)):
-        yield study.student(layer, seed, teacher_epoch=epoch), layer
-        yield study.baseline(seed), layer
+def controls_plan(study: Study, baselines: int) -> Plan:
+    """What the controls train, and measure at the first layer; so many ``baselines``."""
+    layer, seeds = study.settings.layers[0], study.settings.seeds
+    networks = [study.baseline(seed) for seed in {*range(baselines), *seeds}]
+    networks += [shuffled_baseline(study, seed) for seed in range(SHUFFLED)]
+    for seed in seeds:
+        networks += [study.student(layer, seed), study.student(layer, seed, teacher_epoch=0)]
+    return Plan.measuring(study, [(network, layer) for network in networks])
 
 
 def shuffled_masks(study: Study, training: Training, layer: str, shift: int = 1) -> Metrics:
     """A network's metrics when each measured sample is judged with the mask of the one ``shift``
     places further on.
     """
-    masks, path = study.foreground.roll(shift, 0), study.distance(training, layer)
-    return six_metrics(
-        study.entropies(training, layer)["entropy"].cpu(), masks, path, Choices(study.settings.b)
-    )
+    masks, path = study.foreground.roll(shift, 0), distance(study, training, layer)
+    values = entropies(study, training, layer)["entropy"]
+    return six_metrics(values, masks, path, Choices(study.settings.b))
 
 
 def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Metrics]]]]:
@@ -75,7 +68,7 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
     half = len(networks) // 2
     for chosen in combinations(range(2 * half), half):
         others = [i for i in range(2 * half) if i not in chosen]
-        if 0 in chosen:  # or it is the same split with the roles exchanged
+        if 0 in chosen:  # otherwise it is the same split with the roles exchanged
             yield [[(networks[i], networks[j])] for i, j in zip(chosen, others, strict=True)]
 
 
@@ -100,6 +93,14 @@ def false_positives(
     }
 
 
+OPTIONS = {  # of ``Choices``, the text's first
+    "level": ("image", "dataset"),
+    "first": (1, 0),
+    "empty": ("nan", "zero"),
+    "filtered": (False, True),
+}
+
+
 def sensitivity(study: Study) -> pd.DataFrame:
     """Student minus baseline, means over layers and seeds, under every combination of what text and
     release choose.
@@ -107,25 +108,22 @@ def sensitivity(study: Study) -> pd.DataFrame:
     Columns: the fields of ``Choices`` that differ, the scope of the weight distance, and the six
     metrics. The first row is the text's.
     """
-    options = {
-        "level": ("image", "dataset"),
-        "first": (1, 0),
-        "empty": ("nan", "zero"),
-        "filtered": (False, True),
-    }
     rows = []
     for layer, seed in product(study.settings.layers, study.settings.seeds):
-        for role, network in (
-            ("student", study.student(layer, seed)),
-            ("baseline", study.baseline(seed)),
-        ):
-            entropy = study.entropies(network, layer)["entropy"].cpu()
-            paths = {scope: study.distance(network, layer, scope) for scope in get_args(Scope)}
-            for *values, scope in product(*options.values(), paths):
-                chosen = dict(zip(options, values, strict=True))
-                found = six_metrics(
-                    entropy, study.foreground, paths[scope], Choices(study.settings.b, **chosen)
-                )
-                rows.append({"role": role, **chosen, "scope": scope, **found.row()})
-    means = pd.DataFrame(rows).groupby(["role", *options, "scope"], sort=False).mean()
+        networks = {"student": study.student(layer, seed), "baseline": study.baseline(seed)}
+        for role, network in networks.items():
+            rows += [{"role": role, **row} for row in _every_choice(study, network, layer)]
+    means = pd.DataFrame(rows).groupby(["role", *OPTIONS, "scope"], sort=False).mean()
     return (means.loc["student"] - means.loc["baseline"]).reset_index()
+
+
+def _every_choice(study: Study, network: Training, layer: str) -> Iterator[dict[str, Any]]:
+    """The metrics of one network under every choice."""
+    values = entropies(study, network, layer)["entropy"]
+    paths = {scope: distance(study, network, layer, scope) for scope in get_args(Scope)}
+    for chosen in product(*OPTIONS.values()):
+        options = dict(zip(OPTIONS, chosen, strict=True))
+        choices = Choices(study.settings.b, **options)
+        for scope, path in paths.items():
+            found = six_metrics(values, study.foreground, path, choices)
+            yield {**options, "scope": scope, **found.row()}

@@ -3,9 +3,8 @@ only, probes.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kpnb.features import capture
 from kpnb_book.data.image_set import ImageSet
+from kpnb_book.studies import images, settings, training
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.training import CrossEntropy, Schedule, Soft, Training
+from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.training import Model, Schedule, Source, Training
 
 Way = Literal["even", "uneven", "as printed"]
 
@@ -61,7 +62,8 @@ def rescaled(model: nn.Module, way: Way = "even", factor: float = 4.0) -> nn.Mod
         first.weight *= c[:, None, None, None]
         first.bias *= c
         second.weight /= c[:, None, None]
-        second.bias /= factor if way == "as printed" else 1
+        if way == "as printed":
+            second.bias /= factor
     return model
 
 
@@ -72,16 +74,12 @@ def other_maps(model: nn.Module, x: Tensor, layer: str, target: Tensor) -> dict[
     Size of the gradient of the logit ``target [N]`` with respect to the feature; Grad-CAM; and
     internal influence, that gradient averaged over a path from the black image.
     """
-    from captum.attr import (  # the one page that needs it
-        InternalInfluence,
-        LayerGradCam,
-        LayerGradientXActivation,
-    )
+    # The one page that needs it.
+    from captum.attr import InternalInfluence, LayerGradCam, LayerGradientXActivation
 
     module = model.get_submodule(layer)
-    gradient = LayerGradientXActivation(model, module, multiply_by_inputs=False).attribute(
-        x, target
-    )
+    raw = LayerGradientXActivation(model, module, multiply_by_inputs=False)
+    gradient = raw.attribute(x, target)
     cam = LayerGradCam(model, module).attribute(x, target, relu_attributions=True)
     influence = InternalInfluence(model, module).attribute(x, target=target, n_steps=8)
     found = {
@@ -96,28 +94,38 @@ def relative_change(before: Tensor, after: Tensor) -> float:
     """Length of the difference of two maps ``[N, ...]`` over that of the first, mean over the
     samples.
     """
-    gap, size = ((values.flatten(1).norm(dim=1)) for values in (after - before, before))
+    gap = (after - before).flatten(1).norm(dim=1)
+    size = before.flatten(1).norm(dim=1)
     return (gap / size).nanmean().item()
 
 
-class SomeClasses(ImageStudy):
-    """The experiment on the images of some classes only; ``classes`` are their positions among
-    all.
-    """
+@dataclass(frozen=True)
+class ClassesSettings(images.Settings):
+    """``classes``: positions, among all, of the classes that the experiment is about."""
 
-    def __init__(
-        self, profile: str = "laptop", *, classes: Iterable[int], **overrides: Any
-    ) -> None:
-        super().__init__(profile, **overrides)
-        self.classes = sorted(classes)
+    classes: tuple[int, ...] = ()
+
+
+class SomeClasses(ImageStudy):
+    """The experiment on the images of some ``classes`` only."""
+
+    Settings: ClassVar[type[settings.Settings]] = ClassesSettings
+
+    @classmethod
+    def resolve(cls, profile: str = "laptop", **overrides: Any) -> settings.Settings:
+        """As ``ImageStudy.resolve``; the classes are in their order among all."""
+        found = super().resolve(profile, **overrides)
+        return replace(found, classes=tuple(sorted(found.classes)))
 
     def load(self, split: str, count: int | None) -> ImageSet:
-        images = super().load(split, count)
-        chosen = images.subset(torch.isin(images.labels, torch.tensor(self.classes)))
-        names = tuple(images.classes[i] for i in self.classes)
-        labels = torch.searchsorted(torch.tensor(self.classes), chosen.labels)
+        images, classes = super().load(split, count), self.settings.classes
+        positions = torch.tensor(classes, dtype=images.labels.dtype)
+        chosen = images.subset(torch.isin(images.labels, positions))
         return replace(
-            chosen, labels=labels, classes=names, config=chosen.config | {"classes": self.classes}
+            chosen,
+            labels=torch.searchsorted(positions, chosen.labels),
+            classes=tuple(images.classes[i] for i in classes),
+            config={**chosen.config, "classes": classes},
         )
 
 
@@ -132,34 +140,41 @@ class FewOutputs(SomeClasses):
 
     def teacher(self) -> Training:
         """A training of no epochs, which only knows its held-out accuracy."""
-        everything = self.whole.teacher()
+        everything, classes = self.whole.teacher(), list(self.settings.classes)
 
-        def narrowed(run: str, classes: list[int]) -> nn.Module:
+        def narrowed() -> nn.Module:
             model = everything.load()
             last = model.get_submodule(self.path("FC3"))
-            last.weight, last.bias = (
-                nn.Parameter(p.detach()[classes]) for p in (last.weight, last.bias)
-            )
+            last.weight = nn.Parameter(last.weight.detach()[classes])
+            last.bias = nn.Parameter(last.bias.detach()[classes])
             last.out_features = len(classes)
             return model
 
-        model = {"run": everything.address, "classes": self.classes}
-        options = {"build": narrowed, "test": self.test, "device": self.settings.device}
-        return Training(
-            self.store, "teacher", model, self.train, CrossEntropy(), Schedule(0), **options
-        ).finish()
+        identity = {"run": everything.address, "classes": classes}
+        model = Source(identity, narrowed, (everything,))
+        return self.classifier(model, self.train, Schedule(0), kind="teacher")
 
 
 def softened(study: ImageStudy, seed: int = 0, temperature: float = 4.0) -> Training:
     """The student of the teacher's softened output (Hinton et al. 2015), in the baseline's
     schedule.
     """
-    teacher = study.student("FC3", seed).objective.teacher
-    return replace(
-        study.baseline(seed),
-        kind="output",
-        objective=Soft(teacher=teacher, temperature=temperature),
-    ).finish()
+    return training.output(
+        study.store,
+        study.spec(seed),
+        study.share,
+        study.baseline(seed).schedule,
+        teacher=study.teacher(),
+        temperature=temperature,
+        **study.how,
+    )
+
+
+def softened_plan(study: FewOutputs, seed: int, temperature: float) -> Plan:
+    """Both students and the baseline are trained, and measured at FC3."""
+    students = study.student("FC3", seed), softened(study, seed, temperature)
+    networks = [(network, "FC3") for network in (*students, study.baseline(seed))]
+    return Plan.measuring(study, networks)
 
 
 def fine_tuned(study: ImageStudy, source: Training | None, seed: int = 0) -> Training:
@@ -168,19 +183,25 @@ def fine_tuned(study: ImageStudy, source: Training | None, seed: int = 0) -> Tra
 
     They are those of ``source``, or of torchvision (``teacher_weights``) when there is none.
     """
-    spec = study.spec(seed)
-    if source is None:
-        model, build = spec | {"weights": study.settings.teacher_weights}, type(study).build
-    else:
-        model = {"run": source.address, "spec": spec}
+    spec, last = study.spec(seed), study.path("FC3") + "."
 
-        def build(run: str, spec: Mapping[str, Any]) -> nn.Module:
-            network, last = type(study).build(**spec), study.path("FC3") + "."
-            kept = {key: value for key, value in source.state().items() if not key.startswith(last)}
-            network.load_state_dict(kept, strict=False)
-            return network
+    def started() -> nn.Module:
+        network = type(study).build(**spec)
+        kept = {key: value for key, value in source.state().items() if not key.startswith(last)}
+        network.load_state_dict(kept, strict=False)
+        return network
 
-    return replace(study.baseline(seed), kind="fine-tuned", model=model, build=build).finish()
+    model: Model = {**spec, "weights": study.settings.teacher_weights}
+    if source is not None:
+        model = Source({"run": source.address, "spec": spec}, started, (source,))
+    schedule = study.baseline(seed).schedule
+    return study.classifier(model, study.share, schedule, kind="fine-tuned")
+
+
+def fine_tuned_plan(study: ImageStudy, source: Training | None, layer: str, seed: int) -> Plan:
+    """The fine-tuned network and the baseline are trained, and measured at ``layer``."""
+    networks = [(fine_tuned(study, source, seed), layer), (study.baseline(seed), layer)]
+    return Plan.measuring(study, networks)
 
 
 def probe_accuracies(study: ImageStudy, training: Training, layer: str) -> Tensor:
@@ -192,29 +213,29 @@ def probe_accuracies(study: ImageStudy, training: Training, layer: str) -> Tenso
     where = {"network": training.address, "layer": study.path(layer), "recipe": 1}
     run = study.store.run("probe", where | {"data": study.share.config, "test": study.test.config})
 
-    def features(model: nn.Module, data: ImageSet) -> Tensor:
-        inputs = (
-            data.batch(part, study.settings.device)[0]
-            for part in torch.arange(len(data)).split(256)
-        )
-        found = [
-            capture(model, x, [study.path(layer)])[study.path(layer)].flatten(1).double().cpu()
-            for x in inputs
-        ]
-        return nn.functional.pad(torch.cat(found), (0, 1), value=1.0)
-
-    @torch.no_grad()
-    def accuracy(epoch: int) -> Tensor:
-        model = training.load(epoch=epoch).to(study.settings.device)
-        learned, held_out = features(model, study.share), features(model, study.test)
-        gram, labels = learned.T @ learned, nn.functional.one_hot(study.share.labels).double()
-        ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        weight = torch.linalg.solve(gram + ridge, learned.T @ labels)
-        return ((held_out @ weight).argmax(1) == study.test.labels).double().mean()
-
     def accuracies() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {
-            "accuracy": torch.stack([accuracy(epoch) for epoch in range(training.epochs + 1)])
-        }, {}
+        epochs = range(training.epochs + 1)
+        found = [_probe_accuracy(study, training.load(epoch=n), layer) for n in epochs]
+        return {"accuracy": torch.stack(found)}, {}
 
     return run.get("accuracy", accuracies).tensors["accuracy"]
+
+
+@torch.no_grad()
+def _probe_accuracy(study: ImageStudy, model: nn.Module, layer: str) -> Tensor:
+    model = model.to(study.settings.device)
+    learned = _features(study, model, study.share, layer)
+    held_out = _features(study, model, study.test, layer)
+    gram, labels = learned.T @ learned, nn.functional.one_hot(study.share.labels).double()
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(gram + ridge, learned.T @ labels)
+    return ((held_out @ weight).argmax(1) == study.test.labels).double().mean()
+
+
+def _features(study: ImageStudy, model: nn.Module, data: ImageSet, layer: str) -> Tensor:
+    """The feature of every sample, flat and followed by a 1, ``[N, d + 1]``."""
+    path, found = study.path(layer), []
+    for part in torch.arange(len(data)).split(256):
+        x, _ = data.batch(part, study.settings.device)
+        found.append(capture(model, x, [path])[path].flatten(1).double().cpu())
+    return nn.functional.pad(torch.cat(found), (0, 1), value=1.0)

@@ -12,11 +12,12 @@ from kpnb.units import ImageGrid
 from kpnb_book.data.image_set import ImageSet
 from kpnb_book.data.images import load
 from kpnb_book.networks.images import build, layer_path
-from kpnb_book.studies import study
+from kpnb_book.studies import settings
+from kpnb_book.studies.study import Study, drawn
 
 
 @dataclass(frozen=True)
-class Settings(study.Settings):
+class Settings(settings.Settings):
     """What an image experiment depends on besides; ``size`` in pixels, the rest is that of
     ``networks.images.build``.
 
@@ -40,7 +41,7 @@ class Settings(study.Settings):
     teacher_network: str | None = None
 
 
-class ImageStudy(study.Study):
+class ImageStudy(Study):
     """Profiles: ``smoke`` just runs everything once; ``laptop`` is for two cores; ``paper`` for a
     GPU and real data.
     """
@@ -70,9 +71,9 @@ class ImageStudy(study.Study):
             "hidden": 4096,
             "dropout": 0.5,
             "teacher_weights": "IMAGENET1K_V1",
-            "teacher_samples": None,
-            "share": None,
-            "test_samples": None,
+            "teacher_samples": "all",
+            "share": "all",
+            "test_samples": "all",
             "epochs": 150,
             "teacher_epochs": 150,
             "head_epochs": 50,
@@ -85,22 +86,22 @@ class ImageStudy(study.Study):
     }
 
     @classmethod
-    def resolve(cls, profile: str = "laptop", **overrides: Any) -> study.Settings:
+    def resolve(cls, profile: str = "laptop", **overrides: Any) -> settings.Settings:
         """As ``Study.resolve``; for AlexNet b defaults to 0.25 (section 4.1) and images have the 64
         pixels it needs.
         """
-        if overrides.get("network") == "alexnet":
-            size = overrides.get("size") or max(64, cls.PROFILES.get(profile, {}).get("size", 64))
-            overrides |= {"b": overrides.get("b") or 0.25, "size": size}
-        return super().resolve(profile, **overrides)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if given.get("network") == "alexnet":
+            size = cls.PROFILES.get(profile, {}).get("size", 0)
+            given = {"b": 0.25, "size": max(64, size)} | given
+        return super().resolve(profile, **given)
 
     def load(self, split: str, count: int | None) -> ImageSet:
         s = self.settings
-        limit = {
-            "count" if s.dataset == "emoji" else "at_most": count
-        }  # other sets have as many as they have
-        images = load(s.dataset, split, size=s.size, root=s.data_root, store=self.store, **limit)
-        return images if count is None or count >= len(images) else images.share(count, seed=0)
+        # The embedded set is composed; others have as many images as they have.
+        limit = "count" if s.dataset == "emoji" else "at_most"
+        how = {"size": s.size, "root": s.data_root, "store": self.store, limit: count}
+        return drawn(load(s.dataset, split, **how), count, seed=0)
 
     def path(self, layer: str) -> str:
         return layer_path(self.settings.network, layer)
@@ -128,12 +129,9 @@ class ImageStudy(study.Study):
         """Positions of at most ``count`` measured images to show: of the embedded set only artwork
         that may be.
         """
-        free = (
-            self.measured.where("Goog/")
-            if self.settings.dataset == "emoji"
-            else torch.arange(len(self.measured))
-        )
-        return free[:count]
+        if self.settings.dataset == "emoji":
+            return self.measured.where("Goog/")[:count]
+        return torch.arange(len(self.measured))[:count]
 
     @property
     def units(self) -> ImageGrid:

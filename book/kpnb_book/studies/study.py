@@ -1,93 +1,48 @@
-"""Section 4.1, from data to metrics: what the chapters of every modality have in common.
+"""Section 4.1, the experiment: its samples, and the trainings of its networks.
 
-A ``Study`` knows the networks of one experiment (teacher, baseline, a student for every target
-layer), trains what the store does not hold yet, and measures them on the same samples. Nothing is
-trained before it is asked for. ``kpnb_book.studies`` has a subclass for each modality, which says
-what the data, the networks and the units are.
+A ``Study`` says what is trained on what: a teacher, a baseline for every seed, and a student for
+every target layer and seed. ``kpnb_book.studies`` has a subclass for each modality, which says what
+the data, the networks and the units are. How its networks are measured is in ``measure``, what
+becomes of that in ``tables``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cache, cached_property
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from kpnb._messages import one_of
-from kpnb._progress import Progress, note
-from kpnb.energy import ClosedForm
-from kpnb.entropy import entropy
 from kpnb.features import parameters_below
-from kpnb.learning import weight_distance
-from kpnb.metrics import Choices, Metrics, six_metrics
-from kpnb.objectives import Aligned, Objective
-from kpnb.points import background_level, knowledge_points
-from kpnb.sampling import Stochastic
-from kpnb.stats import Chance, Difference, compare_seeds, holm
 from kpnb.units import Units
-from kpnb_book.store import Run, Store
-from kpnb_book.studies import training as distill
+from kpnb_book.store import Store
+from kpnb_book.studies import settings, training
+from kpnb_book.studies.settings import ALL, Count, Settings
+from kpnb_book.studies.training import Model, Schedule, Training
 
-Scope = Literal["all", "below", "layer", "layer steps"]
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What an experiment of any modality depends on; ``Study.resolve`` gives a profile's values.
-
-    dataset, data_root      which data, and the folder it lies in
-    network, layers         name of the network, and the target layers
-    b                       threshold of a knowledge point, nats
-    seeds, device           one student and one baseline for each seed; where networks run
-    epochs                  of student and baseline; the others have ``teacher_epochs`` and
-                            ``head_epochs``
-    lr                      rate of the baseline; the others have ``teacher_lr`` (None: the same),
-                            ``student_lr`` and ``head_lr``
-    batch_size              of every training
-    teacher_samples, share  how many samples the teacher, and student and baseline, learn from
-                            (None: all there are); a share of type float is a part of the teacher's
-    test_samples            held-out samples
-    analysed                samples of the share that are measured, as the paper measures training
-                            samples
-    rank, probes, noise     of ``ClosedForm``: more than its defaults, for networks early in
-                            training
-    max_batch               rows of the largest forward pass when measuring
-    scale                   the input's, see ``kpnb.entropy``
+class Samples:
+    """The data of an experiment: what the teacher learns from, the share of it that student and
+    baseline learn from, held-out samples for accuracies, and the samples of the share that are
+    measured.
     """
 
-    dataset: str = ""
-    data_root: str | None = None
-    network: str = ""
-    layers: tuple[str, ...] = ("FC1", "FC2")
-    b: float = 0.2
-    seeds: tuple[int, ...] = (0, 1)
-    device: str = "cpu"
-    epochs: int = 20
-    teacher_epochs: int = 15
-    head_epochs: int = 10
-    lr: float = 0.05
-    teacher_lr: float | None = None
-    student_lr: float = 0.1
-    head_lr: float = 0.05
-    batch_size: int = 64
-    teacher_samples: int | None = 8000
-    share: int | float | None = 1000
-    test_samples: int | None = 1000
-    analysed: int = 48
-    rank: int = 16
-    probes: int = 16
-    noise: int = 24
-    max_batch: int = 32
-    scale: float = 1.0
+    train: Any
+    share: Any
+    test: Any
+    measured: Any
 
 
 class Study(ABC):
-    """One experiment: its data, its networks and their metrics, for the ``seed`` of student and
-    baseline.
+    """One experiment: its data and its trainings.
+
+    A training is a description, which is read from the store, or computed, only when its log or its
+    weights are asked for.
     """
 
     Settings: ClassVar[type[Settings]]
@@ -99,28 +54,15 @@ class Study(ABC):
     ) -> None:
         self.settings = self.resolve(profile, **overrides)
         self.store = store or Store()
+        self._below: dict[str, set[str]] = {}
         for layer in self.settings.layers:
             self.path(layer)
-        note(asdict(self.settings))
+        settings.note(self.settings)
 
     @classmethod
     def resolve(cls, profile: str = "laptop", **overrides: Any) -> Settings:
-        """A profile's ``Settings`` with ``overrides``; an override of None keeps the profile's
-        value.
-
-        The device defaults to a GPU when there is one. Raises ``ValueError`` for unknown profiles
-        and settings, with the nearest names.
-        """
-        one_of("profile", profile, cls.PROFILES)
-        known = [field.name for field in fields(cls.Settings)]
-        for name in overrides:
-            one_of("setting", name, known)
-        values = {"device": "cuda" if torch.cuda.is_available() else "cpu"} | cls.PROFILES[profile]
-        values |= {name: value for name, value in overrides.items() if value is not None}
-        for name in {"layers", "seeds"} & values.keys():
-            given = values[name]
-            values[name] = tuple(given) if isinstance(given, list | tuple) else (given,)
-        return cls.Settings(**values)
+        """A profile's ``Settings`` with ``overrides``, as ``settings.resolve`` finds them."""
+        return settings.resolve(cls.Settings, cls.PROFILES, profile, overrides)
 
     @abstractmethod
     def load(self, split: str, count: int | None) -> Any:
@@ -140,6 +82,43 @@ class Study(ABC):
     def spec(self, seed: int) -> dict[str, Any]:
         """Arguments of ``build`` for the network that starts from ``seed``."""
 
+    def teacher_spec(self) -> dict[str, Any]:
+        """Arguments of ``build`` for the teacher."""
+        return self.spec(TEACHER_SEED)
+
+    # What it is about.
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The data, loaded when they are first needed."""
+        s = self.settings
+        train = self.load("train", at_most(s.teacher_samples))
+        count = round(s.share * len(train)) if isinstance(s.share, float) else at_most(s.share)
+        share = drawn(train, count, seed=0)
+        # Training samples are measured, as in the paper.
+        measured = share.share(min(s.analysed, len(share)), seed=1)
+        return Samples(train, share, self.load("test", at_most(s.test_samples)), measured)
+
+    @property
+    def train(self) -> Any:
+        """The teacher's training samples."""
+        return self.samples.train
+
+    @property
+    def share(self) -> Any:
+        """The training samples of student and baseline."""
+        return self.samples.share
+
+    @property
+    def test(self) -> Any:
+        """Held-out samples, for accuracies."""
+        return self.samples.test
+
+    @property
+    def measured(self) -> Any:
+        """The samples that are measured."""
+        return self.samples.measured
+
     @property
     @abstractmethod
     def units(self) -> Units:
@@ -153,301 +132,89 @@ class Study(ABC):
         return self.measured.masks
 
     @cached_property
-    def train(self) -> Any:
-        """The teacher's training samples."""
-        return self.load("train", self.settings.teacher_samples)
-
-    @cached_property
-    def share(self) -> Any:
-        """The training samples of student and baseline."""
-        count = self.settings.share
-        count = round(count * len(self.train)) if isinstance(count, float) else count
-        return (
-            self.train
-            if count is None or count >= len(self.train)
-            else self.train.share(count, seed=0)
-        )
-
-    @cached_property
-    def test(self) -> Any:
-        """Held-out samples, for accuracies."""
-        return self.load("test", self.settings.test_samples)
-
-    @cached_property
-    def measured(self) -> Any:
-        """The samples that are measured: training samples, as in the paper."""
-        return self.share.share(min(self.settings.analysed, len(self.share)), seed=1)
-
-    @cached_property
     def x(self) -> Tensor:
         """The measured samples as the networks see them, ``[N, ...]`` on the device."""
         return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
-    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
-        """What is perturbed when ``model`` is measured, ``[N, ...]`` on its device, and the scale
-        of that.
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """What is perturbed when ``model`` is measured, and how: the arguments ``x``, ``units``,
+        ``scale`` and ``max_batch`` of ``kpnb.entropy``.
         """
-        return self.x, self.settings.scale
+        s = self.settings
+        return {"x": self.x, "units": self.units, "scale": s.scale, "max_batch": s.max_batch}
 
-    def _options(self) -> dict[str, Any]:
-        return {"build": type(self).build, "test": self.test, "device": self.settings.device}
+    def parameters_below(self, layer: str) -> set[str]:
+        """Names of the parameters that the feature at ``layer`` depends on."""
+        if layer not in self._below:
+            network = type(self).build(**self.spec(0))
+            self._below[layer] = parameters_below(network, self.x[:1].cpu(), self.path(layer))
+        return self._below[layer]
 
-    def _schedule(
-        self, epochs: int, lr: float, seed: int, cosine: bool = False
-    ) -> distill.Schedule:
-        return distill.Schedule(
-            epochs, lr, batch_size=self.settings.batch_size, seed=seed, cosine=cosine
-        )
+    # Its trainings.
 
-    def teacher_spec(self) -> dict[str, Any]:
-        """Arguments of ``build`` for the teacher."""
-        return self.spec(TEACHER_SEED)
-
-    def teacher(self) -> distill.Training:
+    def teacher(self) -> Training:
         """Cross-entropy on all training samples, the rate falling along a cosine."""
         s = self.settings
-        schedule = self._schedule(s.teacher_epochs, s.teacher_lr or s.lr, TEACHER_SEED, cosine=True)
-        spec = self.teacher_spec()
-        return distill.baseline(
-            self.store, spec, self.train, schedule, kind="teacher", **self._options()
-        )
+        schedule = self.schedule(s.teacher_epochs, s.teacher_lr or s.lr, TEACHER_SEED, cosine=True)
+        return self.classifier(self.teacher_spec(), self.train, schedule, kind="teacher")
 
-    def baseline(self, seed: int = 0) -> distill.Training:
+    def baseline(self, seed: int = 0) -> Training:
         """Cross-entropy on the share: the network that learns from scratch."""
-        schedule = self._schedule(self.settings.epochs, self.settings.lr, seed)
-        return distill.baseline(
-            self.store, self.spec(seed), self.share, schedule, **self._options()
-        )
+        schedule = self.schedule(self.settings.epochs, self.settings.lr, seed)
+        return self.classifier(self.spec(seed), self.share, schedule)
 
-    def student(self, layer: str, seed: int = 0, teacher_epoch: int = -1) -> distill.Training:
+    def student(self, layer: str, seed: int = 0, teacher_epoch: int = -1) -> Training:
         """The teacher's feature at ``layer`` learned on the share, from the baseline's initial
         weights.
 
         ``teacher_epoch=0`` takes the teacher before its training, for a control.
         """
-        schedule = self._schedule(self.settings.epochs, self.settings.student_lr, seed)
-        how = {"teacher": self.teacher(), "epoch": teacher_epoch, "layer": self.path(layer)}
-        how |= {"teacher_layer": self.teacher_path(layer)}
-        return distill.student(
-            self.store, self.spec(seed), self.share, schedule, **how, **self._options()
+        return training.student(
+            self.store,
+            self.spec(seed),
+            self.share,
+            self.schedule(self.settings.epochs, self.settings.student_lr, seed),
+            teacher=self.teacher(),
+            layer=self.path(layer),
+            teacher_layer=self.teacher_path(layer),
+            teacher_epoch=teacher_epoch,
+            **self.how,
         )
 
-    def head(self, layer: str, seed: int = 0) -> distill.Training:
+    def head(self, layer: str, seed: int = 0) -> Training:
         """The student of ``layer`` with what lies above it trained on the share's labels."""
-        schedule = self._schedule(self.settings.head_epochs, self.settings.head_lr, seed)
-        student, options = self.student(layer, seed), self._options()
-        return distill.head(self.store, student, self.path(layer), self.share, schedule, **options)
+        student, path = self.student(layer, seed), self.path(layer)
+        schedule = self.schedule(self.settings.head_epochs, self.settings.head_lr, seed)
+        return training.head(self.store, student, path, self.share, schedule, **self.how)
+
+    def classifier(
+        self, model: Model, data: Any, schedule: Schedule, kind: str = "baseline"
+    ) -> Training:
+        """A network of this experiment that learns the labels of ``data``."""
+        return training.baseline(self.store, model, data, schedule, kind=kind, **self.how)
+
+    def schedule(self, epochs: int, lr: float, seed: int, cosine: bool = False) -> Schedule:
+        """How a network is trained in this experiment."""
+        size = self.settings.batch_size
+        return Schedule(epochs, lr, batch_size=size, seed=seed, cosine=cosine)
 
     @property
-    def solver(self) -> ClosedForm:
-        """What measures the entropies unless another solver is asked for."""
-        return ClosedForm(
-            rank=self.settings.rank, probes=self.settings.probes, noise=self.settings.noise
-        )
-
-    def entropy_run(
-        self,
-        training: distill.Training,
-        layer: str,
-        seed: int,
-        solver: ClosedForm | Stochastic,
-        objective: Objective,
-    ) -> Run:
-        """Where the store keeps ``entropies``, an artefact for each epoch."""
-        settings = {
-            key: value for key, value in asdict(solver).items() if key != "own"
-        }  # it is about several layers
-        how = {"solver": settings, "objective": asdict(objective), "units": repr(self.units)}
-        how |= {} if self.settings.scale == 1 else {"scale": self.settings.scale}
-        where = {
-            "network": training.address,
-            "samples": self.measured.config,
-            "layer": self.path(layer),
-            "seed": seed,
-        }
-        return self.store.run("entropy", where | how)
-
-    def entropies(
-        self,
-        training: distill.Training,
-        layer: str,
-        epochs: Sequence[int] | None = None,
-        *,
-        noise_seed: int = 0,
-        solver: ClosedForm | Stochastic | None = None,
-        objective: Objective | None = None,
-    ) -> dict[str, Tensor]:
-        """Fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, of the measured samples at
-        ``layer``; stored.
-
-        A sample whose feature does not move has NaN. Noise and probes (``noise_seed``) are the same
-        for all networks and epochs; ``solver`` replaces the one of the settings, ``objective`` the
-        aligned point.
+    def how(self) -> dict[str, Any]:
+        """What all trainings have in common: how networks are built, where they run, and the
+        samples that test them; options of the functions of ``training``.
         """
-        s, path = self.settings, self.path(layer)
-        solver, objective = solver or self.solver, objective or Aligned()
-        run = self.entropy_run(training, layer, noise_seed, solver, objective)
-        epochs = (
-            range(training.epochs + 1) if epochs is None else [training.number(e) for e in epochs]
-        )
+        return {"build": type(self).build, "test": self.test, "device": self.settings.device}
 
-        def measure(epoch: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            model = training.load(epoch=epoch).to(s.device)
-            x, scale = self.inputs(model)
-            options = {
-                "units": self.units,
-                "solver": solver,
-                "scale": scale,
-                "max_batch": s.max_batch,
-            }
-            found = entropy(
-                model, x, path, **options, objective=objective, seed=noise_seed, dead="nan"
-            )
-            return found.tensors(), found.settings
-
-        names = [f"epoch-{epoch:03d}" for epoch in epochs]
-        missing = sum(not run.has(name) for name in names)
-        items = []
-        with Progress(
-            len(names), f"entropy of {training.run.kind} at {layer}", hidden=not missing
-        ) as bar:
-            for name, epoch in zip(names, epochs, strict=True):
-                items.append(run.get(name, lambda epoch=epoch: measure(epoch)).tensors)
-                bar.step()
-        return {key: torch.stack([item[key] for item in items]) for key in items[0]}
-
-    @cached_property
-    def _below(self) -> Callable[[str], set[str]]:
-        """From a layer to the names of the parameters that its feature depends on; a network is
-        built once for each.
-        """
-        return cache(
-            lambda x: parameters_below(
-                type(self).build(**self.spec(0)), self.x[:1].cpu(), self.path(x)
-            )
-        )
-
-    def distance(self, training: distill.Training, layer: str, scope: Scope = "all") -> Tensor:
-        """Relative weight distance ``[M + 1]`` (inside Eq. 8).
-
-        scope: "all" parameters of the network, as in the text; those the feature depends on
-        ("below"); the weight of the target layer alone ("layer"); or that weight's path over all
-        optimiser steps instead of epochs ("layer steps"), as in the released 2020 procedure.
-        """
-        initial, *steps = training.step_norms()
-        if scope == "all":
-            return weight_distance(initial, steps)
-        one_of("scope", scope, get_args(Scope))
-        ordered = [name for name in initial if name in self._below(layer)]
-        last = [name for name in ordered if name.endswith(".weight")][-1:]
-        steps = training.paths()[1:] if scope == "layer steps" else steps
-        return weight_distance(initial, steps, ordered if scope == "below" else last)
-
-    def metrics(
-        self,
-        training: distill.Training,
-        layer: str,
-        choices: Choices | None = None,
-        scope: Scope = "all",
-    ) -> Metrics:
-        """The metrics of one network at one layer, with the study's threshold unless ``choices``
-        says otherwise.
-        """
-        choices = choices or Choices(b=self.settings.b)
-        entropy = self.entropies(training, layer)["entropy"].cpu()
-        return six_metrics(entropy, self.foreground, self.distance(training, layer, scope), choices)
-
-    def point_counts(self, training: distill.Training, layer: str) -> Tensor:
-        """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""
-        entropy = self.entropies(training, layer)["entropy"].cpu()
-        return knowledge_points(entropy, self.foreground, b=self.settings.b).n_fg
-
-    def region_means(self, entropies: Mapping[str, Tensor]) -> pd.DataFrame:
-        """Mean entropy of each sample's foreground and background: a row for each layer, region and
-        sample.
-        """
-        regions = {"foreground": self.foreground, "background": ~self.foreground}
-        frames = [
-            pd.DataFrame(
-                {"layer": layer, "region": name, "entropy": background_level(entropy, region)[:, 0]}
-            )
-            for layer, entropy in entropies.items()
-            for name, region in regions.items()
-        ]
-        return pd.concat(frames, ignore_index=True)
-
-    def pair(self, layer: str, seed: int = 0, **options: Any) -> tuple[Metrics, Metrics]:
-        """Metrics of the student distilled for ``layer`` and of the baseline, both measured
-        there.
-        """
-        return (
-            self.metrics(self.student(layer, seed), layer, **options),
-            self.metrics(self.baseline(seed), layer, **options),
-        )
-
-    def pairs(self, **options: Any) -> dict[str, tuple[Metrics, Metrics]]:
-        """``pair`` for every layer and seed, by a title that names both."""
-        s = self.settings
-        return {
-            f"{layer}, seed {n}": self.pair(layer, n, **options)
-            for layer in s.layers
-            for n in s.seeds
-        }
-
-    def overall(self, chance: Chance = "seeds", **options: Any) -> dict[str, Difference]:
-        """Student minus baseline in every metric, averaged over the layers: the six comparisons
-        that decide.
-
-        Interval and test allow for other images and other seeds, and the tests are corrected for
-        being six.
-        """
-        s = self.settings
-        pairs = [[self.pair(layer, n, **options) for layer in s.layers] for n in s.seeds]
-        return holm(compare_seeds(pairs, chance))
-
-    def table(self, **options: Any) -> pd.DataFrame:
-        """Table 5 of this study: a row for each layer, seed and network, the six metrics and how
-        many are undefined.
-        """
-        rows = []
-        for layer in self.settings.layers:
-            for seed in self.settings.seeds:
-                for role, metrics in zip(
-                    ("student", "baseline"), self.pair(layer, seed, **options), strict=True
-                ):
-                    undefined = {
-                        f"undefined {name}": count for name, count in metrics.undefined().items()
-                    }
-                    rows.append(
-                        {
-                            "layer": layer,
-                            "network": role,
-                            "seed": seed,
-                            **metrics.row(),
-                            **undefined,
-                        }
-                    )
-        return pd.DataFrame(rows)
-
-    def scores(self, training: distill.Training) -> dict[str, float]:
+    def scores(self, network: Training) -> dict[str, float]:
         """Held-out scores of a network by name."""
-        return {"accuracy": training.accuracy}
+        return {"accuracy": network.accuracy}
 
-    def accuracies(self) -> pd.DataFrame:
-        """Held-out accuracy of every network, students after their head was trained."""
-        rows = [
-            {"network": "teacher", "layer": "", "seed": TEACHER_SEED, **self.scores(self.teacher())}
-        ]
-        for seed in self.settings.seeds:
-            rows.append(
-                {
-                    "network": "baseline",
-                    "layer": "",
-                    "seed": seed,
-                    **self.scores(self.baseline(seed)),
-                }
-            )
-            for layer in self.settings.layers:
-                scores = self.scores(self.head(layer, seed))
-                rows.append({"network": "student", "layer": layer, "seed": seed, **scores})
-        return pd.DataFrame(rows)
+
+def at_most(count: Count) -> int | None:
+    """``count`` as loaders take it: None for all."""
+    return None if count == ALL else count
+
+
+def drawn(data: Any, count: int | None, seed: int) -> Any:
+    """``count`` of the samples, or all when there are no more or ``count`` is None."""
+    return data if count is None or count >= len(data) else data.share(count, seed=seed)

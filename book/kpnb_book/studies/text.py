@@ -17,16 +17,18 @@ from kpnb.units import Tokens
 from kpnb_book.data.text import load
 from kpnb_book.data.text_set import TextSet
 from kpnb_book.networks.text import build
-from kpnb_book.studies import study
-from kpnb_book.studies import training as distill
+from kpnb_book.studies import settings
+from kpnb_book.studies.settings import ALL, Count
+from kpnb_book.studies.study import Study, drawn
+from kpnb_book.studies.training import Schedule, Training
 
 
 @dataclass(frozen=True)
-class Settings(study.Settings):
+class Settings(settings.Settings):
     """What a text experiment depends on besides.
 
-    pool, depth, dropout   as in ``networks.text.build``, where ``depth`` is ``layers``; the
-                           teacher's dropout is 0.1
+    pool, depth, dropout   as in ``networks.text.build``, where ``depth`` is ``layers`` ("all":
+                           all that the encoder has); the teacher's dropout is 0.1
     length                 tokens of the longest text
     threshold              smallest absolute rating of a word that carries sentiment
     scale                  of the word embeddings, in standard deviations of each network's own
@@ -34,14 +36,14 @@ class Settings(study.Settings):
     """
 
     pool: str = "first"
-    depth: int | None = 2
+    depth: Count = 2
     dropout: float = 0.0
     length: int = 40
     threshold: float = 1.0
     bf16: bool = True
 
 
-class TextStudy(study.Study):
+class TextStudy(Study):
     """Sentiment. Profiles: ``smoke`` just runs everything once, ``laptop`` is for two cores,
     ``paper`` for a GPU.
 
@@ -93,11 +95,11 @@ class TextStudy(study.Study):
         | {
             "network": "bert-base-uncased",
             "pool": "first",
-            "depth": None,
+            "depth": "all",
             "dropout": 0.1,
-            "teacher_samples": None,
-            "share": None,
-            "test_samples": None,
+            "teacher_samples": "all",
+            "share": "all",
+            "test_samples": "all",
             "batch_size": 32,
             "epochs": 150,
             "teacher_epochs": 3,
@@ -118,48 +120,53 @@ class TextStudy(study.Study):
             "root": s.data_root,
         }
         texts = load(s.dataset, split, store=self.store, **how)
-        return texts if count is None or count >= len(texts) else texts.share(count, seed=0)
+        return drawn(texts, count, seed=0)
 
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
         head = {"num_classes": None if self.train.asks else len(self.train.classes), "pool": s.pool}
         used = torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
-        size = {"layers": s.depth, "vocabulary": used, "dropout": s.dropout}
+        depth = None if s.depth == ALL else s.depth
+        size = {"layers": depth, "vocabulary": used, "dropout": s.dropout}
         return {"name": s.network, **head, **size, "seed": seed}
 
     def teacher_spec(self) -> dict[str, Any]:
         return super().teacher_spec() | {"pretrained": True, "dropout": 0.1}
 
-    def _schedule(self, *how: Any, **more: Any) -> distill.Schedule:
-        return replace(
-            super()._schedule(*how, **more), adamw=True, weight_decay=0.01, bf16=self.settings.bf16
-        )
+    def schedule(self, epochs: int, lr: float, seed: int, cosine: bool = False) -> Schedule:
+        """As in every study, with the optimiser that transformers are trained with."""
+        usual = super().schedule(epochs, lr, seed, cosine)
+        return replace(usual, adamw=True, weight_decay=0.01, bf16=self.settings.bf16)
 
-    def inputs(self, model: nn.Module) -> tuple[Tensor, float]:
-        """The measured texts with the word embeddings of ``model``, and the scale of those."""
-        return model.embed(self.x).detach(), self.settings.scale * model.words.weight.std().item()
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
+        """The measured texts with the word embeddings of ``model``, at the scale of those."""
+        scale = self.settings.scale * model.words.weight.std().item()
+        return {**super().inputs(model), "x": model.embed(self.x).detach(), "scale": scale}
 
-    def scores(self, training: distill.Training) -> dict[str, float]:
+    def scores(self, training: Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
         stored.
         """
         if not self.test.asks:
             return super().scores(training)
         where = {"network": training.address, "epoch": training.epochs, "test": self.test.config}
-        run = self.store.run("answers", where)
-        found = run.get(
-            "scores", lambda: ({}, exact_and_f1(self.answers(training), self.test.accepted))
-        )
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, float]]:
+            return {}, exact_and_f1(self.answers(training), self.test.accepted)
+
+        found = self.store.run("answers", where).get("scores", compute)
         return super().scores(training) | found.info
 
-    @torch.no_grad()
-    def answers(self, training: distill.Training) -> list[str]:
+    def answers(self, training: Training) -> list[str]:
         """What the network answers to the held-out questions."""
-        model, device = training.load().to(self.settings.device), self.settings.device
-        batches = torch.arange(len(self.test)).split(self.settings.batch_size)
-        return self.test.parts(
-            torch.cat([best_spans(model(self.test.batch(i, device)[0])).cpu() for i in batches])
-        )
+        device = self.settings.device
+        model = training.load().to(device)  # may train it, which takes gradients
+        spans = []
+        with torch.no_grad():
+            for part in torch.arange(len(self.test)).split(self.settings.batch_size):
+                x, _ = self.test.batch(part, device)
+                spans.append(best_spans(model(x)).cpu())
+        return self.test.parts(torch.cat(spans))
 
 
 class QuestionStudy(TextStudy):

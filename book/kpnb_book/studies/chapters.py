@@ -1,0 +1,176 @@
+"""Which studies a chapter builds from its parameters, and what it trains and measures for them.
+
+    forecast(plans_of("10", parameters))
+
+The parameters are those of the notebook's first code cell, all of them, by name. Other solvers and
+other noise, which chapters 01, 12, 22, 32, 42, 60 and 61 try on single epochs, are not planned.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+from kpnb._messages import one_of
+from kpnb_book.studies.clouds import CloudStudy
+from kpnb_book.studies.controls import controls_plan
+from kpnb_book.studies.experiments import (
+    FewOutputs,
+    SomeClasses,
+    fine_tuned_plan,
+    softened_plan,
+)
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.plan import Plan, plan_of
+from kpnb_book.studies.study import Study
+from kpnb_book.studies.text import QuestionStudy, TextStudy
+
+Parameters = Mapping[str, Any]
+
+SETTINGS = {"layer": "layers", "seed": "seeds"}  # parameters with other names than the settings
+
+
+def given(parameters: Parameters, but: Iterable[str] = ()) -> dict[str, Any]:
+    """Parameters as settings of a study, without the profile and those ``but``."""
+    left = {name: value for name, value in parameters.items() if name not in {"profile", *but}}
+    return {SETTINGS.get(name, name): value for name, value in left.items()}
+
+
+def one_plan(parameters: Parameters, kind: type[Study], what: str) -> list[Plan]:
+    """A chapter on one study."""
+    return [plan_of(kind(parameters["profile"], **given(parameters)), what)]
+
+
+def clouds_plans(parameters: Parameters, what: str, ends: str | None = None) -> list[Plan]:
+    """A chapter on several networks for clouds; ``ends``: of the first and the last network."""
+    options = given(parameters, but=["network"])
+    studies = CloudStudy.several(parameters["profile"], parameters["network"], **options)
+    kinds = dict.fromkeys(studies, what)
+    for name in (next(iter(studies)), next(reversed(studies))):
+        kinds[name] = ends or what
+    return [plan_of(study, kinds[name]) for name, study in studies.items()]
+
+
+def coherency(parameters: Parameters) -> list[Plan]:
+    options = given(parameters, but=["factor", "images"])
+    return [plan_of(ImageStudy(parameters["profile"], **options), "teacher")]
+
+
+def teacher_size(parameters: Parameters) -> list[Plan]:
+    profile = parameters["profile"]
+    paper, brief = profile == "paper", profile == "laptop"
+    usual = ["vgg11", "vgg16", "vgg19"] if paper else ["vgg11_bn", "vgg16_bn"]
+    options = given(parameters, but=["teachers"])
+    options["network"] = parameters["network"] or ("vgg11" if paper else None)
+    at_conv = {**options, "layers": "Conv"}
+    if brief:
+        at_conv |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
+    return [
+        plan_of(ImageStudy(profile, teacher_network=name, **settings), "pairs")
+        for settings in ({**options, "layers": "FC1"}, at_conv)
+        for name in parameters["teachers"] or usual
+    ]
+
+
+def grid_and_threshold(parameters: Parameters) -> list[Plan]:
+    profile = parameters["profile"]
+    options = given(parameters, but=["grids", "thresholds"])
+    fewer = {"layers": "FC1", "analysed": {"smoke": 8, "laptop": 24}.get(profile)}
+    grids = [ImageStudy(profile, grid=grid, **options, **fewer) for grid in parameters["grids"]]
+    whole = ImageStudy(profile, **{**options, "seeds": None})
+    return [plan_of(study, "pairs") for study in (*grids, whole)]
+
+
+def output_distillation(parameters: Parameters) -> list[Plan]:
+    profile, seed = parameters["profile"], parameters["seed"]
+    options = given(parameters, but=["classes", "temperature"])
+    whole = ImageStudy(profile, **options)
+    counts = whole.train.labels.bincount()
+    largest = counts.argsort(descending=True, stable=True)[: parameters["classes"]]
+    if profile == "laptop":
+        options |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
+    study = FewOutputs(
+        profile,
+        whole=whole,
+        classes=largest.tolist(),
+        layers="FC3",
+        head_epochs=0,
+        student_lr={"smoke": 0.005, "laptop": 0.05}.get(profile),
+        **options,
+    )
+    plan = softened_plan(study, seed, parameters["temperature"])
+    return [plan.also(study.head("FC3", seed))]
+
+
+def fine_tuning(parameters: Parameters) -> list[Plan]:
+    profile, layer, seed = (parameters[name] for name in ("profile", "layer", "seed"))
+    options, first, shorter = given(parameters), {}, {}
+    if profile == "laptop":
+        first = {"teacher_samples": 4000, "teacher_epochs": 8}
+        shorter = {"epochs": parameters["epochs"] or 12, "analysed": 24, "share": 500}
+    known = range(len(ImageStudy(profile, **{**options, "layers": None}).train.classes))
+    weights = ImageStudy.resolve(profile).teacher_weights
+    half = 0 if weights else len(known) // 2
+    study = SomeClasses(profile, classes=known[half:], **options | shorter)
+    if weights:
+        return [fine_tuned_plan(study, None, layer, seed)]
+    before = SomeClasses(profile, classes=known[:half], **options | first)
+    return [fine_tuned_plan(study, before.teacher(), layer, seed)]
+
+
+def agreement(parameters: Parameters) -> list[Plan]:
+    profile, device = parameters["profile"], parameters["device"]
+    study = ImageStudy(profile, **given(parameters))
+    points = CloudStudy(profile, epochs=2, analysed=1, device=device)
+    return [plan_of(study, "teacher"), plan_of(study, "baseline"), plan_of(points, "baseline")]
+
+
+def noise_and_controls(parameters: Parameters) -> list[Plan]:
+    profile = parameters["profile"]
+    options = given(parameters, but=["control_epochs", "control_seeds"])
+    study = ImageStudy(profile, **options)
+    options["epochs"] = parameters["control_epochs"] or min(3, study.settings.epochs)
+    short = ImageStudy(profile, **options)
+    return [plan_of(study, "pairs"), controls_plan(short, parameters["control_seeds"])]
+
+
+def scoreboard(parameters: Parameters) -> list[Plan]:
+    profile, device = parameters["profile"], parameters["device"]
+    studies = [
+        ImageStudy(profile, **given(parameters)),
+        *CloudStudy.several(profile, None, device=device).values(),
+        TextStudy(profile, device=device),
+        QuestionStudy(profile, device=device),
+    ]
+    return [plan_of(study, "pairs") for study in studies]
+
+
+CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
+    "00": partial(one_plan, kind=ImageStudy, what="baseline"),
+    "01": partial(one_plan, kind=ImageStudy, what="teacher"),
+    "02": coherency,
+    "10": partial(one_plan, kind=ImageStudy, what="first chapter"),
+    "11": partial(one_plan, kind=ImageStudy, what="pairs"),
+    "12": partial(one_plan, kind=ImageStudy, what="pairs"),
+    "20": partial(clouds_plans, what="chapter", ends="first chapter"),
+    "21": partial(clouds_plans, what="pairs"),
+    "22": partial(clouds_plans, what="pairs"),
+    "30": partial(one_plan, kind=TextStudy, what="first chapter"),
+    "31": partial(one_plan, kind=TextStudy, what="pairs"),
+    "32": partial(one_plan, kind=TextStudy, what="pairs"),
+    "40": partial(one_plan, kind=QuestionStudy, what="first chapter"),
+    "41": partial(one_plan, kind=QuestionStudy, what="pairs"),
+    "42": partial(one_plan, kind=QuestionStudy, what="pairs"),
+    "50": teacher_size,
+    "51": grid_and_threshold,
+    "52": output_distillation,
+    "53": fine_tuning,
+    "60": agreement,
+    "61": noise_and_controls,
+    "90": scoreboard,
+}
+
+
+def plans_of(number: str, parameters: Parameters) -> list[Plan]:
+    """What the chapter with this ``number`` ("10") trains and measures, for its ``parameters``."""
+    one_of("chapter with a plan", number, CHAPTERS)
+    return CHAPTERS[number](parameters)
