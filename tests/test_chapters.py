@@ -11,9 +11,9 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from kpnb_book.run.notebooks import check_parameters, find_notebook
+from kpnb_book.run.notebooks import find_notebook
+from kpnb_book.run.parameters import check_parameters, read_value
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -69,7 +69,7 @@ def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
     for words in map(shlex.split, commands):
         found = find_notebook(words[0], ROOT)
         given = dict(word.split("=", 1) for word in words[1:] if word != "-p")
-        check_parameters(found, {name: yaml.safe_load(value) for name, value in given.items()})
+        check_parameters(found, {name: read_value(value) for name, value in given.items()})
     assert path.stem[:2] in {shlex.split(command)[0] for command in commands}
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kpnb_book.__main__ import folders, main
+from kpnb_book.__main__ import main
+from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
 
 
@@ -118,7 +119,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert done.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {command} " in said for command in ("run", "sweep", "list", "status", "clean"))
+    assert all(f"    {command} " in said for command in ("build", "run", "sweep", "list", "forecast", "status", "clean"))
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")

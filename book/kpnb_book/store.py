@@ -26,6 +26,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 
 from kpnb import __version__
+from kpnb_book.place import store_folder
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +88,7 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.root = (
-            Path(root or os.environ.get("KPNB_STORE") or Path(cache) / "kpnb")
-            .expanduser()
-            .absolute()
-        )
+        self.root = store_folder(root)
 
     def run(self, kind: str, config: Mapping[str, Any]) -> "Run":
         """The run that ``config`` determines. Nothing is written before its first artefact is
