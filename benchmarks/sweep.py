@@ -56,8 +56,10 @@ def run(quick: bool) -> None:
         with redirect_stdout(sys.stderr):  # what the sweeps say on their way
             one, two = (seconds(workers, members, Path(folder, str(workers))) for workers in (1, 2))
     print(
-        f"\nsweep of {runs} independent runs of about {length:.0f} s, workers of one thread (wall time)"
+        f"\nsweep of {runs} independent runs of about {length:.0f} s, "
+        "workers of one thread (wall time)"
     )
     print(
-        f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster (bound: 2, target: 1.7)"
+        f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster "
+        "(bound: 2, target: 1.7)"
     )

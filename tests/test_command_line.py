@@ -119,7 +119,8 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert done.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {command} " in said for command in ("build", "run", "sweep", "list", "forecast", "status", "clean"))
+    commands = ("build", "run", "sweep", "list", "forecast", "status", "clean")
+    assert all(f"    {command} " in said for command in commands)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
@@ -130,7 +131,8 @@ def test_completion_in_bash(capsys, tmp_path: Path):
     script.write_text(capsys.readouterr().out)
 
     def completed(*words: str) -> list[str]:
-        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_kpnb; echo ${{COMPREPLY[@]}}"
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        line += "_shtab_kpnb; echo ${COMPREPLY[@]}"
         return subprocess.check_output(
             ["bash", "-c", f"source {script}; {line}"], text=True
         ).split()

@@ -18,7 +18,7 @@ import pytest
 from distributed import LocalCluster
 
 from kpnb_book.__main__ import main
-from kpnb_book.run import engine, sweep
+from kpnb_book.run import engine
 from kpnb_book.run.engine import Task, environments, in_order
 from kpnb_book.run.errors import NotebookError, UsageError
 from tests.test_runner import write

@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 import kpnb
-from kpnb_book.run.storage import folders
 from kpnb_book.figures import plots
 from kpnb_book.figures.report import beside_paper, table_rows
-from kpnb_book.run.notebooks import _status
+from kpnb_book.run.storage import folders
 from kpnb_book.store import Store
 from kpnb_book.studies.estimate import Estimate, chapter, estimate, pairs, teacher_only
 from kpnb_book.studies.experiments import (
@@ -325,14 +324,6 @@ def test_estimates_by_what_is_asked_for(root, tmp_path):
         ("trainings", "epochs", "measurements", "forwards", "backwards", "disk", "memory"), 10**13
     )
     assert max(map(len, str(Estimate(large | {"seconds": 10**8})).splitlines())) <= 90
-
-
-def test_terminal_shows_the_estimate(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    with _status("10", tmp_path / "progress") as progress:
-        progress.with_suffix(".note").write_text("Still to do: much")
-        time.sleep(0.8)
-    assert "10  Still to do: much\n" in capsys.readouterr().out
 
 
 def test_figures_show_what_they_are_given():

@@ -16,12 +16,16 @@ from kpnb_book.run.chapters import WAITS_FOR, notebooks_of
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.kernel import DEFAULTS
 from kpnb_book.run.notebooks import find_notebook, find_root, run_notebook
-from kpnb_book.run.parameters import check_parameters
 
 pytestmark = pytest.mark.xdist_group("engine")
 
 ROOT = Path(__file__).resolve().parents[1]
-PARAMETERS = 'profile = "laptop"  # size of the run\nepochs = 3\nlr = 0.1\nseeds = [0]\ndata_root = None\nshuffle = True'
+PARAMETERS = """profile = "laptop"  # size of the run
+epochs = 3
+lr = 0.1
+seeds = [0]
+data_root = None
+shuffle = True"""
 
 
 def write(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:

@@ -75,7 +75,8 @@ def grid(root: Path, **block: object) -> Path:
 
 def test_rerun_writes_page_results_and_settings(root):
     path = write(root / "notebooks" / "10_mini.ipynb", GLUE, parameters=HEAD)
-    text = "Square {glue:text}`square`, third {glue:text}`third:.2f`, {glue:text}`word`, {glue:any}`formatted`."
+    text = "Square {glue:text}`square`, third {glue:text}`third:.2f`, {glue:text}`word`, "
+    text += "{glue:any}`formatted`."
     write_with_text(path, text)
     kept = again(path, root / "out", {"n": 4})
     results, nothing = kept["results"], kept["results"].pop("nothing")
@@ -113,7 +114,8 @@ def test_revision_of_the_clone_is_kept(tmp_path):
 
 
 def test_settings_of_a_study_are_kept(root):
-    cell = "from kpnb_book.studies.images import ImageStudy\nImageStudy('smoke', seeds=[3], device='cpu')"
+    cell = "from kpnb_book.studies.images import ImageStudy\n"
+    cell += "ImageStudy('smoke', seeds=[3], device='cpu')"
     path = write(root / "notebooks" / "11_study.ipynb", cell, parameters=HEAD)
     (settings,) = again(path, root / "out", {})["settings"]
     assert (settings["seeds"], settings["device"], settings["epochs"]) == ([3], "cpu", 2)

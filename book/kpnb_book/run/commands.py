@@ -200,7 +200,9 @@ def list_notebooks(options: argparse.Namespace) -> int:
     width = max((len(path.stem) for path in paths), default=0)
     for path in paths:
         print(f"{path.stem:{width}}  {title_of(path)}".rstrip())
-    print("\nParameters, their defaults and meanings" + ("" if options.notebook else " [notebooks]"))
+    print(
+        "\nParameters, their defaults and meanings" + ("" if options.notebook else " [notebooks]")
+    )
     for line in _parameter_lines(paths):
         print(f"  {line}")
     return 0

@@ -149,7 +149,9 @@ def run(
     topic, outcomes = f"kpnb-{uuid.uuid4().hex}", {}
     futures: dict[str, Future] = {}
     with Display(tasks, done) as display:
-        client.subscribe_topic(topic, lambda event: display.hear(event[1]["name"], event[1]["line"]))
+        client.subscribe_topic(
+            topic, lambda event: display.hear(event[1]["name"], event[1]["line"])
+        )
         try:
             for task in in_order(tasks):
                 futures[task.name] = _submit(client, task, topic, futures, len(futures))

@@ -21,9 +21,7 @@ from typing import Any
 from kpnb_book.run.source import Cell, cells_of, python
 
 # The folders of our packages. Looking for one does not import it.
-PACKAGES = {
-    name: Path(find_spec(name).origin).resolve().parent for name in ("kpnb", "kpnb_book")
-}
+PACKAGES = {name: Path(find_spec(name).origin).resolve().parent for name in ("kpnb", "kpnb_book")}
 
 
 @dataclass(frozen=True)

@@ -122,10 +122,12 @@ def _count(several: bool = False) -> Rule:
 
 
 def _layers(*names: str) -> Rule:
-    return Rule(str, f"{', '.join(names)}, or a list of them", pattern="|".join(names), several=True)
+    return Rule(
+        str, f"{', '.join(names)}, or a list of them", pattern="|".join(names), several=True
+    )
 
 
-# By name, for all chapters: a notebook can say a type only by a default, and most defaults are None.
+# By name, for all chapters. A default of None, which most have, does not say what fits.
 RULES = {
     "profile": Rule(str, f"one of {', '.join(PROFILES)}", pattern="|".join(PROFILES)),
     "dataset": Rule(str, "the name of a data set"),

@@ -46,7 +46,9 @@ def cells_of(path: Path) -> list[Cell]:
 def title_of(path: Path) -> str:
     """The first heading of a notebook; "" without one."""
     for cell in cells_of(path):
-        if cell.kind == "markdown" and (heading := re.search("^# +(.+)", cell.source, re.MULTILINE)):
+        if cell.kind == "markdown" and (
+            heading := re.search("^# +(.+)", cell.source, re.MULTILINE)
+        ):
             return heading[1].strip()
     return ""
 

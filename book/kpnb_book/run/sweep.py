@@ -181,7 +181,5 @@ def _tasks(members: Sequence[Member], folder: Path, timeout: int) -> list[engine
         where = folder / m.name
         arguments = {"path": m.path, "folder": where, "parameters": m.parameters}
         arguments |= {"digest": m.digest, "timeout": timeout, "resume": True}
-        tasks.append(
-            engine.Task(m.name, m.label, rerun, arguments, log_of(m.path, where), after)
-        )
+        tasks.append(engine.Task(m.name, m.label, rerun, arguments, log_of(m.path, where), after))
     return tasks

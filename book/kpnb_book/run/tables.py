@@ -1,4 +1,4 @@
-"""What comes of a sweep: one table of results for all runs, and one for each table they have glued."""
+"""What comes of a sweep: a table of the results of all runs, and one for each table they glued."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
