@@ -168,12 +168,14 @@ def start(root: Path, *options: str, seconds: float = 1.5) -> subprocess.Popen:
     write(root / "notebooks" / "10_mini.ipynb", RESULTS, busy, parameters=HEAD)
     command = [sys.executable, "-m", "kpnb_book", "sweep", str(grid(root, grid={"n": [1, 2]}))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    (root / "tmp").mkdir()
     # What a shell has put in the background ignores Ctrl-C, and so would what it starts.
     process = subprocess.Popen(
         [*command, *options],
         cwd=root,
         preexec_fn=heeding_ctrl_c,
         start_new_session=True,
+        env={**os.environ, "TMPDIR": str(root / "tmp")},
         **pipes,
     )
     wait_for(lambda: (root / "pids").exists() or process.poll() is not None)
