@@ -114,6 +114,25 @@ def test_clean_keeps_what_is_being_computed(store, capsys):
     assert f"kept, another process is computing it: {run.path}" in capsys.readouterr().out
 
 
+def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):
+    chapters = pytest.importorskip("kpnb_book.studies.chapters")
+    plan = pytest.importorskip("kpnb_book.studies.plan")
+    asked = []
+    monkeypatch.setattr(chapters, "plans_of", lambda *what: asked.append(what) or ["a plan"])
+    monkeypatch.setattr(plan, "forecast", lambda plans: f"forecast of {plans}")
+    assert main(["forecast", "50", "-p", "b=0.3", "-p", "seed=2"]) == 0
+    assert capsys.readouterr().out == "forecast of ['a plan']\n"
+    ((number, parameters),) = asked
+    assert number == "50"
+    assert (parameters["b"], parameters["seed"], parameters["profile"]) == (0.3, 2, "laptop")
+    assert parameters["teachers"] is None
+    assert main(["forecast", "50", "-p", "b=-1"]) == 2
+    own = tmp_path / "mine.ipynb"
+    own.write_text('{"cells": []}')
+    assert main(["forecast", str(own)]) == 2
+    assert "mine.ipynb is no chapter" in capsys.readouterr().err
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--help"])

@@ -233,10 +233,16 @@ def forecast_one(options: argparse.Namespace) -> int:
 
 
 def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
-    """What the chapter in ``path`` would take; UsageError for a notebook that is no chapter."""
+    """What the chapter in ``path`` would take.
+
+    Raises UsageError for a notebook that is no chapter, and for what a study cannot be made of.
+    """
     from kpnb_book.studies.chapters import CHAPTERS, plans_of
     from kpnb_book.studies.plan import forecast
 
     if path.stem[:2] not in CHAPTERS:
         raise UsageError(f"{path.name} is no chapter of the book: only they have a plan")
-    return str(forecast(plans_of(path.stem[:2], parameters)))
+    try:
+        return str(forecast(plans_of(path.stem[:2], parameters)))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path.name}: {error}") from error
