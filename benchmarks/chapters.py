@@ -6,13 +6,14 @@ from datetime import datetime
 
 import nbformat
 
-from kpnb_book.run.build import notebooks_of
+from kpnb_book.run.build import EXECUTED
+from kpnb_book.run.chapters import notebooks_of
 from kpnb_book.run.notebooks import find_root
 
 
 def run(quick: bool) -> None:
     root = find_root()
-    executed = [root / "book" / "_executed" / path.name for path in notebooks_of(root)]
+    executed = [root / EXECUTED / path.name for path in notebooks_of(root)]
     print("\nchapters as last executed for the book, with what the store held then")
     print(f"  {'':28s}{'seconds':>9s}{'longest':>9s}   cell{'':38s}executed")
     total = 0.0

@@ -1,20 +1,16 @@
-"""How much faster two Dask workers finish a sweep of independent runs than one, measured in one go.
+"""How much faster two workers finish a sweep of independent runs than one, measured in one go.
 
-About two minutes on two cores; needs Dask (the extra "cluster").
+About two minutes on two cores.
 
-Every run is a notebook that computes on one thread and shares nothing with the others. Both sweeps
-run on workers of one thread, started before the clock. The start of each run's processes is part of
-the time, as it is for a user.
+Every run is a notebook that computes on one thread and shares nothing with the others. The start of
+workers and kernels is part of the time, as it is for a user.
 """
 
-import os
 import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
@@ -41,38 +37,29 @@ def clone(root: Path, runs: int, loops: int) -> Path:
 
 
 def seconds(workers: int, members: list[sweep.Member], folder: Path) -> float:
-    """Time of the sweep on a local Dask cluster of ``workers`` workers with one thread each."""
-    from distributed import LocalCluster
-
-    quiet = {"dashboard_address": ":0", "silence_logs": 50}
-    with LocalCluster(n_workers=workers, threads_per_worker=1, **quiet) as cluster:
-        start = time.perf_counter()
-        failed = sweep.run(members, folder, scheduler=cluster.scheduler_address)
-        taken = time.perf_counter() - start
+    """Time of the sweep with ``workers`` workers on this machine."""
+    start = time.perf_counter()
+    failed = sweep.run(members, folder, workers)
     if failed:
         raise RuntimeError(f"runs have failed: {failed}")
-    return taken
+    return time.perf_counter() - start
 
 
 def run(quick: bool) -> None:
-    if not find_spec("distributed"):
-        print(
-            "\nworkers of a sweep: Dask is not installed (pip install -c constraints.txt distributed)"
-        )
-        return
     runs, length = (2, 4.0) if quick else (4, 12.0)
     start = time.process_time()
     sum(i * i for i in range(3_000_000))
     loops = max(1, round(length / (time.process_time() - start)))
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder, patch.dict(os.environ, paths):
+    with tempfile.TemporaryDirectory(prefix="kpnb-") as folder:
         file = clone(Path(folder, "clone"), runs, loops)
         members = sweep.read(file, file.parent, {})
         with redirect_stdout(sys.stderr):  # what the sweeps say on their way
             one, two = (seconds(workers, members, Path(folder, str(workers))) for workers in (1, 2))
     print(
-        f"\nsweep of {runs} independent runs of about {length:.0f} s, Dask workers of one thread (wall time)"
+        f"\nsweep of {runs} independent runs of about {length:.0f} s, "
+        "workers of one thread (wall time)"
     )
     print(
-        f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster (bound: 2, target: 1.7)"
+        f"  one worker {one:.1f} s, two workers {two:.1f} s: {one / two:.2f} times faster "
+        "(bound: 2, target: 1.7)"
     )

@@ -1,8 +1,8 @@
 """Progress of long work: a plain text bar, or a status file that a parent process shows.
 
 ``tqdm.auto`` would become a widget inside Jupyter, which neither papermill nor a rendered page can
-show. When ``KPNB_PROGRESS`` names a file (``kpnb_book.run.notebooks`` sets it), the current line
-goes there and nothing is printed, so that executed notebooks hold results only.
+show. When ``KPNB_PROGRESS`` names a file, as for notebooks that are executed without a browser, the
+current line goes there and nothing is printed, so that they hold results only.
 """
 
 import json

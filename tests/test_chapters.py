@@ -11,9 +11,10 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from kpnb_book.run.notebooks import check_parameters, defaults_of, find_notebook
+from kpnb_book.run.notebooks import find_notebook
+from kpnb_book.run.parameters import check_parameters, read_value
+from kpnb_book.run.source import parameters_of
 from kpnb_book.studies import chapters
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.settings import Settings
@@ -73,7 +74,7 @@ def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
     for words in map(shlex.split, commands):
         found = find_notebook(words[0], ROOT)
         given = dict(word.split("=", 1) for word in words[1:] if word != "-p")
-        check_parameters(found, {name: yaml.safe_load(value) for name, value in given.items()})
+        check_parameters(found, {name: read_value(value) for name, value in given.items()})
     assert path.stem[:2] in {shlex.split(command)[0] for command in commands}
 
 
@@ -123,7 +124,7 @@ def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monke
         monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
     monkeypatch.setattr(Plan, "also", lambda plan, *trainings: plan)
     monkeypatch.setattr(Study, "head", lambda *what: None)
-    known = defaults_of(path)
+    known = {name: parameter.value for name, parameter in parameters_of(path).items()}
     parameters = {"profile": "smoke", "device": "cpu"}
     if other:
         options = {"epochs": 7, "b": 0.15, "grid": 4, "seed": 3, "seeds": [2, 5], "factor": 2.0}

@@ -9,7 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kpnb_book.__main__ import folders, main
+from kpnb_book.__main__ import main
+from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
 
 
@@ -113,12 +114,32 @@ def test_clean_keeps_what_is_being_computed(store, capsys):
     assert f"kept, another process is computing it: {run.path}" in capsys.readouterr().out
 
 
+def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):
+    chapters = pytest.importorskip("kpnb_book.studies.chapters")
+    plan = pytest.importorskip("kpnb_book.studies.plan")
+    asked = []
+    monkeypatch.setattr(chapters, "plans_of", lambda *what: asked.append(what) or ["a plan"])
+    monkeypatch.setattr(plan, "forecast", lambda plans: f"forecast of {plans}")
+    assert main(["forecast", "50", "-p", "b=0.3", "-p", "seed=2"]) == 0
+    assert capsys.readouterr().out == "forecast of ['a plan']\n"
+    ((number, parameters),) = asked
+    assert number == "50"
+    assert (parameters["b"], parameters["seed"], parameters["profile"]) == (0.3, 2, "laptop")
+    assert parameters["teachers"] is None
+    assert main(["forecast", "50", "-p", "b=-1"]) == 2
+    own = tmp_path / "mine.ipynb"
+    own.write_text('{"cells": []}')
+    assert main(["forecast", str(own)]) == 2
+    assert "mine.ipynb is no chapter" in capsys.readouterr().err
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as done:
         main(["--help"])
     assert done.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {command} " in said for command in ("run", "sweep", "list", "status", "clean"))
+    commands = ("build", "run", "sweep", "list", "forecast", "status", "clean")
+    assert all(f"    {command} " in said for command in commands)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash here")
@@ -129,7 +150,8 @@ def test_completion_in_bash(capsys, tmp_path: Path):
     script.write_text(capsys.readouterr().out)
 
     def completed(*words: str) -> list[str]:
-        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_kpnb; echo ${{COMPREPLY[@]}}"
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        line += "_shtab_kpnb; echo ${COMPREPLY[@]}"
         return subprocess.check_output(
             ["bash", "-c", f"source {script}; {line}"], text=True
         ).split()

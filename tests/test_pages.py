@@ -21,7 +21,7 @@ import yaml
 from playwright.sync_api import Browser, Locator, Page, Request
 
 from kpnb_book.run.browser import BrowserError, open_browser, serve
-from kpnb_book.run.build import _build_pages
+from kpnb_book.run.build import build_pages
 from kpnb_book.run.notebooks import run_notebook
 
 pytestmark = pytest.mark.xdist_group("pages")
@@ -117,7 +117,7 @@ def small_book(root: Path) -> Path:
     for name in SOME:
         source = root / "notebooks" / f"{name}.ipynb"
         run_notebook(source, root / "book" / "_executed" / source.name, {"profile": "smoke"})
-    return _build_pages(root, executed=False).parent
+    return build_pages(root, strict=False).parent
 
 
 @pytest.fixture(scope="module")

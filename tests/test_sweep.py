@@ -1,30 +1,29 @@
-"""Reruns and sweeps: real kernels and processes, two Dask workers, and the signals that end
-them.
-"""
+"""Reruns and sweeps: real kernels and processes, and tables of what comes of them."""
 
 import json
 import math
-import os
-import signal
+import shutil
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import yaml
 
 from kpnb_book.__main__ import main
 from kpnb_book.run import sweep
-from kpnb_book.run.notebooks import UsageError, check_parameters, find_notebook
+from kpnb_book.run.errors import UsageError
+from kpnb_book.run.notebooks import find_notebook
+from kpnb_book.run.origin import origin
+from kpnb_book.run.parameters import check_parameters
 from kpnb_book.run.rerun import provenance, rerun
 
 from .test_runner import write
 
+pytestmark = pytest.mark.xdist_group("engine")
+
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = "n = 1  # a number\nname = 'a'\nlayers = None"
+HEAD = "n = 1  # a number\nname = 'a'\nlayers = None\nb = None\ndata_root = None"
 GLUE = """
 import pandas as pd
 from kpnb_book.figures.report import glue, show
@@ -33,15 +32,16 @@ glue(square=n * n, third=n / 3, nothing=float("nan"), word="yes", many=n, metric
 formatted=show(table))
 """
 RESULTS = """
-import os
+from pathlib import Path
 from IPython.display import display
-open(os.environ["RAN"], "a").write(f"{n}{name} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+with Path("../ran").open("a") as file:
+    file.write(f"{n}{name}\\n")
 rows = [{"name": "student", "value": n / 3}, {"name": "baseline", "value": None}]
 found = {"square": {"text/plain": f"{n * n}"}, "word": {"text/plain": "'yes'"}}
 schema = {"fields": [{"name": "name"}, {"name": "value"}]}
-found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": {"data": rows,
-"schema": schema}} for key, data in found.items():  # what glue displays, without the time that its
-imports take
+table = {"data": rows, "schema": schema}
+found["metrics"] = {"text/plain": "...", "application/vnd.dataresource+json": table}
+for key, data in found.items():  # what glue displays, without the time that its imports take
     prefix = "application/papermill.record/"
     data = {prefix + kind: value for kind, value in data.items()}
     display(data, raw=True, metadata={"scrapbook": {"name": key, "mime_prefix": prefix}})
@@ -54,9 +54,13 @@ def root(tmp_path, monkeypatch) -> Path:
     (tmp_path / "_toc.yml").write_text("")
     write(tmp_path / "notebooks" / "10_mini.ipynb", RESULTS, parameters=HEAD)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAN", str(tmp_path / "ran"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     return tmp_path
+
+
+def again(path: Path, folder: Path, parameters: dict, resume: bool = False) -> dict:
+    """Run a notebook; returns the record of it."""
+    rerun(path, folder, parameters, origin(path, parameters), resume=resume)
+    return json.loads((folder / f"{path.stem}.json").read_text())
 
 
 def ran(root: Path) -> list[str]:
@@ -71,10 +75,10 @@ def grid(root: Path, **block: object) -> Path:
 
 def test_rerun_writes_page_results_and_settings(root):
     path = write(root / "notebooks" / "10_mini.ipynb", GLUE, parameters=HEAD)
-    text = "Square {glue:text}`square`, third {glue:text}`third:.2f`, {glue:text}`word`, {glue:any}`formatted`."
+    text = "Square {glue:text}`square`, third {glue:text}`third:.2f`, {glue:text}`word`, "
+    text += "{glue:any}`formatted`."
     write_with_text(path, text)
-    record = rerun(path, root / "out", {"n": 4})
-    kept = json.loads((root / "out" / "10_mini.json").read_text())
+    kept = again(path, root / "out", {"n": 4})
     results, nothing = kept["results"], kept["results"].pop("nothing")
     assert math.isnan(nothing)
     assert results == {"square": 16, "third": 4 / 3, "word": "yes", "many": 4}
@@ -83,9 +87,9 @@ def test_rerun_writes_page_results_and_settings(root):
     assert student == {"name": "student", "value": pytest.approx(4 / 3, abs=1e-10)}
     assert baseline == {"name": "baseline", "value": None}
     assert list(baseline) == ["value", "name"]
-    assert kept["parameters"] == {"n": 4, "name": "a", "layers": None}
+    assert kept["parameters"] == {"n": 4, "name": "a", "layers": None, "b": None, "data_root": None}
     assert {"torch", "kpnb"} <= kept["packages"].keys()
-    assert kept["settings"] == [] == record["settings"]
+    assert kept["settings"] == []
     assert kept["seconds"] > 0
     page = (root / "out" / "10_mini.html").read_text()
     assert "Square 16, third 1.33, yes" in page
@@ -110,22 +114,23 @@ def test_revision_of_the_clone_is_kept(tmp_path):
 
 
 def test_settings_of_a_study_are_kept(root):
-    cell = "from kpnb_book.studies.images import ImageStudy\nImageStudy('smoke', seeds=[3], device='cpu')"
+    cell = "from kpnb_book.studies.images import ImageStudy\n"
+    cell += "ImageStudy('smoke', seeds=[3], device='cpu')"
     path = write(root / "notebooks" / "11_study.ipynb", cell, parameters=HEAD)
-    (settings,) = rerun(path, root / "out", {})["settings"]
+    (settings,) = again(path, root / "out", {})["settings"]
     assert (settings["seeds"], settings["device"], settings["epochs"]) == ([3], "cpu", 2)
 
 
 def test_resume_runs_only_what_has_changed(root):
     path, out = root / "notebooks" / "10_mini.ipynb", root / "out"
-    rerun(path, out, {"n": 2}, resume=True)
-    rerun(path, out, {"n": 2}, resume=True)
+    again(path, out, {"n": 2}, resume=True)
+    again(path, out, {"n": 2}, resume=True)
     assert ran(root) == ["2a"]
-    rerun(path, out, {"n": 3}, resume=True)
     write(path, RESULTS, "# another notebook", parameters=HEAD)
-    rerun(path, out, {"n": 3}, resume=True)
-    assert ran(root) == ["2a", "3a", "3a"]
-    rerun(path, out, {"n": 3})
+    again(path, out, {"n": 2}, resume=True)
+    again(path, out, {"n": 3}, resume=True)
+    assert ran(root) == ["2a", "2a", "3a"]
+    again(path, out, {"n": 3})
     assert len(ran(root)) == 4
 
 
@@ -143,6 +148,7 @@ def test_resume_runs_only_what_has_changed(root):
             r"set the environment variable \$KPNB_NOT_SET",
         ),
         ({"parameters": [1]}, "'parameters' is a mapping"),
+        ({"grid": {"b": [0.1, "abc"]}}, "'b' takes a number above 0, not 'abc'"),
     ],
 )
 def test_mistakes_are_errors_before_anything_starts(root, block, says):
@@ -177,14 +183,47 @@ def test_grid_is_every_combination_once(root, monkeypatch):
         (2, "/data/b"),
     ]
     assert [members[0].group == m.group for m in members] == [True, True, False, False]
-    assert len(sweep.read(file, root, {"n": 7})) == 2
+    assert len(sweep.read(grid(root, grid={"n": [1, 2]}, parameters={"name": "a"}), root, {})) == 2
 
 
-def test_sweep_gathers_results_and_names_failures(root, capsys):
+def test_an_override_of_a_grid_is_refused(root, capsys):
+    file = grid(root, grid={"n": [1, 2]}, parameters={"name": "a"})
+    with pytest.raises(UsageError, match="-p n would replace the grid of 'n'"):
+        sweep.read(file, root, {"n": 7})
+    assert main(["sweep", str(file), "-p", "n=7", "--dry-run"]) == 2
+    assert [m.parameters["name"] for m in sweep.read(file, root, {"name": "b"})] == ["b", "b"]
+
+
+def test_numbers_and_folders_of_a_sweep_are_read_as_on_the_command_line(root):
+    (root / "data #2").mkdir()
+    (root / "mini.yaml").write_text("notebook: 10\ngrid: {b: [2e-1, 1e-3]}\n")
+    members = sweep.read(root / "mini.yaml", root, {"data_root": "data #2"})
+    assert [m.parameters["b"] for m in members] == [0.2, 0.001]
+    assert {m.parameters["data_root"] for m in members} == {str(root / "data #2")}
+    with pytest.raises(UsageError, match="no such folder"):
+        sweep.read(root / "mini.yaml", root, {"data_root": "nowhere"})
+
+
+def test_folders_of_runs_do_not_change_with_the_text_or_the_place(root, tmp_path_factory):
+    file = grid(root, grid={"n": [1, 2]})
+    before = sweep.read(file, root, {})
+    other = tmp_path_factory.mktemp("moved") / "clone"
+    shutil.copytree(root, other)
+    moved = sweep.read(other / file.name, other, {})
+    assert [(m.name, m.digest) for m in moved] == [(m.name, m.digest) for m in before]
+    write(root / "notebooks" / "10_mini.ipynb", RESULTS, "# edited", parameters=HEAD)
+    edited = sweep.read(file, root, {})
+    assert [m.name for m in edited] == [m.name for m in before]
+    assert not {m.digest for m in edited} & {m.digest for m in before}
+
+
+def test_sweep_gathers_results_and_names_failures(root, capsys, dask_cluster):
     write(root / "notebooks" / "10_mini.ipynb", "assert n != 2, 'two'", RESULTS, parameters=HEAD)
     file = grid(root, grid={"n": [1, 2, 3]}, parameters={"layers": ["x", "y"]})
-    assert main(["sweep", str(file), "--workers", "3"]) == 1
+    there = ["--scheduler", dask_cluster]
+    assert main(["sweep", str(file), *there]) == 1
     said = capsys.readouterr().out
+    assert "[2/3] 10_mini layers=x,y n=2 ..." in said
     assert "2 of 3 runs are finished" in said
     assert "failed: 10_mini layers=x,y n=2: 10_mini.ipynb failed in cell 3" in said
     assert "AssertionError: two" in said
@@ -205,33 +244,17 @@ def test_sweep_gathers_results_and_names_failures(root, capsys):
     write(
         root / "notebooks" / "10_mini.ipynb", RESULTS, parameters=HEAD
     )  # repaired: another notebook
-    assert main(["sweep", str(file), "--workers", "3"]) == 0
+    assert main(["sweep", str(file), *there]) == 0
     assert main(["sweep", str(file)]) == 0  # nothing left to do
+    assert main(["sweep", str(file), "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("finished  10_mini layers=x,y") == 3
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
 
 
-def test_progress_is_shown_while_runs_are_under_way(root, capsys, monkeypatch):
-    """How many runs are done, which they were, and what the run that wrote last is doing."""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    write(
-        root / "notebooks" / "10_mini.ipynb",
-        "import time; time.sleep(2.5)",
-        RESULTS,
-        parameters=HEAD,
-    )
-    assert sweep.run(sweep.read(grid(root, grid={"n": [1, 2]}), root, {}), root / "out") == {}
-    shown = capsys.readouterr()
-    for said in ("0/2", "1/2", "2/2", "10_mini ..."):
-        assert said in shown.err
-    assert [line.rstrip() for line in shown.out.splitlines() if "finished" in line] == [
-        f"finished  10_mini n={n}" for n in (1, 2)
-    ]
-
-
-def test_parquet(root):
+def test_parquet(root, dask_cluster):
     pytest.importorskip("pyarrow")
     members = sweep.read(grid(root, parameters={"layers": ["x", "y"]}), root, {})
-    sweep.run(members, root / "out")
+    assert sweep.run(members, root / "out", scheduler=dask_cluster) == {}
     for name in ("results", "metrics"):
         parquet = pd.read_parquet(root / "out" / f"{name}.parquet")
         pd.testing.assert_frame_equal(
@@ -239,150 +262,32 @@ def test_parquet(root):
         )
 
 
-def test_runs_that_share_trainings_wait_for_the_first(root):
-    busy = "import time\nbegin = time.time()\ntime.sleep(0.5)"
-    noted = "open(os.environ['RAN'] + '-times', 'a').write(f'{n} {name} {begin} {time.time()}\\n')"
-    write(root / "notebooks" / "10_mini.ipynb", busy, RESULTS, noted, parameters=HEAD)
+def test_runs_that_share_trainings_wait_for_the_first(root, dask_cluster):
+    """Also when the first of them fails."""
+    busy = "import time\nbegin = time.time()\ntime.sleep(0.3)"
+    noted = "open('../times', 'a').write(f'{n} {name} {begin} {time.time()}\\n')"
+    fails = "assert (n, name) != (2, 'a')"
+    write(root / "notebooks" / "10_mini.ipynb", busy, noted, fails, parameters=HEAD)
     members = sweep.read(
         grid(root, grid={"n": [1, 2], "name": ["a", "b"]}, share=["name"]), root, {}
     )
-    assert sweep.run(members, root / "out", 4) == {}
+    assert list(sweep.run(members, root / "out", scheduler=dask_cluster)) == ["10_mini n=2 name=a"]
     times = {
         (n, m): (float(s), float(e))
-        for n, m, s, e in map(str.split, (root / "ran-times").read_text().splitlines())
+        for n, m, s, e in map(str.split, (root / "times").read_text().splitlines())
     }
+    assert len(times) == 4
     for n in "12":
         assert times[n, "a"][1] <= times[n, "b"][0]
 
 
-def test_one_gpu_for_each_worker(root, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    write(
-        root / "notebooks" / "10_mini.ipynb", "import time; time.sleep(3)", RESULTS, parameters=HEAD
-    )
-    sweep.run(sweep.read(grid(root, grid={"n": [1, 2]}), root, {}), root / "out", 2)
-    assert {line.split()[1] for line in (root / "ran").read_text().splitlines()} == {"5", "7"}
-
-
-def test_two_dask_workers_give_the_same_table(root):
-    distributed = pytest.importorskip("distributed")
-    file = grid(root, grid={"n": [1, 2, 3]})
-    assert main(["sweep", str(file), "--output", "alone"]) == 0
-    quiet = {"dashboard_address": ":0", "silence_logs": 50}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
-        assert (
-            main(
-                [
-                    "sweep",
-                    str(file),
-                    "--output",
-                    "cluster",
-                    "--scheduler",
-                    cluster.scheduler_address,
-                ]
-            )
-            == 0
-        )
-    assert (root / "cluster" / "results.csv").read_text() == (
-        root / "alone" / "results.csv"
-    ).read_text()
-    assert ran(root) == ["1a", "1a", "2a", "2a", "3a", "3a"]  # once each, in either
-
-
-@pytest.mark.parametrize("machine", [False, True], ids=["worker", "machine"])
-def test_lost_worker(root, machine: bool):
-    """Its run goes to the other worker, which waits for what comes of it if it runs still, and else
-    runs it again.
-    """
-    distributed = pytest.importorskip("distributed")
-    write(
-        root / "notebooks" / "10_mini.ipynb", RESULTS, "import time; time.sleep(4)", parameters=HEAD
-    )
-    quiet = {"dashboard_address": ":0", "silence_logs": 50}
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
-        command = [sys.executable, "-m", "kpnb", "sweep", str(grid(root, grid={"n": [1, 2]}))]
-        command += ["--scheduler", cluster.scheduler_address]
-        sweeping = subprocess.Popen(
-            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        while not (root / "ran").exists() or len(ran(root)) < 2:
-            assert sweeping.poll() is None
-            time.sleep(0.05)
-        lost = psutil.Process(cluster.workers[0].process.pid)
-        for process in [lost, *(lost.children(recursive=True) if machine else ())]:
-            process.kill()
-        said = sweeping.communicate(timeout=300)[0]
-    assert sweeping.returncode == 0, said
-    assert len(ran(root)) == 2 + machine
-    assert pd.read_csv(root / "reruns" / "mini" / "results.csv")["n"].tolist() == [1, 2]
-
-
-def test_scheduler_that_is_not_there(root, capsys):
-    pytest.importorskip("distributed")
-    import dask
-
-    file = grid(root)
-    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
-        assert main(["sweep", str(file), "--scheduler", "tcp://127.0.0.1:9"]) == 2
-    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
-    assert main(["sweep", str(file), "--workers", "0"]) == 2
-
-
-def heeding_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def start(root: Path, *options: str) -> subprocess.Popen:
-    """A sweep of three runs that take their time, in a process of its own, after its first run has
-    begun.
-    """
-    write(
-        root / "notebooks" / "10_mini.ipynb",
-        RESULTS,
-        "import time; time.sleep(1.5)",
-        parameters=HEAD,
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "kpnb",
-        "sweep",
-        str(grid(root, grid={"n": [1, 2, 3]})),
-        *options,
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    # What a shell has put in the background ignores Ctrl-C, and so would what it starts.
-    process = subprocess.Popen(command, cwd=root, preexec_fn=heeding_ctrl_c, **pipes)
-    while not (root / "ran").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    return process
-
-
-def test_killed_sweep_ends_with_the_same_table(root):
-    killed = start(root)
-    killed.kill()  # -9
-    killed.communicate()
-    assert not (root / "reruns" / "mini" / "results.csv").exists()
-    assert main(["sweep", "mini.yaml", "--workers", "2"]) == 0
-    assert ran(root) == ["1a", "2a", "3a"]  # the run that had begun was waited for, not begun again
-    assert main(["sweep", "mini.yaml", "--output", "undisturbed", "--workers", "3"]) == 0
-    for name in ("results.csv", "metrics.csv"):
-        assert (root / "reruns/mini" / name).read_bytes() == (
-            root / "undisturbed" / name
-        ).read_bytes()
-
-
-def test_ctrl_c_ends_the_runs_and_the_next_sweep_goes_on(root):
-    process = start(root)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=20)[0]
-    assert process.returncode == 130, said
-    assert "interrupted: what is finished is kept" in said
-    assert "Traceback" not in said
-    assert ran(root) == ["1a"]
-    assert main(["sweep", "mini.yaml", "--workers", "3"]) == 0
-    assert ran(root) == ["1a", "1a", "2a", "3a"]
+def test_two_workers_here_and_those_of_a_cluster_give_the_same_table(root, dask_cluster):
+    file = grid(root, grid={"n": [1, 2]})
+    assert main(["sweep", str(file), "--output", "here", "--workers", "2"]) == 0
+    assert main(["sweep", str(file), "--output", "there", "--scheduler", dask_cluster]) == 0
+    here, there = ((root / where / "results.csv").read_text() for where in ("here", "there"))
+    assert here == there
+    assert ran(root) == ["1a", "1a", "2a", "2a"]  # once each, in either
 
 
 @pytest.mark.parametrize(

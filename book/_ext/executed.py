@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 
-from kpnb_book.run.build import notebooks_of
+from kpnb_book.run.chapters import notebooks_of
 from kpnb_book.run.provenance import table
 
 log = logging.getLogger(__name__)

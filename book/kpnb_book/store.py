@@ -13,6 +13,7 @@ from typing import Any
 
 from kpnb import __version__
 from kpnb.checkpoints import Artefacts, Item, digest, file_name
+from kpnb_book.place import store_folder
 
 __all__ = ["Item", "Run", "Store", "canonical", "digest"]
 
@@ -23,9 +24,7 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        chosen = root or os.environ.get("KPNB_STORE") or Path(cache) / "kpnb"
-        self.root = Path(chosen).expanduser().absolute()
+        self.root = store_folder(root)
 
     def run(self, kind: str, config: Mapping[str, Any]) -> "Run":
         """The run that ``config`` determines. Nothing is written before its first artefact is

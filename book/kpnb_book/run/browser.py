@@ -13,7 +13,8 @@ from pathlib import Path
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MISSING = f"no browser: none of {', '.join(NAMES)} is on the PATH; `python -m playwright install chromium` fetches one"
+MISSING = f"no browser: none of {', '.join(NAMES)} is on the PATH; "
+MISSING += "`python -m playwright install chromium` fetches one"
 # No name but this machine's is resolved, so that nothing can leave, and the browser asks its vendor
 # for nothing.
 FLAGS = [

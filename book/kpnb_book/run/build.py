@@ -1,46 +1,38 @@
-"""Execute the notebooks with papermill, some at a time, and build the HTML book from the executed
-copies.
-"""
+"""Execute the notebooks and build the HTML book from the executed copies."""
 
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import distributions
-from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
+from typing import Any
 
-import kpnb
-import kpnb_book
-from kpnb_book.run.notebooks import NotebookError, check_parameters, find_notebook, run_notebook
-from kpnb_book.run.provenance import sign, signed
-from kpnb_book.run.warm import warm
-from kpnb_book.store import digest
+from kpnb_book.run import engine
+from kpnb_book.run.chapters import WAITS_FOR, notebooks_of
+from kpnb_book.run.errors import NotebookError
+from kpnb_book.run.notebooks import find_notebook, run_notebook
+from kpnb_book.run.origin import origin
+from kpnb_book.run.parameters import check_parameters
+from kpnb_book.run.provenance import signed
 
-
-def notebooks_of(root: Path) -> list[Path]:
-    """The notebooks that ``_toc.yml`` lists, in reading order."""
-    files = re.findall(
-        r"^[\s-]*file: *notebooks/([^\s.]+)", (root / "_toc.yml").read_text("utf8"), re.MULTILINE
-    )
-    return [root / "notebooks" / f"{name}.ipynb" for name in files]
+EXECUTED = Path("book", "_executed")
 
 
 def build_book(
-    profile: str, root: Path, only: Sequence[str] | None = None, workers: int = 1
+    profile: str,
+    root: Path,
+    only: Sequence[str] | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
 ) -> Path:
     """Execute the notebooks of ``_toc.yml`` into ``book/_executed/`` and build the HTML book;
     returns its first page.
 
-    A copy is kept while nothing that it follows from has changed: its notebook, the profile, the
-    code, its data and the versions of packages. ``only`` names notebooks to execute anyway (numbers
-    or names); the others keep the copies they have. ``workers`` run at the same time and share the
-    processor's cores. The default profile passes no parameter, so that no additional cell shows in
-    the book. Raises NotebookError at the first notebook that fails, or when Jupyter Book reports an
-    error or a warning.
+    A copy is kept while nothing that it follows from has changed. ``only`` names notebooks to
+    execute anyway (numbers or names); the others keep the copies they have. The default profile
+    passes no parameter, so that no additional cell shows in the book. ``workers`` and ``scheduler``
+    are those of :func:`kpnb_book.run.engine.cluster`. Raises NotebookError at the first notebook
+    that fails, or when Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     parameters = {} if profile == "laptop" else {"profile": profile}
@@ -48,86 +40,53 @@ def build_book(
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
         check_parameters(path, parameters)
-    jobs = [
-        (path, root / "book" / "_executed" / path.name, parameters, _origin(path, parameters))
-        for path in chosen
-    ]
+    tasks = [chapter(path, root, parameters) for path in chosen]
     if not only:
-        jobs = [job for job in jobs if signed(job[1]).get("origin") != job[3]]
-        if kept := len(chosen) - len(jobs):
-            print(
-                f"{kept} of {len(chosen)} notebooks have not changed since they were executed (`make clean` forgets)"
-            )
+        tasks = [task for task in tasks if not _unchanged(task)]
+    if kept := len(chosen) - len(tasks):
+        print(f"{kept} of {len(chosen)} notebooks have not changed since they were executed")
+    if tasks:
+        _execute(tasks, workers, scheduler)
+    return build_pages(root)
+
+
+def chapter(path: Path, root: Path, parameters: dict[str, Any]) -> engine.Task:
+    """The task to execute a chapter of the book."""
+    copy = root / EXECUTED / path.name
+    arguments = {"path": path, "output": copy, "parameters": parameters}
+    arguments["origin"] = origin(path, parameters)
+    after = WAITS_FOR.get(path.stem, ())
+    return engine.Task(
+        path.stem, path.stem, run_notebook, arguments, copy.with_suffix(".log"), after
+    )
+
+
+def _unchanged(task: engine.Task) -> bool:
+    return signed(task.arguments["output"]).get("origin") == task.arguments["origin"]
+
+
+def _execute(tasks: Sequence[engine.Task], workers: int, scheduler: str | None) -> None:
+    """Execute chapters; raises NotebookError when one fails."""
     # Let matplotlib list the fonts here: in an empty home it would say so in the first notebook's
     # output.
-    subprocess.run(
-        [sys.executable, "-c", "import matplotlib.font_manager"], stderr=subprocess.DEVNULL
-    )
-    # Chapters whose number ends in 0 train what the others of their part read: first, or one would
-    # wait for the other.
-    jobs.sort(key=lambda job: job[0].stem[1] != "0")
-    if not jobs:
-        return _build_pages(root)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))} | os.environ
-    with (
-        patch.dict(os.environ, threads),
-        warm(),
-        get_context("spawn").Pool(workers) as pool,
-    ):  # which stops at its end
-        for _ in pool.imap_unordered(_execute, jobs):
-            pass
-    return _build_pages(root)
+    fonts = [sys.executable, "-c", "import matplotlib.font_manager"]
+    subprocess.run(fonts, stderr=subprocess.DEVNULL)
+    with engine.cluster(min(workers, len(tasks)), scheduler) as client:
+        outcomes = engine.run(client, tasks, stop_at_failure=True)
+    if failed := [outcome.failed for outcome in outcomes.values() if outcome.failed]:
+        raise NotebookError("\n".join(failed))
 
 
-Job = tuple[
-    Path, Path, dict[str, str], str
-]  # notebook, its executed copy, parameters, and what that follows from
+def build_pages(root: Path, strict: bool = True) -> Path:
+    """Call Jupyter Book; returns the first page. When ``strict``, a warning is an error too.
 
-
-def _origin(path: Path, parameters: dict[str, str]) -> str:
-    """Digest of all that the executed copy of a notebook follows from."""
-    tables = sorted((path.parent.parent / "book").glob("*.csv"))
-    return digest([parameters, _code(), *(digest(file.read_bytes()) for file in (path, *tables))])
-
-
-@cache
-def _code() -> str:
-    """Digest of our code with its data, and of the versions of all packages."""
-    folders = [Path(module.__file__).parent for module in (kpnb, kpnb_book)]
-    files = [
-        file
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.suffix not in ("", ".pyc")
-    ]
-    versions = sorted(f"{one.name} {one.version}" for one in distributions())
-    return digest([sys.version, versions, *(digest(file.read_bytes()) for file in files)])
-
-
-def _execute(job: Job) -> None:
-    path, copy, parameters, origin = job
-    run_notebook(path, copy, parameters)
-    sign(copy, path.parent.parent, origin)
-
-
-def _build_pages(root: Path, executed: bool = True) -> Path:
-    """Call Jupyter Book; returns the first page. A warning is an error, unless notebooks are not
-    executed.
+    Raises NotebookError with what Jupyter Book has said.
     """
     page = root / "book" / "_build" / "html" / "index.html"
-    command = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-        "build",
-        str(root),
-    ]
-    command += [
-        "--path-output",
-        str(root / "book"),
-        "--all",
-        *(["-W", "-n", "--keep-going"] * executed),
-    ]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    command += [str(root), "--path-output", str(root / "book"), "--all"]
+    if strict:
+        command += ["-W", "-n", "--keep-going"]
     done = subprocess.run(
         command, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

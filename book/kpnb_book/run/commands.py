@@ -1,97 +1,181 @@
-"""The commands of ``kpnb`` that run notebooks: ``run``, ``list`` and ``sweep``; see
-``kpnb.commands`` in pyproject.
-"""
+"""The commands of ``kpnb`` that run notebooks, and their options."""
 
 import argparse
-import ast
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import shtab
-import yaml
 
-from kpnb_book.run import notebooks as runner
-from kpnb_book.run import sweep
-from kpnb_book.run.notebooks import TIMEOUT, UsageError, find_notebook, find_root
-from kpnb_book.run.rerun import rerun
+from kpnb_book.run.chapters import notebooks_of
+from kpnb_book.run.errors import UsageError
+from kpnb_book.run.notebooks import TIMEOUT, find_notebook, find_root
+from kpnb_book.run.parameters import (
+    PROFILES,
+    check_parameters,
+    read_assignments,
+    resolve_folders,
+)
+from kpnb_book.run.source import parameters_of, title_of
+
+Commands = argparse._SubParsersAction
 
 
-def add(commands: argparse._SubParsersAction) -> None:
+def add(commands: Commands) -> None:
     """Add the commands to those of ``kpnb``."""
+    _add_build(commands)
+    _add_run(commands)
+    _add_sweep(commands)
+    _add_list(commands)
+    _add_forecast(commands)
+
+
+def _add_build(commands: Commands) -> None:
+    build = commands.add_parser("build", help="execute the notebooks and build the HTML book")
+    build.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default="laptop",
+        help="size of the experiments (%(default)s)",
+    )
+    build.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NOTEBOOK",
+        help="execute these, keep the other executed copies",
+    )
+    _add_workers(build, default=2)
+    build.set_defaults(do=build_book)
+
+
+def _add_run(commands: Commands) -> None:
     example = "Example: kpnb run 10 -p layer=FC2 -p seeds=[0,1] -p epochs=5"
-    one = commands.add_parser(
+    run = commands.add_parser(
         "run", help="run one notebook, with other parameters if you like", epilog=example
     )
-    one.add_argument("notebook", help="its number (10), name or path").complete = shtab.FILE
-    one.add_argument(
+    _add_notebook(run)
+    run.add_argument(
         "--resume", action="store_true", help="if DIR holds this very run already, do nothing"
     )
-    one.set_defaults(do=run_one)
+    _add_output(run, "NAME-TIME")
+    _add_scheduler(run)
+    run.set_defaults(do=run_one)
 
+
+def _add_sweep(commands: Commands) -> None:
     example = "Example: kpnb sweep sweeps/table7.yaml -p profile=laptop --workers 2"
     many = commands.add_parser(
         "sweep", help="run a grid of parameters, here or on a Dask cluster", epilog=example
     )
     many.add_argument("file", type=Path, help="the YAML file of the grid").complete = shtab.FILE
-    many.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="runs at a time here (%(default)s)"
-    )
-    many.add_argument(
-        "--scheduler", metavar="ADDRESS", help="run on this Dask cluster, as tcp://10.0.0.1:8786"
-    )
+    _add_parameters(many)
     many.add_argument(
         "--dry-run",
         action="store_true",
         help="list the runs and those that are finished, run nothing",
     )
+    _add_output(many, "FILE")
+    _add_workers(many, default=1)
     many.set_defaults(do=run_many)
 
-    for command, default in ((one, "NAME-TIME"), (many, "FILE")):
-        option = command.add_argument
-        option(
-            "-p",
-            dest="parameters",
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help="a parameter",
-        )
-        where = option(
-            "--output",
-            type=Path,
-            metavar="DIR",
-            help=f"folder of the results (default: reruns/{default})",
-        )
-        where.complete = shtab.DIRECTORY
-        option(
-            "--timeout",
-            type=int,
-            default=TIMEOUT,
-            metavar="S",
-            help="seconds for a cell (%(default)s)",
-        )
 
-    commands.add_parser("list", help="list the notebooks and their parameters").set_defaults(
-        do=list_notebooks
+def _add_list(commands: Commands) -> None:
+    names = commands.add_parser("list", help="list the notebooks and their parameters")
+    names.add_argument("notebook", nargs="?", help="of this one only: number (10), name or path")
+    names.set_defaults(do=list_notebooks)
+
+
+def _add_forecast(commands: Commands) -> None:
+    forecast = commands.add_parser(
+        "forecast", help="say what a notebook would still train and measure, and how long it takes"
     )
+    _add_notebook(forecast)
+    forecast.set_defaults(do=forecast_one)
+
+
+def _add_notebook(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebook", help="its number (10), name or path").complete = shtab.FILE
+    _add_parameters(parser)
+
+
+def _add_parameters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    where = parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of the results (default: reruns/{default})",
+    )
+    where.complete = shtab.DIRECTORY
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=TIMEOUT,
+        metavar="S",
+        help="seconds for a cell (%(default)s)",
+    )
+
+
+def _add_workers(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=default,
+        metavar="N",
+        help="notebooks that run at a time here (%(default)s)",
+    )
+    _add_scheduler(parser)
+
+
+def _add_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="run on this Dask cluster, as tcp://10.0.0.1:8786"
+    )
+
+
+def build_book(options: argparse.Namespace) -> int:
+    """``kpnb build``."""
+    from kpnb_book.run import build
+
+    page = build.build_book(
+        options.profile, find_root(), options.only, options.workers, options.scheduler
+    )
+    print(f"The book is at {page}")
+    return 0
 
 
 def run_one(options: argparse.Namespace) -> int:
     """``kpnb run``."""
+    from kpnb_book.run import rerun
+
     root = find_root()
     path = find_notebook(options.notebook, root)
-    folder = options.output or root / "reruns" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    rerun(path, folder, parse_parameters(options.parameters), options.timeout, options.resume)
+    given = read_assignments(options.parameters)
+    parameters = resolve_folders(path, given, Path.cwd())
+    default = root / "reruns" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (options.output or default).absolute()
+    rerun.run_one(path, folder, parameters, options.timeout, options.resume, options.scheduler)
     print(f"Executed copy: {folder / path.name}; page and results beside it: .html, .json")
     return 0
 
 
 def run_many(options: argparse.Namespace) -> int:
     """``kpnb sweep``; 1 when a run has failed."""
+    from kpnb_book.run import sweep
+
     root = find_root()
-    members = sweep.read(options.file, root, parse_parameters(options.parameters))
+    members = sweep.read(options.file, root, read_assignments(options.parameters))
     folder = (options.output or root / "reruns" / options.file.stem).absolute()
     if options.dry_run:
         for member in members:
@@ -107,32 +191,58 @@ def run_many(options: argparse.Namespace) -> int:
 
 
 def list_notebooks(options: argparse.Namespace) -> int:
-    """``kpnb list``: every notebook with its parameters, their defaults and what they are for."""
-    for path in sorted((find_root() / "notebooks").glob("*.ipynb")):
-        print(path.stem)
-        for name, known in runner.parameters_of(path).items():
-            print(f"    {name} = {known['default']:<20} {known['help']}".rstrip())
+    """``kpnb list``: the notebooks with their titles and parameters."""
+    root = find_root()
+    if options.notebook:
+        paths = [find_notebook(options.notebook, root)]
+    else:
+        paths = [path for path in notebooks_of(root) if path.is_file()]
+    width = max((len(path.stem) for path in paths), default=0)
+    for path in paths:
+        print(f"{path.stem:{width}}  {title_of(path)}".rstrip())
+    print(
+        "\nParameters, their defaults and meanings" + ("" if options.notebook else " [notebooks]")
+    )
+    for line in _parameter_lines(paths):
+        print(f"  {line}")
     return 0
 
 
-def parse_parameters(assignments: Sequence[str]) -> dict[str, object]:
-    """``["lr=1e-3", "layer=FC1"]`` to ``{"lr": 0.001, "layer": "FC1"}``: values are Python
-    literals, else YAML.
+def _parameter_lines(paths: Sequence[Path]) -> list[str]:
+    """Each parameter once, and the numbers of the notebooks that have it if there are several."""
+    having: dict[tuple[str, str, str], list[Path]] = {}
+    for path in paths:
+        for name, known in parameters_of(path).items():
+            having.setdefault((name, known.default, known.help), []).append(path)
+    lines = []
+    for (name, default, about), those in having.items():
+        numbers = "all" if those == paths else " ".join(path.stem[:2] for path in those)
+        where = f"  [{numbers}]" if len(paths) > 1 else ""
+        lines.append(f"{f'{name} = {default}':<22}  {about}{where}".rstrip())
+    return lines
 
-    Raises UsageError for what is not an assignment or cannot be read.
+
+def forecast_one(options: argparse.Namespace) -> int:
+    """``kpnb forecast``."""
+    path = find_notebook(options.notebook, find_root())
+    parameters = resolve_folders(path, read_assignments(options.parameters), Path.cwd())
+    check_parameters(path, parameters)
+    given = {name: known.value for name, known in parameters_of(path).items()} | parameters
+    print(_forecast(path, given))
+    return 0
+
+
+def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
+    """What the chapter in ``path`` would take.
+
+    Raises UsageError for a notebook that is no chapter, and for what a study cannot be made of.
     """
-    parameters: dict[str, object] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals or not name.isidentifier():
-            raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
-        for read in (
-            ast.literal_eval,
-            yaml.safe_load,
-        ):  # in this order, because 1e-3 is a text in YAML
-            with suppress(SyntaxError, ValueError, yaml.YAMLError):
-                parameters[name] = read(value)
-                break
-        else:
-            raise UsageError(f"-p {assignment}: the value is neither a Python literal nor YAML")
-    return parameters
+    from kpnb_book.studies.chapters import CHAPTERS, plans_of
+    from kpnb_book.studies.plan import forecast
+
+    if path.stem[:2] not in CHAPTERS:
+        raise UsageError(f"{path.name} is no chapter of the book: only they have a plan")
+    try:
+        return str(forecast(plans_of(path.stem[:2], parameters)))
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path.name}: {error}") from error

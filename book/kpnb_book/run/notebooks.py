@@ -1,56 +1,28 @@
-"""Execute notebooks without a browser.
+"""Find notebooks, read what they say, and execute one of them without a browser.
 
-A notebook is run with papermill. Its parameters are checked before a kernel starts, and only a
-complete run leaves an executed copy where the book looks for one, so a page can never show half a
-result.
+Its parameters are checked before a kernel starts, and only a complete run leaves an executed copy
+where the book looks for one, so a page can never show half a result.
 """
 
-import ast
 import json
-import multiprocessing
-import os
-import shutil
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
-from papermill.execute import ERROR_MARKER_TAG
-from traitlets.config import Config
+from kpnb_book.run.errors import NotebookError, UsageError, unknown
+from kpnb_book.run.parameters import check_parameters
+from kpnb_book.run.provenance import sign
 
-from kpnb._messages import unknown
+ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill adds to a failed copy
+# Seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it.
+TIMEOUT = 4 * 3600
 
-PROFILES = ("smoke", "laptop", "paper")
-# Jupyter ends a kernel with an interrupt first. One that still tidies up after its last answer
-# calls that an error.
-INTERRUPTED = "KeyboardInterrupt caught in kernel"
-QUIET = f"__import__('logging').getLogger('IPKernelApp').addFilter(lambda said: {INTERRUPTED!r} not in str(said.msg))"
-# Threads that spin for long while they wait slow a notebook down many times when the machine is
-# shared; and a debugger that no one uses may print a warning.
-KERNEL = {"GOMP_SPINCOUNT": "10000", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-TIMEOUT = (
-    4 * 3600
-    # seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it
-)
-
-
-class UsageError(ValueError):
-    """What was asked for does not exist or does not fit; the message names the nearest that
-    does.
-    """
-
-
-class NotebookError(RuntimeError):
-    """A notebook, or the book, did not come out right; the message says where and why."""
+Tell = Callable[[str], None]  # is told what a kernel is doing
 
 
 def find_root() -> Path:
@@ -80,173 +52,151 @@ def find_notebook(name: str, root: Path) -> Path:
     raise UsageError(unknown("notebook", name, [path.stem for path in known]))
 
 
-def parameters_of(path: Path) -> dict[str, dict[str, str]]:
-    """Name to ``default`` (source text) and ``help`` (comment) of what the parameters cell of
-    ``path`` assigns.
-    """
-    try:
-        return papermill.inspect_notebook(str(path))
-    except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise NotebookError(f"{path} is not a readable Python notebook: {error}") from error
-
-
-def defaults_of(path: Path) -> dict[str, Any]:
-    """Name to default of every parameter of ``path``; None for an expression, whose value only a
-    kernel knows.
-    """
-    defaults = dict.fromkeys(found := parameters_of(path))
-    for name, known in found.items():
-        with suppress(SyntaxError, ValueError):
-            defaults[name] = ast.literal_eval(known["default"])
-    return defaults
-
-
-def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
-    """Compare ``parameters`` with the notebook's parameters cell; no kernel is started.
-
-    Raises UsageError for a name that the cell does not assign, and for a value of another type than
-    the default (an int may stand for a float; a default of None takes anything).
-    """
-    known = defaults_of(path)
-    for name, value in parameters.items():
-        if name not in known:
-            raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")
-        default, kind, given = known[name], type(known[name]), type(value)
-        if default is not None and given is not kind and (kind, given) != (float, int):
-            wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
-            raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
-
-
 def run_notebook(
     path: Path,
     output: Path,
     parameters: Mapping[str, Any] | None = None,
     timeout: int = TIMEOUT,
-    label: str = "",
+    *,
+    origin: str = "",
+    tell: Tell = lambda line: None,
+    scratch: str | None = None,
 ) -> dict[str, Any]:
     """Execute the notebook ``path`` in its own folder and write the executed copy to ``output``.
 
     Returns when it ``started`` (UTC), the ``seconds`` taken, and the ``settings`` that its studies
-    resolved. ``timeout`` is in seconds for each cell; ``label`` (default: the notebook's name)
-    begins the line on the terminal. With ``parameters`` the copy holds an additional cell with
-    them.
+    resolved. ``timeout`` is in seconds for each cell. With ``parameters`` the copy holds an
+    additional cell with them. ``origin``, which identifies all that the copy follows from, is
+    written into it. ``tell`` is called with each new line that the kernel says of its progress.
+    Temporary files are in the folder ``scratch``. What the kernel's process has printed outside its
+    cells is left beside ``output`` as ``<stem>.log``, if there is any.
 
     Raises UsageError for parameters that do not fit, before a kernel starts, and NotebookError,
     which names notebook, cell and exception, when a cell fails, hangs or loses its kernel. Then
     ``output`` does not exist (an older copy is removed) and the partial copy is kept beside it as
     ``<stem>.failed.ipynb``.
     """
-    if output.resolve() == path.resolve():
+    path, output, parameters = path.resolve(), output.resolve(), dict(parameters or {})
+    if output == path:
         raise UsageError(
             f"{path.name}: the executed copy would overwrite the notebook; choose another folder"
         )
-    parameters = dict(parameters or {})
     check_parameters(path, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial, failed = (output.with_suffix(f".{state}.ipynb") for state in ("running", "failed"))
-    for old in (output, partial, failed):
+    log = output.with_suffix(".log")
+    for old in (output, partial, failed, log):
         old.unlink(missing_ok=True)
-    options = {
-        "kernel_name": "python3",
-        "cwd": str(path.resolve().parent),
-        "execution_timeout": timeout,
-    }
-    options["config"] = Config(
-        KernelManager={"transport_encryption": "auto"}
-    )  # without it a kernel prints a warning
-    options["shutdown_kernel"] = (
-        "immediate"  # what matters is stored; a farewell takes up to three seconds
-    )
-    options["extra_arguments"] = [f"--IPKernelApp.exec_lines={QUIET}"]
-    started, start, label = datetime.now(UTC), time.monotonic(), label or path.stem
-    with (
-        tempfile.TemporaryDirectory(prefix="kpnb-") as folder,
-        _status(label, Path(folder, "progress")) as progress,
-    ):
-        # Folders of Jupyter and IPython are temporary: nothing in the user's home changes a run or
-        # is needed for it.
-        kernel = {"JUPYTER_RUNTIME_DIR": f"{folder}/runtime", "IPYTHONDIR": f"{folder}/ipython"}
+    started, start = datetime.now(UTC), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kpnb-", dir=scratch) as folder:
+        progress = Path(folder, "progress")
         try:
-            with patch.dict(os.environ, KERNEL | os.environ | kernel, KPNB_PROGRESS=str(progress)):
-                papermill.execute_notebook(
-                    path.resolve(), partial.resolve(), parameters, progress_bar=False, **options
-                )
+            with _watched(progress, tell):
+                _execute(path, partial, parameters, timeout, Path(folder), log)
         except Exception as error:
             where = _place(error, partial)
             if partial.exists():
                 where += f"\nThe copy up to there: {partial.replace(failed)}"
             raise NotebookError(f"{path.name} failed in {where}") from error
-        noted = progress.with_suffix(".settings")
-        settings = (
-            [json.loads(line) for line in noted.read_text("utf8").splitlines()]
-            if noted.exists()
-            else []
-        )
+        finally:
+            if log.exists() and not log.stat().st_size:
+                log.unlink()
+        settings = _lines(progress.with_suffix(".settings"))
+    sign(partial, path.parent.parent, origin)
     partial.replace(output)
-    seconds = time.monotonic() - start
-    print(f"{label}  {seconds:.1f} s", flush=True)
     return {
         "started": started.isoformat(timespec="seconds"),
-        "seconds": seconds,
-        "settings": settings,
+        "seconds": time.monotonic() - start,
+        "settings": [json.loads(line) for line in settings],
     }
+
+
+def _execute(
+    path: Path, copy: Path, parameters: dict[str, Any], timeout: int, folder: Path, log: Path
+) -> None:
+    """Call papermill. Folders of Jupyter and IPython are in the temporary ``folder``: nothing in
+    the user's home changes a run or is needed for it.
+    """
+    import papermill
+    from traitlets.config import Config
+
+    from kpnb_book.run.kernel import Kernel
+
+    variables = {
+        "KPNB_PROGRESS": str(folder / "progress"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "IPYTHONDIR": str(folder / "ipython"),
+    }
+    config = {
+        "variables": variables,
+        "log_file": str(log),
+        "connection_file": str(folder / "kernel.json"),
+        "transport_encryption": "auto",  # without it a kernel prints a warning
+    }
+    papermill.execute_notebook(
+        _literal(path),
+        _literal(copy),
+        parameters,
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+        execution_timeout=timeout,
+        kernel_manager_class=Kernel,
+        config=Config(Kernel=config),
+        resources={"metadata": {"path": str(path.parent)}},  # where the kernel runs
+    )
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which would put parameters in for {names}."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+@contextmanager
+def _watched(progress: Path, tell: Tell) -> Iterator[None]:
+    """Tell what a kernel writes to ``progress``, twice a second when it has changed."""
+    done = threading.Event()
+
+    def watch() -> None:
+        last = ""
+        while not done.wait(0.5):
+            line = " ".join(_lines(progress)).strip()
+            if line and line != last:
+                tell(line)
+                last = line
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text("utf8", errors="replace").splitlines() if file.exists() else []
 
 
 def _place(error: Exception, copy: Path) -> str:
     """Where in ``copy`` the run stopped, and why: "cell 3 (x = 1/0): ZeroDivisionError: division by
     zero".
     """
+    from papermill.exceptions import PapermillExecutionError
+
     name, value = type(error).__name__, _first_line(str(error))
     if isinstance(error, PapermillExecutionError):  # otherwise the cell hung or lost its kernel
         name, value = error.ename, error.evalue
-    cells = nbformat.read(copy, as_version=4).cells if copy.exists() else []
-    cells = [cell for cell in cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
+    cells = json.loads(copy.read_text("utf8"))["cells"] if copy.exists() else []
+    cells = [cell for cell in cells if ERROR_TAG not in cell["metadata"].get("tags", [])]
     begun = [
-        i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")
+        i for i, cell in enumerate(cells) if cell["metadata"].get("papermill", {}).get("start_time")
     ]
-    where = (
-        f"cell {begun[-1] + 1} ({_first_line(cells[begun[-1]].source)})" if begun else "its start"
-    )
-    return f"{where}: {name}: {value}"
+    if not begun:
+        return f"its start: {name}: {value}"
+    source = "".join(cells[begun[-1]]["source"])
+    return f"cell {begun[-1] + 1} ({_first_line(source)}): {name}: {value}"
 
 
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0]
-
-
-@contextmanager
-def _status(label: str, progress: Path) -> Iterator[Path]:
-    """Show elapsed time and the kernel's own ``progress``: a line that is rewritten, or a line
-    every 30 s in a log.
-    """
-    alone = multiprocessing.parent_process() is None  # else others write to the same terminal
-    live, start, done = sys.stdout.isatty() and alone, time.monotonic(), threading.Event()
-    begin, end = ("\r\x1b[K", "") if live else ("", "\n")
-
-    def watch() -> None:
-        note = progress.with_suffix(
-            ".note"
-        )  # what a kernel says beforehand, to be read when the run is long
-        while not done.wait(0.5 if live else 30):
-            if note.exists():
-                print(f"{begin}{label}  {note.read_text('utf8')}", flush=True)
-                note.unlink()
-            doing = (
-                progress.read_text("utf8", errors="replace").strip() if progress.exists() else ""
-            )
-            line = f"{label}  {time.monotonic() - start:.0f} s  {doing}"
-            print(
-                begin + (line[: shutil.get_terminal_size().columns - 1] if live else line),
-                end=end,
-                flush=True,
-            )
-
-    print(f"{label} ...", end=end, flush=True)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield progress
-    finally:
-        done.set()
-        thread.join()
-        print(begin, end="", flush=True)

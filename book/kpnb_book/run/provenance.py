@@ -39,7 +39,10 @@ def sign(copy: Path, root: Path, origin: str = "") -> None:
 
 def signed(copy: Path) -> dict[str, str]:
     """What :func:`sign` has written; nothing where there is no such copy."""
-    return json.loads(copy.read_text("utf8"))["metadata"].get("kpnb", {}) if copy.exists() else {}
+    try:
+        return json.loads(copy.read_text("utf8"))["metadata"].get("kpnb", {})
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _row(copy: Path, metadata: Mapping[str, Any]) -> list[str]:

@@ -12,33 +12,72 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 from filelock import FileLock
 
-from kpnb import __version__
-from kpnb_book.run.notebooks import TIMEOUT, check_parameters, defaults_of, run_notebook
-from kpnb_book.store import digest
+from kpnb_book.run import engine
+from kpnb_book.run.errors import NotebookError, UsageError
+from kpnb_book.run.notebooks import TIMEOUT, Tell, run_notebook
+from kpnb_book.run.origin import origin
+from kpnb_book.run.parameters import check_parameters
+from kpnb_book.run.source import parameters_of
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 # pandas publishes a table as this: a list of rows, and a schema
 TABLE = "application/vnd.dataresource+json"
 
 
-def identity(path: Path, parameters: Mapping[str, Any]) -> str:
-    """What determines the results of a run: digest of the notebook's text, its parameters and
-    kpnb's version.
+def run_one(
+    path: Path,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    timeout: int = TIMEOUT,
+    resume: bool = False,
+    scheduler: str | None = None,
+) -> None:
+    """Run one notebook on the engine. With ``resume`` nothing is started when it is finished.
+
+    Raises UsageError for what does not fit, before anything is started, and NotebookError when the
+    notebook fails.
     """
-    return digest([__version__, path.read_text("utf8"), dict(parameters)])
+    check_parameters(path, parameters)
+    check_folder(folder)
+    digest = origin(path, parameters)
+    if resume and finished(path, folder, digest):
+        return
+    arguments = {"path": path, "folder": folder, "parameters": dict(parameters), "digest": digest}
+    arguments |= {"timeout": timeout, "resume": resume}
+    task = engine.Task(path.stem, path.stem, rerun, arguments, log_of(path, folder))
+    with engine.cluster(1, scheduler) as client:
+        (outcome,) = engine.run(client, [task]).values()
+    if outcome.failed:
+        raise NotebookError(outcome.failed)
 
 
-def finished(path: Path, folder: Path, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What :func:`rerun` has written to ``folder`` for the very same notebook and parameters, or
+def log_of(path: Path, folder: Path) -> Path:
+    """Where :func:`rerun` leaves what the kernel's process has said outside the cells."""
+    return folder / f"{path.stem}.log"
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError for a file where results are to go into a folder."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise UsageError(f"--output {folder}: {place} is a file, not a folder")
+            return
+
+
+def finished(path: Path, folder: Path, digest: str) -> dict[str, Any] | None:
+    """What :func:`rerun` has written to ``folder`` for the very run that ``digest`` identifies, or
     None.
     """
     try:
         record = json.loads((folder / f"{path.stem}.json").read_bytes())
-        return record if record["digest"] == identity(path, parameters) else None
+        return record if record["digest"] == digest else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -47,36 +86,47 @@ def rerun(
     path: Path,
     folder: Path,
     parameters: Mapping[str, Any],
+    digest: str,
     timeout: int = TIMEOUT,
     resume: bool = False,
-) -> dict[str, Any]:
+    *,
+    tell: Tell = lambda line: None,
+    scratch: str | None = None,
+) -> None:
     """Run a notebook into a ``folder`` of its own: the executed copy, an HTML page of it, and a
     JSON of its results.
 
-    The JSON, returned too, is written last. It holds ``results`` and ``tables`` by the names they
-    were glued under, ``parameters``, ``settings``, versions, git revision, machine and times. With
-    ``resume`` a finished run is read instead. A second process that wants the same folder waits.
-    Raises what :func:`run_notebook` raises.
+    The JSON is written last. It holds ``results`` and ``tables`` by the names they were glued
+    under, ``parameters``, ``settings``, versions, git revision, machine and times, and the
+    ``digest`` of all that the run follows from. With ``resume`` a finished run is left as it is. A
+    second process that wants the same folder waits. Raises what :func:`run_notebook` raises.
     """
+    import nbformat
+
     check_parameters(path, parameters)
     result = folder / f"{path.stem}.json"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if resume and (record := finished(path, folder, parameters)):
-            return record
+        if resume and finished(path, folder, digest):
+            return
         result.unlink(missing_ok=True)
-        record = {
-            "notebook": path.stem,
-            "digest": identity(path, parameters),
-        }  # of the text that is now executed
-        record |= {"parameters": defaults_of(path) | dict(parameters), **provenance(path.parent)}
-        record |= run_notebook(path, folder / path.name, parameters, timeout)
+        defaults = {name: known.value for name, known in parameters_of(path).items()}
+        record = {"notebook": path.stem, "digest": digest}
+        record |= {"parameters": defaults | dict(parameters), **provenance(path.parent)}
+        record |= run_notebook(
+            path,
+            folder / path.name,
+            parameters,
+            timeout,
+            origin=digest,
+            tell=tell,
+            scratch=scratch,
+        )
         notebook = nbformat.read(folder / path.name, as_version=4)
         record |= results_of(notebook)
         (folder / f"{path.stem}.html").write_text(page_of(notebook, record["results"]), "utf8")
         result.with_suffix(".tmp").write_text(json.dumps(record, indent=1), "utf8")
         result.with_suffix(".tmp").replace(result)
-    return record
 
 
 def provenance(folder: Path) -> dict[str, Any]:
@@ -99,7 +149,7 @@ def provenance(folder: Path) -> dict[str, Any]:
     return {"revision": revision, **where, "packages": dict(sorted(packages.items()))}
 
 
-def results_of(notebook: nbformat.NotebookNode) -> dict[str, dict[str, Any]]:
+def results_of(notebook: "NotebookNode") -> dict[str, dict[str, Any]]:
     """What an executed notebook has glued, by name: ``results`` (numbers, texts) and ``tables``
     (lists of rows).
     """
@@ -127,7 +177,7 @@ def results_of(notebook: nbformat.NotebookNode) -> dict[str, dict[str, Any]]:
     return {"results": results, "tables": tables}
 
 
-def page_of(notebook: nbformat.NotebookNode, results: Mapping[str, Any]) -> str:
+def page_of(notebook: "NotebookNode", results: Mapping[str, Any]) -> str:
     """An executed notebook as one HTML page, its text quoting the glued ``results`` as in the
     book.
     """

@@ -1,0 +1,216 @@
+"""The one engine: papermill on Dask, for the book, for single reruns and for sweeps.
+
+A :class:`Task` is one notebook to execute. Tasks go to the workers of a Dask cluster: processes of
+this machine, or a cluster that is there already. Each worker executes one notebook at a time, in a
+kernel of its own.
+"""
+
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kpnb_book.run.display import Display
+from kpnb_book.run.errors import NotebookError, UsageError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, SpecCluster
+
+
+@dataclass(frozen=True)
+class Task:
+    """A notebook to execute: ``work(**arguments, tell=..., scratch=...)``, a function that workers
+    can import, after the tasks whose names are in ``after``. ``label`` is what is shown of it. What
+    its kernel's process says outside the cells is in the file ``log``, if there is any.
+    """
+
+    name: str
+    label: str
+    work: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    log: Path
+    after: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: the ``value`` that its work returned, or why it ``failed``."""
+
+    value: Any = None
+    failed: str = ""
+
+
+@contextmanager
+def cluster(workers: int = 1, scheduler: str | None = None) -> "Iterator[Client]":
+    """A client of the Dask cluster at the address ``scheduler``, else of ``workers`` processes of
+    this machine, which end with it however it ends.
+
+    Two or more workers here share the cores and have one GPU each, as far as there are GPUs; what
+    the user has set (``OMP_NUM_THREADS``, ``CUDA_VISIBLE_DEVICES``) stays. Workers of a cluster are
+    what they were started as. Raises UsageError when no scheduler answers.
+    """
+    if workers < 1:
+        raise UsageError(f"--workers {workers}: it takes one at least")
+    from distributed import Client
+
+    with ExitStack() as stack:
+        if scheduler:
+            try:
+                client = Client(scheduler)
+            except (OSError, ValueError) as error:
+                raise UsageError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+        else:
+            client = Client(stack.enter_context(_local(workers)))
+        yield stack.enter_context(client)
+
+
+@contextmanager
+def _local(count: int) -> "Iterator[SpecCluster]":
+    """Worker processes of one thread each. Only who has a key made for this cluster can speak to
+    it: a scheduler executes what it is sent, and other users of the machine can see its port.
+    """
+    import dask
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.security import Security
+
+    settings = {
+        # Dask would choose numbers of threads, and thresholds of the allocator.
+        "distributed.nanny.pre-spawn-environ": {},
+        # A worker gets its next notebook when it is free.
+        "distributed.scheduler.worker-saturation": 1.0,
+    }
+    seeded = "PYTHONHASHSEED" in os.environ
+    security = Security.temporary()
+    common = {"host": "127.0.0.1", "protocol": "tls://", "security": security}
+    common |= {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kpnb-"))
+        stack.enter_context(dask.config.set(settings | {"temporary-directory": folder}))
+        each = common | {"nthreads": 1, "memory_limit": 0, "local_directory": folder}
+        each |= {"silence_logs": logging.CRITICAL}
+        workers = {
+            number: {"cls": Nanny, "options": each | {"env": env}}
+            for number, env in enumerate(environments(count))
+        }
+        scheduler = {"cls": Scheduler, "options": common | {"port": 0}}
+        try:
+            with SpecCluster(
+                workers, scheduler, security=security, silence_logs=logging.CRITICAL
+            ) as started:
+                yield started
+        finally:
+            if not seeded:
+                os.environ.pop("PYTHONHASHSEED", None)  # Dask sets it here for its workers
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """What each of ``count`` workers of this machine has in its environment besides ours: its share
+    of the cores, and one GPU. A single worker has everything.
+    """
+    if count == 1:
+        return [{}]
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    common = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    gpus = _gpus()
+    if not gpus:
+        return [common] * count
+    return [
+        common | {"CUDA_VISIBLE_DEVICES": gpu}
+        for _, gpu in zip(range(count), cycle(gpus), strict=False)
+    ]
+
+
+def _gpus() -> list[str]:
+    """The GPUs that may be used, as the user has named them, else by number."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def run(
+    client: "Client", tasks: Sequence[Task], *, stop_at_failure: bool = False, done: int = 0
+) -> dict[str, Outcome]:
+    """Do ``tasks`` and return what became of them, by name; ``done`` more are finished already.
+
+    A task that fails keeps no other from being done, those that are to come after it included; with
+    ``stop_at_failure`` those that have not begun are left out. When this is interrupted, too.
+    """
+    from distributed import as_completed
+
+    topic, outcomes = f"kpnb-{uuid.uuid4().hex}", {}
+    futures: dict[str, Future] = {}
+    with Display(tasks, done) as display:
+        client.subscribe_topic(
+            topic, lambda event: display.hear(event[1]["name"], event[1]["line"])
+        )
+        try:
+            for task in in_order(tasks):
+                futures[task.name] = _submit(client, task, topic, futures, len(futures))
+            names = {future.key: name for name, future in futures.items()}
+            for future in as_completed(futures.values()):
+                name = names[future.key]
+                outcomes[name] = _outcome(future)
+                display.end(name, outcomes[name].failed)
+                if outcomes[name].failed and stop_at_failure:
+                    break
+        finally:
+            if client.status == "running":  # else its scheduler is lost
+                client.unsubscribe_topic(topic)
+                client.cancel(list(futures.values()))
+    return outcomes
+
+
+def in_order(tasks: Sequence[Task]) -> list[Task]:
+    """``tasks`` as they are, but each behind those that it comes after. A name in ``after`` that no
+    task has is done already. Raises NotebookError for tasks that wait for each other.
+    """
+    waiting, ordered = {task.name: task for task in tasks}, []
+    while waiting:
+        free = next((t for t in waiting.values() if not waiting.keys() & set(t.after)), None)
+        if free is None:
+            raise NotebookError(f"these wait for each other: {', '.join(waiting)}")
+        ordered.append(waiting.pop(free.name))
+    return ordered
+
+
+def _submit(
+    client: "Client", task: Task, topic: str, futures: "Mapping[str, Future]", number: int
+) -> "Future":
+    before = [futures[name] for name in task.after if name in futures]
+    key = f"{task.name}-{uuid.uuid4().hex}"
+    return client.submit(
+        perform, task, topic, before, key=key, pure=False, priority=-number, retries=0
+    )
+
+
+def perform(task: Task, topic: str, before: list[Outcome]) -> Outcome:
+    """Do a task in a worker, and say to who listens to ``topic`` what it is doing."""
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    def tell(line: str) -> None:
+        worker.log_event(topic, {"name": task.name, "line": line})
+
+    tell("")
+    try:
+        return Outcome(task.work(**task.arguments, tell=tell, scratch=worker.local_directory))
+    except (NotebookError, UsageError, OSError) as error:
+        return Outcome(failed=str(error))
+
+
+def _outcome(future: "Future") -> Outcome:
+    """What became of a task, whose worker or cluster may be lost as well."""
+    try:
+        return future.result()
+    except Exception as error:
+        return Outcome(failed=f"{type(error).__name__}: {error}")

@@ -1,0 +1,205 @@
+"""Parameters of notebooks: how values are read, and what they may be."""
+
+import ast
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kpnb_book.run.errors import UsageError, unknown
+from kpnb_book.run.source import parameters_of
+
+PROFILES = ("smoke", "laptop", "paper")
+
+
+class Plain(yaml.SafeLoader):
+    """YAML as JSON has its values: 2e-1 is a number, 2024-01-01 and "yes" are texts."""
+
+    yaml_implicit_resolvers: dict[str, list] = {}  # noqa: RUF012 - how PyYAML states them
+
+
+Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile("^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile("^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
+)
+Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """What a YAML text holds; raises ``yaml.YAMLError``. Nothing in it is run."""
+    loader = Plain(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def read_value(text: str) -> Any:
+    """The value that a text on the command line means, read as in the YAML file of a sweep.
+
+    Numbers, true, false, null (or None) and quoted texts are what they look like; [...] and {...}
+    hold several; 0,1 is the list [0, 1]. Anything else is the text itself, whatever characters
+    YAML would make something of. Raises UsageError for brackets that do not close.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        value = ...
+    if isinstance(value, bool | int | float | str | list | tuple | dict | None):
+        return list(value) if isinstance(value, tuple) else value
+    if text.startswith(("[", "{")):
+        try:
+            return read_yaml(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"the value {text} is neither a Python literal nor YAML") from error
+    loader = Plain("")
+    tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+    return loader.construct_object(yaml.ScalarNode(tag, text))
+
+
+def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """``["lr=1e-3", "layer=FC1"]`` to ``{"lr": 0.001, "layer": "FC1"}``, as ``-p`` gives them.
+
+    Raises UsageError for what is not an assignment or cannot be read.
+    """
+    parameters = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
+        try:
+            parameters[name] = read_value(value)
+        except UsageError as error:
+            raise UsageError(f"-p {assignment}: {error}") from error
+    return parameters
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter of this book may be: of which ``kind``, from ``least`` on or ``above`` a
+    number, one of some ``words`` or one that a ``pattern`` describes; or ``several`` in a list.
+    """
+
+    kind: type
+    what: str
+    least: float | None = None
+    above: float | None = None
+    pattern: str | None = None
+    several: bool = False
+
+    def fits(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return self.several and bool(value) and all(self._fits_one(one) for one in value)
+        return self._fits_one(value)
+
+    def _fits_one(self, value: Any) -> bool:
+        kinds = (int, float) if self.kind is float else (self.kind,)
+        if type(value) not in kinds:
+            return False
+        if self.pattern is not None:
+            return re.fullmatch(self.pattern, value) is not None
+        return (self.least is None or value >= self.least) and (
+            self.above is None or value > self.above
+        )
+
+
+def _count(several: bool = False) -> Rule:
+    what = "whole numbers from 1 on, one or a list" if several else "a whole number from 1 on"
+    return Rule(int, what, least=1, several=several)
+
+
+def _layers(*names: str) -> Rule:
+    return Rule(
+        str, f"{', '.join(names)}, or a list of them", pattern="|".join(names), several=True
+    )
+
+
+# By name, for all chapters. A default of None, which most have, does not say what fits.
+RULES = {
+    "profile": Rule(str, f"one of {', '.join(PROFILES)}", pattern="|".join(PROFILES)),
+    "dataset": Rule(str, "the name of a data set"),
+    "data_root": Rule(str, "a folder"),
+    "network": Rule(str, "the name of a network", several=True),
+    "teachers": Rule(str, "names of networks in a list", several=True),
+    "layer": _layers("Conv", "FC1", "FC2", "FC3"),
+    "grid": _count(),
+    "grids": _count(several=True),
+    "points": _count(),
+    "background": Rule(int, "a whole number from 0 on", least=0),
+    "b": Rule(float, "a number above 0", above=0),
+    "thresholds": Rule(float, "numbers above 0, one or a list", above=0, several=True),
+    "epochs": _count(),
+    "control_epochs": _count(),
+    "seed": Rule(int, "a whole number from 0 on", least=0),
+    "seeds": Rule(int, "whole numbers from 0 on, one or a list", least=0, several=True),
+    "control_seeds": Rule(int, "a whole number from 2 on", least=2),
+    "depth": _count(),
+    "length": _count(),
+    "pool": Rule(str, "first, mean or all", pattern="first|mean|all"),
+    "threshold": Rule(float, "a number from 0 on", least=0),
+    "factor": Rule(float, "a number above 0", above=0),
+    "images": _count(),
+    "classes": Rule(int, "a whole number from 2 on", least=2),
+    "temperature": Rule(float, "a number above 0", above=0),
+    "device": Rule(str, "cpu, cuda, cuda:1 or mps", pattern=r"(cpu|cuda|mps|xpu)(:\d+)?"),
+}
+
+
+def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
+    """Compare ``parameters`` with the notebook's parameters cell and with ``RULES``; no kernel is
+    started.
+
+    Raises UsageError for a name that the cell does not assign, for a value of another type than the
+    default (an int may stand for a float), and for one that the rule of this name does not allow.
+    None is allowed where it is the default. A parameter of this name with a default that the rule
+    does not allow means something else.
+    """
+    known = {name: found.value for name, found in parameters_of(path).items()}
+    for name, value in parameters.items():
+        if name not in known:
+            raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")
+        default, kind, given = known[name], type(known[name]), type(value)
+        if default is not None and given is not kind and (kind, given) != (float, int):
+            wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
+            raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
+        rule = RULES.get(name)
+        if rule is None or value is None or not (default is None or rule.fits(default)):
+            continue
+        if not rule.fits(value):
+            raise UsageError(f"{path.name}: parameter {name!r} takes {rule.what}, not {value!r}")
+
+
+def resolve_folders(path: Path, parameters: Mapping[str, Any], here: Path) -> dict[str, Any]:
+    """``parameters`` with the folders among them as seen from the caller's folder ``here``, because
+    a notebook runs in its own.
+
+    ``data_root`` is a folder, and ``network`` where it has a slash in it and is there. Raises
+    UsageError for a relative ``data_root`` that is neither ``here`` nor beside the notebook.
+    """
+    resolved = dict(parameters)
+    for name in ("data_root", "network"):
+        value = parameters.get(name)
+        if not isinstance(value, str) or (name == "network" and "/" not in value):
+            continue
+        folder = Path(value).expanduser()
+        for base in (here, path.parent):
+            if (base / folder).exists():
+                resolved[name] = os.path.abspath(base / folder)
+                break
+        else:
+            if name == "data_root" and not folder.is_absolute():
+                raise UsageError(f"{name}={value!r}: there is no such folder in {here}")
+    return resolved

@@ -1,0 +1,127 @@
+"""The commands of ``kpnb`` that look after the store: ``status`` and ``clean``."""
+
+import argparse
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kpnb_book.place import store_folder
+from kpnb_book.run.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("path", "kind", "complete", "unfinished", "bytes", "days")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Add the commands to those of ``kpnb``."""
+    commands.add_parser(
+        "status", help="what the store holds, by kind, and how large it is"
+    ).set_defaults(do=status)
+    remove = commands.add_parser(
+        "clean", help="remove runs from the store; they are computed anew when needed"
+    )
+    remove.add_argument(
+        "kinds", nargs="*", metavar="KIND", help="of these kinds (status lists them)"
+    )
+    remove.add_argument(
+        "--older-than", type=float, default=0, metavar="DAYS", help="not changed for so many days"
+    )
+    remove.add_argument(
+        "--everything", action="store_true", help="of every kind and age; downloaded archives stay"
+    )
+    remove.add_argument(
+        "--dry-run", action="store_true", help="say what would be removed, remove nothing"
+    )
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.set_defaults(do=clean)
+
+
+def folders(root: Path) -> "pd.DataFrame":
+    """Every run below ``root``, a row each: path, kind, complete and unfinished artefacts, bytes,
+    days since a change.
+
+    Only folders that a store has made, and none behind a link: ``clean`` removes what is listed
+    here.
+    """
+    import pandas as pd
+
+    rows = [
+        _row(path) for path in sorted(root.glob("*/*")) if re.fullmatch("[0-9a-f]{20}", path.name)
+    ]
+    return pd.DataFrame([row for row in rows if row], columns=COLUMNS)
+
+
+def _row(path: Path) -> tuple[Any, ...] | None:
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_dir():
+        return None
+    sizes, changed = {}, path.stat().st_mtime
+    for file in path.iterdir():
+        with suppress(FileNotFoundError):  # a temporary file of another process
+            sizes[file.name], changed = file.lstat().st_size, max(changed, file.lstat().st_mtime)
+    tensors = [name.removesuffix(".safetensors") for name in sizes if name.endswith(".safetensors")]
+    complete = sum(f"{name}.json" in sizes for name in tensors)
+    days = (time.time() - changed) / 86400
+    unfinished = len(tensors) - complete
+    return path, path.parent.name, complete, unfinished, sum(sizes.values()), days
+
+
+def _summary(found: "pd.DataFrame") -> str:
+    """Runs, artefacts and size by kind, and in all."""
+    by_kind = found.groupby("kind").agg(
+        runs=("path", "size"),
+        complete=("complete", "sum"),
+        unfinished=("unfinished", "sum"),
+        MB=("bytes", "sum"),
+    )
+    by_kind.loc["in all"] = by_kind.sum()
+    by_kind["MB"] = (by_kind["MB"] / 1e6).round(1)
+    whole = {"runs": int, "complete": int, "unfinished": int}
+    return by_kind.astype(whole).to_string(index_names=False)
+
+
+def status(options: argparse.Namespace) -> int:
+    """``kpnb status``."""
+    root = store_folder()
+    print(_summary(folders(root)))
+    there = next(folder for folder in (root, *root.parents) if folder.exists())
+    print(f"{root}: {shutil.disk_usage(there).free / 1e9:.1f} GB free")
+    return 0
+
+
+def clean(options: argparse.Namespace) -> int:
+    """``kpnb clean``: says what goes, asks, and leaves what another process is computing."""
+    root = store_folder()
+    found = folders(root)
+    for kind in set(options.kinds) - set(found["kind"]):
+        raise UsageError(unknown("kind", kind, found["kind"].unique()))
+    if not (options.kinds or options.older_than or options.everything):
+        raise UsageError("say what to remove: KIND, --older-than DAYS or --everything")
+    found = found[
+        (found["days"] >= options.older_than)
+        & (found["kind"].isin(options.kinds) | (not options.kinds))
+    ]
+    print(_summary(found))
+    if options.dry_run or found.empty:
+        return 0
+    if not options.yes:
+        answer = input(f"Remove them from {root}? [y/N] ")
+        if answer.strip().lower() not in ("y", "yes"):
+            return 1
+    _remove(found["path"])
+    return 0
+
+
+def _remove(paths: "pd.Series") -> None:
+    from filelock import FileLock, Timeout
+
+    for path in paths:
+        try:
+            with FileLock(path / ".lock", timeout=0):
+                shutil.rmtree(path)
+        except Timeout:
+            print(f"kept, another process is computing it: {path}")

@@ -1,0 +1,20 @@
+"""What several test files share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Dask cluster that is there already: two workers of one thread."""
+    import dask
+    from distributed import LocalCluster
+
+    folder = str(tmp_path_factory.mktemp("dask"))
+    quiet = {"dashboard_address": ":0", "silence_logs": 50, "local_directory": folder}
+    with (
+        dask.config.set({"temporary-directory": folder}),
+        LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, **quiet) as cluster,
+    ):
+        yield cluster.scheduler_address

@@ -1,0 +1,203 @@
+"""Parameters of notebooks: how they are read, and what is refused before anything starts."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_notebook
+
+from kpnb_book.__main__ import main
+from kpnb_book.run.errors import NotebookError, UsageError
+from kpnb_book.run.parameters import (
+    RULES,
+    check_parameters,
+    read_assignments,
+    read_yaml,
+    resolve_folders,
+)
+from kpnb_book.run.source import Parameter, parameters_of, title_of
+from tests.test_runner import PARAMETERS, repository, write
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def notebook(path: Path, parameters: str) -> Path:
+    """Without a kernel's name."""
+    cell = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[cell]), path)
+    return path
+
+
+def test_values_on_the_command_line_and_in_a_file_are_the_same():
+    same = {
+        "1e-3": 1e-3,
+        "2e-1": 0.2,
+        "-5": -5,
+        ".5": 0.5,
+        "[0, 1]": [0, 1],
+        "[2e-1, Conv, FC1]": [0.2, "Conv", "FC1"],
+        "{a: 1, b: [x]}": {"a": 1, "b": ["x"]},
+        "FC2": "FC2",
+        "true": True,
+        "null": None,
+        "~": None,
+        "'007'": "007",
+        "2024-01-01": "2024-01-01",
+        "2024-10-11": "2024-10-11",
+        "12:30": "12:30",
+        "yes": "yes",
+        "cuda:1": "cuda:1",
+        "/data/set#2": "/data/set#2",
+    }
+    for text, value in same.items():
+        (read,) = read_assignments([f"x={text}"]).values()
+        assert (read, type(read)) == (value, type(value)), text
+        (read,) = read_yaml(f"x: {text}").values()
+        assert (read, type(read)) == (value, type(value)), text
+
+
+def test_a_text_on_the_command_line_is_that_text():
+    given = {
+        "/data/set #2": "/data/set #2",
+        "a: b": "a: b",
+        "@here": "@here",
+        "a=b": "a=b",
+        "...": "...",
+        "2j": "2j",
+        "C:\\data": "C:\\data",
+        "'quoted # text'": "quoted # text",
+        "0,1": [0, 1],
+        "None": None,
+        "": None,
+    }
+    for text, value in given.items():
+        assert read_assignments([f"x={text}"]) == {"x": value}
+    for bad in ("epochs", "=3", "a b=1", "x=[1", "x={1: ["):
+        with pytest.raises(UsageError, match="-p "):
+            read_assignments([bad])
+
+
+def test_yaml_runs_nothing():
+    with pytest.raises(yaml.YAMLError):
+        read_yaml("!!python/object/apply:os.system ['true']")
+
+
+def test_what_the_parameters_cell_says(tmp_path):
+    source = """%matplotlib inline
+a = 1  # one, "a = 1"
+text = "b = 2 # not a comment"
+typed: float = 1e-3  # a type
+both = twice = [1,
+    2]  # two lines
+nothing = None
+computed = 2 * 3
+a.b = 3
+print(a == 1)"""
+    assert parameters_of(notebook(tmp_path / "10_a.ipynb", source)) == {
+        "a": Parameter("1", 1, 'one, "a = 1"'),
+        "text": Parameter('"b = 2 # not a comment"', "b = 2 # not a comment", ""),
+        "typed": Parameter("1e-3", 1e-3, "a type"),
+        "both": Parameter("[1,\n    2]", [1, 2], "two lines"),
+        "twice": Parameter("[1,\n    2]", [1, 2], "two lines"),
+        "nothing": Parameter("None", None, ""),
+        "computed": Parameter("2 * 3", None, ""),
+    }
+    with pytest.raises(NotebookError, match=r"10_a\.ipynb: its parameters cell is not Python"):
+        parameters_of(notebook(tmp_path / "10_a.ipynb", "a = (1"))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"epoch": 5}, "unknown parameter 'epoch'; did you mean 'epochs'"),
+        ({"epochs": "5"}, "'epochs' takes int, as in 3, not str '5'"),
+        ({"epochs": True}, "'epochs' takes int, as in 3, not bool True"),
+        ({"lr": "fast"}, "'lr' takes float, as in 0.1, not str 'fast'"),
+        ({"seeds": 1}, r"'seeds' takes list, as in \[0\], not int 1"),
+        ({"shuffle": 1}, "'shuffle' takes bool, as in True, not int 1"),
+        ({"epochs": 0}, "'epochs' takes a whole number from 1 on, not 0"),
+        ({"profile": "big"}, "'profile' takes one of smoke, laptop, paper, not 'big'"),
+    ],
+)
+def test_parameter_that_does_not_fit_its_default(parameters, says, tmp_path):
+    path = write(tmp_path / "10_images.ipynb")
+    with pytest.raises(UsageError, match=says) as caught:
+        check_parameters(path, parameters)
+    assert "10_images.ipynb: " in str(caught.value)
+
+
+def test_parameters_that_fit(tmp_path):
+    path = write(tmp_path / "10_images.ipynb", parameters=PARAMETERS + "\nb = 'mine'\ngrid = [1.5]")
+    fit = {"lr": 1, "seeds": [1, 2], "data_root": "somewhere", "shuffle": False, "epochs": 1}
+    check_parameters(path, fit)
+    check_parameters(path, {"b": "text", "grid": [0.5]})  # their own, which no rule of ours is for
+
+
+REFUSED = ["b=abc", "b=-1", "b=0", "b=true", "b=[0.1]", "epochs=five", "epochs=5.5", "epochs=0"]
+REFUSED += ["seeds=-1", "seeds=0.5", "seeds=[]", "seeds=[0, one]", "device=tpu", "grid=0"]
+REFUSED += ["grid=2.5", "layer=FC9", "layer=[FC1, FC9]", "dataset=3", "profile=null"]
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_parameters_of_chapters_that_are_refused(given):
+    name = given.partition("=")[0]
+    with pytest.raises(UsageError, match=rf"10_images_h1\.ipynb: parameter '{name}' takes "):
+        check_parameters(NOTEBOOKS[3], read_assignments([given]))
+
+
+def test_parameters_of_chapters_that_are_taken():
+    given = ["b=0.25", "b=1", "epochs=5", "seeds=3", "seeds=0,1", "seeds=[0, 1]", "device=cuda:1"]
+    given += ["layer=FC1", "layer=[Conv, FC1]", "network=vgg16", "grid=null", "device=cpu"]
+    for one in given:
+        check_parameters(NOTEBOOKS[3], read_assignments([one]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_parameter_of_a_chapter_has_a_rule_that_its_default_fits(path):
+    for name, known in parameters_of(path).items():
+        assert known.value is None or RULES[name].fits(known.value), name
+        assert known.value is not None or name in RULES, name
+
+
+def test_folders_are_seen_from_the_callers_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "notebooks" / "10_a.ipynb")
+    (tmp_path / "my data").mkdir()
+    (tmp_path / "notebooks" / "beside").mkdir()
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def resolved(name: str, value: object) -> object:
+        return resolve_folders(path, {name: value, "b": "my data"}, tmp_path)[name]
+
+    assert resolved("data_root", "my data") == str(tmp_path / "my data")
+    assert resolved("data_root", "notebooks/../my data") == str(tmp_path / "my data")
+    assert resolved("data_root", "beside") == str(tmp_path / "notebooks" / "beside")
+    assert resolved("data_root", "~/my data") == str(tmp_path / "my data")
+    assert resolved("data_root", "/on/another/machine") == "/on/another/machine"
+    assert resolved("data_root", None) is None
+    assert resolved("network", "models/bert") == str(tmp_path / "models" / "bert")
+    assert resolved("network", "organisation/bert") == "organisation/bert"
+    assert resolved("network", "models") == "models"
+    assert resolved("b", "my data") == "my data"
+    with pytest.raises(UsageError, match=rf"data_root='mydata': .* no such folder in {tmp_path}"):
+        resolved("data_root", "mydata")
+
+
+def test_list_says_each_parameter_once(tmp_path, monkeypatch, capsys):
+    root = repository(tmp_path)
+    other = write(root / "notebooks" / "11_second.ipynb", parameters="epochs = 3\nb = 1  # nats")
+    notebook = nbformat.read(other, as_version=4)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("(label)=\n# The second\n\n# Not this"))
+    nbformat.write(notebook, other)
+    assert title_of(other) == "The second"
+    monkeypatch.chdir(root)
+    assert main(["list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["10_first", "11_second The second"]
+    assert 'profile = "laptop" size of the run [10]' in lines
+    assert lines.count("epochs = 3 [all]") == 1
+    assert main(["list", "11"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["b", "=", "1", "nats"]
