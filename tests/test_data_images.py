@@ -35,7 +35,7 @@ def same(a, b):
     )
 
 
-# ----------------------------------------------------------------------------------------- ImageSet
+# ---- ImageSet
 
 
 def parts(n=2, size=4):
@@ -120,17 +120,18 @@ def test_share_keeps_unequal_proportions():
         ]
 
 
-# -------------------------------------------------------------------------------------------- emoji
+# ---- emoji
 
 
 def test_image_i_depends_on_seed_split_and_i_only(train):
     fewer = load(size=SIZE, count=30)
     assert same(fewer, train.subset(range(30)))
 
-    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    numpys = np.random.get_state()[1].copy()  # noqa: NPY002  # the global one must not move
+    torchs = torch.get_rng_state()
     assert same(load(size=SIZE, count=30), fewer)
-    assert np.array_equal(state[0], np.random.get_state()[1])  # noqa: NPY002
-    assert torch.equal(state[1], torch.get_rng_state())
+    assert np.array_equal(numpys, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(torchs, torch.get_rng_state())
     other = load(size=SIZE, count=30, seed=1)
     assert not (other.images == fewer.images).flatten(1).all(1).any()
     assert (
@@ -269,7 +270,7 @@ def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
         [*emoji.source(Request("emoji", count=1), SIZE)[2]]
 
 
-# ------------------------------------------------------------------------------------------- folder
+# ---- folder
 
 
 @pytest.fixture
