@@ -16,8 +16,9 @@ def weight_distance(
     steps: Sequence[Mapping[str, float]],
     parameters: Iterable[str] | None = None,
 ) -> Tensor:
-    """Path length of the parameters up to every epoch, relative to their start: sum of ||w_k -
-    w_{k-1}|| / ||w_0||.
+    """Path length of the parameters up to every epoch, relative to their start (Eq. 8).
+
+    The sum of ||w_k - w_{k-1}|| / ||w_0||.
 
     initial     ||w_0|| of each parameter tensor, by name
     steps       for each epoch k = 1..M: ||w_k - w_{k-1}|| of each parameter tensor
@@ -37,8 +38,9 @@ def weight_distance(
 
 
 def richest_epoch(n_fg: Tensor, first: int = 1) -> Tensor:
-    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points ``n_fg
-    [M + 1, N]``.
+    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points (Eq. 8).
+
+    n_fg    ``[M + 1, N]`` counts of Eq. 7 by epoch
 
     The earliest of equals. Meaningless for an image that never has one; ``learning_distance`` gives
     it NaN.
