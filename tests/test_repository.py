@@ -276,6 +276,26 @@ def test_the_ten_lines_of_the_read_me_need_nothing_but_kpnb(tmp_path):
     assert n_bg < 5  # of 208: where a kernel reaches over its edge
 
 
+def test_the_examples_on_the_page_run(tmp_path):
+    """Those on networks and units of one's own, one after the other, as a reader would."""
+    page = (ROOT / "book" / "rerun.md").read_text("utf8").partition("(own-network)=")[2]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    here = [block for block in blocks if not re.search(r"kpnb_book|cuda", block)]
+    assert len(here) == 4
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(here)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    shapes = re.findall(r"torch.Size\((.*)\)", done.stdout)
+    assert (
+        shapes == re.findall(r"print\(h\.entropy\.shape\)  # (.*)", page) == ["[4, 20]", "[4, 12]"]
+    )
+
+
 # ---- code and text
 
 
