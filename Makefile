@@ -45,7 +45,7 @@ $(VENDOR)/package.json: package.json
 	elif ! bash book/_ext/vendor.sh $(VENDOR) tests/vendor; then echo "npm could not fetch: the pages will load MathJax and widgets from their CDN."; fi
 
 book: $(STAMP) vendor  ## execute every notebook and build the HTML book
-	@$(BIN)/python -m kpnb_book build --profile $(PROFILE) --workers $(WORKERS)
+	@$(BIN)/kpnb build --profile $(PROFILE) --workers $(WORKERS)
 
 pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
 	@$(BIN)/python -m kpnb_book.run.pdf

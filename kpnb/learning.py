@@ -28,10 +28,11 @@ def weight_distance(
     Returns ``[M + 1]`` in double precision, 0 for epoch 0.
     """
     names = list(initial if parameters is None else parameters)
-    missing = [n for n in names if n not in initial]
-    if missing or not names:
-        known = f"known: {sorted(initial)}"
-        raise LookupError(f"no weight distance for parameters {missing}; {known}")
+    if not names or (missing := [n for n in names if n not in initial]):
+        raise LookupError(
+            f"no weight distance for parameters {missing if names else names}; "
+            f"known: {sorted(initial)}"
+        )
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
     return torch.tensor([0.0, *norms], dtype=torch.float64).cumsum(0) / start
