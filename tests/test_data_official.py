@@ -61,10 +61,12 @@ def disc():
     return np.asarray(image)
 
 
-def is_crop(data, i, path, left, top, right, bottom, foreground):
-    """Whether image ``i`` is that window, at its own size, of the picture that was written; and so
-    its mask.
+def is_crop(data, i, path, window, foreground):
+    """Whether image ``i`` is that window, at its own size, of the picture that was written.
+
+    So is its mask of the foreground.
     """
+    left, top, right, bottom = window
     seen = data.images[i].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(seen, PIXELS[path][top:bottom, left:right])
     np.testing.assert_array_equal(
@@ -385,7 +387,7 @@ def test_cub(tmp_path, inside):
     assert test.names[0] == "001.Bird_1/Bird_0003.jpg"
     for data in (train, test):
         for i, name in enumerate(data.names):
-            is_crop(data, i, base / "images" / name, 10, 5, 30, 25, disc())  # the box itself
+            is_crop(data, i, base / "images" / name, (10, 5, 30, 25), disc())  # the box itself
 
 
 def test_cub_without_a_segmentation_or_a_row(tmp_path):
@@ -436,7 +438,7 @@ def test_voc(tmp_path):
     assert [train.classes[label] for label in train.labels] == ["person", "dog"]
     for data, stem in ((train, "2007_000032"), (test, "2007_000033")):
         # columns 10 to 29 and rows 5 to 24, counted from 0, and 2 more on each side
-        is_crop(data, 1, base / "JPEGImages" / f"{stem}.jpg", 8, 3, 32, 27, disc())
+        is_crop(data, 1, base / "JPEGImages" / f"{stem}.jpg", (8, 3, 32, 27), disc())
 
 
 def test_det(tmp_path):
@@ -448,24 +450,13 @@ def test_det(tmp_path):
         (train, "train/ILSVRC2013_train/n02084071/n02084071_1"),
         (test, "val/ILSVRC2012_val_00000001"),
     ):
-        assert [data.classes[label] for label in data.labels] == [
-            "dog",
-            "zebra",
-        ]  # without the bird
-        is_crop(
-            data, 0, base / "Data" / "DET" / f"{stem}.JPEG", 8, 3, 20, 15, rectangle(10, 5, 18, 13)
-        )
+        found = [data.classes[label] for label in data.labels]
+        assert found == ["dog", "zebra"]  # without the bird
+        picture = base / "Data" / "DET" / f"{stem}.JPEG"
+        is_crop(data, 0, picture, (8, 3, 20, 15), rectangle(10, 5, 18, 13))
     corner = load("det", root=tmp_path, size=10)
-    is_crop(
-        corner,
-        1,
-        base / "Data" / "DET" / f"{train_stem()}.JPEG",
-        0,
-        0,
-        10,
-        10,
-        rectangle(0, 0, 8, 8),
-    )  # clipped
+    picture = base / "Data" / "DET" / f"{train_stem()}.JPEG"
+    is_crop(corner, 1, picture, (0, 0, 10, 10), rectangle(0, 0, 8, 8))  # clipped
 
 
 def train_stem():
@@ -483,7 +474,7 @@ def test_coco(tmp_path):
     assert train.names[0] == "instances_train2017/4"
     figure = rectangle(10, 5, 20, 15) | rectangle(14, 2, 16, 5)
     for data, part in ((train, "train2017"), (test, "val2017")):
-        is_crop(data, 3, base / part / "000000000007.jpg", 9, 4, 21, 16, figure)
+        is_crop(data, 3, base / part / "000000000007.jpg", (9, 4, 21, 16), figure)
 
 
 def test_coco_without_its_package_or_a_segmentation(tmp_path, monkeypatch):
@@ -512,12 +503,11 @@ def test_tiny(tmp_path):
     assert test.labels.tolist() == [1]
     box = np.zeros((64, 64), bool)
     box[10:53, 0:64] = True
-    is_crop(
-        train, 5, base / "train" / "n01443537" / "images" / "n01443537_2.JPEG", 0, 0, 64, 64, box
-    )  # whole
+    picture = base / "train" / "n01443537" / "images" / "n01443537_2.JPEG"
+    is_crop(train, 5, picture, (0, 0, 64, 64), box)  # whole
     box[:] = False
     box[6:9, 5:8] = True
-    is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", 0, 0, 64, 64, box)
+    is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", (0, 0, 64, 64), box)
 
 
 def test_pet_agrees_with_torchvision(tmp_path):
