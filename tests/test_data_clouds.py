@@ -28,7 +28,7 @@ def same(a, b):
     )
 
 
-# ----------------------------------------------------------------------------------------- CloudSet
+# ---- CloudSet
 
 
 def parts():
@@ -79,7 +79,7 @@ def test_batch_subset_and_share():
     assert len({str(d.config) for d in (data, some, share, data.share(20, seed=2))}) == 4
 
 
-# -------------------------------------------------------------------------------------- composition
+# ---- composition
 
 
 def test_object_and_background_are_where_they_should_be(monkeypatch):
@@ -169,7 +169,7 @@ def test_surface_points_are_spread_by_area():
     assert (points[low][:, 0] / 3 + points[low][:, 1] / 2 <= 1 + 1e-12).all()
 
 
-# --------------------------------------------------------------------------------------- ModelNet40
+# ---- ModelNet40
 
 CLASSES = ("bed", "night_stand", "sofa")
 

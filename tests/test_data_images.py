@@ -3,6 +3,7 @@ refused clearly.
 """
 
 import logging
+import re
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +14,7 @@ import skimage
 import torch
 from PIL import Image
 
-from kpnb_book.data import emoji
+from kpnb_book.data import emoji, images
 from kpnb_book.data.emoji import CLASSES, VENDORS
 from kpnb_book.data.image_set import ImageSet
 from kpnb_book.data.images import load
@@ -35,7 +36,7 @@ def same(a, b):
     )
 
 
-# ----------------------------------------------------------------------------------------- ImageSet
+# ---- ImageSet
 
 
 def parts(n=2, size=4):
@@ -120,17 +121,38 @@ def test_share_keeps_unequal_proportions():
         ]
 
 
-# -------------------------------------------------------------------------------------------- emoji
+def test_the_function_on_the_page_reads_its_pictures(tmp_path, monkeypatch):
+    """The example of "Data in any other form", as it stands there."""
+    page = (Path(__file__).parents[1] / "book" / "data.md").read_text("utf8")
+    code = re.search(r"```python\n(from pathlib.*?)```", page, re.S)[1]
+    (tmp_path / "my-stamps" / "train").mkdir(parents=True)
+    for number in range(3):
+        colour = (0, 80 * number, 255)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"my-stamps/train/{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(images, "SOURCES", {**images.SOURCES})
+    names = {}
+    exec(code, names)
+    data = names["data"]
+    assert data.names == ("0.png", "1.png", "2.png")
+    assert data.images[:, 1, 0, 0].tolist() == [0, 80, 160]
+    inside = torch.zeros(32, 32, dtype=torch.bool)
+    inside[4:28, 4:28] = True
+    assert (data.masks == inside).all()
+
+
+# ---- emoji
 
 
 def test_image_i_depends_on_seed_split_and_i_only(train):
     fewer = load(size=SIZE, count=30)
     assert same(fewer, train.subset(range(30)))
 
-    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    numpys = np.random.get_state()[1].copy()  # noqa: NPY002  # the global one must not move
+    torchs = torch.get_rng_state()
     assert same(load(size=SIZE, count=30), fewer)
-    assert np.array_equal(state[0], np.random.get_state()[1])  # noqa: NPY002
-    assert torch.equal(state[1], torch.get_rng_state())
+    assert np.array_equal(numpys, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(torchs, torch.get_rng_state())
     other = load(size=SIZE, count=30, seed=1)
     assert not (other.images == fewer.images).flatten(1).all(1).any()
     assert (
@@ -269,7 +291,7 @@ def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
         [*emoji.source(Request("emoji", count=1), SIZE)[2]]
 
 
-# ------------------------------------------------------------------------------------------- folder
+# ---- folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from torchvision.datasets.utils import extract_archive
+from torchvision.datasets import OxfordIIITPet
 
 from kpnb_book.data import image_set, images, official, samples
 from kpnb_book.data.image_set import Record
@@ -62,10 +62,12 @@ def disc():
     return np.asarray(image)
 
 
-def is_crop(data, i, path, left, top, right, bottom, foreground):
-    """Whether image ``i`` is that window, at its own size, of the picture that was written; and so
-    its mask.
+def is_crop(data, i, path, window, foreground):
+    """Whether image ``i`` is that window, at its own size, of the picture that was written.
+
+    So is its mask of the foreground.
     """
+    left, top, right, bottom = window
     seen = data.images[i].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(seen, PIXELS[path][top:bottom, left:right])
     np.testing.assert_array_equal(
@@ -79,7 +81,7 @@ def rectangle(left, top, right, bottom):
     return values
 
 
-# ---------------------------------------------------------------------------------------- the trees
+# ---- the trees
 
 
 def xml(objects):
@@ -87,7 +89,8 @@ def xml(objects):
     boxes = [
         "".join(f"<{s}>{v}</{s}>" for s, v in zip(sides, box, strict=True)) for _, box in objects
     ]
-    part = "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part>"
+    corners = "<xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
+    part = f"<part><name>head</name><bndbox>{corners}</bndbox></part>"
     items = [
         f"<object><name>{name}</name><bndbox>{box}</bndbox>{part}</object>"
         for (name, _), box in zip(objects, boxes, strict=True)
@@ -220,7 +223,7 @@ def listing(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
-# ---------------------------------------------------------------------------------------- every set
+# ---- every set
 
 
 def test_the_table_has_every_set():
@@ -234,6 +237,26 @@ def test_a_set_of_the_callers_is_one_more_line_of_the_table(monkeypatch):
         images.load("other", root="nowhere")
     with pytest.raises(ValueError, match="did you mean 'other'"):
         images.load("othre")
+
+
+def test_a_set_may_be_a_function_of_the_callers(tmp_path, monkeypatch):
+    cub(tmp_path)
+    code = "from kpnb_book.data.image_set import Record, source\n"
+    code += "def birds(wanted, size):\n"
+    code += f"    path = Path({str(tmp_path)!r})\n"
+    code += "    files = sorted(path.rglob('*.jpg'))\n"
+    code += "    records = [Record(p, None, p.name, 0, (0, 0, 20, 20)) for p in files]\n"
+    code += "    return source(wanted, size, ['bird'], records, path)\n"
+    write(tmp_path / "my_sets.py", "from pathlib import Path\n" + code)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = images.load("my_sets:birds", size=8, count=3)
+    assert len(data) == 3
+    assert data.classes == ("bird",)
+    assert data.config["dataset"] == "my_sets:birds"
+    with pytest.raises(AttributeError, match="bees"):
+        images.load("my_sets:bees")
+    with pytest.raises(ModuleNotFoundError, match="their_sets"):
+        images.load("their_sets:birds")
 
 
 @each
@@ -252,7 +275,8 @@ def test_root_may_be_the_folder_or_hold_it_and_stays_as_it_is(name, tmp_path):
 
 @each
 def test_missing_folder_says_where_to_get_it_how_large_it_is_and_where_it_looked(name, tmp_path):
-    there = rf"there is no .* in {tmp_path}/absent: get .* \([\d.]+ GB\) from https?://\S+, and unpack it there"
+    where = r"get .* \([\d.]+ GB\) from https?://\S+, and unpack it there"
+    there = rf"there is no .* in {tmp_path}/absent: {where}"
     with pytest.raises(FileNotFoundError, match=there):
         load(name, root=tmp_path / "absent")
     if name != "pet":
@@ -351,7 +375,7 @@ def test_box_outside_its_image(name, file, known, wrong, tmp_path):
         both(name, tmp_path)
 
 
-# ------------------------------------------------------------------------------------ cub and count
+# ---- cub and count
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -364,7 +388,7 @@ def test_cub(tmp_path, inside):
     assert test.names[0] == "001.Bird_1/Bird_0003.jpg"
     for data in (train, test):
         for i, name in enumerate(data.names):
-            is_crop(data, i, base / "images" / name, 10, 5, 30, 25, disc())  # the box itself
+            is_crop(data, i, base / "images" / name, (10, 5, 30, 25), disc())  # the box itself
 
 
 def test_cub_without_a_segmentation_or_a_row(tmp_path):
@@ -403,7 +427,7 @@ def test_fewer_are_drawn_with_the_seed_and_classes_in_proportion(tmp_path):
     assert load("cub", root=tmp_path, size=4, at_most=4, seed=1).names == one.names
 
 
-# ----------------------------------------------------------------------------------- the other sets
+# ---- the other sets
 
 
 def test_voc(tmp_path):
@@ -415,7 +439,7 @@ def test_voc(tmp_path):
     assert [train.classes[label] for label in train.labels] == ["person", "dog"]
     for data, stem in ((train, "2007_000032"), (test, "2007_000033")):
         # columns 10 to 29 and rows 5 to 24, counted from 0, and 2 more on each side
-        is_crop(data, 1, base / "JPEGImages" / f"{stem}.jpg", 8, 3, 32, 27, disc())
+        is_crop(data, 1, base / "JPEGImages" / f"{stem}.jpg", (8, 3, 32, 27), disc())
 
 
 def test_det(tmp_path):
@@ -427,24 +451,13 @@ def test_det(tmp_path):
         (train, "train/ILSVRC2013_train/n02084071/n02084071_1"),
         (test, "val/ILSVRC2012_val_00000001"),
     ):
-        assert [data.classes[label] for label in data.labels] == [
-            "dog",
-            "zebra",
-        ]  # without the bird
-        is_crop(
-            data, 0, base / "Data" / "DET" / f"{stem}.JPEG", 8, 3, 20, 15, rectangle(10, 5, 18, 13)
-        )
+        found = [data.classes[label] for label in data.labels]
+        assert found == ["dog", "zebra"]  # without the bird
+        picture = base / "Data" / "DET" / f"{stem}.JPEG"
+        is_crop(data, 0, picture, (8, 3, 20, 15), rectangle(10, 5, 18, 13))
     corner = load("det", root=tmp_path, size=10)
-    is_crop(
-        corner,
-        1,
-        base / "Data" / "DET" / f"{train_stem()}.JPEG",
-        0,
-        0,
-        10,
-        10,
-        rectangle(0, 0, 8, 8),
-    )  # clipped
+    picture = base / "Data" / "DET" / f"{train_stem()}.JPEG"
+    is_crop(corner, 1, picture, (0, 0, 10, 10), rectangle(0, 0, 8, 8))  # clipped
 
 
 def train_stem():
@@ -462,7 +475,7 @@ def test_coco(tmp_path):
     assert train.names[0] == "instances_train2017/4"
     figure = rectangle(10, 5, 20, 15) | rectangle(14, 2, 16, 5)
     for data, part in ((train, "train2017"), (test, "val2017")):
-        is_crop(data, 3, base / part / "000000000007.jpg", 9, 4, 21, 16, figure)
+        is_crop(data, 3, base / part / "000000000007.jpg", (9, 4, 21, 16), figure)
 
 
 def test_coco_without_its_package_or_a_segmentation(tmp_path, monkeypatch):
@@ -491,17 +504,14 @@ def test_tiny(tmp_path):
     assert test.labels.tolist() == [1]
     box = np.zeros((64, 64), bool)
     box[10:53, 0:64] = True
-    is_crop(
-        train, 5, base / "train" / "n01443537" / "images" / "n01443537_2.JPEG", 0, 0, 64, 64, box
-    )  # whole
+    picture = base / "train" / "n01443537" / "images" / "n01443537_2.JPEG"
+    is_crop(train, 5, picture, (0, 0, 64, 64), box)  # whole
     box[:] = False
     box[6:9, 5:8] = True
-    is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", 0, 0, 64, 64, box)
+    is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", (0, 0, 64, 64), box)
 
 
 def test_pet_agrees_with_torchvision(tmp_path):
-    from torchvision.datasets import OxfordIIITPet
-
     pet(tmp_path)
     for split, theirs in (("train", "trainval"), ("test", "test")):
         data = load("pet", split, root=tmp_path, size=40)
@@ -527,13 +537,11 @@ def test_pet_without_root_is_what_torchvision_put_into_the_store(tmp_path, monke
     monkeypatch.setenv("KPNB_STORE", str(tmp_path))
     tried = []
 
-    def offline(url, download_root, **_):
-        tried.append(download_root)
+    def offline(url, root, **_):
+        tried.append(str(root))
         raise OSError("no network")
 
-    monkeypatch.setattr(
-        "torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", offline
-    )
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", offline)
     with pytest.raises(
         RuntimeError,
         match=rf"torchvision could not fill {tmp_path}/downloads \(no network\); get .* GB",
@@ -548,26 +556,41 @@ def test_pet_without_root_is_what_torchvision_put_into_the_store(tmp_path, monke
     assert not (tmp_path / "mine").exists()
 
 
-def test_pet_stays_in_its_folder(tmp_path, monkeypatch):
-    """Whatever the archive holds that torchvision unpacks."""
+def test_pet_is_unpacked_once_from_the_archives_that_torchvision_knows(tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
-    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as archive:
-        member = tarfile.TarInfo("../../escaped.txt")
-        member.size = 4
-        archive.addfile(member, io.BytesIO(b"evil"))
+    base = pet(tmp_path / "site")
+    asked = []
 
-    def hand_out(_url, download_root, **_):
-        extract_archive(str(tmp_path / "evil.tar.gz"), download_root)
+    def hand_out(url, root, md5):
+        asked.append((url, md5))
+        name = url.rpartition("/")[2]
+        with tarfile.open(Path(root, name), "w:gz") as archive:
+            folder = name.removesuffix(".tar.gz")
+            archive.add(base / folder, folder)
 
-    monkeypatch.setattr(
-        "torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", hand_out
-    )
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", hand_out)
+    assert torch.equal(load("pet", size=8).images, load("pet", root=base, size=8).images)
+    load("pet", "test", size=8)
+    assert asked == [*OxfordIIITPet._RESOURCES]
+
+
+def test_pet_stays_in_its_folder(tmp_path, monkeypatch):
+    """Whatever an archive holds."""
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+
+    def hand_out(url, root, **_):
+        with tarfile.open(Path(root, url.rpartition("/")[2]), "w:gz") as archive:
+            member = tarfile.TarInfo("../../../escaped.txt")
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"evil"))
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", hand_out)
     with pytest.raises(RuntimeError, match="outside the destination"):
         load("pet")
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-# ---------------------------------------------------------------------------------- the one cropper
+# ---- the one cropper
 
 
 @pytest.mark.parametrize(

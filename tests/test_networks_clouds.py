@@ -35,8 +35,7 @@ def cloud(n=48, b=2, seed=0):
     return x / x.norm(dim=-1).amax(1)[:, None, None]
 
 
-# ----------------------------------------------------------------------------------------------
-# sampling and neighbours
+# ---- sampling and neighbours
 
 
 def test_farthest_points_against_brute_force():
@@ -99,7 +98,7 @@ def test_point_convolution_is_the_weighted_sum():
         torch.testing.assert_close(out[0, m], conv.out(total.flatten()[None])[0])
 
 
-# ------------------------------------------------------------------------------------- the networks
+# ---- the networks
 
 
 @pytest.mark.parametrize("name", NETWORKS)

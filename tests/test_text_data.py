@@ -25,7 +25,10 @@ from kpnb_book.data.text_set import Row, covered, encode, foreground
 from kpnb_book.store import Store
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
-PASSAGE = "Paris is the capital of France . It lies on the river Seine and has 2 million people . Rome lies on the Tiber ."
+PASSAGE = (
+    "Paris is the capital of France . It lies on the river Seine and has 2 million people . "
+    "Rome lies on the Tiber ."
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +153,7 @@ def test_what_cannot_be_encoded_is_named(tiny, row, length, message):
         sample(tiny, row, length)
 
 
-# ------------------------------------------------------------------------------------------------
-# the official layouts
+# ---- the official layouts
 
 
 def test_sst2_in_its_glue_layout(tiny, tmp_path):
@@ -339,8 +341,7 @@ def test_wrong_names(tiny, tmp_path, options, message):
         load(**({"dataset": "sst2", "tokenizer": tiny, "root": tmp_path} | options))
 
 
-# --------------------------------------------------------------------------------------------------
-# the embedded sets
+# ---- the embedded sets
 
 
 def archive(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:

@@ -63,13 +63,15 @@ def write_squad(root: Path, count: int = 8) -> None:
             extra = "It was great ." * int(rng.integers(0, 2))
             lies = f"The city lies on the {river} and has {people} million people ."
             context = f"{extra} {city} is the capital of {country} . {lies}"
-            questions = [(f"What is the capital of {country} ?", [city])]
-            questions += [("Where lies the city ?", [f"the {river}", river])]
-            qas = [
-                {"id": f"{name}-{2 * i + k}", "question": asked,
-                 "answers": [{"text": answer, "answer_start": context.index(answer)} for answer in answers]}
-                for k, (asked, answers) in enumerate(questions)
-            ]  # fmt: skip
+            questions = {
+                f"What is the capital of {country} ?": [city],
+                "Where lies the city ?": [f"the {river}", river],
+            }
+            qas = []
+            for k, (asked, texts) in enumerate(questions.items()):
+                answers = [{"text": text, "answer_start": context.index(text)} for text in texts]
+                number = f"{name}-{2 * i + k}"
+                qas.append({"id": number, "question": asked, "answers": answers})
             paragraphs.append({"context": context, "qas": qas})
         content = {"version": "1.1", "data": [{"title": "Cities", "paragraphs": paragraphs}]}
         (root / f"{name}-v1.1.json").write_text(json.dumps(content), "utf8")

@@ -45,14 +45,13 @@ class CloudSet(SampleSet):
     def __post_init__(self) -> None:
         shape = tuple(self.points.shape)
         if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-            raise ValueError(
-                f"points must be float32 [N, P, 3] with N, P > 0, not {self.points.dtype} {list(shape)}"
-            )
+            found = f"{self.points.dtype} {list(shape)}"
+            raise ValueError(f"points must be float32 [N, P, 3] with N, P > 0, not {found}")
         self._check(torch.float32, shape[1])
-        if bad := (~self.points.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
-            raise ValueError(
-                f"cloud {bad[0]} ({self.names[bad[0]]}) has NaN or infinite coordinates"
-            )
+        finite = self.points.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = int((~finite).nonzero()[0])
+            raise ValueError(f"cloud {bad} ({self.names[bad]}) has NaN or infinite coordinates")
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Clouds ``index`` [B] as float32 [B, P, 3] in the unit sphere, and labels [B]."""
@@ -67,28 +66,28 @@ class Objects(NamedTuple):
     classes: list[str]
     labels: np.ndarray  # [M]
     names: list[str]
-    cloud: Callable[
-        [int, int], np.ndarray
-    ]  # (object, how many points) to points [P, 3], the same at every call
+    # (object, how many points) to points [P, 3], the same at every call
+    cloud: Callable[[int, int], np.ndarray]
     donors: int  # background comes from the first so many objects
     made: bool = False  # there are as many as wanted; else fewer are drawn, classes in proportion
     up: int = 2  # the upright axis
 
 
 def surface(mesh: Trimesh, count: int, rng: Generator) -> np.ndarray:
-    """``count`` points [P, 3] spread evenly over the area of ``mesh``; ``ValueError`` when it has
-    none.
+    """``count`` points [P, 3] spread evenly over the area of ``mesh``.
+
+    Raises ``ValueError`` when it has none.
     """
     if not 0 < mesh.area < np.inf:
-        raise ValueError(
-            "the mesh is empty: it has no surface; or it has NaN or infinite coordinates"
-        )
+        found = "it has no surface; or it has NaN or infinite coordinates"
+        raise ValueError(f"the mesh is empty: {found}")
     return sample_surface(mesh, count, seed=rng)[0]
 
 
 def unit(points: np.ndarray) -> np.ndarray:
-    """``points`` [P, 3] moved to their centroid and scaled to the unit sphere (all zero if they are
-    one point).
+    """``points`` [P, 3] moved to their centroid and scaled to the unit sphere.
+
+    All zero if they are one point.
     """
     points = points - points.mean(0)
     return points / (np.linalg.norm(points, axis=1).max() or 1)
@@ -120,18 +119,17 @@ class CloudRequest(Request):
 
 def composed(objects: Objects, i: int, wanted: CloudRequest) -> np.ndarray:
     """Object i and its background [points + background, 3]: see the head of this module."""
-    rng, points, clouds = wanted.rng(i, 1), wanted.points, wanted.clouds
+    rng = wanted.rng(i, 1)
     others = np.flatnonzero(objects.labels[: objects.donors] != objects.labels[i])
-    if len(others) < clouds:
-        raise ValueError(
-            f"{clouds} clouds of other classes wanted for {objects.names[i]}; there are {len(others)}"
-        )
-    centres = rng.normal(size=(clouds, 1, 3))
+    if len(others) < wanted.clouds:
+        asked = f"{wanted.clouds} clouds of other classes wanted for {objects.names[i]}"
+        raise ValueError(f"{asked}; there are {len(others)}")
+    centres = rng.normal(size=(wanted.clouds, 1, 3))
     centres[..., objects.up] = 0
     centres *= wanted.distance / np.linalg.norm(centres, axis=-1, keepdims=True)
-    mine, *found = (
-        unit(objects.cloud(j, points)) for j in [i, *rng.choice(others, clouds, replace=False)]
-    )
-    ground = (wanted.scale * np.stack(found) + centres).reshape(-1, 3)
+    drawn = rng.choice(others, wanted.clouds, replace=False)
+    mine = unit(objects.cloud(i, wanted.points))
+    around = np.stack([unit(objects.cloud(j, wanted.points)) for j in drawn])
+    ground = (wanted.scale * around + centres).reshape(-1, 3)
     whole = np.concatenate([mine, rng.choice(ground, wanted.background, replace=False)])
     return whole / (np.linalg.norm(whole, axis=1).max() or 1)

@@ -1,5 +1,7 @@
-"""The point cloud data sets by name: ``shapes``, made here, and ``modelnet40``, read from its
-folder.
+"""The point cloud data sets by name.
+
+``shapes``      parametric objects, made here: :mod:`kpnb_book.data.shapes`.
+``modelnet40``  read from its folder: :mod:`kpnb_book.data.modelnet`.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,14 +24,14 @@ SOURCES: dict[str, Callable[[CloudRequest], Objects]] = {
 def load(
     dataset: str = "shapes", split: str = "train", *, store: Any = None, **more: Any
 ) -> CloudSet:
-    """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of
-    :class:`CloudRequest`.
+    """The ``split`` ("train" or "test") of a data set.
 
-    ``count`` clouds: 4,000 for training and 1,000 for testing ("shapes") or all ("modelnet40") by
-    default; fewer of ModelNet40 are drawn with ``seed``, classes in proportion. Cloud i depends on
-    (seed, split, i) alone. ``root`` is ModelNet40's folder. ``store``, a
-    :class:`kpnb_book.store.Store`, keeps the set; without one it is made anew. Raises
-    ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
+    What may be said ``more`` are the fields of :class:`CloudRequest`. ``count`` clouds: 4,000 for
+    training and 1,000 for testing ("shapes") or all ("modelnet40") by default; fewer of ModelNet40
+    are drawn with ``seed``, classes in proportion. Cloud i depends on (seed, split, i) alone.
+    ``root`` is ModelNet40's folder. ``store``, a :class:`kpnb_book.store.Store`, keeps the set;
+    without one it is made anew. Raises ``ValueError`` (``FileNotFoundError`` for a missing folder
+    or file) that names the culprit.
     """
     wanted = CloudRequest(dataset, split, **more)
     objects = wanted.source(SOURCES)

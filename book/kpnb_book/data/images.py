@@ -31,7 +31,7 @@ def load(
 ) -> ImageSet:
     """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
 
-    What may be said ``more``, ``count``, ``at_most``, ``seed`` and ``root``, is that of
+    What may be said ``more``, ``count``, ``at_most``, ``seed`` and ``root``, are the fields of
     :class:`kpnb_book.data.samples.Request`. ``count`` images: 8,000 for training and 1,000 for
     testing ("emoji") or all (others) by default; fewer are drawn with ``seed``, classes in
     proportion, while "emoji" makes other images for another ``seed``.

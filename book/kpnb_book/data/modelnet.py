@@ -21,8 +21,9 @@ Entry = tuple[str, Path, int]  # class, file, position in the file
 
 
 def _mesh(path: Path) -> Trimesh:
-    """The mesh in a file. trimesh takes one that is cut off for a smaller one, so its faces are
-    counted.
+    """The mesh in a file.
+
+    trimesh takes a file that is cut off for a smaller one, so the faces are counted.
     """
     text = path.read_text()
     counts = text.removeprefix("OFF").split()[:2]
@@ -36,55 +37,61 @@ def _mesh(path: Path) -> Trimesh:
 
 def _hdf5(path: Path, key: str, row: Any = ...) -> np.ndarray:
     try:
-        import h5py
-
+        import h5py  # an extra
+    except ModuleNotFoundError:
+        remedy = "which needs the package h5py: pip install h5py"
+        raise ModuleNotFoundError(f"{path} is an HDF5 file, {remedy}") from None
+    try:
         with h5py.File(path) as file:
             return file[key][row]
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{path} is an HDF5 file, which needs the package h5py: pip install h5py"
-        ) from None
     except (OSError, KeyError) as error:
         raise ValueError(f"cannot read {path}: {error}; {AGAIN}") from error
 
 
 def _entries(root: Path, split: str) -> tuple[list[str], list[Entry]]:
     """The classes, also those without an object in this ``split``, and where each object is."""
-    if (lists := root / "train_files.txt").is_file():
-        files = [
-            root / Path(line).name for line in lists.with_stem(f"{split}_files").read_text().split()
-        ]
-        rows = [
-            (int(y), path, i)
-            for path in files
-            for i, y in enumerate(_hdf5(path, "label").flatten())
-        ]
-        classes = (root / "shape_names.txt").read_text().split()
-        return classes, [(classes[y], path, i) for y, path, i in rows]
+    if (root / "train_files.txt").is_file():
+        return _in_hdf5(root, split)
     if (root / "modelnet40_train.txt").is_file():
-        names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in SPLITS}
-        classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
-        found = [(name.rpartition("_")[0], f"{name}.txt") for name in names[split]]
-        return classes, [(kind, root / kind / name, 0) for kind, name in found]
-    classes = sorted(
-        path.name for path in root.glob("[!._]*/")
-    )  # without .git, __MACOSX and the like
-    return classes, [
-        (kind, path, 0)
-        for kind in classes
-        for path in sorted((root / kind / split).glob("[!.]*.off"))
-    ]
+        return _in_text(root, split)
+    return _in_meshes(root, split)
+
+
+def _in_hdf5(root: Path, split: str) -> tuple[list[str], list[Entry]]:
+    found = []
+    for line in (root / f"{split}_files.txt").read_text().split():
+        path = root / Path(line).name
+        for row, label in enumerate(_hdf5(path, "label").flatten()):
+            found.append((int(label), path, row))
+    classes = (root / "shape_names.txt").read_text().split()
+    return classes, [(classes[label], path, row) for label, path, row in found]
+
+
+def _in_text(root: Path, split: str) -> tuple[list[str], list[Entry]]:
+    names = {part: (root / f"modelnet40_{part}.txt").read_text().split() for part in SPLITS}
+    classes = sorted({name.rpartition("_")[0] for part in SPLITS for name in names[part]})
+    kinds = [name.rpartition("_")[0] for name in names[split]]
+    files = zip(kinds, names[split], strict=True)
+    return classes, [(kind, root / kind / f"{name}.txt", 0) for kind, name in files]
+
+
+def _in_meshes(root: Path, split: str) -> tuple[list[str], list[Entry]]:
+    classes = sorted(path.name for path in root.glob("[!._]*/"))  # without .git, __MACOSX ...
+    entries = []
+    for kind in classes:
+        for path in sorted((root / kind / split).glob("[!.]*.off")):
+            entries.append((kind, path, 0))
+    return classes, entries
 
 
 def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
     """``count`` random points [P, 3] of the object at ``row`` of a file."""
     if path.suffix == ".off":
         return surface(_mesh(path), count, rng)
-    cloud = (
-        np.loadtxt(path, delimiter=",")
-        if path.suffix == ".txt"
-        else _hdf5(path, "data", row).astype(np.float64)
-    )
+    if path.suffix == ".txt":
+        cloud = np.loadtxt(path, delimiter=",")
+    else:
+        cloud = _hdf5(path, "data", row).astype(np.float64)
     if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < count:
         raise ValueError(f"{count} points wanted, found {cloud.shape}")
     if not np.isfinite(cloud).all():
@@ -93,27 +100,22 @@ def _drawn(path: Path, row: int, count: int, rng: Generator) -> np.ndarray:
 
 
 def source(wanted: Request) -> Objects:
-    """ModelNet40's own split, upright along z in its meshes and along y in the two resampled
-    layouts.
+    """ModelNet40's own split.
+
+    Objects are upright along z in its meshes and along y in the two resampled layouts. Raises
+    ``FileNotFoundError`` that names what is missing, ``ValueError`` for what is damaged.
     """
     root = wanted.root and Path(wanted.root).expanduser()
     if not root or not root.is_dir():
-        raise FileNotFoundError(
-            f"the data set 'modelnet40' needs root=, its folder, not {root}; {LAYOUTS}"
-        )
+        asked = f"the data set 'modelnet40' needs root=, its folder, not {root}"
+        raise FileNotFoundError(f"{asked}; {LAYOUTS}")
     classes, entries = _entries(root, wanted.split)
-    if not entries:
-        raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
-    if missing := [name for name in classes if name not in {kind for kind, *_ in entries}]:
-        raise FileNotFoundError(
-            f"class {missing[0]!r} has no file for the split {wanted.split!r} in {root}; {AGAIN}"
-        )
     files = list(dict.fromkeys(path for _, path, _ in entries))
-    if missing := [path for path in files if not path.is_file()]:
-        raise FileNotFoundError(f"{missing[0]} is missing; {AGAIN}")
-    names = [
-        f"{kind}/{path.stem}" + f"/{row}" * (path.suffix == ".h5") for kind, path, row in entries
-    ]
+    _complete(root, wanted.split, classes, entries, files)
+    names = []
+    for kind, path, row in entries:
+        name = f"{kind}/{path.stem}"
+        names.append(f"{name}/{row}" if path.suffix == ".h5" else name)
 
     @cache
     def cloud(i: int, points: int) -> np.ndarray:
@@ -123,8 +125,22 @@ def source(wanted: Request) -> Objects:
             raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
 
     config = {"files": stamp(files, root)}
-    labels, up = (
-        np.array([classes.index(kind) for kind, *_ in entries]),
-        2 if files[0].suffix == ".off" else 1,
-    )
+    labels = np.array([classes.index(kind) for kind, *_ in entries])
+    up = 2 if files[0].suffix == ".off" else 1
     return Objects(config, classes, labels, names, cloud, len(labels), up=up)
+
+
+def _complete(
+    root: Path, split: str, classes: list[str], entries: list[Entry], files: list[Path]
+) -> None:
+    """Raise ``FileNotFoundError`` that names what is missing."""
+    if not entries:
+        raise FileNotFoundError(f"no point clouds in {root}; {LAYOUTS}")
+    there = {kind for kind, *_ in entries}
+    for name in classes:
+        if name not in there:
+            missing = f"class {name!r} has no file for the split {split!r} in {root}"
+            raise FileNotFoundError(f"{missing}; {AGAIN}")
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; {AGAIN}")

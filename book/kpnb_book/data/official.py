@@ -1,5 +1,6 @@
-"""Public image sets in the layouts in which they are handed out; ``official.json`` says where to
-get them.
+"""Public image sets in the layouts in which they are handed out.
+
+``official.json`` says where to get them.
 
 What is cropped follows section 4.1 of the paper: to the object's box (CUB), to 1.2 (VOC) or 1.5
 times its width and height (DET, whose terrestrial mammals are all mammals among its categories but
@@ -12,11 +13,13 @@ annotations of the test split are not public, the validation split takes its pla
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from unittest.mock import patch
 from xml.etree import ElementTree
+
+from filelock import FileLock
 
 from kpnb._messages import package, unknown
 from kpnb_book.data import image_set
@@ -26,60 +29,71 @@ from kpnb_book.store import Store
 
 ABOUT: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))
 NAMES = tuple(ABOUT)
-Listing = tuple[
-    Mapping[Any, str], list[Record]
-]  # category to class name, and objects whose label is a category
+# Category to class name, and objects whose label is a category.
+Listing = tuple[Mapping[Any, str], list[Record]]
+PUBLIC = {"train": "train", "test": "val"}  # what is called the test split here
 
 
 def source(wanted: Request, size: int) -> Source:
-    """The set for :func:`kpnb_book.data.images.load`. ``root`` is the folder of its files, or the
-    one that holds that.
+    """The set for :func:`kpnb_book.data.images.load`.
 
-    Raises ``FileNotFoundError`` that says where to get a set, ``ValueError`` that names what is
-    damaged.
+    ``root`` is the folder of its files, or the one that holds that. Raises ``FileNotFoundError``
+    that says where to get a set, ``ValueError`` that names what is damaged.
     """
     about = ABOUT[wanted.dataset]
     where = f"get {about['title']} from {about['url']}"
-    if wanted.root is None and wanted.dataset != "pet":
-        raise ValueError(
-            f"the data set {wanted.dataset!r} needs root=, the folder of its files: {where}"
-        )
-    root = Path(wanted.root).expanduser() if wanted.root is not None else _fetched_pet(where)
+    if wanted.root is not None:
+        root = Path(wanted.root).expanduser()
+    elif "archives" in about:
+        root = _fetched(about["archives"], about["unpacked"], where)
+    else:
+        asked = f"the data set {wanted.dataset!r} needs root=, the folder of its files"
+        raise ValueError(f"{asked}: {where}")
     base = root / about["unpacked"] if (root / about["unpacked"]).is_dir() else root
     if missing := [name for name in about["needs"] if not (base / name).exists()]:
-        raise FileNotFoundError(
-            f"there is no {missing[0]} in {base.absolute()}: {where}, and unpack it there"
-        )
+        found = f"there is no {missing[0]} in {base.absolute()}"
+        raise FileNotFoundError(f"{found}: {where}, and unpack it there")
     with reading(f"the annotations in {base}"):
         classes, records = LISTINGS[wanted.dataset](base, wanted.split, about.get("classes", {}))
     labels = {category: label for label, category in enumerate(classes)}
     if odd := [record for record in records if record.label not in labels]:
-        raise ValueError(
-            f"annotation of {odd[0].image}: {unknown('category', odd[0].label, labels)}"
-        )
+        found = unknown("category", odd[0].label, labels)
+        raise ValueError(f"annotation of {odd[0].image}: {found}")
     records = [record._replace(label=labels[record.label]) for record in records]
-    return image_set.source(
-        wanted, size, [*classes.values()], records, base.parent, about["crop"]
-    )  # CUB's masks may lie there
+    root = base.parent  # where CUB's masks may lie
+    return image_set.source(wanted, size, [*classes.values()], records, root, about["crop"])
 
 
-def _fetched_pet(where: str) -> Path:
-    """The folder in the store, never one of yours, into which torchvision puts the set, once."""
-    from torchvision.datasets import OxfordIIITPet
+def _fetched(archives: Iterable[tuple[str, str]], unpacked: str, where: str) -> Path:
+    """The folder of the store, never one of yours, that holds the folder ``unpacked``.
 
+    It is filled once, from ``archives`` (address and MD5) that have one folder each.
+    """
     folder = Store().root / "downloads"
-    folder.mkdir(parents=True, exist_ok=True)
-    inside = staticmethod(
-        tarfile.data_filter
-    )  # nothing in an archive may lie outside of the folder
+    base = folder / unpacked
+    base.mkdir(parents=True, exist_ok=True)
     try:
-        with patch.object(tarfile.TarFile, "extraction_filter", inside, create=True):
-            OxfordIIITPet(folder, download=True)
+        with FileLock(folder / f"{unpacked}.lock"):
+            for url, md5 in archives:
+                _unpack(url, md5, base)
     except (OSError, RuntimeError, tarfile.TarError) as error:
-        raise RuntimeError(
-            f"torchvision could not fill {folder} ({error}); {where}, and pass root="
-        ) from error
+        remedy = f"{where}, and pass root="
+        raise RuntimeError(f"torchvision could not fill {folder} ({error}); {remedy}") from error
     return folder
+
+
+def _unpack(url: str, md5: str, base: Path) -> None:
+    """Put the folder that an archive holds into ``base``, whole, unless it is there."""
+    from torchvision.datasets.utils import download_url  # takes a second
+
+    name = url.rpartition("/")[2]
+    folder = name.removesuffix(".tar.gz")
+    if (base / folder).is_dir():
+        return
+    download_url(url, base, md5=md5)
+    with TemporaryDirectory(dir=base) as new, tarfile.open(base / name) as archive:
+        archive.extractall(new, filter="data")  # nothing can lie outside of the folder
+        Path(new, folder).rename(base / folder)
 
 
 def _rows(path: Path, columns: int) -> list[list[str]]:
@@ -96,127 +110,122 @@ def _box(x: float, y: float, width: float, height: float) -> Box:
 
 
 def _annotated(path: Path, image: Path, mask: Path | None = None) -> list[Record]:
-    """The objects of an image, from PASCAL's XML. Those of a ``mask`` have their numbers, and
-    coordinates from 1.
+    """The objects of an image, from PASCAL's XML.
+
+    Those of a ``mask`` have their numbers in it, and coordinates from 1.
     """
     records = []
     with reading(path):
         for number, item in enumerate(ElementTree.parse(path).findall("object"), 1):
-            left, top, *end = (
-                float(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
-            box = (left - 1, top - 1, *end) if mask else (left, top, *end)
-            value = number if mask else None
-            records.append(
-                Record(image, mask, f"{path.stem}/{number}", item.findtext("name"), box, value)
-            )
+            name = f"{path.stem}/{number}"
+            label = item.findtext("name")
+            sides = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+            left, top, right, bottom = map(float, sides)
+            if mask is None:
+                records.append(Record(image, None, name, label, (left, top, right, bottom)))
+            else:
+                box = (left - 1, top - 1, right, bottom)
+                records.append(Record(image, mask, name, label, box, value=number))
     return records
 
 
 def _cub(base: Path, split: str, _: Mapping) -> Listing:
-    columns = {
-        "classes": 2,
-        "images": 2,
-        "image_class_labels": 2,
-        "train_test_split": 2,
-        "bounding_boxes": 5,
-    }
-    tables = [
-        {key: rest for key, *rest in _rows(base / f"{name}.txt", n)} for name, n in columns.items()
-    ]
-    classes, images, labels, training, boxes = tables
+    def table(name: str, columns: int = 2) -> dict[str, list[str]]:
+        return {key: rest for key, *rest in _rows(base / f"{name}.txt", columns)}
+
+    images = table("images")
+    labels = table("image_class_labels")
+    training = table("train_test_split")
+    boxes = table("bounding_boxes", columns=5)
     masks = base if (base / "segmentations").is_dir() else base.parent  # an archive of its own
     records = []
     for key, (name,) in images.items():
         if training[key] == ["1" if split == "train" else "0"]:
+            image = base / "images" / name
             mask = (masks / "segmentations" / name).with_suffix(".png")
-            records.append(
-                Record(base / "images" / name, mask, name, *labels[key], _box(*boxes[key]))
-            )
-    return {key: name for key, (name,) in classes.items()}, records
+            records.append(Record(image, mask, name, labels[key][0], _box(*boxes[key])))
+    return {key: name for key, (name,) in table("classes").items()}, records
 
 
 def _voc(base: Path, split: str, classes: Mapping[str, str]) -> Listing:
     records = []
     for (stem,) in _rows(base / "ImageSets" / "Segmentation" / f"{PUBLIC[split]}.txt", 1):
-        files = ("Annotations", "xml"), ("JPEGImages", "jpg"), ("SegmentationObject", "png")
-        records += _annotated(*(base / folder / f"{stem}.{suffix}" for folder, suffix in files))
+        records += _annotated(
+            base / "Annotations" / f"{stem}.xml",
+            base / "JPEGImages" / f"{stem}.jpg",
+            base / "SegmentationObject" / f"{stem}.png",
+        )
     return classes, records
 
 
 def _det(base: Path, split: str, mammals: Mapping[str, str]) -> Listing:
-    root, part = (
-        base / "Annotations",
-        {"train": "DET/train/ILSVRC2013_train", "test": "DET/val"}[split],
-    )
+    root = base / "Annotations"
+    part = {"train": "DET/train/ILSVRC2013_train", "test": "DET/val"}[split]
     records = []
     for path in sorted((root / part).rglob("*.xml")):
         if split == "test" or path.parent.name in mammals:
-            records += _annotated(
-                path, (base / "Data" / path.relative_to(root)).with_suffix(".JPEG")
-            )
+            image = (base / "Data" / path.relative_to(root)).with_suffix(".JPEG")
+            records += _annotated(path, image)
     return mammals, [record for record in records if record.label in mammals]
 
 
 def _coco(base: Path, split: str, _: Mapping) -> Listing:
     package("pycocotools")
-    contents = {}
-    for part in dict.fromkeys(
-        ("train", PUBLIC[split])
-    ):  # training images say which categories are the largest
+
+    def annotations(part: str) -> dict[str, Any]:
         path = base / "annotations" / f"instances_{part}2017.json"
         with reading(path):
-            contents[part] = json.loads(path.read_text("utf8"))
-    sizes = Counter(
-        item["category_id"] for item in contents["train"]["annotations"] if not item["iscrowd"]
-    )
-    names, files = (
-        {item["id"]: item for item in contents[part][key]} for key in ("categories", "images")
-    )
-    classes = {key: names[key]["name"] for key, _ in sizes.most_common(10) if key in names}
+            return json.loads(path.read_text("utf8"))
+
+    part = PUBLIC[split]
+    training = annotations("train")  # they say which categories are the largest
+    content = training if part == "train" else annotations(part)
+    names = {item["id"]: item["name"] for item in content["categories"]}
+    files = {item["id"]: item["file_name"] for item in content["images"]}
+    objects = [item for item in training["annotations"] if not item["iscrowd"]]
+    sizes = Counter(item["category_id"] for item in objects)
+    classes = {key: names[key] for key, _ in sizes.most_common(10) if key in names}
     records = []
-    for item in contents[part]["annotations"]:
-        key, image = (
-            item["category_id"],
-            base / f"{part}2017" / files[item["image_id"]]["file_name"],
-        )
+    for item in content["annotations"]:
+        key = item["category_id"]
         if not item["iscrowd"] and (key in classes or key not in names):
-            name = f"{path.stem}/{item['id']}"
-            records.append(
-                Record(image, None, name, key, _box(*item["bbox"]), None, item["segmentation"])
-            )
+            image = base / f"{part}2017" / files[item["image_id"]]
+            name = f"instances_{part}2017/{item['id']}"
+            box = _box(*item["bbox"])
+            records.append(Record(image, None, name, key, box, polygons=item["segmentation"]))
     return classes, records
 
 
 def _tiny(base: Path, split: str, _: Mapping) -> Listing:
     classes = {synset: synset for (synset,) in _rows(base / "wnids.txt", 1)}
-    train = {base / "train" / synset / f"{synset}_boxes.txt": [synset] for synset in classes}
+    rows = []  # of the picture, its synset, and the corners of the box
+    if split == "train":
+        for synset in classes:
+            folder = base / "train" / synset
+            for name, *corners in _rows(folder / f"{synset}_boxes.txt", 5):
+                rows.append((folder / "images" / name, synset, corners))
+    else:
+        for name, synset, *corners in _rows(base / "val" / "val_annotations.txt", 6):
+            rows.append((base / "val" / "images" / name, synset, corners))
     records = []
-    for table, synset in (
-        train.items() if split == "train" else [(base / "val" / "val_annotations.txt", [])]
-    ):
-        for name, *more in _rows(table, 6 - len(synset)):
-            label, left, top, *last = synset + more
-            box = (
-                float(left),
-                float(top),
-                *(float(end) + 1 for end in last),
-            )  # the last pixels are inside
-            records.append(Record(table.parent / "images" / name, None, name, label, box))
+    for path, synset, corners in rows:
+        left, top, right, bottom = map(float, corners)  # the last pixels are inside
+        box = (left, top, right + 1, bottom + 1)
+        records.append(Record(path, None, path.name, synset, box))
     return classes, records
 
 
 def _pet(base: Path, split: str, _: Mapping) -> Listing:
-    root, part = base / "annotations", {"train": "trainval", "test": "test"}[split]
-    rows = sorted(_rows(root / f"{part}.txt", 4), key=lambda row: int(row[1]))
-    paths = [
-        (base / "images" / f"{stem}.jpg", root / "trimaps" / f"{stem}.png") for stem, *_ in rows
-    ]
-    records = [
-        Record(*files, row[0], row[1], value=1) for files, row in zip(paths, rows, strict=True)
-    ]
-    return {number: stem.rpartition("_")[0] for stem, number, *_ in rows}, records
+    part = {"train": "trainval", "test": "test"}[split]
+    classes = {}
+    records = []
+    rows = _rows(base / "annotations" / f"{part}.txt", 4)
+    for stem, number, *_ in sorted(rows, key=lambda row: int(row[1])):
+        image = base / "images" / f"{stem}.jpg"
+        trimap = base / "annotations" / "trimaps" / f"{stem}.png"
+        records.append(Record(image, trimap, stem, number, value=1))
+        classes[number] = stem.rpartition("_")[0]
+    return classes, records
 
 
-PUBLIC = {"train": "train", "test": "val"}
 LISTINGS = {"cub": _cub, "voc": _voc, "det": _det, "coco": _coco, "tiny": _tiny, "pet": _pet}

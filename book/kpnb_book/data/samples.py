@@ -1,8 +1,10 @@
-"""What the data sets of every modality have in common: labels, foreground masks, and parts that
-know their origin.
+"""What the data sets of every modality have in common.
+
+Labels, foreground masks, parts that know their origin, and what is asked for.
 """
 
 import json
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -39,23 +41,27 @@ class SampleSet:
     config: dict[str, Any]
 
     def _check(self, dtype: torch.dtype, *mask: int) -> None:
-        """``ValueError`` that names the field unless inputs of ``dtype`` and masks [N, *mask] fit
-        the other parts.
+        """Raise ``ValueError`` that names a field which does not fit the others.
+
+        Inputs have to be of ``dtype``, and masks [N, *mask].
         """
         shape = getattr(self, self.INPUT).shape
-        wanted = {self.INPUT: (dtype, shape), "labels": (torch.int64, shape[:1])}
-        for field, (kind, size) in (wanted | {"masks": (torch.bool, (len(self), *mask))}).items():
+        wanted = {
+            self.INPUT: (dtype, shape),
+            "labels": (torch.int64, shape[:1]),
+            "masks": (torch.bool, (len(self), *mask)),
+        }
+        for field, (kind, size) in wanted.items():
             tensor = getattr(self, field)
             if tensor.dtype != kind or tensor.shape != size:
+                asked = f"{kind} {list(size)} for these {self.KIND}"
                 found = f"{tensor.dtype} {list(tensor.shape)}"
-                raise ValueError(
-                    f"{field} must be {kind} {list(size)} for these {self.KIND}, not {found}"
-                )
-        low, high = int(self.labels.min()), int(self.labels.max())
+                raise ValueError(f"{field} must be {asked}, not {found}")
+        low = int(self.labels.min())
+        high = int(self.labels.max())
         if low < 0 or high >= len(self.classes):
-            raise ValueError(
-                f"labels run from {low} to {high}, but there are {len(self.classes)} classes"
-            )
+            classes = f"there are {len(self.classes)} classes"
+            raise ValueError(f"labels run from {low} to {high}, but {classes}")
         if len(self.names) != len(self):
             raise ValueError(f"{len(self.names)} names for {len(self)} {self.KIND}")
         try:
@@ -75,17 +81,15 @@ class SampleSet:
         samples: Iterable[Sample],
         **more: Any,
     ) -> Self:
-        """The set that ``config`` determines, of config["count"] ``samples``: from the ``store`` if
-        there is one.
+        """The set that ``config`` determines, from the ``store`` if there is one.
 
-        Samples are names and fields (inputs, labels, masks). None is drawn when the store has the
-        set. ``more`` are fields that samples have in common.
+        It has config["count"] ``samples``, which are names and fields (inputs, labels, masks).
+        None is drawn when the store has the set. ``more`` are fields that samples have in common.
         """
         make = partial(_stacked, samples, config["count"], cls.KIND)
         tensors, info = make() if store is None else store.run(cls.KIND, config).get("set", make)
-        return cls(
-            **tensors, classes=tuple(classes), names=tuple(info["names"]), config=config, **more
-        )
+        common = {"classes": tuple(classes), "names": tuple(info["names"]), "config": config}
+        return cls(**tensors, **common, **more)
 
     def subset(self, index: Tensor | Sequence[int]) -> Self:
         """The samples at ``index`` (positions, or a bool for each sample), in that order."""
@@ -99,18 +103,19 @@ class SampleSet:
         return replace(self, **chosen, names=names, config=config)
 
     def share(self, n: int, seed: int) -> Self:
-        """``n`` samples drawn without replacement, each class in proportion; a larger share holds
-        the smaller one.
+        """``n`` samples drawn without replacement, each class in proportion.
+
+        A larger share holds the smaller one.
         """
         return self.subset(torch.from_numpy(stratified(self.labels.numpy(), n, seed, self.KIND)))
 
     def where(self, prefix: str) -> Tensor:
-        """Positions of the samples whose name starts with ``prefix``, such as one vendor's artwork
-        or one class.
+        """Positions [K] of the samples whose name starts with ``prefix``.
+
+        That may be one vendor's artwork, or one class.
         """
-        return torch.tensor(
-            [i for i, name in enumerate(self.names) if name.startswith(prefix)], dtype=torch.int64
-        )
+        found = [i for i, name in enumerate(self.names) if name.startswith(prefix)]
+        return torch.tensor(found, dtype=torch.int64)
 
 
 def _stacked(
@@ -118,14 +123,12 @@ def _stacked(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a :class:`SampleSet`, and its names."""
     names: list[str] = []
+    arrays: dict[str, np.ndarray] = {}  # filled row by row: a list of samples would need it twice
     with Progress(count, kind, unit=kind.removesuffix("s")) as progress:
         for name, sample in samples:
-            if not names:
-                arrays = {
-                    field: np.empty((count, *value.shape), value.dtype)
-                    for field, value in sample.items()
-                }
             for field, value in sample.items():
+                if field not in arrays:
+                    arrays[field] = np.empty((count, *value.shape), value.dtype)
                 arrays[field][len(names)] = value
             names.append(name)
             progress.step()
@@ -134,10 +137,11 @@ def _stacked(
 
 @dataclass(frozen=True)
 class Request:
-    """What ``load`` is asked for, whatever the modality. ``ValueError`` that names what makes no
-    sense.
+    """What ``load`` is asked for, whatever the modality.
 
-    dataset  its name
+    Raises ``ValueError`` that names what makes no sense.
+
+    dataset  its name, or "package.module:function" for a function of your own
     split    "train" or "test"
     count    so many samples; None stands for all, or for what the data set says
     at_most  of a data set that lives in files, so many samples or all there are; where that has no
@@ -161,50 +165,53 @@ class Request:
     @property
     def config(self) -> dict[str, Any]:
         """What determines the samples; of a folder only its files do, see :func:`stamp`."""
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("root", "at_most")
-        }
+        left_out = ("root", "at_most")
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def rng(self, i: int, *stream: int) -> np.random.Generator:
-        """Random numbers for sample ``i``, which depend on (seed, split, i) and the ``stream``
-        alone.
-        """
+        """Random numbers for sample ``i``: a function of (seed, split, i) and the ``stream``."""
         return np.random.default_rng([self.seed, self.split == "test", i, *stream])
 
     def source(self, sources: Mapping[str, Callable[..., Any]], *options: Any) -> Any:
-        """What the function of the data set's name, one of ``sources``, makes of this request and
-        ``options``.
+        """What the data set's function makes of this request and ``options``.
+
+        It is the one of that name among the ``sources``, or one of the caller's. Raises
+        ``ValueError`` for an unknown name, ``ImportError`` or ``AttributeError`` for a function
+        that is not there.
         """
+        if ":" in self.dataset:
+            return pkgutil.resolve_name(self.dataset)(self, *options)
         one_of("data set", self.dataset, sources)
         return sources[self.dataset](self, *options)
 
 
 def stamp(files: Iterable[Path], root: Path) -> str:
-    """Digest of the names, sizes and times of ``files`` in ``root``: changes when they do, without
-    reading them.
+    """Digest of the names, sizes and times of ``files`` in ``root``.
+
+    It changes when they do, without reading them.
     """
-    stamps = [
-        (str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in files
-    ]
+    stamps = []
+    for path in files:
+        about = path.stat()
+        stamps.append((str(path.relative_to(root)), about.st_size, about.st_mtime_ns))
     return digest(repr(stamps).encode())
 
 
 def fifth(labels: np.ndarray, split: str) -> np.ndarray:
-    """Positions of a split's samples where the data have none: a fifth is for testing, classes in
-    proportion.
+    """Positions of a split's samples where the data have no splits.
 
-    Always the same fifth, so that no ``seed`` can leak a test sample into training.
+    A fifth is for testing, classes in proportion; always the same fifth, so that no ``seed`` can
+    leak a test sample into training.
     """
     test = stratified(labels, max(1, len(labels) // 5), seed=0)
     return test if split == "test" else np.setdiff1d(np.arange(len(labels)), test)
 
 
 def stratified(labels: np.ndarray, n: int, seed: int, kind: str = "samples") -> np.ndarray:
-    """Sorted positions of ``n`` labels, classes in proportion (Sainte-Laguë, ties in random order),
-    random within.
+    """Sorted positions of ``n`` labels, classes in proportion, random within a class.
 
-    ``ValueError`` when there are not that many; it calls them ``kind``.
+    Places are dealt out by Sainte-Laguë's method, ties in random order. Raises ``ValueError`` when
+    there are not that many; it calls them ``kind``.
     """
     if not 0 < n <= len(labels):
         raise ValueError(f"cannot draw {n} of {len(labels)} {kind}")

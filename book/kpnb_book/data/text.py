@@ -1,5 +1,8 @@
-"""The text data sets by name: ``reviews`` and ``factbook``, made here; ``sst2`` and ``squad``, the
-official ones.
+"""The text data sets by name.
+
+``reviews``   rated movie reviews: :mod:`kpnb_book.data.reviews`.
+``factbook``  questions on countries, composed here: :mod:`kpnb_book.data.factbook`.
+``sst2``, ``squad``   the official sets: :mod:`kpnb_book.data.text_official`.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +28,11 @@ SOURCES: dict[str, Callable[[Request], list[Row]]] = {
 
 @dataclass(frozen=True)
 class TextRequest(Request):
-    """What :func:`load` is asked for: texts of at most ``length`` tokens of the model
-    ``tokenizer``.
+    """What :func:`load` is asked for.
 
-    ``rule`` says what the foreground is, from a row and the ``threshold``; any function that gives
-    spans can take its place.
+    Texts have at most ``length`` tokens of the model ``tokenizer``. ``rule`` says what the
+    foreground is, from a row and the ``threshold``; any function that gives spans can take its
+    place.
     """
 
     tokenizer: str = "minilm"
@@ -41,13 +44,12 @@ class TextRequest(Request):
 def load(
     dataset: str = "reviews", split: str = "train", *, store: Any = None, **more: Any
 ) -> TextSet:
-    """The ``split`` ("train" or "test") of a data set. What may be said ``more`` is that of
-    :class:`TextRequest`.
+    """The ``split`` ("train" or "test") of a data set.
 
-    How texts are cut says :func:`encode`. ``store``, a :class:`kpnb_book.store.Store`, keeps the
-    tokens; without one, or with a ``rule`` of the caller's, which may change under the same name,
-    they are made anew. Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names
-    the culprit.
+    What may be said ``more`` are the fields of :class:`TextRequest`. How texts are cut says
+    :func:`encode`. ``store``, a :class:`kpnb_book.store.Store`, keeps the tokens; without one, or
+    with a ``rule`` of the caller's, which may change under the same name, they are made anew.
+    Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
     """
     wanted = TextRequest(dataset, split, **more)
     try:
@@ -57,15 +59,16 @@ def load(
     if not rows:
         raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
 
+    asks = bool(rows[0].question)
+
     def samples() -> Iterator[Sample]:
-        texts = ([row.question for row in rows], [row.text for row in rows])[not asks :]
-        found = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))(
-            *texts, verbose=False
-        ).encodings
+        tokenize = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))
+        texts = [row.text for row in rows]
+        parts = ([row.question for row in rows], texts) if asks else (texts,)
+        found = tokenize(*parts, verbose=False).encodings
         for row, one in zip(rows, found, strict=True):
             yield row.name, encode(row, one, wanted.length, wanted.rule(row, wanted.threshold))
 
-    asks = bool(rows[0].question)
     config = {
         **wanted.config,
         "count": len(rows),

@@ -12,6 +12,7 @@ import csv
 import json
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -24,9 +25,8 @@ SST2 = "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"  # the commit to download, whi
 def _file(wanted: Request, train: str, test: str) -> Path:
     path = Path(wanted.root or "root=", train if wanted.split == "train" else test).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing; root= names the folder that holds {train} and {test}"
-        )
+        remedy = f"root= names the folder that holds {train} and {test}"
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
     return path
 
 
@@ -38,14 +38,13 @@ def sst2(wanted: Request) -> list[Row]:
         split = {"train": "train", "test": "validation"}[wanted.split]
         table = load_dataset("stanfordnlp/sst2", revision=SST2)[split].to_pandas()
     else:
-        how = {
-            "sep": "\t",
-            "quoting": csv.QUOTE_NONE,
-            "keep_default_na": False,
-            "dtype": {"label": int},
-        }
         table = pd.read_csv(
-            _file(wanted, "train.tsv", "dev.tsv"), usecols=["sentence", "label"], **how
+            _file(wanted, "train.tsv", "dev.tsv"),
+            sep="\t",
+            usecols=["sentence", "label"],
+            dtype={"label": int},
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
         )
     pairs = zip(table["sentence"], table["label"].tolist(), strict=True)
     return [Row(f"row {number}", text, label) for number, (text, label) in enumerate(pairs, 1)]
@@ -53,22 +52,17 @@ def sst2(wanted: Request) -> list[Row]:
 
 def squad(wanted: Request) -> list[Row]:
     """Questions of SQuAD v1.1."""
-    articles, rows = (
-        json.loads(_file(wanted, "train-v1.1.json", "dev-v1.1.json").read_bytes())["data"],
-        [],
-    )
-    for part, qa in (
-        (p, qa) for article in articles for p in article["paragraphs"] for qa in p["qas"]
-    ):
-        found = {
-            (a["answer_start"], a["answer_start"] + len(a["text"])): a["text"]
-            for a in qa["answers"]
-        }
-        rows.append(Row(qa["id"], part["context"], 0, qa["question"], tuple(found)))
-        if not found or any(
-            part["context"][start:end] != text for (start, end), text in found.items()
-        ):
-            raise ValueError(
-                f"question {qa['id']} has no answer, or not where answer_start says: {found}"
-            )
-    return rows
+    content = json.loads(_file(wanted, "train-v1.1.json", "dev-v1.1.json").read_bytes())
+    paragraphs = [part for article in content["data"] for part in article["paragraphs"]]
+    return [_question(qa, part["context"]) for part in paragraphs for qa in part["qas"]]
+
+
+def _question(qa: dict[str, Any], context: str) -> Row:
+    answers = {}
+    for answer in qa["answers"]:
+        start = answer["answer_start"]
+        answers[start, start + len(answer["text"])] = answer["text"]
+    if not answers or any(context[start:end] != text for (start, end), text in answers.items()):
+        found = f"has no answer, or not where answer_start says: {answers}"
+        raise ValueError(f"question {qa['id']} {found}")
+    return Row(qa["id"], context, 0, qa["question"], tuple(answers))

@@ -15,15 +15,12 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from kpnb_book.data.samples import SampleSet
 
-Spans = Sequence[
-    tuple[int, int]
-]  # parts of a text, by their first character and the one behind the last
+# Parts of a text, by their first character and the one behind the last.
+Spans = Sequence[tuple[int, int]]
 
 
 class Row(NamedTuple):
-    """A text with its label; or with a ``question`` about it, and where in it the ``answers``
-    stand.
-    """
+    """A text with its label; or with a ``question`` about it, and where its ``answers`` stand."""
 
     name: str
     text: str
@@ -43,8 +40,7 @@ class TextSet(SampleSet):
     INPUT: ClassVar[str] = "tokens"
 
     tokens: Tensor  # int64 [N, T, 4]; masks are [N, T]
-    # int64 [N, T, 2]: first character of each token in its text and the one behind its last; or 0,
-    # 0
+    # int64 [N, T, 2]: first character of each token in its text, and the one behind its last; or 0
     offsets: Tensor
     ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
     sizes: Tensor  # int64 [N]: tokens of the whole text, of which at most T are here
@@ -55,12 +51,9 @@ class TextSet(SampleSet):
         self._check(torch.int64, self.tokens.shape[1])
 
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, T, 4]`` of the texts ``index [B]``, and labels ``[B]`` or for questions
-        ``ends [B, 2]``.
-        """
-        return self.tokens[index].to(device), (self.ends if self.asks else self.labels)[index].to(
-            device
-        )
+        """Tokens [B, T, 4] of the texts ``index`` [B], and labels [B], of questions ends [B, 2]."""
+        targets = self.ends if self.asks else self.labels
+        return self.tokens[index].to(device), targets[index].to(device)
 
     @property
     def cut(self) -> int:
@@ -70,10 +63,8 @@ class TextSet(SampleSet):
     @property
     def accepted(self) -> list[list[str]]:
         """The answers that count as right, for each question."""
-        return [
-            [row.text[start:end] for start, end in row.answers]
-            for row in map(self.rows.get, self.names)
-        ]
+        rows = [self.rows[name] for name in self.names]
+        return [[row.text[start:end] for start, end in row.answers] for row in rows]
 
     def parts(self, ends: Tensor) -> list[str]:
         """The part of each text from its token ``ends[:, 0]`` to its token ``ends[:, 1]``."""
@@ -84,18 +75,16 @@ class TextSet(SampleSet):
         ]
 
 
-# ------------------------------------------------------------------------------------------------
-# foreground and tokens
+# ---- foreground and tokens
 
-
-LEXICON: dict[str, float] = (
-    SentimentIntensityAnalyzer().lexicon
-)  # VADER's ratings of words, -4 to 4
+# VADER's ratings of words, -4 to 4
+LEXICON: dict[str, float] = SentimentIntensityAnalyzer().lexicon
 
 
 def foreground(row: Row, threshold: float) -> Spans:
-    """Every place where an annotator saw the answer; in a sentence, words with at least this
-    absolute rating.
+    """Every place where an annotator saw the answer.
+
+    In a sentence, its words that VADER rates at least at ``threshold``, whatever the sign.
     """
     if row.question:
         return row.answers
@@ -104,44 +93,57 @@ def foreground(row: Row, threshold: float) -> Spans:
 
 
 def covered(offsets: np.ndarray, spans: Spans) -> np.ndarray:
-    """Which tokens, by their ``offsets [T, 2]``, share a character with one of the spans, bool
-    ``[T]``.
-    """
+    """Which tokens, by their ``offsets`` [T, 2], share a character with a span, bool [T]."""
     inside = [(offsets[:, 0] < end) & (offsets[:, 1] > start) for start, end in spans]
     return np.any([np.zeros(len(offsets), bool), *inside], 0)
 
 
 def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndarray]:
-    """Fields of a :class:`TextSet` from a tokenizer's ``Encoding`` of the text; ``spans`` are the
-    foreground.
+    """Fields of a :class:`TextSet` from a tokenizer's ``Encoding`` of the text.
 
-    A text of more than ``length`` tokens loses its end; of a passage, the window around its (first)
-    answer stays. Raises ``ValueError`` that names a text without words, and a question whose answer
-    does not fit.
+    ``spans`` are the foreground. A text of more than ``length`` tokens loses its end; of a passage,
+    the window around its (first) answer stays. Raises ``ValueError`` that names a text without
+    words, and a question whose answer does not fit.
     """
-    part = np.array(
-        [-1 if number is None else number for number in found.sequence_ids]
-    )  # of special tokens: -1
-    words, offsets = np.flatnonzero(part == bool(row.question)), np.array(found.offsets)
-    kept = (
-        np.flatnonzero(covered(offsets[words], row.answers[:1]))
-        if row.question
-        else np.zeros(1, int)
-    )
-    room = len(words) - max(0, len(part) - length)  # how many tokens of the text can stay
+    # Which of the texts given to the tokenizer a token belongs to; none if it is a special one.
+    part = np.array([-1 if number is None else number for number in found.sequence_ids])
+    of_text = part == (1 if row.question else 0)
+    offsets = np.array(found.offsets)
+    keep, words = _window(row, of_text, offsets, length)
+    counts = part >= 0
+    attended = np.ones_like(counts)
+    segment = np.maximum.accumulate(part == 1)
+    tokens = np.stack([counts, attended, segment, found.ids], 1)
+    places = np.where(of_text[:, None], offsets, 0)
+    padding = ((0, length - len(keep)), (0, 0))
+    places = np.pad(places[keep], padding)
+    return {
+        "tokens": np.pad(tokens[keep], padding),
+        "offsets": places,
+        "ends": np.searchsorted(keep, words),
+        "masks": covered(places, spans),
+        "sizes": np.array(len(part)),
+        "labels": np.array(row.label),
+    }
+
+
+def _window(
+    row: Row, of_text: np.ndarray, offsets: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the tokens that stay [K], and of the answer's first and last one [2].
+
+    The answer of a text without a question is its first word.
+    """
+    words = np.flatnonzero(of_text)
+    if row.question:
+        kept = np.flatnonzero(covered(offsets[words], row.answers[:1]))
+    else:
+        kept = np.zeros(1, int)
+    room = len(words) - max(0, len(of_text) - length)  # how many tokens of the text can stay
     if not len(kept) or np.ptp(kept) >= room:
         what = "the question and a word of its answer" if row.question else "a word"
-        raise ValueError(
-            f"{row.name}: {length} tokens have no room for {what}, or there is none: {row.text!r}"
-        )
+        found = f"{length} tokens have no room for {what}, or there is none"
+        raise ValueError(f"{row.name}: {found}: {row.text!r}")
     low = np.clip((kept[0] + kept[-1] - room + 1) // 2, 0, len(words) - room)
-    keep = np.setdiff1d(np.arange(len(part)), [*words[:low], *words[low + room :]])
-    tokens = np.stack([part >= 0, part >= -1, np.maximum.accumulate(part == 1), found.ids], 1)
-    places = np.where(part[:, None] == bool(row.question), offsets, 0)
-    tokens, places = (
-        np.pad(each[keep], ((0, length - len(keep)), (0, 0))) for each in (tokens, places)
-    )
-    ends = np.searchsorted(keep, words[kept[[0, -1]]])
-    masks = covered(places, spans)
-    fields = {"tokens": tokens, "offsets": places, "ends": ends, "masks": masks}
-    return fields | {"sizes": np.array(len(part)), "labels": np.array(row.label)}
+    lost = [*words[:low], *words[low + room :]]
+    return np.setdiff1d(np.arange(len(of_text)), lost), words[kept[[0, -1]]]

@@ -1,10 +1,9 @@
-"""PointNet, PointNet++, DGCNN and PointConv for the classification of 3D point clouds [B, N, 3]
-(section 4.1).
+"""PointNet, PointNet++, DGCNN and PointConv for the classification of point clouds (section 4.1).
 
-Each is the classification network of its paper: Qi et al. 2017a (PointNet), Qi et al. 2017b
-(PointNet++, one scale), Wang et al. 2019 (DGCNN) and Wu et al. 2019 (PointConv). At ``width=1`` the
-channels are the papers'. All end in one classifier, whose layers FC1 and FC2 (after their
-activation) and FC3 (the logits) the paper studies:
+Each takes clouds [B, N, 3] and is the classification network of its paper: Qi et al. 2017a
+(PointNet), Qi et al. 2017b (PointNet++, one scale), Wang et al. 2019 (DGCNN) and Wu et al. 2019
+(PointConv). At ``width=1`` the channels are the papers'. All end in one classifier, whose layers
+FC1 and FC2 (after their activation) and FC3 (the logits) the paper studies:
 
 ====  =====================================================  ========================
 FC1   first fully connected layer, after its activation      [B, 512 * width]
@@ -22,30 +21,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import one_of
+from kpnb._messages import one_of, positive
 from kpnb_book.networks.images import initialise
 
 LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all four
 
 
-# ----------------------------------------------------------------------------------------- sampling
-# and neighbour search
+# ---- sampling and neighbour search
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """``[B, M, N]`` between points ``a [B, M, C]`` and ``b [B, N, C]``; rounding may leave them
-    slightly below 0.
+    """[B, M, N] between points ``a`` [B, M, C] and ``b`` [B, N, C].
+
+    Rounding may leave them slightly below 0.
     """
-    return (
-        torch.baddbmm(b.square().sum(-1)[:, None], a, b.mT, alpha=-2)
-        + a.square().sum(-1)[..., None]
-    )
+    partly = torch.baddbmm(b.square().sum(-1)[:, None], a, b.mT, alpha=-2)  # |b|^2 - 2 a b
+    return partly + a.square().sum(-1)[..., None]
 
 
 @torch.no_grad()
 def nearest(a: Tensor, b: Tensor, k: int) -> Tensor:
-    """Indices ``[B, M, k]`` of the k points of ``b [B, N, C]`` nearest to each of ``a [B, M, C]``,
-    nearest first.
+    """The k points of ``b`` [B, N, C] nearest to each of ``a`` [B, M, C].
+
+    Indices [B, M, k] into b, nearest first.
     """
     return squared_distances(a, b).topk(k, largest=False).indices
 
@@ -86,7 +84,7 @@ def pick(x: Tensor, index: Tensor) -> Tensor:
     return rows.view(*index.shape, x.shape[-1])
 
 
-# --------------------------------------------------------------------------------------- the blocks
+# ---- the blocks
 
 
 class Norm(nn.BatchNorm1d):
@@ -103,11 +101,10 @@ def mlp(*sizes: int) -> nn.Sequential:
 
 
 class TNet(nn.Module):
-    """Joint alignment network of PointNet (Qi et al. 2017a, section 4.2): ``[B, d, d]``, at first
-    the identity.
+    """Joint alignment network of PointNet (Qi et al. 2017a, section 4.2).
 
-    The paper's penalty for feature transforms that are not orthogonal is part of its loss, not of
-    the network.
+    A matrix [B, d, d] for clouds [B, N, d], at first the identity. The paper's penalty for feature
+    transforms that are not orthogonal is part of its loss, not of the network.
     """
 
     def __init__(self, d: int, *sizes: int) -> None:
@@ -116,15 +113,13 @@ class TNet(nn.Module):
         self.matrix = nn.Linear(sizes[-1], d * d)
 
     def forward(self, x: Tensor) -> Tensor:
+        d = x.shape[-1]
         matrix = self.matrix(self.whole(self.points(x).amax(1)))
-        return matrix.unflatten(-1, (x.shape[-1],) * 2) + torch.eye(
-            x.shape[-1], dtype=x.dtype, device=x.device
-        )
+        return matrix.unflatten(-1, (d, d)) + torch.eye(d, dtype=x.dtype, device=x.device)
 
 
 class SetAbstraction(nn.Module):
-    """Sampling, grouping and a small PointNet for each group (Qi et al. 2017b, sections 3.2 and
-    3.3).
+    """Sampling, grouping and a small PointNet for each group (Qi et al. 2017b, sections 3.2, 3.3).
 
     Maps points ``[B, N, 3]`` and their features ``[B, N, C]`` (or None) to ``count`` of the points
     and their features; without ``count`` all points are one group.
@@ -140,10 +135,8 @@ class SetAbstraction(nn.Module):
 
     def forward(self, x: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.count is None:
-            centre, index = (
-                x.new_zeros(len(x), 1, 3),
-                torch.arange(x.shape[1], device=x.device).expand(len(x), 1, -1),
-            )
+            centre = x.new_zeros(len(x), 1, 3)
+            index = torch.arange(x.shape[1], device=x.device).expand(len(x), 1, -1)
         else:
             centre = pick(x, farthest(x, self.count))
             index = self.group(x, centre)
@@ -157,12 +150,12 @@ class SetAbstraction(nn.Module):
 
 
 class DensityConv(SetAbstraction):
-    """PointConv (Wu et al. 2019, sections 3.1 and 3.2, in the memory-efficient form of its theorem
-    1).
+    """PointConv (Wu et al. 2019, sections 3.1 and 3.2).
 
-    The k nearest points of a centre are a sample of the continuous function under the convolution.
-    Each is weighted with a function of its place (``weight``) and of the inverse density there
-    (``density``, a kernel estimate whose bandwidth is ``radius``).
+    It is the form of their theorem 1, which needs less memory. The k nearest points of a centre are
+    a sample of the continuous function under the convolution. Each is weighted with a function of
+    its place (``weight``) and of the inverse density there (``density``, a kernel estimate whose
+    bandwidth is ``radius``).
     """
 
     def __init__(self, count: int | None, k: int, radius: float, *sizes: int) -> None:
@@ -175,23 +168,20 @@ class DensityConv(SetAbstraction):
         return nearest(centre, x, self.k)
 
     def reduce(self, x: Tensor, index: Tensor, local: Tensor, features: Tensor) -> Tensor:
-        # a point is its own neighbour, so no density is zero, not even that of an outlier;
-        # duplicates just add up
-        inverse = 1 / torch.exp(squared_distances(x, x) / (-2 * self.radius**2)).mean(
-            -1, keepdim=True
-        )
-        scale = pick(inverse, index)
+        # A point is its own neighbour, so no density is zero, not even that of an outlier;
+        # duplicates just add up.
+        kernel = torch.exp(squared_distances(x, x) / (-2 * self.radius**2))
+        scale = pick(1 / kernel.mean(-1, keepdim=True), index)
         features = features * self.density(scale / scale.amax(2, keepdim=True))
         return self.out((features.mT @ self.weight(local)).flatten(-2))
 
 
 class EdgeConv(nn.Module):
-    """EdgeConv on the graph of the k nearest points in feature space (Wang et al. 2019, sections
-    3.1 and 3.2).
+    """EdgeConv on the graph of the k nearest points in feature space.
 
-    The maximum over the edges of a point of h(theta (x_j - x_i) + phi x_i), the paper's equation 8.
-    A point is its own first neighbour. theta is linear, so it is applied to the points before they
-    are paired, k times cheaper.
+    Wang et al. 2019, sections 3.1 and 3.2. The maximum over the edges of a point of h(theta (x_j -
+    x_i) + phi x_i), the paper's equation 8. A point is its own first neighbour. theta is linear, so
+    it is applied to the points before they are paired, k times cheaper.
     """
 
     def __init__(self, k: int, inputs: int, outputs: int) -> None:
@@ -206,7 +196,7 @@ class EdgeConv(nn.Module):
         return F.leaky_relu(self.norm(edges), 0.2).amax(2)
 
 
-# ------------------------------------------------------------------------------------- the networks
+# ---- the networks
 
 
 class PointNet(nn.Module):
@@ -218,11 +208,13 @@ class PointNet(nn.Module):
 
     def __init__(self, c: dict[int, int], k: int, points: int) -> None:
         super().__init__()
-        self.align, self.align_features = (
-            TNet(d, c[64], c[128], c[1024], c[512], c[256]) for d in (3, c[64])
-        )
-        self.low, self.high = mlp(3, c[64], c[64]), mlp(c[64], c[64], c[128], c[1024])
-        self.smallest, self.width = 1, c[1024]
+        sizes = (c[64], c[128], c[1024], c[512], c[256])
+        self.align = TNet(3, *sizes)
+        self.align_features = TNet(c[64], *sizes)
+        self.low = mlp(3, c[64], c[64])
+        self.high = mlp(c[64], c[64], c[128], c[1024])
+        self.smallest = 1
+        self.width = c[1024]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.low(x @ self.align(x))
@@ -230,8 +222,9 @@ class PointNet(nn.Module):
 
 
 class PointNet2(nn.Module):
-    """Feature ``[B, C]`` of clouds ``[B, N, 3]`` by three set abstractions (Qi et al. 2017b,
-    appendix B.1, SSG).
+    """Feature [B, C] of clouds [B, N, 3] by three set abstractions.
+
+    Qi et al. 2017b, appendix B.1, with single-scale grouping (SSG).
     """
 
     block: type[SetAbstraction] = SetAbstraction
@@ -239,16 +232,17 @@ class PointNet2(nn.Module):
 
     def __init__(self, c: dict[int, int], k: int, points: int) -> None:
         super().__init__()
-        half, eighth = points // 2, points // 8
+        half = points // 2
+        eighth = points // 8
         if eighth < 1 or half < 2 * k:
-            raise ValueError(
-                f"points={points} leaves {half} after the first sampling, too few for 2 k = {2 * k}"
-            )
+            found = f"points={points} leaves {half} after the first sampling"
+            raise ValueError(f"{found}, too few for 2 k = {2 * k}")
         first = self.block(half, k, self.radii[0], 0, c[64], c[64], c[128])
         second = self.block(eighth, 2 * k, self.radii[1], c[128], c[128], c[128], c[256])
         whole = self.block(None, 0, self.radii[2], c[256], c[256], c[512], c[1024])
         self.levels = nn.ModuleList([first, second, whole])
-        self.smallest, self.width = max(half, k), c[1024]
+        self.smallest = max(half, k)
+        self.width = c[1024]
 
     def forward(self, x: Tensor) -> Tensor:
         features = None
@@ -258,8 +252,9 @@ class PointNet2(nn.Module):
 
 
 class PointConv(PointNet2):
-    """PointNet++'s three levels with density-weighted convolutions (Wu et al. 2019, section 4.1,
-    the authors' code).
+    """PointNet++'s three levels with density-weighted convolutions (Wu et al. 2019, section 4.1).
+
+    Numbers that the paper does not give are those of its authors' code.
     """
 
     block = DensityConv
@@ -267,8 +262,7 @@ class PointConv(PointNet2):
 
 
 class DGCNN(nn.Module):
-    """Feature ``[B, C]`` of clouds ``[B, N, 3]`` by four edge convolutions (Wang et al. 2019,
-    section 4.1).
+    """Feature [B, C] of clouds [B, N, 3] by four edge convolutions (Wang et al. 2019, section 4.1).
 
     All four outputs are joined and embedded; the maximum and the mean over the points are kept.
     """
@@ -278,7 +272,8 @@ class DGCNN(nn.Module):
         sizes = [3, c[64], c[64], c[128], c[256]]
         self.edges = nn.ModuleList(EdgeConv(k, i, o) for i, o in pairwise(sizes))
         self.embed = mlp(sum(sizes[1:]), c[1024])
-        self.smallest, self.width = k, 2 * c[1024]
+        self.smallest = k
+        self.width = 2 * c[1024]
 
     def forward(self, x: Tensor) -> Tensor:
         outputs = []
@@ -302,18 +297,21 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(*hidden, nn.Linear(c[256], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[B, num_classes]``; ``ValueError`` for a wrong shape, too few points or
-        coordinates not finite.
+        """Logits [B, num_classes].
+
+        Raises ``ValueError`` for a wrong shape, too few points, or coordinates that are not finite.
         """
         if x.dim() != 3 or x.shape[2] != 3:
             raise ValueError(f"a batch of clouds has the shape [B, N, 3]; got {tuple(x.shape)}")
         if x.shape[1] < self.encoder.smallest:
-            remedy = f"{type(self.encoder).__name__} needs at least {self.encoder.smallest}, or a smaller k or points"
-            raise ValueError(f"clouds of {x.shape[1]} points are too small: as built, {remedy}")
-        if bad := (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
-            raise ValueError(
-                f"NaN or infinite coordinates in cloud {', '.join(map(str, bad[:10]))} of the batch"
-            )
+            least = f"{type(self.encoder).__name__} needs at least {self.encoder.smallest}"
+            found = f"clouds of {x.shape[1]} points are too small"
+            raise ValueError(f"{found}: as built, {least}, or a smaller k or points")
+        finite = x.isfinite().flatten(1).all(1)
+        if not finite.all():
+            bad = (~finite).nonzero().flatten()[:10].tolist()
+            clouds = ", ".join(map(str, bad))
+            raise ValueError(f"NaN or infinite coordinates in cloud {clouds} of the batch")
         return self.head(self.encoder(x))
 
 
@@ -352,19 +350,15 @@ def build(
     dropout: float = 0.3,
     seed: int = 0,
 ) -> nn.Module:
-    """The network ``name`` for clouds [B, N, 3] in the unit sphere, on the CPU and in training
-    mode.
+    """The network ``name`` for clouds [B, N, 3] in the unit sphere, on the CPU, in training mode.
 
-    Args:
-        name: "pointnet", "pointnet2" (PointNet++), "dgcnn" or "pointconv".
-        width: factor on the channels of every layer.
-        k: neighbours of a point, by default as in the papers: 20 for DGCNN, 32 for PointNet++ and
-        PointConv, whose
-            second level takes 2 k. PointNet has none.
-        points: PointNet++ and PointConv sample half as many, then an eighth as many (papers: 512
-        and 128 of 1024).
-            A cloud may have another number of points, but not fewer than half of this.
-        seed: of the initial weights. Global random number generators are neither read nor advanced.
+    name    "pointnet", "pointnet2" (PointNet++), "dgcnn" or "pointconv"
+    width   factor on the channels of every layer
+    k       neighbours of a point, by default as in the papers: 20 for DGCNN, 32 for PointNet++ and
+            PointConv, whose second level takes 2 k; PointNet has none
+    points  PointNet++ and PointConv sample half as many, then an eighth as many (papers: 512 and
+            128 of 1024); a cloud may have another number of points, but not fewer than half of this
+    seed    of the initial weights; global random number generators are neither read nor advanced
 
     Initial weights are those of ``networks.images.build``: He's, and FC3 small; a T-Net starts as
     the identity. Raises ``ValueError`` for an unknown name or sizes that make no sense.
@@ -372,10 +366,8 @@ def build(
     layer_path(name, "FC3")  # says so if there is no such network
     network, neighbours = NETWORKS[name]
     k = neighbours if k is None else k
-    if num_classes < 1 or width <= 0 or points < 1 or (k < 1 and neighbours):
-        raise ValueError(
-            f"num_classes={num_classes}, width={width}, k={k} and points={points} must be positive"
-        )
+    positive(num_classes=num_classes, width=width, points=points)
+    positive(not neighbours, k=k)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     channels = {c: max(1, round(c * width)) for c in (64, 128, 256, 512, 1024)}

@@ -11,14 +11,12 @@ ResNet.
 The paper studies four layers (section 4.1); :data:`LAYERS` is the one table that says where they
 are:
 
-====  ============================================================
-      =====================================
-Conv  top convolution, after its activation, before the last pool   [B, C, H, W]
-FC1   first fully connected layer, after its activation             [B, hidden]
-FC2   second fully connected layer, after its activation            [B, hidden]
-FC3   the logits as they are                                        [B, num_classes]
-====  ============================================================
-      =====================================
+====  ================================================================  ================
+Conv  top convolution, after its activation, before the last pool       [B, C, H, W]
+FC1   first fully connected layer, after its activation                 [B, hidden]
+FC2   second fully connected layer, after its activation                [B, hidden]
+FC3   the logits as they are                                            [B, num_classes]
+====  ================================================================  ================
 
 torchvision's ReLUs work in place: what a convolution or a linear layer returned is overwritten by
 the ReLU behind it. The layers above are the ReLUs themselves, which nothing overwrites.
@@ -51,11 +49,8 @@ LAYERS: dict[str, dict[str, str]] = {
         for n in (50, 101, 152)
     },
 }
-SMALLEST_INPUT = {
-    "alexnet": 63,
-    "vgg": 32,
-    "resnet": 1,
-}  # pixels a side; anything smaller vanishes in the pools
+# Pixels a side; anything smaller vanishes in the pools.
+SMALLEST_INPUT = {"alexnet": 63, "vgg": 32, "resnet": 1}
 
 
 def layer_path(name: str, layer: str) -> str:
@@ -79,25 +74,22 @@ def build(
     seed: int = 0,
     weights: str | Path | None = None,
 ) -> nn.Module:
-    """The network ``name`` for images [B, 3, input_size, input_size], on the CPU and in training
-    mode.
+    """The network ``name`` for images [B, 3, S, S], on the CPU, in training mode.
 
-    Args:
-        name: "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch normalisation;
-        "resnet50",
-            "resnet101" or "resnet152".
-        input_size: side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The pool
-        before FC1 keeps
-            the map the convolutions give (input_size // 32 a side for VGG; 1 at 64 px and 6 at 224
-            px for AlexNet) and never more than torchvision's 7 (AlexNet: 6), where a small map
-            would be blown up otherwise. ResNet's gives one pixel.
-        width: factor on the channels of every convolution. hidden: units in FC1 and in FC2.
-        seed: of the initial weights. Global random number generators are neither read nor advanced.
-        weights: a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict
-        (.safetensors, or what
-            ``torch.save`` writes, read with ``weights_only=True``). FC3 starts fresh when the file
-            has another number of classes, and so do ResNet's added layers when it is torchvision's;
-            any other difference is an error.
+    name        "alexnet", "vgg11", "vgg16" or "vgg19"; "vgg11_bn" and so on have batch
+                normalisation; "resnet50", "resnet101" or "resnet152"
+    input_size  S, the side of the images in pixels, at least 32 for VGG and 63 for AlexNet. The
+                pool before FC1 keeps the map that the convolutions give (S // 32 a side for VGG; 1
+                at 64 pixels and 6 at 224 for AlexNet) and never more than torchvision's 7 (AlexNet:
+                6), where a small map would be blown up otherwise. ResNet's gives one pixel
+    width       factor on the channels of every convolution
+    hidden      units in FC1 and in FC2
+    seed        of the initial weights; global random number generators are neither read nor
+                advanced
+    weights     a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict
+                (.safetensors, or what ``torch.save`` writes, read with ``weights_only=True``). FC3
+                starts fresh when the file has another number of classes, and so do ResNet's added
+                layers when it is torchvision's; any other difference is an error
 
     Initial weights are He's (normal, variance 2 / fan-in) with zero biases in all layers but FC3,
     whose variance is 0.01 / fan-in so that training starts near even logits. torchvision's
@@ -107,23 +99,18 @@ def build(
     Raises ``ValueError`` for an unknown name, a size that vanishes or weights that do not fit,
     ``FileNotFoundError`` for a missing file and ``RuntimeError`` when torchvision cannot download.
     """
-    from torchvision import (
-        models,  # takes a second, which a chapter whose networks are stored can save
-    )
+    from torchvision import models  # takes a second, which a chapter with stored networks saves
 
     layer_path(name, "FC3")  # says so if there is no such network
     family = name.rstrip("_bn0123456789")
     smallest = SMALLEST_INPUT[family]
     if input_size < smallest:
-        raise ValueError(
-            f"input_size={input_size} vanishes in the pools of {name}; the smallest is {smallest}"
-        )
+        found = f"input_size={input_size} vanishes in the pools of {name}"
+        raise ValueError(f"{found}; the smallest is {smallest}")
     positive(num_classes=num_classes, hidden=hidden, width=width)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
-    with torch.device(
-        "meta"
-    ):  # nothing is allocated and no random number is drawn before the sizes are right
+    with torch.device("meta"):  # nothing is allocated or drawn before the sizes are right
         net = models.get_model(name, **({} if family == "resnet" else {"dropout": dropout}))
         if family == "resnet":
             first, second = (nn.Conv2d(channels, 512, 3, padding=1) for channels in (2048, 512))
@@ -145,24 +132,25 @@ def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hid
 
     for path, module in [*net.named_modules()]:
         if isinstance(module, nn.Conv2d):
-            channels, shape = (
-                wide(module.out_channels),
-                (module.kernel_size, module.stride, module.padding),
-            )
+            channels = wide(module.out_channels)
             conv = nn.Conv2d(
-                wide(module.in_channels), channels, *shape, bias=module.bias is not None
+                wide(module.in_channels),
+                channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                bias=module.bias is not None,
             )
             net.set_submodule(path, conv)
         elif isinstance(module, nn.BatchNorm2d):
             net.set_submodule(path, nn.BatchNorm2d(wide(module.num_features)))
     side = 1
     if hasattr(net, "features"):
-        side = min(
-            net.avgpool.output_size[0],
-            net.features(torch.empty(2, 3, input_size, input_size)).shape[-1],
-        )
+        maps = net.features(torch.empty(2, 3, input_size, input_size))
+        side = min(net.avgpool.output_size[0], maps.shape[-1])
         net.avgpool = nn.AdaptiveAvgPool2d((side, side))
-    sizes, head = [channels * side * side, hidden, hidden, num_classes], _head(net)[1]
+    head = _head(net)[1]
+    sizes = [channels * side * side, hidden, hidden, num_classes]
     linear = [i for i, module in enumerate(head) if isinstance(module, nn.Linear)]
     for i, shape in zip(linear, pairwise(sizes), strict=True):
         head[i] = nn.Linear(*shape)
@@ -174,8 +162,9 @@ def _head(net: nn.Module) -> tuple[str, nn.Sequential]:
 
 
 def initialise(net: nn.Module, last: nn.Module, seed: int) -> None:
-    """Initial weights as :func:`build` says, of a network of any kind whose layer ``last`` gives
-    the logits.
+    """Draw initial weights as :func:`build` says, for any network.
+
+    Its layer ``last`` gives the logits.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
@@ -189,40 +178,37 @@ def initialise(net: nn.Module, last: nn.Module, seed: int) -> None:
 
 
 def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor]:
-    """State dict from a file, or from torchvision when ``weights`` is one of the ``known`` names of
-    its weights.
+    """State dict from a file, or from torchvision.
+
+    From torchvision when ``weights`` is one of the names of weights that it has, ``known``.
     """
     path = Path(weights)
     if weights in known:
         try:
             return known[weights].get_state_dict(progress=False, check_hash=True)
         except OSError as error:
-            remedy = f"download {known[weights].url} on a machine with a network and pass the file as weights="
-            raise RuntimeError(
-                f"torchvision could not fetch {name} {weights} ({error}); {remedy}"
-            ) from error
+            failed = f"torchvision could not fetch {name} {weights} ({error})"
+            remedy = f"download {known[weights].url} on a machine with a network"
+            raise RuntimeError(f"{failed}; {remedy} and pass the file as weights=") from error
     if not path.suffix:
         raise ValueError(unknown(f"weights of {name}", weights, known) + "; or pass a file")
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist")
     try:
-        return (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, "cpu", weights_only=True)
-        )
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"weights file {path} is damaged or holds more than tensors: {error}"
-        ) from error
+        found = "is damaged or holds more than tensors"
+        raise ValueError(f"weights file {path} {found}: {error}") from error
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     if not isinstance(state, Mapping):
-        raise ValueError(
-            f"{source} holds a {type(state).__name__}, not a state dict (names to tensors)"
-        )
-    own, (name, head) = net.state_dict(), _head(net)
+        found = f"a {type(state).__name__}, not a state dict (names to tensors)"
+        raise ValueError(f"{source} holds {found}")
+    own = net.state_dict()
+    name, head = _head(net)
     if {"fc.weight", "fc.bias"} <= state.keys():  # torchvision's ResNet: without the added layers
         added = {key: value for key, value in own.items() if key.startswith(("avgpool.", "fc."))}
         state = {key: value for key, value in state.items() if not key.startswith("fc.")} | added
@@ -233,6 +219,5 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> No
         net.load_state_dict({**state, **fresh})
     except RuntimeError as error:
         remedy = "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
-        raise ValueError(
-            f"{source} does not fit, or is from another network ({remedy}): {error}"
-        ) from error
+        found = f"{source} does not fit, or is from another network ({remedy})"
+        raise ValueError(f"{found}: {error}") from error

@@ -33,22 +33,20 @@ logging.disable_progress_bar()
 
 def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     """The encoder's first ``layers``, with the model's weights or random ones."""
-    config = AutoConfig.from_pretrained(
-        **source(name), **({"num_hidden_layers": layers} if layers else {})
-    )
+    depth = {"num_hidden_layers": layers} if layers else {}
+    config = AutoConfig.from_pretrained(**source(name), **depth)
     if not pretrained:
         return AutoModel.from_config(config, dtype=torch.float32)
-    how = {
-        "config": config,
-        "dtype": torch.float32,
-        "output_loading_info": True,
-        "use_safetensors": True,
-    }
-    encoder, info = AutoModel.from_pretrained(**source(name), **how)
+    encoder, info = AutoModel.from_pretrained(
+        **source(name),
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+    )
     if missing := sorted(key for key in info["missing_keys"] if "pooler" not in key):
-        raise ValueError(
-            f"the weights of {name!r} lack {len(missing)} parameters, the first is {missing[0]}"
-        )
+        found = f"lack {len(missing)} parameters, the first is {missing[0]}"
+        raise ValueError(f"the weights of {name!r} {found}")
     return encoder
 
 
@@ -59,17 +57,15 @@ class TextNet(nn.Module):
     ``pool="first"`` token's vector or the "mean" over tokens ``[B, E]``, or "all" of them ``[B, T,
     E]``, with zeros at padding.
 
-    Args:
-        name: "minilm" (comes with the project), or any model of Hugging Face by folder, name or
-        name@commit.
-        num_classes: of sentences, whose mean over tokens the head takes when ``pool`` is "all".
-        None: a span head, that
-            looks at all tokens whatever ``pool`` says.
-        layers: how many of the encoder's layers, from the first (None: all).
-        pretrained: take the model's weights; else random ones, as the model's configuration says.
-        vocabulary: numbers of the tokens that the network has to know (None: all); the others have
-        no embedding.
-        seed: of all random weights; global generators are neither read nor advanced.
+    name         "minilm" (comes with the project), or any model of Hugging Face by folder, name or
+                 name@commit
+    num_classes  of sentences, whose mean over tokens the head takes when ``pool`` is "all"; None: a
+                 span head, which looks at all tokens whatever ``pool`` says
+    layers       how many of the encoder's layers, from the first (None: all)
+    pretrained   take the model's weights; else random ones, as the model's configuration says
+    vocabulary   numbers of the tokens that the network has to know (None: all); the others have no
+                 embedding
+    seed         of all random weights; global generators are neither read nor advanced
 
     ``forward`` gives logits ``[B, num_classes]``, or with a span head ``[B, T, 2]``: of every
     position being the first, and the last token of the answer; only tokens of the passage can be.
@@ -97,17 +93,13 @@ class TextNet(nn.Module):
             torch.default_generator.manual_seed(seed)
             self.encoder = _encoder(name, layers, pretrained)
             self.head = nn.Linear(self.encoder.config.hidden_size, num_classes or 2)
-        self.encoder.pooler = (
-            None  # where a model has one: after the last hidden layer, so never trained
-        )
+        self.encoder.pooler = None  # where a model has one, it is behind the feature
         weight = self.encoder.get_input_embeddings().weight.detach()
         self.encoder.set_input_embeddings(nn.Identity())  # never asked: it gets embedded words
         known = torch.arange(len(weight)) if vocabulary is None else torch.tensor(vocabulary)
         self.words = nn.Embedding.from_pretrained(weight[known], freeze=False)
         rows = torch.full((len(weight),), -1).scatter(0, known, torch.arange(len(known)))
-        self.register_buffer(
-            "rows", rows, persistent=False
-        )  # of the embeddings, by a token's number
+        self.register_buffer("rows", rows, persistent=False)  # of words, by a token's number
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
@@ -124,13 +116,12 @@ class TextNet(nn.Module):
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             how["token_type_ids"] = segment.long()
         hidden = self.encoder(**how).last_hidden_state * attended[..., None]
-        mean = hidden.sum(1) / attended.sum(1, keepdim=True)
-        feature = self.feature({"first": hidden[:, 0], "mean": mean, "all": hidden}[self.pool])
+        count = attended.sum(1, keepdim=True)
+        pooled = {"first": hidden[:, 0], "mean": hidden.sum(1) / count, "all": hidden}
+        feature = self.feature(pooled[self.pool])
         if self.span:
             return self.head(feature).masked_fill((counts * segment == 0)[..., None], -1e4)
-        return self.head(
-            feature.sum(1) / attended.sum(1, keepdim=True) if self.pool == "all" else feature
-        )
+        return self.head(feature.sum(1) / count if self.pool == "all" else feature)
 
 
 build = TextNet  # as the other modules of networks call it
