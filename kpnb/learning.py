@@ -29,7 +29,8 @@ def weight_distance(
     names = list(initial if parameters is None else parameters)
     if not names or (missing := [n for n in names if n not in initial]):
         raise LookupError(
-            f"no weight distance for parameters {missing if names else names}; known: {sorted(initial)}"
+            f"no weight distance for parameters {missing if names else names}; "
+            f"known: {sorted(initial)}"
         )
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
