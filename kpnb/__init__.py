@@ -3,14 +3,16 @@
 __version__ = "0.1.0"
 
 from kpnb.energy import ClosedForm
-from kpnb.entropy import Entropy, entropy
+from kpnb.entropy import Entropy, entropies, entropy
 from kpnb.features import capture
+from kpnb.inputs import embedded
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance, weight_distance
 from kpnb.lipschitz import Lipschitz, lipschitz
+from kpnb.masks import covered_units, read_masks
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.sampling import Stochastic
-from kpnb.units import ImageGrid, Points, Tokens
+from kpnb.units import ImageGrid, Points, Regions, Tokens
 
 __all__ = [
     "Aligned",
@@ -21,16 +23,21 @@ __all__ = [
     "KnowledgePoints",
     "Lipschitz",
     "Points",
+    "Regions",
     "Stochastic",
     "Tokens",
     "capture",
+    "covered_units",
     "d_mean_var",
     "detour_ratio",
+    "embedded",
+    "entropies",
     "entropy",
     "foreground_units",
     "knowledge_points",
     "learning_distance",
     "lipschitz",
+    "read_masks",
     "summarise",
     "weight_distance",
 ]

@@ -1,11 +1,7 @@
-"""Memory: what to do with what is freed, and when a batch does not fit."""
+"""What to do when a batch does not fit into memory."""
 
-import ctypes
 import logging
-import os
-import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,20 +9,9 @@ import torch
 log = logging.getLogger(__name__)
 
 
-@cache
-def keep_freed() -> None:
-    """Let this process keep up to 1 GiB that it freed, for what it asks for next.
-
-    On the CPU every layer's output is a request of its own, and the C library of Linux gives a
-    freed one back to the system only to get it anew, page by page: a third of the time of an
-    entropy. ``MALLOC_*`` of the user's stay.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: how much may lie unused
-        mallopt(
-            -3, 2**25
-        )  # M_MMAP_THRESHOLD: larger blocks always go back; glibc takes no more than this
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether ``error`` says that memory ran out; the CPU's allocator has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def fitting(
@@ -39,14 +24,11 @@ def fitting(
     halving is logged. Raises ``MemoryError`` for ``what`` when a single row, or the whole batch, is
     too much.
     """
-    keep_freed()
     while True:
         try:
             return attempt(rows), rows
-        except RuntimeError as error:  # what the CPU's allocator raises, too
-            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(
-                error
-            ):
+        except RuntimeError as error:
+            if not out_of_memory(error):
                 raise
             if whole or rows == 1:
                 raise MemoryError(

@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from importlib import metadata
 
+from torch import Tensor
+
 
 def unknown(what: str, name: object, options: Iterable[object]) -> str:
     """Say that ``name`` is not a known ``what`` and name the nearest ``options`` (all of them when
@@ -32,6 +34,13 @@ def positive(or_zero: bool = False, /, **values: float | None) -> None:
             raise ValueError(
                 f"{name}={value} must {'not be negative' if or_zero else 'be positive'}"
             )
+
+
+def named_samples(bad: Tensor) -> str:
+    """The samples where ``bad [N]`` is true, ten of them at most: "samples 0, 3"."""
+    where = bad.nonzero().flatten().tolist()
+    listed = ", ".join(map(str, where[:10])) + (", ..." if len(where) > 10 else "")
+    return f"{'samples' if len(where) > 1 else 'sample'} {listed}"
 
 
 def package(name: str) -> metadata.Distribution:

@@ -7,6 +7,7 @@ current line goes there and nothing is printed, so that they hold results only.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +31,27 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, what: str, unit: str = "epoch", done: int = 0, hidden: bool = False
+        self,
+        total: int | None,
+        what: str,
+        unit: str = "epoch",
+        done: int = 0,
+        hidden: bool = False,
+        delay: float = 0,
     ) -> None:
         path = os.environ.get("KPNB_PROGRESS")
         self._file = Path(path) if path else None
-
-        self._sink = sink = open(os.devnull, "w") if self._file else None
+        self._sink = open(os.devnull, "w") if path else None  # noqa: SIM115
+        self._shown_from = time.monotonic() + delay  # seconds: what is done sooner needs no bar
         self._bar = tqdm(
-            total=total, desc=what, unit=unit, initial=done, file=sink, leave=False, disable=hidden
+            total=total,
+            desc=what,
+            unit=unit,
+            initial=done,
+            file=self._sink,
+            leave=False,
+            disable=hidden,
+            delay=delay,
         )
 
     def __enter__(self) -> "Progress":
@@ -48,7 +62,7 @@ class Progress:
         if values:
             self._bar.set_postfix({k: f"{v:.3g}" for k, v in values.items()}, refresh=False)
         self._bar.update(n)
-        if self._file and not self._bar.disable:
+        if self._file and not self._bar.disable and time.monotonic() >= self._shown_from:
             self._file.write_text(str(self._bar))
 
     def __exit__(

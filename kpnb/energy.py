@@ -1,24 +1,19 @@
 r"""The closed form: how strongly a layer's feature depends on each input unit.
 
-:math:`s_i = \sum_{e \in \mathrm{unit}\,i} \|\partial f / \partial x_e\|^2`, a block of the diagonal
-of :math:`J^\top J`. Feature changes under small noise have a low rank, so the energy of a few
-leading feature directions is computed exactly (one vector-Jacobian product each) and the rest is
-estimated with random orthonormal probes of what those directions leave out: the range finder of
-Halko, Martinsson and Tropp (2011) with the deflation of Meyer, Musco, Musco and Woodruff (Hutch++,
-2021). It is exact when directions and probes together span the feature.
+:math:`s_i = \sum_{e \in \mathrm{unit}\,i} \|\partial f / \partial x_e\|^2`, a block of the
+diagonal of :math:`J^\top J`. A vector-Jacobian product with a direction v of the feature gives the
+energies of that direction, and those of orthonormal directions add up. The exact energies take
+every coordinate of the feature; the sketch gets by with a few directions (``kpnb.sketch``).
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kpnb.features import capture, leads_through
 from kpnb.perturb import Perturbation, generator
+from kpnb.sketch import probes_beyond, rescaled, shrunk, top_directions
 from kpnb.units import Units
 
 
@@ -28,48 +23,37 @@ class ClosedForm:
     layer.
 
     rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of
-                the feature that noise moves at all: the exact Jacobian, with as many backwards;
-                ``"auto"`` takes one more at a time, for each sample until the mean over its units
-                of the standard error of H (nats) is at most ``tolerance``
+                the feature that noise moves at all: the exact Jacobian, with as many backwards
     probes      random orthonormal directions that estimate the rest
     noise       forwards under noise of size tau that find the leading directions (and the
-                coordinates that move); ``"auto"`` makes as many more whenever it has used up the
-                directions they gave
-    check       forwards at the resulting sigma for the linearity diagnostic (each layer has its
-                own; layers share the other forwards)
-    shrink      improve each unit's estimate of the rest with what all units have in common (see
-                ``_shrunk``); without it the estimate is unbiased and noisier
-    own         for several layers in one call. Where the input acts on an upper layer only by way
-                of a lower one, every product that was taken for the upper layer is one for the
-                lower layer as well. That then adds at most so many leading directions of its own,
-                and its probes. None: as if there were one call for each layer
+                coordinates that move); layers measured in one call share them
+    check       forwards at the resulting sigma for the linearity diagnostic, for each layer
+    shrink      improve each unit's estimate of the rest with what all units have in common
+                (``sketch.shrunk``); without it the estimate is unbiased and noisier
     """
 
-    rank: int | Literal["auto"] | None = 9
+    rank: int | None = 9
     probes: int = 5
     noise: int = 14
     check: int = 1
     shrink: bool = True
-    tolerance: float = 0.005
-    own: int | None = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.rank, str) and (self.rank != "auto" or not self.tolerance > 0):
+        if self.rank is not None and not 0 <= self.rank <= self.noise:
             raise ValueError(
-                f"rank = {self.rank!r} must be a number, None or 'auto', tolerance = {self.tolerance} > 0"
+                f"rank = {self.rank} directions need as many forwards under noise; "
+                f"noise = {self.noise}"
             )
-        if isinstance(self.rank, int) and not 0 <= self.rank <= self.noise:
-            raise ValueError(
-                f"rank = {self.rank} directions need as many forwards under noise; noise = {self.noise}"
-            )
-        if self.own is not None and self.own < 0:
-            raise ValueError(f"own = {self.own}: choose 0 or more directions, or None")
         if self.rank is not None and self.probes < 2:
             raise ValueError(f"probes = {self.probes}: the error estimate needs at least two")
         if min(self.check, self.noise) < 1:
             raise ValueError(
                 f"check = {self.check} and noise = {self.noise}: both need at least one forward"
             )
+
+    def spans(self, width: int) -> bool:
+        """Whether rank and probes together are all of a feature with ``width`` coordinates."""
+        return self.rank is not None and width <= self.rank + self.probes
 
 
 @dataclass(frozen=True)
@@ -78,349 +62,160 @@ class UnitEnergy:
     exact).
 
     Both are NaN for units that a sample does not have. ``feature [B, d]`` is the unperturbed
-    feature they belong to; ``rank`` is how many of its directions were taken exactly, ``[B]`` where
-    that differs between samples.
+    feature they belong to; ``rank`` is how many of its directions were taken exactly.
     """
 
     energy: Tensor
     deviation: Tensor
     feature: Tensor
-    rank: int | Tensor
-
-
-Error = Callable[[UnitEnergy], Tensor]
-"""From energies to the error ``[B]`` that ``ClosedForm.tolerance`` is about."""
+    rank: int
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """A layer's ``feature [B, ...]`` of the input ``x``, and what layers above it ``found``.
+class Jacobian:
+    """J = df/dx of one layer at a batch ``x [B, ...]``, through the graph of its ``feature [B,
+    ...]``.
 
     ``exists [B, n]`` is 1 for the ``units`` that a sample has and NaN for others.
-    ``below`` are the layers through which everything goes that acts on this one. For each product
-    that is taken here they find a direction ``[B, d]`` of their own whose product it is.
     """
 
     feature: Tensor
     x: Tensor
     units: Units
     exists: Tensor
-    below: list["_Layer"] = field(default_factory=list)
-    found: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def flat(self) -> Tensor:
+        """The feature ``[B, d]``, without its graph."""
         return self.feature.detach().flatten(1)
 
-    def products(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """The vector-Jacobian product, shaped like ``x``, of ``vector [B, d]``, then its directions
-        for those below.
+    def energy(self, direction: Tensor) -> Tensor:
+        """Energies ``[B, n]`` of a feature ``direction [B, d]``: squares of J^T v, summed over each
+        unit's elements.
         """
-        shaped = vector.reshape(self.feature.shape).to(self.feature.dtype)
-        inputs = [self.x, *(layer.feature for layer in self.below)]
-        return torch.autograd.grad(self.feature, inputs, shaped, retain_graph=True)
-
-    def energy(self, square: Tensor) -> Tensor:
-        """Energies ``[B, n]`` from the ``square`` of a product."""
-        return self.units.gather(square) * self.exists
-
-    def energies(self, vectors: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Energies ``[B, n]`` of the product of each of the ``vectors [B, d]``."""
-        for vector in vectors:
-            product, *passed = self.products(vector)
-            for layer, direction in zip(self.below, passed, strict=True):
-                layer.found.append((direction.flatten(1), product))
-            yield self.energy(product.square())
+        vector = direction.reshape(self.feature.shape).to(self.feature.dtype)
+        (product,) = torch.autograd.grad(self.feature, self.x, vector, retain_graph=True)
+        return self.units.gather(product.square()) * self.exists
 
 
-def _directions(changes: Tensor, rank: int, probes: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions ``[rank + probes, B, d]`` for feature ``changes [m, B, d]``, and the
-    scale of the rest.
-
-    The first ``rank`` lead the changes, the others are random in their complement; all are
-    orthogonal to those ``known [B, d, k]``, orthonormal or 0. Coordinates that no noise moved (dead
-    ReLUs) have no derivative, so probes keep out of them; the scale ``[B]`` is how many times the
-    probed part of the complement goes into all of it.
-    """
-    samples = changes.movedim(0, 1)
-    moved = samples.abs().amax(1) > 0
-    samples = samples - samples @ known @ known.mT
-    gram = (samples @ samples.mT).double()
-    leading = torch.linalg.eigh(gram).eigenvectors[..., gram.shape[-1] - rank :].to(samples.dtype)
-    basis = samples.mT @ leading
-    basis = basis / basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
-    random = moved[..., None] * probes
-    columns = torch.linalg.qr(torch.cat([basis, random - known @ (known.mT @ random)], -1)).Q
-    columns = columns - known @ (
-        known.mT @ columns
-    )  # matters only where fewer dimensions are left than columns
-    rest = (moved.sum(-1) - rank - _count(known)).clamp_min(0)
-    return columns.movedim(-1, 0), (rest / rest.clamp(1, probes.shape[-1])).to(columns.dtype)
-
-
-def _count(known: Tensor) -> Tensor:
-    """How many directions ``known [B, d, k]``, orthonormal or 0, has, ``[B]``."""
-    return known.square().sum((1, 2)).round().long()
-
-
-def _known(layer: _Layer, changes: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions ``[B, d, k]``, orthonormal or 0, that span those ``found``, and their energy ``[B,
-    n]`` together.
-
-    Products combine as their directions do. Coordinates without ``changes`` have no derivative and
-    are left out, and so are directions that are nothing but rounding.
-    """
-    directions, products = zip(*layer.found, strict=True)
-    basis = torch.stack(directions, -1).to(changes.dtype) * (changes != 0).any(0)[..., None]
-    size = basis.norm(dim=1, keepdim=True)
-    size = size.where(size > 1e-4 * size.amax(-1, keepdim=True), torch.inf)
-    values, mixing = torch.linalg.eigh((basis / size).mT.double() @ (basis / size).double())
-    mixing = (mixing * (values.clamp_min(1e-4).rsqrt() * (values > 1e-4))[:, None]).to(
-        basis.dtype
-    ) / size.mT
-    totals = []
-    for row, mix in enumerate(
-        mixing.mT.to(products[0].dtype)
-    ):  # of one sample at a time the products fit into a cache
-        part = torch.cat([product[row : row + 1] for product in products])
-        flat = part.as_strided(
-            (len(part), part[0].numel()), (part[0].numel(), 1)
-        )  # in whatever order memory has them
-        totals.append((mix @ flat).square_().sum(0).as_strided(part[:1].shape, part.stride()))
-    return basis @ mixing, layer.energy(torch.cat(totals))
-
-
-def _coordinates(changes: Tensor) -> Iterator[Tensor]:
+def _coordinates(jacobian: Jacobian, changes: Tensor | None) -> Iterator[Tensor]:
     """One-hot vectors ``[B, d]`` that run, for each sample, through the coordinates that ``changes
-    [m, B, d]`` move.
+    [m, B, d]`` move; through all when there are no changes.
     """
+    flat = jacobian.flat
+    if changes is None:
+        yield from (
+            torch.eye(flat.shape[1], device=flat.device, dtype=flat.dtype)
+            .expand(len(flat), -1, -1)
+            .unbind(1)
+        )
+        return
     moved = (changes != 0).any(0)
     order = moved.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
     for j in range(int(moved.sum(-1).max())):
         chosen = order[:, j : j + 1]
-        yield torch.zeros_like(changes[0]).scatter(
-            1, chosen, moved.gather(1, chosen).to(changes.dtype)
-        )
+        hot = moved.gather(1, chosen).to(flat.dtype)  # 0 where a sample has no j-th one
+        yield torch.zeros_like(flat).scatter(1, chosen, hot)
 
 
-def _exact(layer: _Layer, vectors: Iterable[Tensor]) -> UnitEnergy:
-    """Unit energies of one layer from every coordinate that matters: the full Jacobian, row by
-    row.
+def exact_energies(jacobian: Jacobian, changes: Tensor | None = None) -> UnitEnergy:
+    """Unit energies from the full Jacobian, row by row: one backward pass for each coordinate.
+
+    changes   ``[m, B, d]`` of the feature under noise: coordinates that none moves (dead ReLUs)
+              have no derivative and are left out. None: every coordinate is taken
     """
-    total, rank = 0 * layer.exists, 0
-    for energy in layer.energies(vectors):
-        total, rank = total + energy, rank + 1
-    return UnitEnergy(total, torch.zeros_like(total), layer.flat, rank)
+    total, rank = torch.zeros_like(jacobian.exists), 0
+    for row in _coordinates(jacobian, changes):
+        total, rank = total + jacobian.energy(row), rank + 1
+    total = total * jacobian.exists  # NaN also when no coordinate was taken
+    return UnitEnergy(total, torch.zeros_like(total), jacobian.flat, rank)
 
 
-def _votes(energies: Tensor) -> Tensor:
-    """The ``energies [..., B, n]`` over their sum."""
-    return energies / energies.nansum(-1, keepdim=True).clamp_min(torch.finfo(energies.dtype).tiny)
-
-
-def _shrunk(rest: Tensor, variance: Tensor, votes: Tensor) -> tuple[Tensor, Tensor]:
-    """The probes' estimate ``rest [B, n]`` of what they left out, moved towards a smoother one; and
-    its variance.
-
-    The total of ``rest`` is well known, its split among units is not. A second opinion on the
-    split: let every direction probed vote with its own energies, normalised so that all votes weigh
-    the same; ``votes [B, n]`` is their sum. Both are mixed by the James-Stein rule, according to
-    how far they differ (relative to the second) beyond the noise. Units that a sample does not have
-    are NaN and do not count.
-    """
-    total = votes.nansum(-1, keepdim=True).clamp_min(torch.finfo(votes.dtype).tiny)
-    other = votes * rest.nansum(-1, keepdim=True) / total
-    square = other.square().clamp_min(torch.finfo(other.dtype).tiny)
-    apart = ((rest - other).square() / square).nanmean(-1, keepdim=True)
-    noise = (variance / square).nanmean(-1, keepdim=True)
-    # the mean over n units knows the distance to a part in sqrt(n / 2), so the second opinion is
-    # never taken as exact
-    bias = torch.maximum(apart - noise, apart * (2 / (~rest.isnan()).sum(-1, keepdim=True)).sqrt())
-    weight = noise / (noise + bias).clamp_min(torch.finfo(noise.dtype).tiny)
-    # the rule promises the variance times (1 - weight); its weight is an estimate too, so half of
-    # that is credited
-    return rest + weight * (other - rest), square * noise * (1 - weight / 2)
-
-
-def _combined(
-    layer: _Layer,
-    exact: Tensor,
-    probed: Tensor,
-    scale: Tensor,
-    votes: Tensor,
-    solver: ClosedForm,
-    rank: int | Tensor,
+def sketched_energies(
+    jacobian: Jacobian, changes: Tensor, solver: ClosedForm, gaussian: Tensor
 ) -> UnitEnergy:
-    """Unit energies from the ``exact [B, n]`` ones of ``rank`` directions, and ``probed [r, B, n]``
-    others.
+    """Unit energies from ``rank`` leading directions of the feature and random probes of the rest.
 
-    The probed directions go ``scale [B]`` times into all that the exact ones leave out; ``votes``
-    is for ``_shrunk``.
+    changes   ``[m, B, d]`` of the feature under noise
+    gaussian  ``[d, probes]`` random numbers, the same for every sample
+
+    The energy of a unit is the trace of its block of J^T J, so this is Hutch++ (Meyer, Musco, Musco
+    and Woodruff 2021, algorithm 1) for all blocks at once, with the range finder of Halko,
+    Martinsson and Tropp (2011, algorithm 4.1) for its line 2. It is exact when directions and
+    probes together span the feature.
     """
-    scale, r = scale[:, None].to(probed.dtype), len(probed)
-    rest = scale * probed.sum(0)
-    # the probes are a sample, without replacement, of r out of scale * r directions
-    variance = (
-        (probed - probed.mean(0)).square().sum(0)
-        * r
-        / (r - 1)
-        * scale.square()
-        * (1 - 1 / scale.clamp_min(1))
-    )
+    rank = solver.rank or 0
+    leading = top_directions(changes, rank)  # Q of Hutch++
+    directions, times = probes_beyond(leading, changes, gaussian)
+    energies = torch.stack([jacobian.energy(v) for v in directions.unbind(-1)])
+    exact, probed = energies[:rank].sum(0), energies[rank:]
+    # Hutch++, line 3: the trace inside the range is exact, outside of it the probes' is scaled up
+    rest, variance = rescaled(probed, times)
     if solver.shrink:
-        rest, variance = _shrunk(rest, variance, votes)
-    return UnitEnergy(exact + rest, variance.sqrt(), layer.flat, rank)
+        rest, variance = shrunk(rest, variance, energies)
+    return UnitEnergy(exact + rest, variance.sqrt(), jacobian.flat, rank)
 
 
-def _estimated(layer: _Layer, changes: Tensor, solver: ClosedForm, probes: Tensor) -> UnitEnergy:
-    """Unit energies of one layer from known and leading directions, and random probes ``[d, r]`` of
-    the rest.
-    """
-    rank, known = int(solver.rank or 0), changes.new_zeros(*changes.shape[1:], 0)
-    exact: Tensor | int = 0
-    votes: Tensor | int = 0
-    if layer.found:
-        rank, (known, exact) = min(rank, solver.own or 0), _known(layer, changes)
-        votes = _count(known)[:, None] * _votes(
-            exact
-        )  # together, because each depends on how the span was found
-    vectors, scale = _directions(changes, rank, probes, known)
-    energies = torch.stack([*layer.energies(vectors)])
-    exact, votes = exact + energies[:rank].sum(0), votes + _votes(energies).sum(0)
-    return _combined(layer, exact, energies[rank:], scale, votes, solver, rank + _count(known))
-
-
-def _leading(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Orthonormal directions ``[B, d]`` that lead the changes ``[m, B, d]`` of one block after the
-    other.
-    """
-    known: list[Tensor] = []
-    for changes in blocks:
-        samples = changes.movedim(0, -1)
-        for direction in known:
-            samples = samples - direction[..., None] * (direction[:, None] @ samples)
-        directions = torch.linalg.svd(samples, full_matrices=False).U.unbind(-1)
-        known += directions
-        yield from directions
-
-
-def _adaptive(
-    layer: _Layer, blocks: Iterator[Tensor], solver: ClosedForm, probes: Tensor, error: Error
-) -> UnitEnergy:
-    """Like ``_estimated``, with one leading direction more until each sample's ``error`` is within
-    the tolerance.
-
-    A product with the Jacobian is linear: what a new direction takes out of the probes, its product
-    takes out of theirs. So there are as many backwards as if the rank had been known.
-    """
-    first, x = next(blocks), layer.x
-    moved = (first != 0).any(0)
-    directions = _leading(block * moved for block in itertools.chain([first], blocks))
-    vectors = torch.linalg.qr(moved[..., None] * probes).Q
-    products = torch.stack(
-        [layer.products(vector)[0].flatten(1) for vector in vectors.unbind(-1)], -1
-    )
-    exact = layer.exists.new_empty(0, *layer.exists.shape)
-    kept: list[UnitEnergy] = []
-    rank, unsure = torch.zeros_like(moved[:, 0], dtype=torch.int64), torch.ones_like(moved[:, 0])
-    while True:
-        upper = torch.linalg.qr(vectors).R.to(products.dtype)
-        orthonormal = torch.linalg.solve_triangular(upper, products, upper=True, left=False)
-        probed = torch.stack(
-            [layer.energy(p.reshape(x.shape).square()) for p in orthonormal.unbind(-1)]
-        )
-        rest = (moved.sum(-1) - len(exact)).clamp_min(0)
-        scale, votes = (
-            rest / rest.clamp(1, probes.shape[-1]),
-            _votes(torch.cat([exact, probed])).sum(0),
-        )
-        kept.append(_combined(layer, exact.sum(0), probed, scale, votes, solver, len(exact)))
-        unsure = unsure & (
-            error(kept[-1]) > solver.tolerance
-        )  # not where it is NaN: nothing moves there
-        if not unsure.any():
-            break
-        rank += unsure
-        direction = next(directions)
-        (product,) = layer.products(direction)
-        exact = torch.cat([exact, layer.energy(product.square())[None]])
-        overlap = direction[:, None] @ vectors
-        vectors = vectors - direction[..., None] * overlap
-        products = products - product.flatten(1)[..., None] * overlap.to(products.dtype)
-    mine = rank, torch.arange(len(x), device=x.device)
-    energy, deviation = (
-        torch.stack([getattr(e, part) for e in kept])[mine] for part in ("energy", "deviation")
-    )
-    return UnitEnergy(energy, deviation, kept[-1].feature, rank)
-
-
-def _changes(
-    perturbation: Perturbation, x: Tensor, flat: Mapping[str, Tensor], count: int, stream: int
+def feature_changes(
+    perturbation: Perturbation, features: dict[str, Tensor], count: int
 ) -> dict[str, Tensor]:
-    """How ``count`` draws of noise of size tau change the features ``flat [B, d]`` of layers,
-    ``[count, B, d]``.
+    """How ``count`` draws of noise of size tau change the ``features [B, d]`` of layers, ``[count,
+    B, d]``; all layers share the passes.
     """
-    noise = perturbation.tau * perturbation.normal(count, x, stream)
+    if not features:
+        return {}
+    noise = perturbation.tau * perturbation.normal(count, stream=0)
     with torch.no_grad():
-        parts = list(perturbation.features(x, [*flat], noise))
-    return {
-        name: _factorable(torch.cat([part[name] for part in parts]) - flat[name]) for name in flat
+        parts = list(perturbation.features([*features], noise))
+    changes = {
+        name: torch.cat([part[name] for part in parts]) - feature
+        for name, feature in features.items()
     }
-
-
-def unit_energies(
-    perturbation: Perturbation,
-    x: Tensor,
-    layers: Sequence[str],
-    solver: ClosedForm,
-    error: Error | None = None,
-) -> dict[str, UnitEnergy]:
-    """Unit energies of every layer for one batch ``x [B, ...]``; the layers share passes, see
-    ``ClosedForm``.
-
-    ``rank="auto"`` needs ``error``.
-    """
-    x = x.detach().requires_grad_(True)
-    with torch.enable_grad():
-        seen = x.clone()  # spares x from an in-place first layer
-        features = capture(perturbation.model, seen, layers)
-    flat = {name: f.detach().flatten(1) for name, f in features.items()}
-    enough = (
-        solver.noise
-        if solver.rank is None
-        else solver.probes + (solver.rank if solver.rank != "auto" else 0)
-    )
-    searched = {name: feature for name, feature in flat.items() if feature.shape[1] > enough}
-    changes = _changes(perturbation, x, searched, solver.noise, stream=0) if searched else {}
-    exists = torch.where(perturbation.exists(x), x.new_ones(()), torch.nan)
-    stack = {
-        name: _Layer(feature, x, perturbation.units, exists) for name, feature in features.items()
-    }
-    if solver.own is not None and isinstance(solver.rank, int):
-        for layer, other in itertools.permutations(stack, 2):
-            if other in searched and leads_through(features[layer], features[other], x):
-                stack[layer].below.append(stack[other])
-    found = {}
-    for name, layer in sorted(
-        stack.items(), key=lambda item: -len(item[1].below)
-    ):  # the topmost first
-        if solver.rank is None or name not in changes:
-            known, ones = name in changes, torch.ones_like(flat[name])
-            vectors = _coordinates(changes[name]) if known else torch.diag_embed(ones).unbind(1)
-            found[name] = _exact(layer, vectors)
-            continue
-        gen = generator(perturbation.seed + 1, x.device)
-        shape, dtype = (flat[name].shape[1], solver.probes), changes[name].dtype
-        probes = torch.randn(shape, generator=gen, device=x.device, dtype=dtype)
-        if solver.rank == "auto":
-            draw = partial(_changes, perturbation, x, {name: flat[name]}, solver.noise)
-            blocks = (draw(1000 * i)[name] if i else changes[name] for i in itertools.count())
-            found[name] = _adaptive(layer, blocks, solver, probes, error)
-        else:
-            found[name] = _estimated(layer, changes[name], solver, probes)
-    return {name: found[name] for name in layers}
+    # a feature that overflows is reported elsewhere, by sample; here it must not spoil the others
+    return {name: _factorable(change).nan_to_num_(0, 0, 0) for name, change in changes.items()}
 
 
 def _factorable(values: Tensor) -> Tensor:
     """Half precision in float32: there is no factorisation for it."""
     return values.float() if values.dtype.itemsize < 4 else values
+
+
+def jacobians(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, Jacobian]:
+    """The Jacobian of every layer, from one forward pass with a graph.
+
+    Raises ``ValueError`` for a feature without derivative by the input.
+    """
+    x, inputs = perturbation.x.detach().requires_grad_(True), perturbation.inputs
+    exists = torch.where(perturbation.exists(), x.new_ones(()), torch.nan)
+    with torch.enable_grad():
+        seen = inputs.with_x(x.clone())  # spares x from an in-place first layer
+        features = perturbation.network.features(seen, len(x), layers)
+    for name, feature in features.items():
+        if not feature.requires_grad:
+            raise ValueError(f"the feature of layer {name!r} has no derivative by the input")
+    return {name: Jacobian(f, x, perturbation.units, exists) for name, f in features.items()}
+
+
+def unit_energies(
+    perturbation: Perturbation, layers: Sequence[str], solver: ClosedForm
+) -> dict[str, UnitEnergy]:
+    """Unit energies of every layer for one batch; the layers share all forward passes."""
+    found = jacobians(perturbation, layers)
+    wide = {n: j.flat for n, j in found.items() if not solver.spans(j.flat.shape[1])}
+    changes = feature_changes(perturbation, wide, solver.noise)
+    return {
+        name: _energies(found[name], changes.get(name), solver, perturbation.seed)
+        for name in layers
+    }
+
+
+def _energies(
+    jacobian: Jacobian, changes: Tensor | None, solver: ClosedForm, seed: int
+) -> UnitEnergy:
+    if solver.rank is None or changes is None:
+        return exact_energies(jacobian, changes)
+    gen = generator(seed + 1, changes.device)
+    shape, how = (changes.shape[-1], solver.probes), {"device": changes.device, "generator": gen}
+    return sketched_energies(
+        jacobian, changes, solver, torch.randn(shape, dtype=changes.dtype, **how)
+    )

@@ -1,20 +1,28 @@
 """Eq. 1-4: how much of each input unit's information a layer discards, as one call."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
 from kpnb._memory import fitting
+from kpnb._messages import named_samples
+from kpnb._precision import widest
+from kpnb._progress import Progress
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
-from kpnb.features import explaining, module_at
-from kpnb.objectives import Aligned, Objective, entropy_of, relative_energy
+from kpnb.features import Forward, Key, Network, call, explaining, module_at
+from kpnb.inputs import read_inputs
+from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
+from kpnb.trial import try_layers
 from kpnb.units import ImageGrid, Units
+
+Fields = dict[str, Tensor]
+"""The tensors of an ``Entropy`` by name."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Entropy:
     entropy     ``[N, n]`` nats: H_i of Eq. 2; the larger, the more of unit i's information is
                 discarded
     sigma       ``[N, n]`` input units: the perturbation that the feature allows
-    delta_f2    ``[N]`` squared feature units: the feature's variance under noise of size tau
+    delta_f2    ``[N]`` squared feature units: the feature's variance under noise of size tau (NaN
+                where the feature is not finite)
     linearity   ``[N]``: squared feature change at sigma, measured over predicted: 1 where the
                 linear model behind the closed form holds (NaN from the stochastic learner, which
                 has no prediction)
@@ -44,7 +53,7 @@ class Entropy:
     rank: Tensor
     settings: dict[str, Any]
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Fields:
         """The result's tensors by name, for storing."""
         return {name: getattr(self, name) for name in TENSORS}
 
@@ -52,99 +61,53 @@ class Entropy:
 TENSORS = ("entropy", "sigma", "delta_f2", "linearity", "error", "rank")
 
 
-def check_input(model: nn.Module, x: Tensor) -> None:
-    """``ValueError`` for an input on another device than the model, not floating, not finite, or
-    constant.
+# --------------------------------------------------------------------------------------- one batch
+
+
+def _linearity(
+    perturbation: Perturbation, layer: str, found: UnitEnergy, sigma: Tensor, check: int
+) -> Tensor:
+    """Squared feature change at ``sigma [B, n]`` over ``check`` draws, measured over predicted,
+    ``[B]``.
     """
-    device = next((p.device for p in model.parameters()), x.device)
-    if device != x.device:
-        raise ValueError(f"the model is on {device}, the input on {x.device}; move one of them")
-    if not x.is_floating_point() or x.dim() < 2 or not len(x):
-        raise ValueError(
-            f"the input is a non-empty floating-point batch [B, ...]; got {x.dtype} {tuple(x.shape)}"
-        )
-    flat = x.flatten(1)
-    for what, bad in (
-        ("NaN or infinite values", ~flat.isfinite().all(1)),
-        (
-            "the same value everywhere, so no information that could be discarded",
-            (flat == flat[:, :1]).all(1),
-        ),
-    ):
-        if bad.any():
-            raise ValueError(f"{_samples(bad)} of the batch: {what}")
-
-
-def _samples(bad: Tensor) -> str:
-    where = bad.nonzero().flatten().tolist()
-    return f"sample{'s' * (len(where) > 1)} {', '.join(map(str, where[:10]))}{', ...' * (len(where) > 10)}"
-
-
-def solve(found: UnitEnergy, objective: Objective, tau: float) -> tuple[Tensor, Tensor]:
-    """Sigma ``[B, n]`` for given unit energies, and the standard error of its logarithm (both
-    float64).
-    """
-    with torch.enable_grad():
-        q = relative_energy(found.energy.detach()).requires_grad_(True)
-        sigma = tau * objective.variance(q).sqrt()
-        (slope,) = torch.autograd.grad(sigma.log().sum(), q)
-    deviation = found.deviation.double() / found.energy.double().nanmean(-1, keepdim=True)
-    return sigma.detach(), (slope * deviation).abs()
-
-
-def _mean_error(found: UnitEnergy, objective: Objective, tau: float) -> Tensor:
-    """Mean over each sample's units of the standard error of H, ``[B]`` nats: what ``tolerance``
-    bounds.
-    """
-    return solve(found, objective, tau)[1].nanmean(-1)
+    x, units = perturbation.x, perturbation.units
+    # a sample without any energy is NaN, which networks may refuse
+    still = sigma.nan_to_num().to(x.dtype)
+    noise = units.spread(still, x) * perturbation.normal(check, stream=2)
+    with torch.no_grad():
+        parts = [part[layer] - found.feature for part in perturbation.features([layer], noise)]
+    measured = sum(widest(part).square().sum(-1).sum(0) for part in parts) / check
+    return measured / (widest(found.energy) * sigma.square()).nansum(-1)
 
 
 def _closed_form(
-    perturbation: Perturbation,
-    x: Tensor,
-    layers: Sequence[str],
-    solver: ClosedForm,
-    objective: Objective,
-) -> dict[str, dict[str, Tensor]]:
+    perturbation: Perturbation, layers: Sequence[str], solver: ClosedForm, objective: Objective
+) -> dict[str, Fields]:
     """The fields of ``Entropy`` for one batch, by layer."""
     results = {}
-    delta = perturbation.normal(solver.check, x, stream=2)
-    error_of = partial(_mean_error, objective=objective, tau=perturbation.tau)
-    for name, found in unit_energies(perturbation, x, layers, solver, error_of).items():
-        sigma, error = solve(found, objective, perturbation.tau)
-        energy = found.energy.double()
-        with torch.no_grad():
-            still = sigma.nan_to_num().to(
-                x.dtype
-            )  # a sample without any energy is NaN; networks may refuse NaN
-            noise = perturbation.units.spread(still, x) * delta
-            parts = perturbation.features(x, [name], noise)
-            change = sum(
-                (part[name] - found.feature).double().square().sum(-1).sum(0) for part in parts
-            )
-        results[name] = {
+    for layer, found in unit_energies(perturbation, layers, solver).items():
+        sigma, error = solve(found.energy, found.deviation, objective, perturbation.tau)
+        delta_f2 = perturbation.tau**2 * widest(found.energy).nansum(-1)
+        finite = found.feature.isfinite().all(-1)
+        results[layer] = {
             "entropy": entropy_of(sigma),
             "sigma": sigma,
-            "delta_f2": perturbation.tau**2 * energy.nansum(-1),
-            "linearity": change / solver.check / (energy * sigma.square()).nansum(-1),
+            "delta_f2": delta_f2.where(finite, torch.nan),
+            "linearity": _linearity(perturbation, layer, found, sigma, solver.check),
             "error": error,
-            "rank": torch.as_tensor(found.rank, device=x.device).expand(len(x)),
+            "rank": torch.full_like(delta_f2, found.rank),
         }
     return results
 
 
 def _stochastic(
-    perturbation: Perturbation,
-    x: Tensor,
-    layers: Sequence[str],
-    solver: Stochastic,
-    objective: Objective,
-) -> dict[str, dict[str, Tensor]]:
+    perturbation: Perturbation, layers: Sequence[str], solver: Stochastic, objective: Objective
+) -> dict[str, Fields]:
     """The fields of ``Entropy`` for one batch, by layer."""
     results = {}
-    for name in layers:
-        learned = learn_sigma(perturbation, x, name, solver, objective)
-        results[name] = {
+    for layer in layers:
+        learned = learn_sigma(perturbation, layer, solver, objective)
+        results[layer] = {
             "entropy": entropy_of(learned.sigma),
             "sigma": learned.sigma,
             "delta_f2": learned.delta_f2,
@@ -155,118 +118,241 @@ def _stochastic(
     return results
 
 
-def _check_solved(fields: dict[str, Tensor], layer: str, objective: Objective) -> None:
-    """``ValueError`` that names samples whose feature does not move, or whose mean entropy is out
-    of reach.
-    """
-    still = ~(fields["delta_f2"] > 0)
-    if still.any():
-        raise ValueError(
-            f"{_samples(still)}: the feature of layer {layer!r} does not move under noise (delta_f^2 = 0), so every "
-            "unit is discarded completely; choose another layer, or pass dead='nan' to go on with NaN there"
-        )
-    unreached = fields["entropy"].isnan().all(-1)
-    if unreached.any():
-        raise ValueError(
-            f"{_samples(unreached)}: at layer {layer!r} the mean entropy never gets as high as {objective}"
-        )
+# -------------------------------------------------------------------------------------- all of them
 
 
 def _measured(
     perturbation: Perturbation,
-    x: Tensor,
-    names: Sequence[str],
+    layers: Sequence[str],
     solver: ClosedForm | Stochastic,
     objective: Objective,
-) -> dict[str, dict[str, Tensor]]:
+    bar: Progress,
+) -> dict[str, Fields]:
     """The fields of ``Entropy`` for all samples, ``max_batch`` of them at a time or as many as
     memory takes.
     """
     run = _closed_form if isinstance(solver, ClosedForm) else _stochastic
-    parts, rest, rows = [], x, perturbation.max_batch
+    parts: list[dict[str, Fields]] = []
+    done, rows, samples = 0, perturbation.max_batch, len(perturbation.x)
 
-    def attempt(rows: int) -> dict[str, dict[str, Tensor]]:
-        return run(replace(perturbation, max_batch=rows), rest[:rows], names, solver, objective)
+    def attempt(rows: int) -> dict[str, Fields]:
+        batch = perturbation.rows(slice(done, done + rows))
+        return run(replace(batch, max_batch=rows), layers, solver, objective)
 
-    precision = torch.promote_types(x.dtype, torch.float32)
-    with explaining(perturbation.model, x.device):
-        while len(rest):
-            part, rows = fitting(attempt, rows, "the entropy of a batch")
-            parts, rest = [*parts, part], rest[rows:]
+    while done < samples:
+        part, rows = fitting(attempt, rows, "the entropy of a batch")
+        parts.append(part)
+        bar.step(min(rows, samples - done))
+        done += rows
+    precision = torch.promote_types(perturbation.x.dtype, torch.float32)
     return {
-        name: {
-            key: torch.cat([part[name][key].detach().to(precision) for part in parts])
-            for key in TENSORS
+        layer: {
+            name: torch.cat([part[layer][name].detach().to(precision) for part in parts])
+            for name in TENSORS
         }
-        for name in names
+        for layer in layers
     }
 
 
+def _problem(fields: Fields, layer: str, objective: Objective) -> str:
+    """Names samples whose feature is not finite or does not move, or whose mean entropy is out of
+    reach; "" when there are none.
+    """
+    overflown = fields["delta_f2"].isnan()
+    if overflown.any():
+        return (
+            f"{named_samples(overflown)}: the feature of layer {layer!r} is not finite (NaN or "
+            "infinite); pass dead='nan' to go on with NaN there"
+        )
+    still = ~(fields["delta_f2"] > 0)
+    if still.any():
+        return (
+            f"{named_samples(still)}: the feature of layer {layer!r} does not move under noise "
+            "(delta_f^2 = 0), so every unit is discarded completely; choose another layer, or pass "
+            "dead='nan' to go on with NaN there"
+        )
+    unreached = fields["entropy"].isnan().all(-1)
+    if unreached.any():
+        return (
+            f"{named_samples(unreached)}: at layer {layer!r} the mean entropy never gets as high "
+            f"as {objective}"
+        )
+    return ""
+
+
+def _report(problems: Mapping[str, str], layers: Sequence[str]) -> None:
+    """``ValueError`` when no layer could be measured, a warning when some could not."""
+    text = "; ".join(problems.values())
+    if len(problems) == len(layers):
+        raise ValueError(text)
+    if problems:
+        warnings.warn(f"left out {', '.join(map(repr, problems))}: {text}", stacklevel=3)
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of ``entropy``, which says what they mean."""
+
+    units: Units | None
+    solver: ClosedForm | Stochastic | None
+    objective: Objective | None
+    scale: float
+    perturb: str | None
+    forward: Forward
+    select: Key | Mapping[str, Key] | None
+    batch_dim: int | Mapping[str, int]
+    max_batch: int
+    seed: int
+    dead: Literal["raise", "nan"]
+    check: bool
+    progress: bool
+
+
 @overload
-def entropy(model: nn.Module, x: Tensor, layers: str, **options: Any) -> Entropy: ...
+def entropy(model: nn.Module, x: Any, layers: str, **options: Unpack[Options]) -> Entropy: ...
 @overload
 def entropy(
-    model: nn.Module, x: Tensor, layers: Sequence[str], **options: Any
+    model: nn.Module, x: Any, layers: Sequence[str], **options: Unpack[Options]
 ) -> dict[str, Entropy]: ...
 def entropy(
     model: nn.Module,
-    x: Tensor,
+    x: Any,
     layers: str | Sequence[str],
     *,
     units: Units | None = None,
     solver: ClosedForm | Stochastic | None = None,
     objective: Objective | None = None,
     scale: float = 1.0,
+    perturb: str | None = None,
+    forward: Forward = call,
+    select: Key | Mapping[str, Key] | None = None,
+    batch_dim: int | Mapping[str, int] = 0,
     max_batch: int = 32,
     seed: int = 0,
     dead: Literal["raise", "nan"] = "raise",
+    check: bool = True,
+    progress: bool = True,
 ) -> Entropy | dict[str, Entropy]:
     """Information discarding H_i of every input unit at one layer or several (Eq. 1-4).
 
     model       any module that maps ``x`` to its prediction; it is evaluated in ``eval()`` mode and
                 left untouched
-    x           ``[N, ...]`` floating point, on the model's device
-    layers      dotted module name(s); several layers share passes (``ClosedForm.own``)
+    x           ``[N, ...]`` floating point, on the model's device; or a mapping of inputs, of which
+                ``perturb`` names the one that is perturbed. Of the others, tensors whose first
+                dimension is N belong to the samples; everything is passed along untouched. NumPy
+                arrays are taken to the model's device and type
+    layers      dotted module name(s); several layers share the forward passes. Of a module that
+                runs several times in a pass, ``"relu:0"`` is the first run, ``"relu:1"`` the second
     units       what a unit is; default the paper's 16 x 16 ``ImageGrid``
     solver      ``ClosedForm()`` (default) or ``Stochastic()``, Eq. 4 as printed
     objective   ``Aligned(-2.8)`` (default) or ``Converged(alpha)``
     scale       the input's scale: sigma_0 = tau = 0.01 x scale, and ``Aligned``'s mean refers to
                 sigma / scale (1 for images normalised to unit variance)
+    forward     how the model is called, ``forward(model, x)``; default ``model(x)``, or
+                ``model(**x)`` for a mapping
+    select      which part of a layer's output is the feature, where it is not a tensor: a name or
+                position, or a tuple of them from the outside in; for all layers, or by layer.
+                Without it: the first of a tuple, the only tensor of a mapping
+    batch_dim   dimension of the feature along which the samples are; for all layers, or by layer
     max_batch   rows of the largest forward pass, which bounds the memory; halved, and said so, when
                 that runs out
     seed        of the noise and probes; the same for all networks and epochs that are to be
                 compared
-    dead        what to do with samples whose feature does not move: raise, or give them NaN
+    dead        what to do with samples whose feature does not move or is not finite: raise, or give
+                them NaN
+    check       first look at two samples in two passes, whether the feature is the same each time,
+                of each sample alone, and has a derivative (not with ``max_batch=1``)
+    progress    show it where it takes long
 
-    Raises ``LookupError`` for an unknown layer, ``RuntimeError`` for one that the pass never
-    reaches, ``ValueError`` for inputs or settings that make no sense, always naming the culprit,
-    ``MemoryError`` when not even one row fits.
+    Raises ``LookupError`` for an unknown layer or input, ``RuntimeError`` for a layer that the pass
+    never reaches, ``TypeError`` for an output that is no tensor, ``ValueError`` for inputs,
+    settings or layers that make no sense, always naming the culprit, ``MemoryError`` when not even
+    one row fits. Of several layers those that make sense are returned all the same, and a warning
+    names the others.
     """
     names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
     units, solver, objective = units or ImageGrid(), solver or ClosedForm(), objective or Aligned()
     if not names or max_batch < 1 or scale <= 0:
         raise ValueError(
-            f"layers = {layers!r}, max_batch = {max_batch} and scale = {scale} must not be empty or zero"
+            f"layers = {layers!r}, max_batch = {max_batch} and scale = {scale} must not be empty "
+            "or zero"
         )
     for name in names:
         module_at(model, name)
-    check_input(model, x)
-    units.count(x)
-    fields = _measured(
-        Perturbation(model, units, scale, max_batch, seed), x, names, solver, objective
-    )
+    network = Network(model, forward, select, batch_dim)
+    with torch.inference_mode(False):
+        inputs = read_inputs(model, x, perturb)
+        units.count(inputs.x)
+        perturbation = Perturbation(network, inputs, units, scale, max_batch, seed)
+        with explaining(model, inputs.x.device):
+            problems = try_layers(perturbation, names) if check else {}
+            good = [name for name in names if name not in problems]
+            with _bar(len(inputs), progress and bool(good)) as bar:
+                fields = _measured(perturbation, good, solver, objective, bar) if good else {}
+    if dead == "raise":
+        found = {name: _problem(fields[name], name, objective) for name in good}
+        problems |= {name: problem for name, problem in found.items() if problem}
+    _report(problems, names)
     how = {
         "units": repr(units),
         "solver": repr(solver),
         "objective": repr(objective),
         "scale": scale,
         "seed": seed,
+        "dtype": str(inputs.x.dtype),
+        "precision": str(widest(inputs.x.new_empty(0)).dtype),
     }
-    if dead == "raise":
-        for name in names:
-            _check_solved(fields[name], name, objective)
     results = {
-        name: Entropy(**fields[name], settings={"layer": name, **how, "dtype": str(x.dtype)})
+        name: Entropy(**fields[name], settings={"layer": name, **how})
         for name in names
+        if name not in problems
     }
     return results[layers] if isinstance(layers, str) else results
+
+
+def _bar(samples: int, shown: bool) -> Progress:
+    return Progress(samples, "entropy", unit="sample", hidden=not shown, delay=5)
+
+
+def _input_of(batch: Any) -> Any:
+    """What the network is called with for a batch of a data loader."""
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors, alone or in a mapping, on the ``device``."""
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def entropies(
+    model: nn.Module,
+    batches: Iterable[Any],
+    layers: str | Sequence[str],
+    *,
+    units: Units | Callable[[Any], Units] | None = None,
+    check: bool = True,
+    progress: bool = True,
+    **options: Unpack[Options],
+) -> Iterator[Entropy | dict[str, Entropy]]:
+    """``entropy`` of one batch after the other, for data that do not fit into memory.
+
+    batches  anything that yields inputs as ``entropy`` takes them, such as a ``DataLoader``. Of a
+             tuple or list, which data loaders make of (x, y), the first entry is the input. Each
+             batch is taken to the model's device
+    units    as in ``entropy``, or a function from a batch's input to its units
+    check    looks at the first batch only
+
+    Yields what ``entropy`` returns, batch by batch; nothing is kept. A sample's result does not
+    depend on how the samples are divided.
+    """
+    device = next((parameter.device for parameter in model.parameters()), None)
+    total = len(batches) if hasattr(batches, "__len__") else None
+    with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
+        for number, batch in enumerate(batches):
+            x = _input_of(batch)
+            x = _moved(x, device) if device else x
+            own = units if units is None or hasattr(units, "count") else units(x)
+            look = check and not number
+            yield entropy(model, x, layers, units=own, check=look, progress=False, **options)
+            bar.step()

@@ -2,15 +2,134 @@
 found.
 
 Hooks exist only while a forward pass runs, and the pass is cut off at the last layer asked for.
+Compiled models run uncompiled meanwhile, because compiled code does not see hooks.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kpnb._messages import unknown
+
+Forward = Callable[[nn.Module, Any], Any]
+Key = int | str | tuple[int | str, ...]
+"""Where in a layer's output the feature is: a name, a position, or several from outside in."""
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    """``model(**x)`` for a mapping, ``model(x)`` for anything else."""
+    return model(**x) if isinstance(x, Mapping) else model(x)
+
+
+# ------------------------------------------------------------------------------------------ by name
+
+
+def _plain(name: str) -> str:
+    """A module's name without what ``torch.compile`` adds to it."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All names of all modules, those that ``torch.compile`` has prolonged in both forms."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return {_plain(name): module for name, module in modules.items()} | modules
+
+
+def layer_at(model: nn.Module, name: str) -> tuple[nn.Module, int | None]:
+    """The submodule called ``name`` and which of its runs is meant: ``"relu:1"`` is the second run
+    of ``relu``, ``"relu"`` leaves it open (None). ``""`` is the model itself.
+
+    Raises ``LookupError`` with the nearest names.
+    """
+    modules = _modules(model)
+    for known in (name, _plain(name)):
+        if known in modules:
+            return modules[known], None
+        path, colon, run = known.rpartition(":")
+        if colon and run.isdecimal() and path in modules:
+            return modules[path], int(run)
+    raise LookupError(unknown("layer", name, [known for known in modules if known]))
+
+
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """The submodule with the dotted ``name``; ``LookupError`` with the nearest names."""
+    return layer_at(model, name)[0]
+
+
+# --------------------------------------------------------------------------------- inside an output
+
+
+def _entries(output: Any) -> dict[int | str, Any]:
+    """The parts of a tuple, list or mapping (model outputs are mappings)."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
+
+
+def _contents(output: Any) -> str:
+    """What a layer's output holds, for messages."""
+    parts = [
+        f"{key!r}: {list(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+        for key, value in _entries(output).items()
+    ]
+    return f"{type(output).__name__} of {', '.join(parts)}" if parts else type(output).__name__
+
+
+def key_of(output: Any, name: str, select: Key | None) -> tuple[int | str, ...]:
+    """Where the feature is in a layer's ``output``: see ``picked``."""
+    if select is not None:
+        return select if isinstance(select, tuple) else (select,)
+    if isinstance(output, Tensor):
+        return ()
+    entries = _entries(output)
+    if isinstance(output, tuple | list) and isinstance(entries.get(0), Tensor):
+        return (0,)
+    tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
+    if len(tensors) != 1:
+        remedy = "choose with select=" if tensors else "choose a layer inside it, or use select="
+        raise TypeError(f"layer {name!r} returns {_contents(output)}: {remedy}")
+    return (tensors[0],)
+
+
+def picked(output: Any, name: str, select: Key | None = None) -> Tensor:
+    """The feature in the ``output`` of the layer ``name``.
+
+    The output itself when it is a tensor; of a tuple or list the first, as recurrent and attention
+    layers return it; of a mapping (such as a model output) the one tensor in it. ``select`` says
+    otherwise: ``"pooler_output"``, or ``(1, 0)`` for the hidden state of an LSTM. Raises
+    ``TypeError`` that lists what is there.
+    """
+    found = output
+    for key in key_of(output, name, select):
+        entries = _entries(found)
+        if key not in entries:
+            raise TypeError(f"layer {name!r} returns {_contents(found)}, which has no {key!r}")
+        found = entries[key]
+    if not isinstance(found, Tensor):
+        raise TypeError(f"layer {name!r} returns {_contents(found)}, not a tensor, at {select!r}")
+    return found
+
+
+def replaced(output: Any, key: tuple[int | str, ...], value: Tensor) -> Any:
+    """``output`` with ``value`` at ``key``; the original stays as it is."""
+    if not key:
+        return value
+    part = replaced(_entries(output)[key[0]], key[1:], value)
+    if isinstance(output, tuple):
+        values = [part if i == key[0] else old for i, old in enumerate(output)]
+        return output._make(values) if hasattr(output, "_make") else type(output)(values)
+    changed = copy.copy(output)
+    changed[key[0]] = part
+    return changed
+
+
+# ------------------------------------------------------------------------------------------ capture
 
 
 class _AllReached(BaseException):
@@ -19,88 +138,128 @@ class _AllReached(BaseException):
     """
 
 
-def module_at(model: nn.Module, name: str) -> nn.Module:
-    """The submodule with the dotted ``name`` (``""`` is the model itself); ``LookupError`` with the
-    nearest names.
-    """
-    modules = dict(model.named_modules())
-    if name not in modules:
-        raise LookupError(unknown("layer", name, [n for n in modules if n]))
-    return modules[name]
+@dataclass
+class _Hook:
+    """Keeps a copy of a module's output in the run that is asked for, and counts the runs."""
+
+    name: str
+    module: nn.Module
+    run: int
+    select: Key | None
+    reached: Callable[[], None]
+    feature: Tensor | None = None
+    runs: int = 0
+
+    def __call__(self, _module: nn.Module, _args: object, output: Any) -> None:
+        if self.runs == self.run:
+            # a copy, which an in-place activation that follows cannot change
+            self.feature = picked(output, self.name, self.select).clone()
+        self.runs += 1
+        self.reached()
 
 
-def _as_feature(output: object, name: str) -> Tensor:
-    """The tensor of a module's output; recurrent and transformer blocks return it first in a
-    tuple.
-    """
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    if not isinstance(first, Tensor):
-        raise TypeError(
-            f"layer {name!r} returns {type(output).__name__}, not a tensor; choose a layer inside it"
-        )
-    return first
+def capture(
+    model: nn.Module,
+    x: Any,
+    layers: Sequence[str],
+    *,
+    forward: Forward = call,
+    select: Key | Mapping[str, Key] | None = None,
+    runs: dict[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Outputs of ``layers`` for the input ``x``, in the shapes the layers give them.
 
+    Of a module that runs more than once the first output counts, unless another run is named
+    (``"relu:1"`` for the second). Outputs are copies and keep their graph. ``select`` says which
+    part of an output is meant (``picked``), for all layers or by layer.
 
-def capture(model: nn.Module, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-    """Outputs of ``layers`` for the input ``x [B, ...]``, in the shapes the layers give them.
-
-    The pass stops as soon as every layer was reached; of a module that runs more than once the
-    first output counts. Outputs are copies (an in-place activation that follows cannot change them)
-    and keep their graph; what follows a layer gets a copy of its copy, so later outputs have
-    derivatives with respect to earlier ones.
+    The pass stops as soon as every layer was reached, unless ``runs`` is given: then it goes on to
+    the end and ``runs`` takes up how often each layer ran.
 
     Raises ``LookupError`` for an unknown name, ``RuntimeError`` when the pass ends without reaching
-    a layer.
+    a layer, ``TypeError`` for an output whose feature is not clear.
     """
-    features: dict[str, Tensor] = {}
-    wanted = set(layers)
+    hooks: list[_Hook] = []
 
-    def keep(name: str) -> object:
-        def hook(_module: nn.Module, _args: object, output: object) -> object:
-            if name in features:
-                return None
-            features[name] = _as_feature(output, name).clone()
-            if wanted == features.keys():
-                raise _AllReached
-            if isinstance(output, Tensor):
-                return features[name].clone()
-            return (
-                type(output)([features[name].clone(), *output[1:]])
-                if not hasattr(output, "_fields")
-                else None
-            )
+    def reached() -> None:
+        if runs is None and all(hook.feature is not None for hook in hooks):
+            raise _AllReached
 
-        return hook
-
-    targets = {name: module_at(model, name) for name in wanted}
+    for name in dict.fromkeys(layers):
+        module, run = layer_at(model, name)
+        hooks.append(_Hook(name, module, run or 0, for_layer(select, name), reached))
     handles = []
     try:
-        handles += [module.register_forward_hook(keep(name)) for name, module in targets.items()]
-        model(x)
+        handles += [hook.module.register_forward_hook(hook) for hook in hooks]
+        with uncompiled():
+            forward(model, x)
     except _AllReached:
         pass
+    except Exception:  # of what comes after the layers, which a pass that is cut off does not see
+        if runs is None or any(hook.feature is None for hook in hooks):
+            raise
     finally:
         for handle in handles:
             handle.remove()
-    missing = sorted(wanted - features.keys())
+    if runs is not None:
+        runs.update({hook.name: hook.runs for hook in hooks})
+    missing = [_missing(hook) for hook in hooks if hook.feature is None]
     if missing:
-        raise RuntimeError(f"the forward pass never reached layer {', '.join(map(repr, missing))}")
-    return {name: features[name] for name in layers}
+        raise RuntimeError(f"the forward pass never reached layer {', '.join(sorted(missing))}")
+    return {hook.name: hook.feature for hook in hooks}
 
 
-def leads_through(feature: Tensor, earlier: Tensor, x: Tensor) -> bool:
-    """Whether the leaf ``x`` acts on the captured ``feature`` only by way of the captured
-    ``earlier``.
+def _missing(hook: _Hook) -> str:
+    return f"{hook.name!r}" + (f" (it runs {hook.runs} times)" if hook.runs else "")
+
+
+def for_layer(option: Any, name: str) -> Any:
+    """An option that is one for all layers, or a mapping with one for each that needs it."""
+    return option.get(name) if isinstance(option, Mapping) else option
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model, and how its features are had: called by ``forward``, the feature at ``select`` of a
+    layer's output, its samples along ``batch_dim`` (both for all layers, or by layer).
     """
-    gate, waiting, seen = earlier.grad_fn, [feature.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
-        if getattr(node, "variable", None) is x:
-            return False
-        if node is not None and node is not gate and node not in seen:
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return True
+
+    model: nn.Module
+    forward: Forward = call
+    select: Key | Mapping[str, Key] | None = None
+    batch_dim: int | Mapping[str, int] = 0
+
+    def features(
+        self, x: Any, rows: int, layers: Sequence[str], runs: dict[str, int] | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs ``[rows, ...]`` of the layers for the input ``x`` of that many samples.
+
+        As ``capture``, with the samples in front. Raises ``ValueError`` for a layer whose output
+        has not one part for each sample.
+        """
+        how = {"forward": self.forward, "select": self.select, "runs": runs}
+        found = capture(self.model, x, layers, **how)
+        return {name: self._samples_first(feature, name, rows) for name, feature in found.items()}
+
+    def _samples_first(self, feature: Tensor, name: str, rows: int) -> Tensor:
+        dim = for_layer(self.batch_dim, name) or 0
+        if -feature.dim() <= dim < feature.dim() and feature.shape[dim] == rows:
+            return feature.movedim(dim, 0)
+        fits = [d for d, size in enumerate(feature.shape) if size == rows]
+        remedy = f"pass batch_dim={fits[0]}" if fits else "it has no dimension of the samples"
+        raise ValueError(
+            f"layer {name!r} returns {list(feature.shape)} for {rows} samples, "
+            f"which are not along dimension {dim}: {remedy}"
+        )
+
+
+# ----------------------------------------------------------------------------- left as it was found
+
+
+def uncompiled() -> Any:
+    """Context in which ``torch.compile``d code runs as it was written, so that hooks are called."""
+    compiles = "torch._dynamo" in sys.modules  # else nothing was compiled; importing it takes long
+    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
 
 
 @contextmanager
@@ -110,9 +269,8 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    with torch.random.fork_rng(
-        [device] if device.type == "cuda" and torch.cuda.is_available() else []
-    ):
+    gpus = [device] if device.type == "cuda" and torch.cuda.is_available() else []
+    with torch.inference_mode(False), torch.random.fork_rng(gpus), uncompiled():
         try:
             model.eval()
             for parameter, _ in grads:
@@ -125,12 +283,12 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def parameters_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
+def parameters_below(model: nn.Module, x: Any, layer: str) -> set[str]:
     """Names of the parameters that the feature of ``layer`` at the input ``x [B, ...]`` depends
     on.
     """
     parameters = dict(model.named_parameters())
-    with explaining(model, x.device), torch.enable_grad():
+    with explaining(model, _device(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         feature = capture(model, x, [layer])[layer]
@@ -142,21 +300,28 @@ def parameters_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
     }
 
 
-def modules_below(model: nn.Module, x: Tensor, layer: str) -> set[str]:
+def modules_below(model: nn.Module, x: Any, layer: str) -> set[str]:
     """Names of the leaf modules that run, for the input ``x [B, ...]``, up to and including
     ``layer``.
     """
     below: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _module, _args: below.add(name)
+
     handles = []
     try:
         for name, module in model.named_modules():
             if not any(module.children()):
-                handles.append(
-                    module.register_forward_pre_hook(lambda _m, _a, name=name: below.add(name))
-                )
-        with explaining(model, x.device), torch.no_grad():
+                handles.append(module.register_forward_pre_hook(note(name)))
+        with explaining(model, _device(model)), torch.no_grad():
             capture(model, x, [layer])
     finally:
         for handle in handles:
             handle.remove()
     return below
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the model is; the CPU when it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

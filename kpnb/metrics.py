@@ -93,7 +93,8 @@ def six_metrics(
     choices = choices or Choices()
     if entropy.dim() != 3 or len(entropy) < 2:
         raise ValueError(
-            f"entropy is [epochs, images, units] with at least two epochs; got {tuple(entropy.shape)}"
+            "entropy is [epochs, images, units] with at least two epochs; "
+            f"got {tuple(entropy.shape)}"
         )
     if choices.filtered:
         entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)

@@ -22,8 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kpnb._precision import widest
+
 # start of the descent and size tau of the noise behind delta_f^2, in units of the input's scale
 SIGMA_0 = 0.01
+HALVINGS, NEWTON = 12, 5  # steps of either kind that find the time of ``Aligned``
 HALF_LOG_2PIE = 0.5 * math.log(2 * math.pi * math.e)  # entropy of a Gaussian with sigma = 1, nats
 
 
@@ -38,8 +41,13 @@ def relative_energy(energy: Tensor) -> Tensor:
 
     Units that do not exist have NaN, here and in all that follows, and enter no mean.
     """
-    energy = energy.double()
+    energy = widest(energy)
     return energy / energy.nanmean(-1, keepdim=True)
+
+
+def _tiny(values: Tensor) -> float:
+    """The smallest positive number (of full precision) of the type of ``values``."""
+    return torch.finfo(values.dtype).tiny
 
 
 def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
@@ -48,7 +56,8 @@ def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
     """
     z = 4 * q * t
     gone = -torch.expm1(-z)
-    return 1 - gone + 2 * weight * t * torch.where(z > 0, gone / z.clamp_min(1e-300), 1.0)
+    phi = (gone / z.clamp_min(_tiny(z))).where(z > 0, torch.ones_like(z))
+    return 1 - gone + 2 * weight * t * phi
 
 
 class Objective(Protocol):
@@ -85,7 +94,8 @@ class Aligned:
             )
         if self.rise < 0:
             raise ValueError(
-                f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises from there"
+                f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises "
+                "from there"
             )
 
     @property
@@ -101,21 +111,21 @@ class Aligned:
         never has.
         """
         low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
-        high, log_t, halvings = -low, 0 * low, 12
-        for step in range(halvings + 5):
+        high, log_t = -low, 0 * low
+        for step in range(HALVINGS + NEWTON):
             v = flow(q, self.weight, log_t.exp())
             gap = self.rise - v.log().nanmean(-1, keepdim=True) / 2
             low, high = torch.where(gap > 0, log_t, low), torch.where(gap > 0, high, log_t)
-            if step < halvings:
+            if step < HALVINGS:
                 log_t = (low + high) / 2
                 continue
             # the bracket's 41 nats are a hundredth now, where Newton's method doubles the digits
             # with every step
-            slope = (
-                log_t.exp() * (self.weight - 2 * q) * (-4 * q * log_t.exp()).exp() / v
-            ).nanmean(-1, keepdim=True)
-            log_t = (log_t + gap / slope.clamp_min(1e-300)).clamp(low, high)
-        return torch.where(gap.abs() < 1e-9, log_t.exp(), torch.nan)
+            decay = (-4 * q * log_t.exp()).exp()
+            slope = log_t.exp() * ((self.weight - 2 * q) * decay / v).nanmean(-1, keepdim=True)
+            log_t = (log_t + gap / slope.clamp_min(_tiny(q))).clamp(low, high)
+        reached = gap.abs() < 0.1 * math.sqrt(torch.finfo(q.dtype).eps)
+        return log_t.exp().where(reached, torch.nan)
 
     def variance(self, q: Tensor) -> Tensor:
         return flow(q, self.weight, self.time(q.detach()))
@@ -140,5 +150,23 @@ class Converged:
         return self.alpha * n
 
     def variance(self, q: Tensor) -> Tensor:
-        limit, n = SIGMA_0**-2, (~q.isnan()).sum(-1, keepdim=True, dtype=q.dtype)
-        return (self.mean_weight(n) / (2 * q).clamp_min(1e-300)).clamp_max(limit)
+        n = (~q.isnan()).sum(-1, keepdim=True).to(q.dtype)
+        return (self.mean_weight(n) / (2 * q).clamp_min(_tiny(q))).clamp_max(SIGMA_0**-2)
+
+
+def solve(
+    energy: Tensor, deviation: Tensor, objective: Objective, tau: float
+) -> tuple[Tensor, Tensor]:
+    """Sigma ``[B, n]`` (input units) for the energies of units, and the standard error of H (nats).
+
+    energy, deviation   ``[B, n]``: s of every unit and its standard error
+
+    H is the logarithm of sigma and a constant, and depends on its own unit's q: its error is the
+    deviation of q times the slope of log sigma there. Both results are float64 where there is any.
+    """
+    with torch.enable_grad():
+        q = relative_energy(energy.detach()).requires_grad_(True)
+        sigma = tau * objective.variance(q).sqrt()
+        (slope,) = torch.autograd.grad(sigma.log().sum(), q)
+    relative = widest(deviation) / widest(energy).nanmean(-1, keepdim=True)
+    return sigma.detach(), (slope * relative).abs()

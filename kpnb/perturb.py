@@ -1,14 +1,17 @@
-"""The network under noise: what both solvers share."""
+"""A network's inputs under noise: what both solvers share."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kpnb.features import capture
+from kpnb.features import Network
+from kpnb.inputs import Inputs
 from kpnb.objectives import SIGMA_0
-from kpnb.units import Tokens, Units
+from kpnb.units import Units, units_of
+
+POSITIONS = 16  # of a sequence, whose noise is drawn together
 
 
 def generator(seed: int, device: torch.device) -> torch.Generator:
@@ -18,20 +21,24 @@ def generator(seed: int, device: torch.device) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A network, the units of its input, the input's scale, the rows allowed in one forward pass,
+    """A batch of a network's inputs, their units and scale, the rows allowed in one forward pass,
     and a seed.
 
     Noise is the same for every sample of a batch and depends on the seed only: a sample's result
-    does not depend on its company, and two networks are compared under the same noise. Where
-    samples differ in length, it is drawn for one position after another, so that padding at the end
-    changes nothing.
+    does not depend on its company, and two networks are compared under the same noise.
     """
 
-    model: nn.Module
+    network: Network
+    inputs: Inputs
     units: Units
     scale: float = 1.0
     max_batch: int = 32
     seed: int = 0
+
+    @property
+    def x(self) -> Tensor:
+        """What is perturbed, ``[B, ...]``."""
+        return self.inputs.x
 
     @property
     def tau(self) -> float:
@@ -40,45 +47,44 @@ class Perturbation:
         """
         return SIGMA_0 * self.scale
 
-    def inside(self, x: Tensor) -> Tensor:
-        """1 at the elements of ``x [B, ...]`` that belong to a unit and 0 at others, broadcastable
-        to ``x``.
-        """
+    def rows(self, which: slice) -> "Perturbation":
+        """The samples ``which``; as many of them fill a pass as there are at most."""
+        part, units = self.inputs.rows(which), units_of(self.units, which, self.x)
+        return replace(self, inputs=part, units=units)
+
+    def inside(self) -> Tensor:
+        """1 at the elements of ``x`` that belong to a unit and 0 at others, broadcastable to it."""
+        x = self.x
         return self.units.spread(x.new_ones(len(x), self.units.count(x)), x)
 
-    def exists(self, x: Tensor) -> Tensor:
-        """Which units each sample of ``x [B, ...]`` has, ``[B, n]``: those with an element."""
-        return self.units.gather(self.inside(x).expand_as(x)) > 0
+    def exists(self) -> Tensor:
+        """Which units each sample has, ``[B, n]``: those with an element."""
+        return self.units.gather(self.inside().expand_as(self.x)) > 0
 
-    def normal(self, count: int, x: Tensor, stream: int) -> Tensor:
-        """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x [B,
-        ...]``.
+    def normal(self, count: int, stream: int) -> Tensor:
+        """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x``.
+
+        For sequences ``[B, T, E]`` some positions are drawn after the others, so that padding at
+        the end changes nothing.
         """
-        how = {
-            "generator": generator(self.seed + stream, x.device),
-            "device": x.device,
-            "dtype": x.dtype,
-        }
-        if not isinstance(self.units, Tokens):
+        x, gen = self.x, generator(self.seed + stream, self.x.device)
+        how = {"generator": gen, "device": x.device, "dtype": x.dtype}
+        if x.dim() != 3:
             return torch.randn(count, 1, *x.shape[1:], **how)
-        return torch.stack(
-            [torch.randn(count, 1, *x.shape[2:], **how) for _ in range(x.shape[1])], 2
-        )
+        blocks = range(0, x.shape[1], POSITIONS)
+        parts = [torch.randn(count, 1, POSITIONS, x.shape[2], **how) for _ in blocks]
+        return torch.cat(parts, 2)[:, :, : x.shape[1]]
 
-    def features(
-        self, x: Tensor, layers: Sequence[str], noise: Tensor
-    ) -> Iterator[dict[str, Tensor]]:
-        """Flat features ``[m', B, d]`` of ``x [B, ...]`` plus ``noise [m, B or 1, ...]``, in parts
-        along m.
+    def features(self, layers: Sequence[str], noise: Tensor) -> Iterator[dict[str, Tensor]]:
+        """Flat features ``[m', B, d]`` under ``noise [m, B or 1, ...]``, in parts along m.
 
         A part fills at most ``max_batch`` rows of a forward pass (or one perturbation of a larger
         batch). What belongs to no unit gets no noise.
         """
-        blank = torch.zeros_like(
-            x
-        )  # in the memory format of x: to mix formats costs several times as much
-        inside = blank + self.inside(x)
+        x = self.x
+        blank = torch.zeros_like(x)  # in x's memory format: to mix formats costs several times more
+        inside = blank + self.inside()
         for part in noise.split(max(1, self.max_batch // len(x))):
-            rows = torch.addcmul(x, blank[: part.shape[1]] + part, inside)
-            features = capture(self.model, rows.flatten(0, 1), layers)
-            yield {name: f.reshape(*rows.shape[:2], -1) for name, f in features.items()}
+            rows = torch.addcmul(x, blank[: part.shape[1]] + part, inside).flatten(0, 1)
+            features = self.network.features(self.inputs.with_x(rows), len(rows), layers)
+            yield {name: f.reshape(len(part), len(x), -1) for name, f in features.items()}

@@ -72,8 +72,8 @@ def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> T
     for name, region in (("foreground", foreground), ("background", background)):
         if region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
             raise ValueError(
-                f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's images and units; "
-                f"got {region.dtype} {tuple(region.shape)}"
+                f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's "
+                f"images and units; got {region.dtype} {tuple(region.shape)}"
             )
     if (foreground & background).any():
         raise ValueError("a unit cannot lie on the foreground and on the background")

@@ -4,6 +4,7 @@ perturbations.
 The reference for the closed form, and the tool where sigma leaves the linear range.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from kpnb._messages import positive
 from kpnb._progress import Progress
-from kpnb.features import capture
 from kpnb.objectives import Aligned, Objective, entropy_of
 from kpnb.perturb import Perturbation, generator
 
@@ -55,30 +55,25 @@ class Learned:
 class _SquaredChange:
     """E||f(x') - f(x)||^2 of one layer by sampling, and its gradient with respect to sigma."""
 
-    def __init__(
-        self, perturbation: Perturbation, x: Tensor, layer: str, solver: Stochastic
-    ) -> None:
-        self.perturbation, self.x, self.layer, self.samples = (
-            perturbation,
-            x.detach(),
-            layer,
-            solver.samples,
-        )
+    def __init__(self, perturbation: Perturbation, layer: str, solver: Stochastic) -> None:
+        self.perturbation, self.layer, self.samples = perturbation, layer, solver.samples
+        x, inputs = perturbation.x, perturbation.inputs
         self.generator = generator(perturbation.seed, x.device)
         self.precision = torch.autocast(x.device.type, torch.bfloat16, enabled=solver.bf16)
         with torch.no_grad(), self.precision:
-            self.feature = capture(perturbation.model, self.x, [layer])[layer].flatten(1)
+            features = perturbation.network.features(inputs.with_x(x), len(x), [layer])
+        self.feature = features[layer].flatten(1)
 
     def parts(self, sigma: Tensor) -> Iterator[Tensor]:
         """Contributions ``[B]`` to the mean over the samples, one forward pass each."""
-        x, total = self.x, self.samples
+        x, total = self.perturbation.x, self.samples
         per_pass = max(1, self.perturbation.max_batch // len(x))
         for start in range(0, total, per_pass):
             shape = (min(per_pass, total - start), 1, *x.shape[1:])
             delta = torch.randn(shape, generator=self.generator, device=x.device, dtype=x.dtype)
             noise = self.perturbation.units.spread(sigma, x) * delta
             with self.precision:
-                features = next(self.perturbation.features(x, [self.layer], noise))[self.layer]
+                features = next(self.perturbation.features([self.layer], noise))[self.layer]
             yield (features - self.feature).float().square().sum(-1).sum(0) / total
 
     def gradient(self, sigma: Tensor) -> Tensor:
@@ -89,9 +84,9 @@ class _SquaredChange:
 
 
 def learn_sigma(
-    perturbation: Perturbation, x: Tensor, layer: str, solver: Stochastic, objective: Objective
+    perturbation: Perturbation, layer: str, solver: Stochastic, objective: Objective
 ) -> Learned:
-    """Sigma of every unit of ``x [B, ...]`` by descent on Eq. 4 from sigma_0, all samples at once.
+    """Sigma of every unit of a batch by descent on Eq. 4 from sigma_0, all samples at once.
 
     Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose
     mean entropy is nearest to the one asked for; otherwise the last step counts.
@@ -99,35 +94,34 @@ def learn_sigma(
     aligned, adam = isinstance(objective, Aligned), solver.method == "adam"
     if aligned and adam:
         raise ValueError(
-            "method='adam' leaves the path that Aligned is defined on; use 'sgd', or Converged(alpha)"
+            "method='adam' leaves the path that Aligned is defined on; use 'sgd', or "
+            "Converged(alpha)"
         )
-    exists, scale = perturbation.exists(x), perturbation.scale
+    scale, exists = perturbation.scale, perturbation.exists()
     n = exists.sum(-1, keepdim=True)
-    change = _SquaredChange(perturbation, x, layer, solver)
+    change = _SquaredChange(perturbation, layer, solver)
     sigma = torch.where(exists, perturbation.tau, torch.nan)
     with torch.no_grad():
         delta_f2 = sum(change.parts(sigma))
     rate = solver.lr or perturbation.tau**2 * n / 256
-    limits, log = scale * torch.tensor(solver.clamp), sigma.log()
-    optimiser = torch.optim.Adam([log], solver.lr or 0.05)
-    kept, gap = sigma, torch.full((len(x), 1), torch.inf, device=x.device)
-    with Progress(
-        solver.steps, "stochastic learner", unit="step", hidden=not solver.progress
-    ) as bar:
+    low, high = (scale * limit for limit in solver.clamp)
+    log_sigma = sigma.log()
+    optimiser = torch.optim.Adam([log_sigma], solver.lr or 0.05)
+    kept, gap = sigma, torch.full_like(sigma[:, :1], torch.inf)
+    hidden = not solver.progress
+    with Progress(solver.steps, "stochastic learner", unit="step", hidden=hidden) as bar:
         for _ in range(solver.steps):
-            gradient = (
-                change.gradient(sigma) / delta_f2[:, None] - objective.mean_weight(n) / n / sigma
-            )
+            entropy_term = objective.mean_weight(n) / n / sigma
+            gradient = change.gradient(sigma) / delta_f2[:, None] - entropy_term
             if adam:
-                log.grad = gradient * log.exp()
+                log_sigma.grad = gradient * log_sigma.exp()
                 optimiser.step()
-                sigma = log.clamp_(*limits.log().tolist()).exp()
+                sigma = log_sigma.clamp_(math.log(low), math.log(high)).exp()
             else:
-                sigma = (sigma - rate * gradient).clamp(*limits.tolist())
+                sigma = (sigma - rate * gradient).clamp(low, high)
             bar.step()
-            if aligned:
-                distance = (
-                    entropy_of(sigma / scale).nanmean(-1, keepdim=True) - objective.mean
-                ).abs()
-                kept, gap = torch.where(distance < gap, sigma, kept), torch.minimum(distance, gap)
+            mean = entropy_of(sigma / scale).nanmean(-1, keepdim=True)
+            distance = (mean - objective.mean).abs() if aligned else torch.zeros_like(gap)
+            nearer = distance < gap
+            kept, gap = torch.where(nearer, sigma, kept), torch.minimum(distance, gap)
     return Learned(kept if aligned else sigma, delta_f2)

@@ -70,9 +70,9 @@ def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> 
     over seeds.
     """
 
-    def mean(
-        image: np.ndarray, seed: np.ndarray = np.arange(len(gaps)), axis: int = -1
-    ) -> np.ndarray:
+    every = np.arange(len(gaps))
+
+    def mean(image: np.ndarray, seed: np.ndarray = every, axis: int = -1) -> np.ndarray:
         return gaps[seed[..., :, None], image[..., None, :]].mean((-2, -1))
 
     drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]

@@ -1,20 +1,29 @@
 """Input units: the variables that are perturbed together and counted as one (sections 3.1 and 3.2).
 
 A unit type spreads one value per unit over the elements of an input and gathers an input's elements
-per unit. Anything with the three methods of ``Units`` can take the place of the image grid. A unit
-without elements, such as padding, does not exist for a sample: it is neither perturbed nor counted,
-and its entropy is NaN.
+per unit. ``Regions`` takes any partition; the grid, points and tokens are cases of it with a faster
+way to do it. Anything with the three methods of ``Units`` can take their place. A unit without
+elements, such as padding, does not exist for a sample: it is neither perturbed nor counted, and its
+entropy is NaN.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kpnb._precision import widest
+from kpnb.masks import read_masks
+
 
 class Units(Protocol):
-    """What the entropy of any kind of input unit needs to know about the units."""
+    """What the entropy of any kind of input unit needs to know about the units.
+
+    Units that differ between samples have a fourth method, ``rows_of(which, x)``, which gives those
+    of the samples ``which``, a slice of all ``x``.
+    """
 
     def count(self, x: Tensor) -> int:
         """Number ``n`` of units of each sample of ``x [B, ...]``; ``ValueError`` when ``x`` does
@@ -28,6 +37,19 @@ class Units(Protocol):
         """Sums of ``elements [B, ...]`` (shaped like ``x``) over the elements of each unit, ``[B,
         n]``.
         """
+
+
+def units_of(units: Units, which: slice, x: Tensor) -> Units:
+    """The units of the samples ``which`` of ``x [N, ...]``; the same object when it serves every
+    sample.
+    """
+    rows = getattr(units, "rows_of", None)
+    return rows(which, x) if rows else units
+
+
+def _digest(values: Tensor) -> str:
+    """A few letters that stand for the content of ``values``, for the settings of a result."""
+    return hashlib.sha256(values.cpu().contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
 def _cells(pixels: int, cells: int, like: Tensor) -> Tensor:
@@ -61,7 +83,8 @@ class ImageGrid:
             raise ValueError(f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)}")
         if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
             raise ValueError(
-                f"a grid of {rows} x {columns} cells does not fit an image of {x.shape[2]} x {x.shape[3]} pixels"
+                f"a grid of {rows} x {columns} cells does not fit an image of {x.shape[2]} x "
+                f"{x.shape[3]} pixels"
             )
         return rows * columns
 
@@ -89,10 +112,12 @@ class ImageGrid:
         return cells.sum(2).sum((-2, -1)).flatten(-2)
 
     def coverage(self, masks: Tensor) -> Tensor:
-        """Share of each cell's pixels that ``masks [B, H, W]`` marks, ``[B, n]`` in [0, 1]."""
-        if masks.dim() != 3:
+        """Share of each cell's pixels that the ``masks [B, H, W]`` or ``[B, 1, H, W]`` mark, ``[B,
+        n]`` in [0, 1]; the masks are read as ``kpnb.read_masks`` does.
+        """
+        if masks.dim() not in (3, 4):
             raise ValueError(f"masks have the shape [B, H, W]; got {tuple(masks.shape)}")
-        marked = masks.to(torch.float64)[:, None]
+        marked = widest(read_masks(masks)[0][:, None])
         return (self.gather(marked) / self.gather(torch.ones_like(marked))).to(torch.float32)
 
 
@@ -114,27 +139,137 @@ class Points:
         return elements.sum(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """The tokens of texts ``[B, T, marks + E]``; the E numbers of a word embedding share one sigma
-    (section 3.1).
+    """The tokens of texts ``[B, T, E]``; the E numbers of a word embedding share one sigma (section
+    3.1).
 
-    The first ``marks`` channels say what a token is and are never perturbed. Channel 0 is 1 for a
-    token that counts and 0 for special and padding tokens, which are no units.
+    mask    bool ``[N, T]``, or 0 and 1: which tokens count. Special and padding tokens are no
+            units. None: all count
     """
 
-    marks: int = 3
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        mask = self.mask
+        if mask is None:
+            return
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or not ((mask == 0) | (mask == 1)).all():
+            what = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+            raise ValueError(f"the mask of tokens is bool [N, T], or 0 and 1; got {what}")
+        object.__setattr__(self, "mask", mask.bool())
+
+    def __repr__(self) -> str:
+        return "Tokens()" if self.mask is None else f"Tokens({_digest(self.mask)})"
+
+    def rows_of(self, which: slice, x: Tensor) -> "Tokens":
+        return self if self.mask is None else Tokens(self.mask[which])
 
     def count(self, x: Tensor) -> int:
-        if x.dim() != 3 or x.shape[2] <= self.marks:
+        if x.dim() != 3:
+            raise ValueError(f"a batch of texts has the shape [B, T, E]; got {tuple(x.shape)}")
+        if self.mask is not None and self.mask.shape != x.shape[:2]:
             raise ValueError(
-                f"a batch of texts has the shape [B, T, {self.marks} + E]; got {tuple(x.shape)}"
+                f"the mask of tokens is {list(self.mask.shape)}, the texts are {list(x.shape)}"
             )
         return x.shape[1]
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        embedding = torch.arange(x.shape[2], device=x.device) >= self.marks
-        return torch.where(x[..., 0] > 0, values, 0)[..., None] * embedding
+        return self._inside(values)[..., None]
 
     def gather(self, elements: Tensor) -> Tensor:
-        return elements[..., self.marks :].sum(-1)
+        return self._inside(elements.sum(-1))
+
+    def _inside(self, values: Tensor) -> Tensor:
+        """``values [B, T]`` with 0 at tokens that do not count."""
+        return values if self.mask is None else values.where(self.mask.to(values.device), 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Any partition of the input's elements: superpixels, voxels, windows of a signal, patches.
+
+    labels  integers 0 to n - 1, the unit of each element; negative: it belongs to none. They are
+            laid over the input ``x [N, ...]`` as PyTorch broadcasts: for images ``[H, W]`` is
+            shared by all samples and channels, ``[N, 1, H, W]`` has a partition for each sample;
+            for sequences ``[T, 1]`` and ``[N, T, 1]``; for signals ``[L]`` and ``[N, 1, L]``
+
+    n       number of units; None: the largest label + 1. A unit whose number a sample does not use
+            is a unit that this sample does not have
+    """
+
+    labels: Tensor
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        labels = torch.as_tensor(self.labels)
+        if labels.is_floating_point() or labels.dtype == torch.bool or not labels.numel():
+            raise ValueError(
+                f"labels are integers, the number of each element's unit; got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
+        largest = int(labels.max())
+        size = largest + 1 if self.n is None else self.n
+        if size < 1 or largest >= size:
+            raise ValueError(f"the largest label is {largest}, the number of units n = {self.n}")
+        object.__setattr__(self, "n", size)
+        # what belongs to none goes into one slot more, which is cut off
+        object.__setattr__(self, "labels", labels.long().where(labels >= 0, size))
+
+    def __repr__(self) -> str:
+        return f"Regions({self.n} units, {_digest(self.labels)})"
+
+    def rows_of(self, which: slice, x: Tensor) -> "Regions":
+        shape = self.labels.shape
+        if len(shape) == x.dim() - 1 and shape[0] == len(x) == x.shape[1] > 1:
+            raise ValueError(
+                f"labels {list(shape)} could be one partition for each sample or for each channel "
+                f"of {list(x.shape)}: write labels[:, None] or labels[None]"
+            )
+        return replace(self, labels=self.labels[which]) if self._each(x) else self
+
+    def _each(self, x: Tensor) -> bool:
+        """Whether every sample of ``x`` has labels of its own."""
+        return self.labels.dim() == x.dim() and len(self.labels) == len(x)
+
+    def count(self, x: Tensor) -> int:
+        if not _broadcasts(self.labels, x):
+            given = list(self.labels.shape)
+            remedies = {
+                "labels[:, None]": self.labels[:, None],
+                "labels[..., None]": self.labels[..., None],
+            }
+            fit = [name for name, labels in remedies.items() if _broadcasts(labels, x)]
+            hint = f"; try {' or '.join(fit)}" if fit else ""
+            raise ValueError(f"labels {given} do not broadcast to the input {list(x.shape)}{hint}")
+        return int(self.n)
+
+    def _aligned(self, x: Tensor) -> Tensor:
+        """The labels ``[B or 1, ...]`` with as many dimensions as ``x [B, ...]``, on its device."""
+        missing = x.dim() - self.labels.dim()
+        return self.labels.to(x.device)[(None,) * missing]
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        labels, slots = self._aligned(x), torch.nn.functional.pad(values, (0, 1))
+        if len(labels) == 1:
+            return slots.index_select(1, labels.flatten()).reshape(len(x), *labels.shape[1:])
+        return slots.gather(1, labels.flatten(1)).reshape(labels.shape)
+
+    def gather(self, elements: Tensor) -> Tensor:
+        labels = self._aligned(elements)
+        shared = [d for d in range(1, labels.dim()) if labels.shape[d] == 1]
+        parts = elements.sum(shared).flatten(1) if shared else elements.flatten(1)
+        slots = parts.new_zeros(len(parts), self.n + 1)
+        if len(labels) == 1:
+            slots = slots.index_add(1, labels.flatten(), parts)
+        else:
+            slots = slots.scatter_add(1, labels.flatten(1), parts)
+        return slots[:, : self.n]
+
+
+def _broadcasts(labels: Tensor, x: Tensor) -> bool:
+    """Whether ``labels`` can be laid over ``x`` as PyTorch broadcasts."""
+    try:
+        return torch.broadcast_shapes(labels.shape, x.shape) == x.shape
+    except RuntimeError:
+        return False

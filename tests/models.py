@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from kpnb.features import Network
+from kpnb.inputs import Inputs
+from kpnb.perturb import Perturbation
+from kpnb.units import Units
+
 
 class Linear(nn.Module):
     """f(x) = A x + c on flattened inputs, as the layer ``f``; a linear prediction follows."""
@@ -46,6 +51,11 @@ def images(
     return torch.randn(
         count, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype
     )
+
+
+def perturbed(model: nn.Module, x: Tensor, units: Units, **options: object) -> Perturbation:
+    """The inputs ``x`` of a network under noise."""
+    return Perturbation(Network(model), Inputs(x), units, **options)
 
 
 def jacobian_energies(model: nn.Sequential, depth: int, x: Tensor, grid: int) -> Tensor:

@@ -1,0 +1,160 @@
+"""What a network is called with: one tensor that is perturbed, and others that are not."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kpnb._messages import named_samples, unknown
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``x [B, ...]``, which is perturbed, and whatever else the network is called with.
+
+    name    of ``x`` in the mapping that the network takes; None when it takes ``x`` alone
+    others  the rest of the mapping. Tensors whose first dimension is B belong to the samples; all
+            else (a temperature, a flag) is the same for all of them
+    """
+
+    x: Tensor
+    name: str | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _each(self, value: object) -> bool:
+        """Whether ``value`` has something for each sample."""
+        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(self)
+
+    def rows(self, which: slice) -> "Inputs":
+        """The samples ``which``."""
+        others = {
+            name: value[which] if self._each(value) else value
+            for name, value in self.others.items()
+        }
+        return Inputs(self.x[which], self.name, others)
+
+    def with_x(self, x: Tensor) -> Any:
+        """What the network is called with when ``x [k * B, ...]`` takes the place of ours.
+
+        ``x`` holds k versions of the batch, one after the other.
+        """
+        if self.name is None:
+            return x
+        copies = len(x) // len(self)
+        others = {
+            name: value.repeat(copies, *[1] * (value.dim() - 1)) if self._each(value) else value
+            for name, value in self.others.items()
+        }
+        return {**others, self.name: x}
+
+
+def _tensor(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """Arrays as tensors on the ``device``; tensors made under ``torch.inference_mode()`` as normal
+    ones, which autograd takes.
+    """
+    if isinstance(value, np.ndarray):
+        made = torch.as_tensor(value).to(device)
+        return made.to(dtype) if dtype and made.is_floating_point() else made
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _perturbed(given: Mapping[str, Any], name: str | None) -> str:
+    """The ``name`` of the input that is perturbed, which has to be one of those ``given``."""
+    if name is None:
+        floating = [
+            key for key, v in given.items() if isinstance(v, Tensor) and v.is_floating_point()
+        ]
+        raise ValueError(
+            f"the input is a mapping of {', '.join(map(repr, given))}: say which is perturbed, "
+            f"for example perturb={floating[0] if floating else 'inputs_embeds'!r}"
+        )
+    if name not in given:
+        raise LookupError(unknown("input", name, given))
+    return name
+
+
+def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
+    """``x`` as ``Inputs``: a tensor, a NumPy array, or a mapping whose entry ``perturb`` is
+    perturbed.
+
+    Raises ``TypeError`` for anything else, ``LookupError`` for a name that is not there, and
+    ``ValueError`` for integers, for a batch that is empty, not finite or constant, and for one on
+    another device than the model.
+    """
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.is_inference():
+        raise ValueError(
+            "the model's parameters were made under torch.inference_mode(), which autograd cannot "
+            "use: build the model outside of it, or take copy.deepcopy(model) there"
+        )
+    dtype = parameter.dtype if parameter is not None else None
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    if isinstance(x, Mapping):
+        name = _perturbed(x, perturb)
+        read = {key: _tensor(value, device, dtype) for key, value in x.items()}
+        inputs = Inputs(read.pop(name), name, read)
+    elif perturb is not None:
+        raise ValueError(f"perturb={perturb!r} needs a mapping of tensors; got {type(x).__name__}")
+    else:
+        inputs = Inputs(_tensor(x, device, dtype))
+    if not isinstance(inputs.x, Tensor):
+        raise TypeError(
+            f"the input is a tensor [N, ...] or a mapping of tensors; got {type(inputs.x).__name__}"
+            " (kpnb.entropies measures batch after batch)"
+        )
+    for key, value in {perturb or "": inputs.x, **inputs.others}.items():
+        if parameter is not None and isinstance(value, Tensor) and value.device != device:
+            what = f"the input {key!r}" if key else "the input"
+            raise ValueError(f"the model is on {device}, {what} on {value.device}; move one")
+    _check_values(inputs.x)
+    return inputs
+
+
+def _check_values(x: Tensor) -> None:
+    """``ValueError`` unless ``x`` is a floating-point batch whose samples hold information."""
+    if x.dim() < 2 or not len(x):
+        raise ValueError(f"the input is a non-empty batch [N, ...]; got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"the input is a floating-point batch [N, ...]; got {x.dtype} {tuple(x.shape)}. "
+            "Integers cannot be perturbed: for token ids, measure their embeddings, "
+            "kpnb.embedded(model, input_ids, ...) with perturb='inputs_embeds' and "
+            "units=kpnb.Tokens(mask)"
+        )
+    flat = x.flatten(1)
+    for what, bad in (
+        ("NaN or infinite values", ~flat.isfinite().all(1)),
+        (
+            "the same value everywhere, so no information that could be discarded",
+            (flat == flat[:, :1]).all(1),
+        ),
+    ):
+        if bad.any():
+            raise ValueError(f"{named_samples(bad)} of the batch: {what}")
+
+
+def embedded(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any
+) -> dict[str, Any]:
+    """Token ids ``[N, T]`` as the word embeddings of ``model``, ready for ``kpnb.entropy``.
+
+    For any model with ``get_input_embeddings()``, as those of Hugging Face. The result is the
+    mapping ``{"inputs_embeds": [N, T, E], "attention_mask": [N, T], **more}``; measure it with
+    ``perturb="inputs_embeds"``, ``units=kpnb.Tokens(mask)`` and, because embeddings are not of unit
+    variance, ``scale=model.get_input_embeddings().weight.std().item()``.
+    """
+    if not hasattr(model, "get_input_embeddings"):
+        raise TypeError(
+            f"{type(model).__name__} has no get_input_embeddings(): embed the tokens yourself and "
+            "pass a mapping, with forward= where the model has to be called otherwise"
+        )
+    with torch.no_grad():
+        words = model.get_input_embeddings()(input_ids)
+    given = {} if attention_mask is None else {"attention_mask": attention_mask}
+    return {"inputs_embeds": words, **given, **more}

@@ -1,0 +1,89 @@
+"""Masks of the foreground as people have them, and the units that they make foreground."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from kpnb.units import Units
+
+
+def read_masks(masks: Tensor, void: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What is foreground and what is void, both bool ``[N, ...]``.
+
+    masks   ``[N, ...]`` or ``[N, 1, H, W]``: bool, 0 and 1, or 0 and 255
+    void    the value of what belongs to neither foreground nor background (255 in many sets), or
+            bool ``[N, ...]``, true there. None: there is nothing of that kind
+
+    Raises ``ValueError`` for masks with other values, and for 0, 1 and 255 together without a word
+    on ``void``.
+    """
+    masks = torch.as_tensor(masks)
+    masks = masks.squeeze(1) if masks.dim() == 4 and masks.shape[1] == 1 else masks
+    if isinstance(void, Tensor):
+        neither = void.squeeze(1) if void.dim() == 4 and void.shape[1] == 1 else void
+        if neither.dtype != torch.bool or neither.shape != masks.shape:
+            raise ValueError(
+                f"void is a value, or bool like the masks {tuple(masks.shape)}; got {void.dtype} "
+                f"{tuple(void.shape)}"
+            )
+    else:
+        neither = torch.zeros_like(masks, dtype=torch.bool) if void is None else masks == void
+    if masks.dtype == torch.bool:
+        return masks & ~neither, neither
+    values = masks[~neither].unique().tolist()
+    if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
+        raise ValueError(f"masks hold {_listed(values)}: {_remedy(values)}")
+    return (masks != 0) & ~neither, neither
+
+
+def _listed(values: list[float]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:8])
+    return shown + (", ..." if len(values) > 8 else "")
+
+
+def _remedy(values: list[float]) -> str:
+    if set(values) == {0, 1, 255}:
+        return "say void=255 if 255 belongs to neither foreground nor background"
+    if any(value % 1 for value in values):
+        return "say where the foreground begins, for example masks > 0.5"
+    return "say which are foreground, for example masks == 1, and void= which belong to neither"
+
+
+def covered_units(
+    units: "Units",
+    x: Tensor,
+    masks: Tensor,
+    void: int | Tensor | None = None,
+    at_least: float = 0.5,
+) -> tuple[Tensor, Tensor]:
+    """Foreground and background units, both bool ``[N, n]``, from ``masks`` as ``read_masks`` takes
+    them.
+
+    x   the input ``[N, ...]`` that the units belong to; masks may lack its channels (``[N, H, W]``
+        for ``[N, C, H, W]``, ``[N, T]`` for ``[N, T, E]``)
+
+    Void elements do not count: a unit is foreground when the mask covers ``at_least`` so much of
+    the others, and background when it covers less. A unit that is mostly void, or that a sample
+    does not have, belongs to neither. Pass both to ``knowledge_points``.
+    """
+    foreground, neither = (_over(part, x) for part in read_masks(masks, void))
+    every = units.gather(torch.ones_like(x, dtype=torch.float32))
+    known = units.gather((~neither).float())
+    covered = units.gather(foreground.float())
+    there = (every > 0) & (2 * known >= every)
+    mostly = covered >= at_least * known
+    return mostly & there, ~mostly & there
+
+
+def _over(masks: Tensor, x: Tensor) -> Tensor:
+    """``masks``, of the shape of ``x`` or without its channels (second or last), laid over it."""
+    masks = masks.to(x.device)
+    if masks.shape == x.shape:
+        return masks
+    first, last = masks.shape == (len(x), *x.shape[2:]), masks.shape == x.shape[:-1]
+    if first == last:  # neither, or both
+        what = "could lack the second or the last dimension" if first else "do not fit"
+        raise ValueError(f"masks {list(masks.shape)} {what} of the input {list(x.shape)}")
+    return (masks[:, None] if first else masks[..., None]).expand_as(x)
