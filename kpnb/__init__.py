@@ -7,23 +7,33 @@ from kpnb.entropy import Entropy, entropy
 from kpnb.features import capture
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance, weight_distance
 from kpnb.lipschitz import Lipschitz, lipschitz
+from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.sampling import Stochastic
+from kpnb.stats import compare, compare_seeds
+from kpnb.trajectory import Recorder, Trajectory, trajectory
 from kpnb.units import ImageGrid, Points, Tokens
+from kpnb.weights import load_weights
 
 __all__ = [
     "Aligned",
+    "Choices",
     "ClosedForm",
     "Converged",
     "Entropy",
     "ImageGrid",
     "KnowledgePoints",
     "Lipschitz",
+    "Metrics",
     "Points",
+    "Recorder",
     "Stochastic",
     "Tokens",
+    "Trajectory",
     "capture",
+    "compare",
+    "compare_seeds",
     "d_mean_var",
     "detour_ratio",
     "entropy",
@@ -31,6 +41,9 @@ __all__ = [
     "knowledge_points",
     "learning_distance",
     "lipschitz",
+    "load_weights",
+    "six_metrics",
     "summarise",
+    "trajectory",
     "weight_distance",
 ]

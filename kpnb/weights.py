@@ -35,6 +35,8 @@ TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 OPTIMISER = ("momentum", "mean", "square", "step")
 """What kpnb's own checkpoints hold, parameter by parameter, beside ``model``."""
 
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
 COUNTER = "num_batches_tracked"
 
 PLAIN_DATA = [
@@ -108,6 +110,24 @@ def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} does not fit the model: {error}") from error
 
 
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with ``model``, on the same device.
+
+    Also where a module keeps results of its last pass, as the old form of ``weight_norm`` does.
+    Raises ``TypeError`` for a model that cannot be copied.
+    """
+    derived = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    try:
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
+    except Exception as error:
+        raise TypeError(f"{type(model).__name__} cannot be copied: {error}") from error
+
+
 def named(source: Source) -> str:
     """What an error calls the source."""
     return "the state dict" if isinstance(source, Mapping) else str(source)
@@ -125,7 +145,7 @@ def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str,
         raise ValueError(f"{where} holds a {kind}, not a state dict (names to tensors)")
     found = _state_dicts(content)
     if not found:
-        raise ValueError(f"{where} holds no tensors by name, but {_listed(map(str, content))}")
+        raise ValueError(f"{where} holds no tensors by name, but {listed(map(str, content))}")
     chosen = entry if entry is not None else _plain_entry(found, where)
     if chosen not in found:
         raise ValueError(f"{where}: " + unknown("entry", chosen, found))
@@ -133,7 +153,7 @@ def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str,
     least = len(found[chosen]) / 2  # smaller ones are an optimiser's, a metric's, ...
     others = [name for name in found if name != chosen and len(found[name]) >= least]
     if entry is None and others:
-        notes.append(f"weights taken from {chosen!r}, not {_listed(others)}; entry= names another")
+        notes.append(f"weights taken from {chosen!r}, not {listed(others)}; entry= names another")
     return _without_optimiser(found[chosen]), notes
 
 
@@ -160,13 +180,12 @@ def _only_file(folder: Path) -> Path:
     """The file with the weights in a checkpoint's folder, as Hugging Face's trainer writes it."""
     usual = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     present = [path for path in usual if path.is_file()]
-    suffixes = {".safetensors", ".pt", ".pth", ".ckpt", ".bin"}
-    files = present or sorted(path for path in folder.iterdir() if path.suffix in suffixes)
+    files = present or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if len(files) == 1 or present:
         return files[0]
     raise ValueError(
         f"the folder {folder} holds {len(files)} weights files "
-        f"({_listed(path.name for path in files)}): name one"
+        f"({listed(path.name for path in files)}): name one"
     )
 
 
@@ -178,7 +197,7 @@ def _reason(path: Path, error: Exception) -> str:
     except Exception:  # not a file of PyTorch's at all
         foreign = []
     if foreign:
-        what = f"objects of {_listed(foreign)}, whose loading runs code"
+        what = f"objects of {listed(foreign)}, whose loading runs code"
         return f"{what}; save model.state_dict() alone"
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
@@ -223,7 +242,7 @@ def _plain_entry(found: Collection[str], where: str) -> str:
     if usual or len(plain) == 1:
         return (usual or plain)[0]
     raise ValueError(
-        f"{where} holds several state dicts ({_listed(plain)}): say which, entry={plain[0]!r}"
+        f"{where} holds several state dicts ({listed(plain)}): say which, entry={plain[0]!r}"
     )
 
 
@@ -245,8 +264,8 @@ def _under(state: Mapping[str, Any], prefix: str, where: str) -> dict[str, Any]:
     raise ValueError(f"{where}: " + unknown("prefix", prefix, sorted(starts)))
 
 
-def _bare(name: str) -> str:
-    """A name without the parts that transparent wrappers insert."""
+def bare_name(name: str) -> str:
+    """A dotted name without the parts that transparent wrappers insert."""
     return ".".join(part for part in name.split(".") if part not in TRANSPARENT)
 
 
@@ -267,8 +286,8 @@ def renamed(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     What all names of the file start with is taken off, and of the model's what a wrapper adds, so
     that most names agree. Names that the model does not have stay, without the prefix.
     """
-    ours = {_bare(name): name for name in own}
-    theirs = {_bare(name): value for name, value in state.items()}
+    ours = {bare_name(name): name for name in own}
+    theirs = {bare_name(name): value for name, value in state.items()}
     if "n_averaged" not in ours:
         theirs.pop("n_averaged", None)  # torch.optim.swa_utils counts there
     wraps = [p for p in _prefixes(ours) if set(p.split(".")[:-1]) <= set(WRAPPERS)]
@@ -317,7 +336,7 @@ def _check_fit(state: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
     ]
     lists = {"missing": [_with_nearest(n, unexpected) for n in missing[:6]] + missing[6:]}
     lists |= {"not in the model": unexpected, "of another shape": shapes}
-    wrong = [f"{title}: {_listed(names)}" for title, names in lists.items() if names]
+    wrong = [f"{title}: {listed(names, 40)}" for title, names in lists.items() if names]
     if wrong:
         hint = _hint(state, own) if missing else ""
         raise ValueError(f"{where} does not fit the model. " + "; ".join(wrong) + hint)
@@ -354,7 +373,7 @@ def _hint(state: Mapping[str, Any], own: Collection[str]) -> str:
     return ""
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
+def listed(names: Iterable[str], most: int = 8) -> str:
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
