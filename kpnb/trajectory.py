@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from kpnb import __version__
 from kpnb._progress import Progress
-from kpnb.checkpoints import Artefacts, Item, digest
+from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
 from kpnb.entropy import TENSORS, Entropy, entropy
 from kpnb.learning import step_norms, weight_distance
@@ -301,7 +302,7 @@ class Recorder:
 
 def trajectory(
     model: nn.Module,
-    checkpoints: str | os.PathLike[str] | Iterable[Checkpoint],
+    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
     x: Tensor,
     foreground: Tensor,
     layer: str | Sequence[str],
@@ -325,6 +326,7 @@ def trajectory(
     checkpoints epoch 0 (untrained), 1, ..., M. A pattern such as ``"runs/epoch-*.pt"`` or a folder:
                 in natural order, epoch-9 before epoch-10. Or an iterable in the order it has, of
                 files, patterns, state dicts, networks, and functions that return one of these.
+                Or what ``kpnb.distill`` returns.
                 Many loops do not save the untrained network: put its state dict in front,
                 ``[initial, "runs/epoch-*.pt"]``
     x           ``[N, ...]`` floating point, on the model's device
@@ -382,13 +384,17 @@ def _resolved(source: Checkpoint) -> Source:
     return source.state_dict() if isinstance(source, nn.Module) else source
 
 
-def in_order(checkpoints: str | os.PathLike[str] | Iterable[Checkpoint]) -> list[Checkpoint]:
+def in_order(
+    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
+) -> list[Checkpoint]:
     """One entry for each epoch: patterns and a folder become their files, in natural order.
 
     Raises ``FileNotFoundError`` for a pattern or folder without files, ``ValueError`` when files
     differ in more than numbers, or when fewer than two checkpoints are left.
     """
     found: list[Checkpoint] = []
+    if isinstance(checkpoints, Checkpoints):
+        checkpoints = [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
     if isinstance(checkpoints, str | os.PathLike):
         folder = Path(checkpoints)
         if folder.is_dir():
@@ -418,7 +424,7 @@ def _natural(files: list[Path], pattern: str) -> list[Path]:
         raise FileNotFoundError(f"no checkpoints match {pattern} (looked in {Path.cwd()})")
     kinds: dict[str, str] = {}
     for path in files:
-        kinds.setdefault(re.sub(r"\d+", "#", str(path)), path.name)
+        kinds.setdefault(re.sub(r"\d+", "#", str(path)), str(path))
     keys = {path: [int(number) for number in re.findall(r"\d+", str(path))] for path in files}
     if len(kinds) > 1 or len({tuple(key) for key in keys.values()}) < len(files):
         raise ValueError(

@@ -12,8 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kpnb
+from kpnb import distill
+from kpnb.distill import TensorData
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
+from kpnb.schedule import Schedule
 from kpnb.trajectory import in_order, weights_digest
 from tests.by_hand import metrics_by_hand
 from tests.models import images, small_net
@@ -182,6 +185,28 @@ def test_a_recorder_does_not_touch_the_training(trained):
         recorder.epoch()
         assert model.training == mode
     assert all(torch.equal(states[-1][n], v) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("adamw", [False, True])
+def test_it_agrees_with_our_own_trainings_to_the_digit(adamw, tmp_path):
+    """Entropy, weight distance and metrics from a training's log, as a study takes them."""
+    torch.manual_seed(0)
+    data = TensorData(torch.randn(24, 3, 12, 12), torch.randint(5, (24,)))
+    schedule = Schedule(epochs=3, batch_size=8, lr=0.01, adamw=adamw)
+    training = distill.baseline(net(), data, schedule, folder=tmp_path)
+    initial, *steps = training.step_norms()
+    entropy = torch.stack(
+        [
+            kpnb.entropy(training.load(net(), epoch), X, "8", units=GRID).entropy
+            for epoch in range(4)
+        ]
+    )
+    expected = six_metrics(entropy, FOREGROUND, weight_distance(initial, steps), CHEAP["choices"])
+    for checkpoints in (training, tmp_path / "epoch-*.safetensors"):
+        found = kpnb.trajectory(net(3), checkpoints, X, FOREGROUND, "8", **CHEAP)
+        assert torch.equal(found.entropy, entropy)
+        assert torch.equal(found.distance, weight_distance(initial, steps))
+        assert str(found.row()) == str(expected.row())
 
 
 def test_several_layers_at_once(trained):
