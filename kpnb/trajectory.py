@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kpnb import __version__
 from kpnb._progress import Progress
@@ -30,7 +31,7 @@ from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded, p
 
 log = logging.getLogger(__name__)
 
-Checkpoint = Source | nn.Module | Callable[[], Source | nn.Module]
+Checkpoint = Source | Callable[[], Source]
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,9 @@ class Recorder:
     ) -> None:
         if resume and folder is None:
             raise ValueError("resume=True needs the folder= that the training was recorded in")
+        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the network first")
         self.model, self.x, self.layer = model, x, layer
         self.layers = [layer] if isinstance(layer, str) else list(dict.fromkeys(layer))
         self.units, self.solver, self.objective = units or ImageGrid(), solver, objective
@@ -191,6 +195,7 @@ class Recorder:
         return Trajectory(measured, norms, self.foreground, self.background, self.choices, settings)
 
     def _region(self, region: Tensor) -> Tensor:
+        region = torch.as_tensor(region)
         shape = (len(self.x), self.units.count(self.x))
         if region.dtype != torch.bool or region.shape != shape:
             raise ValueError(
@@ -379,9 +384,7 @@ def trajectory(
 
 def _resolved(source: Checkpoint) -> Source:
     """The state dict or file that a checkpoint stands for."""
-    if callable(source) and not isinstance(source, nn.Module):
-        source = source()
-    return source.state_dict() if isinstance(source, nn.Module) else source
+    return source() if callable(source) and not isinstance(source, nn.Module) else source
 
 
 def in_order(
@@ -402,6 +405,11 @@ def in_order(
             checkpoints = _natural(files, f"{folder}{os.sep}")
         else:
             checkpoints = [checkpoints]
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
+        kind = type(checkpoints).__name__
+        raise TypeError(
+            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}"
+        )
     for source in checkpoints:
         pattern = isinstance(source, str | os.PathLike) and glob.has_magic(os.fspath(source))
         if pattern and not Path(source).exists():

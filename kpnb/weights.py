@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,7 +22,7 @@ from kpnb._messages import unknown
 
 log = logging.getLogger(__name__)
 
-Source = Mapping[str, Any] | str | os.PathLike[str]
+Source = Mapping[str, Any] | nn.Module | str | os.PathLike[str]
 
 ENTRIES = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights")
 """What training code calls the weights inside its checkpoints; the first that is there is taken."""
@@ -56,10 +57,10 @@ def load_weights(
     """Load a state dict or a file of any usual form into ``model``, all of it or nothing.
 
     model   any module, also compiled or in DataParallel; device and mode stay as they are
-    source  a mapping of names to tensors; ``.safetensors``; what ``torch.save`` writes (any
-            suffix, read with ``weights_only=True``); a folder with one such file. Wrapped in an
-            entry such as ``"state_dict"`` or ``"model"``, and with names that all start with
-            ``module.``, ``_orig_mod.``, ``model.`` or another prefix
+    source  a mapping of names to tensors; another network; ``.safetensors``; what ``torch.save``
+            writes (any suffix, read with ``weights_only=True``); a folder with one such file.
+            Wrapped in an entry such as ``"state_dict"`` or ``"model"``, and with names that all
+            start with ``module.``, ``_orig_mod.``, ``model.`` or another prefix
     entry   the entry of the file to take, such as ``"state_dict_ema"``; default the plain weights,
             not their moving average
     prefix  take only the names that start so, without the prefix: ``"student."``
@@ -98,11 +99,15 @@ def loaded(model: nn.Module, source: Source, entry: str | None, prefix: str | No
 
 def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
     """Write checked weights; modules with rules of their own may still refuse, so it is undone."""
-    before = {
-        name: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in model.state_dict().items()
+    own = model.state_dict()
+    before = OrderedDict(
+        (name, value.clone() if isinstance(value, Tensor) else copy.deepcopy(value))
+        for name, value in own.items()
         if not is_lazy(value)
-    }
+    )
+    state = OrderedDict(state)
+    # The names are today's, so the versions are; without them, modules expect their oldest form.
+    before._metadata = state._metadata = own._metadata
     try:
         model.load_state_dict(state)
     except Exception as error:
@@ -130,7 +135,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 def named(source: Source) -> str:
     """What an error calls the source."""
-    return "the state dict" if isinstance(source, Mapping) else str(source)
+    return "the state dict" if isinstance(source, Mapping | nn.Module) else str(source)
 
 
 def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -138,6 +143,11 @@ def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str,
 
     Arguments and errors are those of ``load_weights``.
     """
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    if not isinstance(source, Mapping | str | os.PathLike):
+        kind = type(source).__name__
+        raise TypeError(f"weights come as a state dict, a network or a file; got {kind}")
     content = source if isinstance(source, Mapping) else _file_content(Path(source))
     where = named(source)
     if not isinstance(content, Mapping):
@@ -218,8 +228,8 @@ def _state_dicts(content: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
     found = _nested(content, "", 2)
     if found:
         return found
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    return {"": tensors} if tensors else {}  # with an epoch or a rate among the weights
+    some = any(isinstance(value, Tensor) for value in content.values())
+    return {"": dict(content)} if some else {}  # with an epoch or a rate among the weights
 
 
 def _nested(content: Mapping[Any, Any], place: str, depth: int) -> dict[str, dict[str, Any]]:
@@ -283,15 +293,16 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 def renamed(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """``state`` under the names that a model has for it (``own``), wrapped as either may be.
 
-    What all names of the file start with is taken off, and of the model's what a wrapper adds, so
-    that most names agree. Names that the model does not have stay, without the prefix.
+    What all tensors of the file start with is taken off, and of the model's what a wrapper adds, so
+    that most names agree. Tensors that the model does not have stay, without the prefix.
     """
     ours = {bare_name(name): name for name in own}
-    theirs = {bare_name(name): value for name, value in state.items()}
+    theirs = {bare_name(str(name)): value for name, value in state.items()}
     if "n_averaged" not in ours:
         theirs.pop("n_averaged", None)  # torch.optim.swa_utils counts there
     wraps = [p for p in _prefixes(ours) if set(p.split(".")[:-1]) <= set(WRAPPERS)]
-    pairs = [(ours_from, theirs_from) for ours_from in wraps for theirs_from in _prefixes(theirs)]
+    starts = _prefixes(name for name, value in theirs.items() if isinstance(value, Tensor))
+    pairs = [(ours_from, theirs_from) for ours_from in wraps for theirs_from in starts]
 
     def agreeing(pair: tuple[str, str]) -> tuple[int, int]:
         add, cut = pair
@@ -302,7 +313,9 @@ def renamed(state: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     result = {}
     for name, value in theirs.items():
         stripped = name.removeprefix(cut)
-        result[ours.get(add + stripped, stripped)] = value
+        found = ours.get(add + stripped, stripped)
+        if found in own or isinstance(value, Tensor) or found.endswith("_extra_state"):
+            result[found] = value  # and not, say, the epoch
     return result
 
 

@@ -470,6 +470,16 @@ def test_a_model_that_is_wrapped(trained):
     assert torch.equal(found.distance, expected.distance)
 
 
+def test_what_cannot_be_a_sequence_of_checkpoints_or_a_network(trained):
+    states, _ = trained
+    for wrong in (None, states[0], dict(enumerate(states))):
+        with pytest.raises(TypeError, match="a pattern, a folder or a sequence, epoch 0 first"):
+            kpnb.trajectory(net(3), wrong, X, FOREGROUND, "8", **CHEAP)
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.Tanh())
+    with pytest.raises(ValueError, match=r"1\.weight' has no shape yet"):
+        kpnb.trajectory(lazy, states, X, FOREGROUND, "2", **CHEAP)
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
 def test_weight_norm_of_the_old_form_after_a_pass():
     torch.manual_seed(0)

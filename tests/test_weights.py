@@ -320,6 +320,28 @@ def test_models_with_rules_of_their_own():
         load_weights(empty, nn.Linear(3, 2).state_dict())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantised_networks_take_their_own_weights_and_refuse_others():
+    source, model = (
+        torch.ao.quantization.quantize_dynamic(net(seed), {nn.Linear}) for seed in (1, 2)
+    )
+    load_weights(model, source.state_dict())
+    x = torch.randn(2, 3, 12, 12)
+    assert torch.equal(model.eval()(x), source.eval()(x))
+    with pytest.raises(ValueError, match=r"missing: .*7\._packed_params"):
+        load_weights(model, net().state_dict())
+    with pytest.raises(ValueError, match=r"missing: 7\.weight"):
+        load_weights(net(), source.state_dict())
+
+
+def test_sources_of_other_kinds():
+    source, model = net(1), net(2)
+    load_weights(model, source)
+    assert same(model, source)
+    with pytest.raises(TypeError, match="a state dict, a network or a file; got NoneType"):
+        load_weights(model, None)
+
+
 def test_reading_without_a_model():
     state, notes = read_weights({"model": prefixed(net().state_dict(), "module."), "epoch": 1})
     assert state.keys() == prefixed(net().state_dict(), "module.").keys()
