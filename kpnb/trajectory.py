@@ -365,6 +365,14 @@ def trajectory(
         background=background,
         folder=folder,
     )
+    _replay(recorder, sources, entry, prefix)
+    return recorder.trajectory()
+
+
+def _replay(
+    recorder: Recorder, sources: Sequence[Checkpoint], entry: str | None, prefix: str | None
+) -> None:
+    """Load one checkpoint after the other into the recorder's model, and record it."""
     said: set[str] = set()
     with Progress(len(sources), f"entropy at {listed(recorder.layers)}", "checkpoint") as bar:
         for number, source in enumerate(sources):
@@ -379,7 +387,6 @@ def trajectory(
                 log.warning("checkpoint %d: %s", number, note)
             said |= {*notes}
             bar.step()
-    return recorder.trajectory()
 
 
 def _resolved(source: Checkpoint) -> Source:
