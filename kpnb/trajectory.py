@@ -21,6 +21,8 @@ from kpnb._progress import Progress
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
 from kpnb.entropy import TENSORS, Entropy, entropy
+from kpnb.features import Forward, Key, call
+from kpnb.inputs import Inputs, read_inputs
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Objective
@@ -120,7 +122,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
+        x: Any,
         foreground: Tensor,
         layer: str | Sequence[str],
         *,
@@ -128,6 +130,10 @@ class Recorder:
         solver: ClosedForm | Stochastic | None = None,
         objective: Objective | None = None,
         scale: float = 1.0,
+        perturb: str | None = None,
+        forward: Forward = call,
+        select: Key | Mapping[str, Key] | None = None,
+        batch_dim: int | Mapping[str, int] = 0,
         max_batch: int = 32,
         seed: int = 0,
         choices: Choices | None = None,
@@ -142,13 +148,17 @@ class Recorder:
             raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the network first")
         self.model, self.x, self.layer = model, x, layer
         self.layers = [layer] if isinstance(layer, str) else list(dict.fromkeys(layer))
+        self._asked = self.layers
         self.units, self.solver, self.objective = units or ImageGrid(), solver, objective
         self.scale, self.max_batch, self.seed = scale, max_batch, seed
+        self.perturb, self.forward, self.select = perturb, forward, select
+        self.batch_dim = batch_dim
         self.choices, self.resume = choices or Choices(), resume
+        self._inputs = read_inputs(model, x, perturb)
         self.foreground, self.background = self._region(foreground), background
         if background is not None:
             self.background = self._region(background)
-        self._input = digest_of({"x": x})
+        self._input = _digest_of_inputs(self._inputs)
         self._artefacts = None if folder is None else Artefacts(folder)
         self._epochs: list[dict[str, Any]] = []
         self._measured: list[dict[str, Entropy]] = []
@@ -168,6 +178,7 @@ class Recorder:
         weights = "" if self._artefacts is None else weights_digest(self.model)
         if not (self.resume and not self._epochs and self._take_up(weights)):
             found = self._measure(weights)
+            self.layers = list(found)  # without those that cannot be measured, which was said
             self._warn_of_undefined(found)
             self._measured.append(found)
             self._epochs.append({"norms": norms, "weights": weights})
@@ -196,12 +207,12 @@ class Recorder:
 
     def _region(self, region: Tensor) -> Tensor:
         region = torch.as_tensor(region)
-        shape = (len(self.x), self.units.count(self.x))
+        shape = (len(self._inputs), self.units.count(self._inputs.x))
         if region.dtype != torch.bool or region.shape != shape:
             raise ValueError(
                 f"foreground and background are bool {list(shape)}, images by units; got "
-                f"{region.dtype} {list(region.shape)}: foreground_units(units.coverage(masks)) "
-                "makes them of masks"
+                f"{region.dtype} {list(region.shape)}: kpnb.covered_units(units, x, masks) makes "
+                "both of masks"
             )
         return region.cpu()
 
@@ -222,7 +233,7 @@ class Recorder:
         if item is not None:
             return self._results(item)
         tensors, settings = {}, {}
-        for layer, found in self._entropy().items():
+        for layer, found in self._entropy().items():  # all that can be measured
             tensors |= {f"{layer}/{key}": value.cpu() for key, value in found.tensors().items()}
             settings[layer] = found.settings
         if self._artefacts is not None:
@@ -235,7 +246,7 @@ class Recorder:
                 **{key: item.tensors[f"{layer}/{key}"] for key in TENSORS},
                 settings=item.info[layer],
             )
-            for layer in self.layers
+            for layer in item.info
         }
 
     def _entropy(self) -> dict[str, Entropy]:
@@ -247,9 +258,15 @@ class Recorder:
             solver=self.solver,
             objective=self.objective,
             scale=self.scale,
+            perturb=self.perturb,
+            forward=self.forward,
+            select=self.select,
+            batch_dim=self.batch_dim,
             max_batch=self.max_batch,
             seed=self.seed,
             dead="nan",
+            check=not self._epochs,  # a look at the first is enough
+            progress=False,
         )
 
     def _address(self, weights: str) -> str:
@@ -261,10 +278,14 @@ class Recorder:
             "network": f"{type(self.model).__qualname__} {network}",
             "weights": weights,
             "input": self._input,
-            "layers": self.layers,
+            "layers": self._asked,
             "how": [_identity(part) for part in parts],
             "scale": self.scale,
             "seed": self.seed,
+            "perturb": self.perturb,
+            "forward": _identity_of_function(self.forward),
+            "select": repr(self.select),
+            "batch_dim": repr(self.batch_dim),
         }
         return f"entropy-{digest(identity)[:24]}"
 
@@ -289,6 +310,7 @@ class Recorder:
                 "other settings: start again with another folder"
             )
         self._measured, self._epochs = [self._results(item) for item in items], epochs
+        self.layers = list(self._measured[-1])
         return True
 
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
@@ -308,7 +330,7 @@ class Recorder:
 def trajectory(
     model: nn.Module,
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
-    x: Tensor,
+    x: Any,
     foreground: Tensor,
     layer: str | Sequence[str],
     *,
@@ -316,6 +338,10 @@ def trajectory(
     solver: ClosedForm | Stochastic | None = None,
     objective: Objective | None = None,
     scale: float = 1.0,
+    perturb: str | None = None,
+    forward: Forward = call,
+    select: Key | Mapping[str, Key] | None = None,
+    batch_dim: int | Mapping[str, int] = 0,
     max_batch: int = 32,
     seed: int = 0,
     choices: Choices | None = None,
@@ -334,8 +360,8 @@ def trajectory(
                 Or what ``kpnb.distill`` returns.
                 Many loops do not save the untrained network: put its state dict in front,
                 ``[initial, "runs/epoch-*.pt"]``
-    x           ``[N, ...]`` floating point, on the model's device
-    foreground  bool ``[N, n]``, see ``foreground_units``
+    x           ``[N, ...]`` floating point, on the model's device, or a mapping: see ``entropy``
+    foreground  bool ``[N, n]``, see ``covered_units``
     layer       dotted name of a module; several are measured together and come back by name
     background  bool ``[N, n]``, default everything else
     choices     threshold b and where else the paper can be read in two ways
@@ -343,8 +369,8 @@ def trajectory(
     folder      keep what was measured there; it is not measured again for the same weights, input,
                 layer and settings, so that interrupted work goes on
 
-    ``units``, ``solver``, ``objective``, ``scale``, ``max_batch`` and ``seed`` are those of
-    ``entropy``. A sample whose feature does not move is NaN there, which is logged.
+    Everything else is as in ``entropy``. A sample whose feature does not move is NaN there, which
+    is logged.
 
     Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, ``ValueError`` for
     fewer than two checkpoints and for patterns whose files have no one order.
@@ -359,6 +385,10 @@ def trajectory(
         solver=solver,
         objective=objective,
         scale=scale,
+        perturb=perturb,
+        forward=forward,
+        select=select,
+        batch_dim=batch_dim,
         max_batch=max_batch,
         seed=seed,
         choices=choices,
@@ -488,6 +518,20 @@ def _identity(part: object) -> list[Any]:
     fields = vars(part) if hasattr(part, "__dict__") else {}
     tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     return [repr(part), digest_of(tensors)] if tensors else [repr(part)]
+
+
+def _identity_of_function(function: Callable[..., Any]) -> list[str]:
+    """What a function is: its name and its code."""
+    code = getattr(function, "__code__", None)
+    parts = [] if code is None else [code.co_code.hex(), code.co_names, code.co_consts]
+    return [re.sub(r" at 0x\w+", "", str(part)) for part in (function, *parts)]
+
+
+def _digest_of_inputs(inputs: Inputs) -> str:
+    """SHA-256 (hex) of what is perturbed and of everything else the network is called with."""
+    others = {name: v for name, v in inputs.others.items() if isinstance(v, Tensor)}
+    rest = {name: repr(v) for name, v in inputs.others.items() if name not in others}
+    return digest([digest_of({"": inputs.x} | others), inputs.name, rest])
 
 
 def metrics_of_pair(

@@ -427,11 +427,87 @@ def test_an_untrained_layer_that_does_not_move_is_said(caplog):
     assert not found["body.8"].entropy.isnan().any()
 
 
+class TwoInputs(nn.Module):
+    """A network of an image and of a gain for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, image: Tensor, gain: Tensor) -> Tensor:
+        return self.body(image * gain[:, None, None, None])
+
+
+def test_networks_of_several_inputs(trained, tmp_path, monkeypatch):
+    """Gains of one change nothing; others are another input."""
+    states, files = trained
+    plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    states = [{f"body.{name}": value for name, value in state.items()} for state in states]
+    layer, options = "body.8", CHEAP | {"perturb": "image", "folder": tmp_path}
+    x = {"image": X, "gain": torch.ones(6)}
+    found = kpnb.trajectory(TwoInputs(), states, x, FOREGROUND, layer, **options)
+    assert torch.equal(found.entropy, plain.entropy)
+    calls = count_measurements(monkeypatch)
+    kpnb.trajectory(TwoInputs(), states, x, FOREGROUND, layer, **options)
+    assert not calls
+    louder = x | {"gain": torch.full((6,), 2.0)}
+    other = kpnb.trajectory(TwoInputs(), states, louder, FOREGROUND, layer, **options)
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match=r"measured differently \(input\)"):
+        kpnb.compare(found, other)
+    recorder = kpnb.Recorder(
+        net(), X, FOREGROUND, "8", forward=lambda model, x: model(x[..., :12]), **CHEAP
+    )
+    recorder.epoch()
+    recorder.epoch()
+    assert torch.equal(recorder.trajectory().entropy[0], plain.entropy[0])
+
+
+def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path, monkeypatch):
+    states, _ = trained
+    calls = count_measurements(monkeypatch)
+    for factor, expected in ((1, 2), (1, 2), (2, 4)):
+        source = f"lambda model, x: model({factor} * x)"
+        options = CHEAP | {"forward": eval(source), "folder": tmp_path}
+        kpnb.trajectory(net(3), states[:2], X, FOREGROUND, "8", **options)
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize("layer", ["8", "_orig_mod.8"])
+def test_a_compiled_model_is_measured_as_the_original(trained, layer):
+    _, files = trained
+    expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    model = torch.compile(net(3), backend="eager")
+    found = kpnb.trajectory(model, files, X, FOREGROUND, layer, **CHEAP)
+    assert torch.equal(found.entropy, expected.entropy)
+    assert torch.equal(found.distance, expected.distance)
+
+
+class Noisy(nn.Module):
+    """Another output each time, and a layer before it that has none of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = net(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.body(x)))
+
+
+def test_layers_that_cannot_be_measured_are_left_out_and_named(tmp_path):
+    states = [copy.deepcopy(Noisy().state_dict()) for _ in range(2)]
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out 'head'"):
+            found = kpnb.trajectory(Noisy(), states, X, FOREGROUND, ["body.8", "head"], **CHEAP)
+        assert list(found) == ["body.8"]
+        assert len(found["body.8"].norms) == 2
+
+
 def test_regions_that_do_not_fit_are_refused_before_anything_is_measured(trained, monkeypatch):
     states, _ = trained
     calls = count_measurements(monkeypatch)
     for wrong in (FOREGROUND[:5], FOREGROUND.float(), FOREGROUND[:, :9]):
-        with pytest.raises(ValueError, match=r"bool \[6, 16\], images by units.*coverage\(masks\)"):
+        with pytest.raises(ValueError, match=r"bool \[6, 16\], images by units.*covered_units"):
             kpnb.trajectory(net(), states, X, wrong, "8", **CHEAP)
     assert not calls
 
