@@ -9,24 +9,34 @@ from kpnb.inputs import embedded
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance, weight_distance
 from kpnb.lipschitz import Lipschitz, lipschitz
 from kpnb.masks import covered_units, read_masks
+from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Aligned, Converged
 from kpnb.points import KnowledgePoints, foreground_units, knowledge_points, summarise
 from kpnb.sampling import Stochastic
+from kpnb.stats import compare, compare_seeds
+from kpnb.trajectory import Recorder, Trajectory, trajectory
 from kpnb.units import ImageGrid, Points, Regions, Tokens
+from kpnb.weights import load_weights
 
 __all__ = [
     "Aligned",
+    "Choices",
     "ClosedForm",
     "Converged",
     "Entropy",
     "ImageGrid",
     "KnowledgePoints",
     "Lipschitz",
+    "Metrics",
     "Points",
+    "Recorder",
     "Regions",
     "Stochastic",
     "Tokens",
+    "Trajectory",
     "capture",
+    "compare",
+    "compare_seeds",
     "covered_units",
     "d_mean_var",
     "detour_ratio",
@@ -37,7 +47,10 @@ __all__ = [
     "knowledge_points",
     "learning_distance",
     "lipschitz",
+    "load_weights",
     "read_masks",
+    "six_metrics",
     "summarise",
+    "trajectory",
     "weight_distance",
 ]

@@ -10,6 +10,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+STATISTICS = ("num_batches_tracked", "running_mean", "running_var")
+
+
+def step_norms(
+    now: Mapping[str, Tensor], before: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """||w_k - w_{k-1}|| of each parameter tensor, by name; ||w_0|| without a ``before``.
+
+    now, before     ``dict(model.named_parameters())``, copied; differences are taken in their own
+                    precision, at least single, and norms in double
+    """
+    norms = {}
+    for name, value in now.items():
+        precision = torch.promote_types(value.dtype, torch.float32)
+        moved = value.detach().to(precision)
+        if before is not None:
+            moved = moved - before[name].to(precision)
+        norms[name] = torch.linalg.vector_norm(moved.cpu(), dtype=torch.float64).item()
+    return norms
+
 
 def weight_distance(
     initial: Mapping[str, float],
@@ -25,9 +45,16 @@ def weight_distance(
     parameters  the names that w consists of; default all, as the paper's text says (the released
                 2020 procedure takes the weight of the target layer only)
 
-    Returns ``[M + 1]`` in double precision, 0 for epoch 0.
+    Returns ``[M + 1]`` in double precision, 0 for epoch 0. Raises ``LookupError`` for a name that
+    is not there and ``ValueError`` for the statistics of a normalisation, which are no parameters.
     """
     names = list(initial if parameters is None else parameters)
+    counted = [name for name in names if name.rpartition(".")[2] in STATISTICS]
+    if counted:
+        raise ValueError(
+            f"{counted[0]} is no parameter: w consists of model.named_parameters(), not of the "
+            "whole state dict"
+        )
     if not names or (missing := [n for n in names if n not in initial]):
         raise LookupError(
             f"no weight distance for parameters {missing if names else names}; "

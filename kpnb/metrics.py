@@ -80,13 +80,19 @@ class Metrics:
 
 
 def six_metrics(
-    entropy: Tensor, foreground: Tensor, distance: Tensor, choices: Choices | None = None
+    entropy: Tensor,
+    foreground: Tensor,
+    distance: Tensor,
+    choices: Choices | None = None,
+    *,
+    background: Tensor | None = None,
 ) -> Metrics:
     """Metrics of one network at one layer (Eq. 5-9).
 
     entropy     ``[M + 1, N, n]`` nats, epochs 0 (untrained) to M
     foreground  bool ``[N, n]``
     distance    ``[M + 1]`` from ``learning.weight_distance``
+    background  bool ``[N, n]``, default everything else
 
     Counts and lambda are those of the last epoch. Raises ``ValueError`` for shapes that do not fit.
     """
@@ -98,14 +104,17 @@ def six_metrics(
         )
     if choices.filtered:
         entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)
-    found = knowledge_points(entropy, foreground, b=choices.b, level=choices.level)
+    found = knowledge_points(
+        entropy, foreground, b=choices.b, background=background, level=choices.level
+    )
+    counted = found.defined[choices.first :].all(0)  # the untrained network may be undefined
     return Metrics(
         n_fg=found.n_fg[-1],
         n_bg=found.n_bg[-1],
         ratio=found.ratio[-1],
         distance=learning_distance(found.n_fg, distance, choices.first),
         rho=detour_ratio(found.on_foreground, choices.first, choices.empty).where(
-            found.defined.all(0), torch.nan
+            counted, torch.nan
         ),
         points=found.points,
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.metrics import BETTER, Metrics
+from kpnb.trajectory import Trajectory, metrics_of_pair
 
 LEVEL = 0.05
 Chance = Literal["images", "bootstrap", "seeds"]
@@ -129,15 +130,21 @@ def _difference(metric: str, gaps: Tensor, chance: Chance, seed: int) -> Differe
     )
 
 
-def compare(student: Metrics, baseline: Metrics, seed: int = 0) -> dict[str, Difference]:
+def compare(
+    student: Metrics | Trajectory, baseline: Metrics | Trajectory, seed: int = 0
+) -> dict[str, Difference]:
     """Student minus baseline for each of the six metrics, measured on the same images: for these
     two trainings.
+
+    Raises ``ValueError`` for trajectories that were measured on other inputs or otherwise.
     """
     return compare_seeds([[(student, baseline)]], "images", seed)
 
 
 def compare_seeds(
-    trainings: Sequence[Sequence[tuple[Metrics, Metrics]]], chance: Chance = "seeds", seed: int = 0
+    trainings: Sequence[Sequence[tuple[Metrics | Trajectory, Metrics | Trajectory]]],
+    chance: Chance = "seeds",
+    seed: int = 0,
 ) -> dict[str, Difference]:
     """Student minus baseline for each of the six metrics, over several trainings measured on the
     same images.
@@ -153,7 +160,7 @@ def compare_seeds(
     With one seed only the images can be allowed for.
     """
     one_of("chance", chance, get_args(Chance))
-    gaps = [[_gaps(*pair) for pair in pairs] for pairs in trainings]
+    gaps = [[_gaps(*metrics_of_pair(*pair)) for pair in pairs] for pairs in trainings]
     means = {
         m: torch.stack([torch.stack([gap[m] for gap in pairs]).nanmean(0) for pairs in gaps])
         for m in BETTER

@@ -117,7 +117,7 @@ def test_weights_of_the_original_resnet_load_into_the_trunk(tmp_path):
     assert torch.equal(again["fc.6.weight"], fresh["fc.6.weight"])
     del original["layer4.2.bn3.weight"]
     torch.save(original, path)
-    with pytest.raises(ValueError, match=r"(?s)does not fit.*Missing key.*layer4.2.bn3.weight"):
+    with pytest.raises(ValueError, match=r"(?s)does not fit.*missing: .*layer4.2.bn3.weight"):
         build("resnet50", 7, **SMALL, weights=path)
 
 
@@ -250,14 +250,33 @@ def test_weights_file_round_trip(tmp_path, suffix):
     assert not torch.equal(fresh["classifier.3.weight"], loaded["classifier.3.weight"])
 
 
+@pytest.mark.parametrize(
+    ("name", "entry", "prefix"),
+    [
+        ("vgg11", "state_dict", "model."),
+        ("vgg11", "model", "module."),
+        ("vgg11", "net", "_orig_mod."),
+        ("resnet50", "state_dict", "net.module."),
+    ],
+)
+def test_wrapped_and_prefixed_weights_files(tmp_path, name, entry, prefix):
+    source = build(name, 3, **SMALL, seed=5)
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    torch.save({entry: state, "epoch": 3}, tmp_path / "teacher.pt")
+    loaded = build(name, 3, **SMALL, seed=6, weights=tmp_path / "teacher.pt").state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in source.state_dict().items())
+    fresh = build(name, 4, **SMALL, seed=6, weights=tmp_path / "teacher.pt").state_dict()
+    assert all(torch.equal(fresh[key], loaded[key]) for key in fresh if ".6." not in key)
+
+
 def test_weights_that_do_not_fit(tmp_path):
     path = tmp_path / "weights.pt"
     torch.save(build("vgg11", 3, **SMALL).state_dict(), path)
     with pytest.raises(
-        ValueError, match=r"(?s)does not fit.* classifier.0.weight: .*\[24, 128\].*\[30, 128\]"
+        ValueError, match=r"(?s)does not fit.* classifier.0.weight is \[24, 128\].*\[30, 128\]"
     ):
         build("vgg11", 3, **SMALL | {"hidden": 30}, weights=path)
-    with pytest.raises(ValueError, match=r"(?s)another network.*Missing key.*features\.24\.weight"):
+    with pytest.raises(ValueError, match=r"(?s)another network.*missing: .*features\.24\.weight"):
         build("vgg16", 3, **SMALL, weights=path)
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds a list, not a state dict"):

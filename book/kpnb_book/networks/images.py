@@ -22,17 +22,18 @@ torchvision's ReLUs work in place: what a convolution or a linear layer returned
 the ReLU behind it. The layers above are the ReLUs themselves, which nothing overwrites.
 """
 
-import pickle
+import logging
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kpnb._messages import one_of, positive, unknown
+from kpnb.weights import load_weights, read_weights, renamed
+
+log = logging.getLogger(__name__)
 
 _VGG = {"FC1": "classifier.1", "FC2": "classifier.4", "FC3": "classifier.6"}
 _VGG_CONV = {"vgg11": 19, "vgg11_bn": 27, "vgg16": 29, "vgg16_bn": 42, "vgg19": 35, "vgg19_bn": 51}
@@ -87,7 +88,7 @@ def build(
     seed        of the initial weights; global random number generators are neither read nor
                 advanced
     weights     a torchvision weights name ("IMAGENET1K_V1"), or a file with a state dict
-                (.safetensors, or what ``torch.save`` writes, read with ``weights_only=True``). FC3
+                as :func:`kpnb.load_weights` takes it, wrapped or prefixed. FC3
                 starts fresh when the file has another number of classes, and so do ResNet's added
                 layers when it is torchvision's; any other difference is an error
 
@@ -192,23 +193,16 @@ def _read(known: Mapping, name: str, weights: str | Path) -> Mapping[str, Tensor
             raise RuntimeError(f"{failed}; {remedy} and pass the file as weights=") from error
     if not path.suffix:
         raise ValueError(unknown(f"weights of {name}", weights, known) + "; or pass a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        found = "is damaged or holds more than tensors"
-        raise ValueError(f"weights file {path} {found}: {error}") from error
+    state, notes = read_weights(path)
+    for note in notes:
+        log.warning("%s: %s", path, note)
+    return state
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    if not isinstance(state, Mapping):
-        found = f"a {type(state).__name__}, not a state dict (names to tensors)"
-        raise ValueError(f"{source} holds {found}")
-    own = net.state_dict()
-    name, head = _head(net)
+    """Load weights whose last layer may be of other classes, and torchvision's ResNet."""
+    own, (name, head) = net.state_dict(), _head(net)
+    state = renamed(state, own)
     if {"fc.weight", "fc.bias"} <= state.keys():  # torchvision's ResNet: without the added layers
         added = {key: value for key, value in own.items() if key.startswith(("avgpool.", "fc."))}
         state = {key: value for key, value in state.items() if not key.startswith("fc.")} | added
@@ -216,8 +210,10 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> No
     fresh = {key: own[key] for key in own.keys() & state.keys() if key.startswith(last)}
     fresh = {key: value for key, value in fresh.items() if value.shape != state[key].shape}
     try:
-        net.load_state_dict({**state, **fresh})
-    except RuntimeError as error:
+        load_weights(net, {**state, **fresh})
+    except ValueError as error:
         remedy = "ImageNet weights need width=1, hidden=4096 and input_size of at least 224"
-        found = f"{source} does not fit, or is from another network ({remedy})"
-        raise ValueError(f"{found}: {error}") from error
+        reason = str(error).removeprefix("the state dict does not fit the model. ")
+        raise ValueError(
+            f"{source} does not fit, or is from another network ({remedy}): {reason}"
+        ) from error

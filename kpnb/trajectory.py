@@ -1,0 +1,568 @@
+"""Eq. 5-9 for a training that anybody did: from its checkpoints, or from inside its loop."""
+
+import glob
+import hashlib
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kpnb import __version__
+from kpnb._progress import Progress
+from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
+from kpnb.energy import ClosedForm
+from kpnb.entropy import TENSORS, Entropy, entropy
+from kpnb.features import Forward, Key, call
+from kpnb.inputs import Inputs, read_inputs
+from kpnb.learning import step_norms, weight_distance
+from kpnb.metrics import Choices, Metrics, six_metrics
+from kpnb.objectives import Objective
+from kpnb.points import knowledge_points, summarise
+from kpnb.sampling import Stochastic
+from kpnb.units import ImageGrid, Units
+from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded, private_copy
+
+log = logging.getLogger(__name__)
+
+Checkpoint = Source | Callable[[], Source]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What one layer of a network knew from its untrained state (epoch 0) to its last epoch M.
+
+    measured    the fields of ``Entropy`` by epoch, ``[M + 1, N, ...]``, on the CPU
+    norms       by epoch, ||w_k - w_{k-1}|| of each parameter tensor, ||w_0|| for epoch 0
+    foreground  bool ``[N, n]``
+    background  bool ``[N, n]``, or None: everything else
+    choices     how ``metrics`` reads the paper unless told otherwise
+    settings    everything that produced the result, ready for JSON
+    """
+
+    measured: Mapping[str, Tensor]
+    norms: Sequence[Mapping[str, float]]
+    foreground: Tensor
+    background: Tensor | None
+    choices: Choices
+    settings: Mapping[str, Any]
+
+    @property
+    def entropy(self) -> Tensor:
+        """H_i of Eq. 2, ``[M + 1, N, n]`` nats."""
+        return self.measured["entropy"]
+
+    @property
+    def distance(self) -> Tensor:
+        """Relative weight distance inside Eq. 8, ``[M + 1]``, over all parameters (no buffers)."""
+        return weight_distance(self.norms[0], self.norms[1:])
+
+    def metrics(self, choices: Choices | None = None) -> Metrics:
+        """The six metrics, image by image (Eq. 5-9)."""
+        return six_metrics(
+            self.entropy,
+            self.foreground,
+            self.distance,
+            choices or self.choices,
+            background=self.background,
+        )
+
+    def row(self) -> dict[str, float]:
+        """The six metrics as in Table 5: a mean over images each, and one variance."""
+        return self.metrics().row()
+
+    def table(self) -> list[dict[str, float]]:
+        """By epoch: weight distance, and the means over images of the counts and lambda."""
+        found = knowledge_points(
+            self.entropy,
+            self.foreground,
+            b=self.choices.b,
+            background=self.background,
+            level=self.choices.level,
+        )
+        return [
+            {
+                "epoch": epoch,
+                "distance": distance,
+                "n_fg": summarise(found.n_fg[epoch]).mean,
+                "n_bg": summarise(found.n_bg[epoch]).mean,
+                "lambda": summarise(found.ratio[epoch]).mean,
+            }
+            for epoch, distance in enumerate(self.distance.tolist())
+        ]
+
+
+class Recorder:
+    """The six metrics of a training from inside its loop, without keeping checkpoints.
+
+        recorder = kpnb.Recorder(model, x, foreground, "layer4")
+        recorder.epoch()  # the untrained network
+        for _ in range(epochs):
+            train(model)
+            recorder.epoch()
+        print(recorder.trajectory().row())
+
+    It measures the model where it stands and leaves it, and the random numbers, as they are; it
+    keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments and
+    errors are those of ``trajectory``, and:
+
+    resume      with ``folder``, one for each training: the first ``epoch()`` may find the weights
+                of an epoch that was recorded there, and goes on after it. ``ValueError`` when
+                epochs are recorded, and the model's weights are those of none
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Any,
+        foreground: Tensor,
+        layer: str | Sequence[str],
+        *,
+        units: Units | None = None,
+        solver: ClosedForm | Stochastic | None = None,
+        objective: Objective | None = None,
+        scale: float = 1.0,
+        perturb: str | None = None,
+        forward: Forward = call,
+        select: Key | Mapping[str, Key] | None = None,
+        batch_dim: int | Mapping[str, int] = 0,
+        max_batch: int = 32,
+        seed: int = 0,
+        choices: Choices | None = None,
+        background: Tensor | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+    ) -> None:
+        if resume and folder is None:
+            raise ValueError("resume=True needs the folder= that the training was recorded in")
+        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the network first")
+        self.model, self.x, self.layer = model, x, layer
+        self.layers = [layer] if isinstance(layer, str) else list(dict.fromkeys(layer))
+        self._asked = self.layers
+        self.units, self.solver, self.objective = units or ImageGrid(), solver, objective
+        self.scale, self.max_batch, self.seed = scale, max_batch, seed
+        self.perturb, self.forward, self.select = perturb, forward, select
+        self.batch_dim = batch_dim
+        self.choices, self.resume = choices or Choices(), resume
+        self._inputs = read_inputs(model, x, perturb)
+        self.foreground, self.background = self._region(foreground), background
+        if background is not None:
+            self.background = self._region(background)
+        self._input = _digest_of_inputs(self._inputs)
+        self._artefacts = None if folder is None else Artefacts(folder)
+        self._epochs: list[dict[str, Any]] = []
+        self._measured: list[dict[str, Entropy]] = []
+        self._before: dict[str, Tensor] | None = None
+
+    def epoch(self) -> None:
+        """Measure the model as it is: before the first epoch, and after each.
+
+        Raises ``ValueError`` for parameters that are not finite. After an exception the recorder
+        stands where it stood.
+        """
+        now = {
+            name: parameter.detach().to("cpu", copy=True)
+            for name, parameter in self.model.named_parameters()
+        }
+        norms = self._norms(now)
+        weights = "" if self._artefacts is None else weights_digest(self.model)
+        if not (self.resume and not self._epochs and self._take_up(weights)):
+            found = self._measure(weights)
+            self.layers = list(found)  # without those that cannot be measured, which was said
+            self._warn_of_undefined(found)
+            self._measured.append(found)
+            self._epochs.append({"norms": norms, "weights": weights})
+            if self.resume:
+                self._artefacts.write("recorder", {}, {"epochs": self._epochs}, 0.0)
+        self._before = now
+
+    def trajectory(self) -> Trajectory | dict[str, Trajectory]:
+        """All epochs so far; by layer where several were asked for. ``ValueError`` below two."""
+        if len(self._epochs) < 2:
+            raise ValueError(
+                f"{len(self._epochs)} epochs recorded; the metrics need the untrained network and "
+                "at least one epoch: call epoch() before the first one and after each"
+            )
+        found = {layer: self._trajectory(layer) for layer in self.layers}
+        return found[self.layer] if isinstance(self.layer, str) else found
+
+    def _trajectory(self, layer: str) -> Trajectory:
+        by_epoch = [found[layer] for found in self._measured]
+        measured = {
+            name: torch.stack([getattr(found, name) for found in by_epoch]) for name in TENSORS
+        }
+        settings = by_epoch[-1].settings | {"input": self._input, "epochs": len(by_epoch) - 1}
+        norms = [entry["norms"] for entry in self._epochs]
+        return Trajectory(measured, norms, self.foreground, self.background, self.choices, settings)
+
+    def _region(self, region: Tensor) -> Tensor:
+        region = torch.as_tensor(region)
+        shape = (len(self._inputs), self.units.count(self._inputs.x))
+        if region.dtype != torch.bool or region.shape != shape:
+            raise ValueError(
+                f"foreground and background are bool {list(shape)}, images by units; got "
+                f"{region.dtype} {list(region.shape)}: kpnb.covered_units(units, x, masks) makes "
+                "both of masks"
+            )
+        return region.cpu()
+
+    def _norms(self, now: Mapping[str, Tensor]) -> dict[str, float]:
+        norms = step_norms(now, self._before)
+        wrong = [name for name, norm in norms.items() if not math.isfinite(norm)]
+        if wrong:
+            raise ValueError(
+                f"epoch {len(self._epochs)}: not finite in parameters {listed(wrong)}; the "
+                "training has diverged, or the checkpoint is broken"
+            )
+        return norms
+
+    def _measure(self, weights: str) -> dict[str, Entropy]:
+        """Results by layer, on the CPU; from the folder where they are there."""
+        name = "" if self._artefacts is None else self._address(weights)
+        item = None if self._artefacts is None else self._artefacts.read(name)
+        if item is not None:
+            return self._results(item)
+        tensors, settings = {}, {}
+        for layer, found in self._entropy().items():  # all that can be measured
+            tensors |= {f"{layer}/{key}": value.cpu() for key, value in found.tensors().items()}
+            settings[layer] = found.settings
+        if self._artefacts is not None:
+            return self._results(self._artefacts.write(name, tensors, settings, 0.0))
+        return self._results(Item(tensors, settings))
+
+    def _results(self, item: Item) -> dict[str, Entropy]:
+        return {
+            layer: Entropy(
+                **{key: item.tensors[f"{layer}/{key}"] for key in TENSORS},
+                settings=item.info[layer],
+            )
+            for layer in item.info
+        }
+
+    def _entropy(self) -> dict[str, Entropy]:
+        return entropy(
+            self.model,
+            self.x,
+            self.layers,
+            units=self.units,
+            solver=self.solver,
+            objective=self.objective,
+            scale=self.scale,
+            perturb=self.perturb,
+            forward=self.forward,
+            select=self.select,
+            batch_dim=self.batch_dim,
+            max_batch=self.max_batch,
+            seed=self.seed,
+            dead="nan",
+            check=not self._epochs,  # a look at the first is enough
+            progress=False,
+        )
+
+    def _address(self, weights: str) -> str:
+        """Name of the artefact of a measurement: a digest of everything that determines it."""
+        parts = (self.units, self.solver or ClosedForm(), self.objective)
+        network = re.sub(r" at 0x\w+", "", repr(self.model))
+        identity = {
+            "kpnb": __version__,
+            "network": f"{type(self.model).__qualname__} {network}",
+            "weights": weights,
+            "input": self._input,
+            "layers": self._asked,
+            "how": [_identity(part) for part in parts],
+            "scale": self.scale,
+            "seed": self.seed,
+            "perturb": self.perturb,
+            "forward": _identity_of_function(self.forward),
+            "select": repr(self.select),
+            "batch_dim": repr(self.batch_dim),
+        }
+        return f"entropy-{digest(identity)[:24]}"
+
+    def _take_up(self, weights: str) -> bool:
+        """Whether epochs recorded before lead to these weights; they are then taken over."""
+        item = self._artefacts.read("recorder")
+        if item is None:
+            return False
+        epochs = item.info["epochs"]
+        known = [number for number, entry in enumerate(epochs) if entry["weights"] == weights]
+        if not known:
+            raise ValueError(
+                f"{self._artefacts.path} has {len(epochs)} recorded epochs, and the model's "
+                "weights are those of none: load a checkpoint of that training first, or choose "
+                "another folder"
+            )
+        epochs = epochs[: known[-1] + 1]
+        items = [self._artefacts.read(self._address(entry["weights"])) for entry in epochs]
+        if None in items:
+            raise ValueError(
+                f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
+                "other settings: start again with another folder"
+            )
+        self._measured, self._epochs = [self._results(item) for item in items], epochs
+        self.layers = list(self._measured[-1])
+        return True
+
+    def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
+        for layer, result in found.items():
+            still = int((~(result.delta_f2 > 0)).sum())
+            if still:
+                log.warning(
+                    "epoch %d: layer %r does not move under noise in %d of %d samples, whose "
+                    "entropy is undefined there",
+                    len(self._epochs),
+                    layer,
+                    still,
+                    len(result.delta_f2),
+                )
+
+
+def trajectory(
+    model: nn.Module,
+    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
+    x: Any,
+    foreground: Tensor,
+    layer: str | Sequence[str],
+    *,
+    units: Units | None = None,
+    solver: ClosedForm | Stochastic | None = None,
+    objective: Objective | None = None,
+    scale: float = 1.0,
+    perturb: str | None = None,
+    forward: Forward = call,
+    select: Key | Mapping[str, Key] | None = None,
+    batch_dim: int | Mapping[str, int] = 0,
+    max_batch: int = 32,
+    seed: int = 0,
+    choices: Choices | None = None,
+    background: Tensor | None = None,
+    entry: str | None = None,
+    prefix: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> Trajectory | dict[str, Trajectory]:
+    """What a network knew in each of its checkpoints, and so the six metrics (Eq. 5-9).
+
+    model       the network that the checkpoints are of, on the device to measure on; a copy is
+                loaded and measured, so it stays as it is
+    checkpoints epoch 0 (untrained), 1, ..., M. A pattern such as ``"runs/epoch-*.pt"`` or a folder:
+                in natural order, epoch-9 before epoch-10. Or an iterable in the order it has, of
+                files, patterns, state dicts, networks, and functions that return one of these.
+                Or what ``kpnb.distill`` returns.
+                Many loops do not save the untrained network: put its state dict in front,
+                ``[initial, "runs/epoch-*.pt"]``
+    x           ``[N, ...]`` floating point, on the model's device, or a mapping: see ``entropy``
+    foreground  bool ``[N, n]``, see ``covered_units``
+    layer       dotted name of a module; several are measured together and come back by name
+    background  bool ``[N, n]``, default everything else
+    choices     threshold b and where else the paper can be read in two ways
+    entry, prefix   see ``load_weights``
+    folder      keep what was measured there; it is not measured again for the same weights, input,
+                layer and settings, so that interrupted work goes on
+
+    Everything else is as in ``entropy``. A sample whose feature does not move is NaN there, which
+    is logged.
+
+    Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, ``ValueError`` for
+    fewer than two checkpoints and for patterns whose files have no one order.
+    """
+    sources = in_order(checkpoints)
+    recorder = Recorder(
+        private_copy(model),
+        x,
+        foreground,
+        layer,
+        units=units,
+        solver=solver,
+        objective=objective,
+        scale=scale,
+        perturb=perturb,
+        forward=forward,
+        select=select,
+        batch_dim=batch_dim,
+        max_batch=max_batch,
+        seed=seed,
+        choices=choices,
+        background=background,
+        folder=folder,
+    )
+    _replay(recorder, sources, entry, prefix)
+    return recorder.trajectory()
+
+
+def _replay(
+    recorder: Recorder, sources: Sequence[Checkpoint], entry: str | None, prefix: str | None
+) -> None:
+    """Load one checkpoint after the other into the recorder's model, and record it."""
+    said: set[str] = set()
+    with Progress(len(sources), f"entropy at {listed(recorder.layers)}", "checkpoint") as bar:
+        for number, source in enumerate(sources):
+            try:
+                notes = loaded(recorder.model, _resolved(source), entry, prefix)
+                recorder.epoch()
+            except Exception as error:
+                what = source if isinstance(source, str | os.PathLike) else type(source).__name__
+                error.add_note(f"in checkpoint {number} of 0 to {len(sources) - 1} ({what})")
+                raise
+            for note in sorted({*notes} - said):
+                log.warning("checkpoint %d: %s", number, note)
+            said |= {*notes}
+            bar.step()
+
+
+def _resolved(source: Checkpoint) -> Source:
+    """The state dict or file that a checkpoint stands for."""
+    return source() if callable(source) and not isinstance(source, nn.Module) else source
+
+
+def in_order(
+    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
+) -> list[Checkpoint]:
+    """One entry for each epoch: patterns and a folder become their files, in natural order.
+
+    Raises ``FileNotFoundError`` for a pattern or folder without files, ``ValueError`` when files
+    differ in more than numbers, or when fewer than two checkpoints are left.
+    """
+    found: list[Checkpoint] = []
+    if isinstance(checkpoints, Checkpoints):
+        checkpoints = [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
+    if isinstance(checkpoints, str | os.PathLike):
+        folder = Path(checkpoints)
+        if folder.is_dir():
+            files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+            checkpoints = _natural(files, f"{folder}{os.sep}")
+        else:
+            checkpoints = [checkpoints]
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
+        kind = type(checkpoints).__name__
+        raise TypeError(
+            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}"
+        )
+    for source in checkpoints:
+        pattern = isinstance(source, str | os.PathLike) and glob.has_magic(os.fspath(source))
+        if pattern and not Path(source).exists():
+            files = [Path(name) for name in glob.glob(os.fspath(source), recursive=True)]
+            found += _natural(files, os.fspath(source))
+        else:
+            found.append(source)
+    if len(found) < 2:
+        raise ValueError(
+            f"{len(found)} checkpoint(s); the metrics need the untrained network and at least one "
+            "epoch"
+        )
+    _check_not_shared(found)
+    return found
+
+
+def _natural(files: list[Path], pattern: str) -> list[Path]:
+    """Files in the order of the numbers in their names, which must be all they differ in."""
+    if not files:
+        raise FileNotFoundError(f"no checkpoints match {pattern} (looked in {Path.cwd()})")
+    kinds: dict[str, str] = {}
+    for path in files:
+        kinds.setdefault(re.sub(r"\d+", "#", str(path)), str(path))
+    keys = {path: [int(number) for number in re.findall(r"\d+", str(path))] for path in files}
+    if len(kinds) > 1 or len({tuple(key) for key in keys.values()}) < len(files):
+        raise ValueError(
+            f"{pattern} matches files that differ in more than their numbers "
+            f"({listed(sorted(kinds.values()))}), so their order is not known: narrow the pattern, "
+            "or give a list"
+        )
+    return sorted(files, key=keys.__getitem__)
+
+
+def _check_not_shared(sources: Sequence[Checkpoint]) -> None:
+    """``ValueError`` for state dicts that are the same tensors in memory."""
+    seen: dict[frozenset[int], int] = {}
+    for number, source in enumerate(sources):
+        if not isinstance(source, Mapping):
+            continue
+        tensors = [value for value in source.values() if isinstance(value, Tensor)]
+        places = frozenset(value.data_ptr() for value in tensors if value.numel())
+        if places and places in seen:
+            raise ValueError(
+                f"checkpoints {seen[places]} and {number} are the same tensors in memory: "
+                "state_dict() gives the network's own, which training changes; keep "
+                "copy.deepcopy(model.state_dict())"
+            )
+        seen[places] = number
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors by name: types, shapes and bits."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) of parameters and buffers; of counters, which no evaluation reads, not."""
+    values = [*model.named_parameters(), *model.named_buffers()]
+    return digest_of({bare_name(name): v for name, v in values if not name.endswith(COUNTER)})
+
+
+def _identity(part: object) -> list[Any]:
+    """What a unit type, solver or objective is, with the bits of the tensors in it."""
+    fields = vars(part) if hasattr(part, "__dict__") else {}
+    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+    return [repr(part), digest_of(tensors)] if tensors else [repr(part)]
+
+
+def _identity_of_function(function: Callable[..., Any]) -> list[str]:
+    """What a function is: its name and its code."""
+    code = getattr(function, "__code__", None)
+    parts = [] if code is None else [code.co_code.hex(), code.co_names, code.co_consts]
+    return [re.sub(r" at 0x\w+", "", str(part)) for part in (function, *parts)]
+
+
+def _digest_of_inputs(inputs: Inputs) -> str:
+    """SHA-256 (hex) of what is perturbed and of everything else the network is called with."""
+    others = {name: v for name, v in inputs.others.items() if isinstance(v, Tensor)}
+    rest = {name: repr(v) for name, v in inputs.others.items() if name not in others}
+    return digest([digest_of({"": inputs.x} | others), inputs.name, rest])
+
+
+def metrics_of_pair(
+    student: Trajectory | Metrics, baseline: Trajectory | Metrics
+) -> tuple[Metrics, Metrics]:
+    """The metrics of two networks that are to be compared.
+
+    Raises ``ValueError`` for trajectories of other inputs, regions, units or choices.
+    """
+    for given in (student, baseline):
+        if not isinstance(given, Trajectory | Metrics):
+            kind = type(given).__name__
+            raise TypeError(
+                f"compare a Trajectory or Metrics of one layer, not {kind}; of several layers, "
+                'trajectory["layer"]'
+            )
+    if isinstance(student, Trajectory) and isinstance(baseline, Trajectory):
+        _check_comparable(student, baseline)
+    return tuple(m.metrics() if isinstance(m, Trajectory) else m for m in (student, baseline))
+
+
+def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
+    names = ("input", "units", "objective", "scale", "seed")
+    differ = [name for name in names if student.settings.get(name) != baseline.settings.get(name)]
+    differ += ["choices"] if student.choices != baseline.choices else []
+    for name in ("foreground", "background"):
+        one, other = getattr(student, name), getattr(baseline, name)
+        same = one is other or (one is not None and other is not None and torch.equal(one, other))
+        differ += [] if same else [name]
+    if differ:
+        raise ValueError(
+            f"student and baseline were measured differently ({', '.join(differ)}): only the same "
+            "inputs and settings can be compared"
+        )

@@ -1,0 +1,607 @@
+"""Trajectory and Recorder: against a plain loop measured by hand, each other, and real faults."""
+
+import copy
+import logging
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import kpnb
+from kpnb import distill
+from kpnb.distill import TensorData
+from kpnb.learning import step_norms, weight_distance
+from kpnb.metrics import NAMES, six_metrics
+from kpnb.schedule import Schedule
+from kpnb.trajectory import in_order, weights_digest
+from tests.by_hand import metrics_by_hand
+from tests.models import images, small_net
+
+GRID = kpnb.ImageGrid(4)
+X = images(6, dtype=torch.float32)
+FOREGROUND = (torch.arange(16) % 3 == 0).repeat(6, 1)
+CHEAP = {"units": GRID, "choices": kpnb.Choices(b=0.05)}
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    return small_net(seed=seed, norm=True)
+
+
+def loop(model: nn.Module, epochs: int = 4, first: int = 1, seed: int = 0):
+    """A training in plain PyTorch, with momentum-free steps; yields before it and after each
+    epoch.
+    """
+    yield 0
+    for epoch in range(first, epochs + 1):
+        generator = torch.Generator().manual_seed(100 * seed + epoch)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+        for _ in range(3):
+            x = torch.randn(8, 3, 12, 12, generator=generator)
+            y = torch.randint(5, (8,), generator=generator)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model.train()(x), y).backward()
+            optimiser.step()
+        yield epoch
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """State dicts of a training, by epoch, and the pattern of the files it wrote."""
+    folder, model, states = tmp_path_factory.mktemp("training"), net(), []
+    torch.manual_seed(0)
+    for epoch in loop(model):
+        states.append(copy.deepcopy(model.state_dict()))
+        torch.save({"model": states[-1], "epoch": epoch}, folder / f"epoch-{epoch}.pt")
+    return states, str(folder / "epoch-*.pt")
+
+
+def equal(one: kpnb.Trajectory, other: kpnb.Trajectory) -> bool:
+    """Whether two trajectories are the same to the bit."""
+    same = all(torch.equal(one.measured[k], other.measured[k]) for k in ("entropy", "sigma"))
+    return same and list(one.norms) == list(other.norms) and dict(one.settings) == other.settings
+
+
+def by_hand(states: list[dict]) -> dict[str, float]:
+    """The metrics of a training, with kpnb's entropy and nothing else of kpnb."""
+    model, entropies, norms = net(), [], []
+    names = [name for name, _ in model.named_parameters()]
+    before = {name: torch.zeros(()) for name in names}
+    for state in states:
+        model.load_state_dict(state)
+        entropies.append(kpnb.entropy(model, X, "8", units=GRID).entropy.numpy())
+        norms.append(
+            {n: (state[n] - before[n]).double().square().sum().sqrt().item() for n in names}
+        )
+        before = state
+    return metrics_by_hand(np.stack(entropies), FOREGROUND.numpy(), norms, 0.05)
+
+
+def test_trajectory_and_recorder_agree_with_each_other_and_by_hand(trained):
+    states, files = trained
+    model = net()
+    torch.manual_seed(0)
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)
+    for _ in loop(model):
+        recorder.epoch()
+    live = recorder.trajectory()
+    assert all(torch.equal(states[-1][n], v) for n, v in model.state_dict().items())
+    for checkpoints in (files, states, [lambda s=s: s for s in states]):
+        assert equal(live, kpnb.trajectory(net(3), checkpoints, X, FOREGROUND, "8", **CHEAP))
+    row, expected = live.row(), by_hand(states)
+    for name in ("n_fg", "n_bg", "d_mean", "d_var", "rho"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-6)
+    assert row["n_fg"] > 0
+    assert live.metrics().undefined()["rho"] == expected["undefined rho"]
+
+
+def test_what_a_trajectory_holds(trained):
+    states, _ = trained
+    found = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    assert found.entropy.shape == (5, 6, 16)
+    expected = six_metrics(found.entropy, FOREGROUND, found.distance, kpnb.Choices(b=0.05))
+    assert found.row() == pytest.approx(expected.row(), nan_ok=True)
+    strict = found.metrics(kpnb.Choices(b=0.1))
+    assert strict.points.sum() < found.metrics().points.sum()
+    table = found.table()
+    assert [line["epoch"] for line in table] == [0, 1, 2, 3, 4]
+    assert table[0]["distance"] == 0
+    assert table[-1]["n_fg"] == pytest.approx(found.row()["n_fg"])
+    assert found.settings["layer"] == "8"
+    assert found.settings["epochs"] == 4
+
+
+def test_distance_is_that_of_parameters_alone(trained):
+    states, _ = trained
+    found = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    names = [name for name, _ in net().named_parameters()]
+
+    def vector(state: dict) -> Tensor:
+        return torch.cat([state[name].double().flatten() for name in names])
+
+    path = [0.0]
+    for before, after in pairwise(states):
+        path.append(path[-1] + (vector(after) - vector(before)).norm().item())
+    path = [length / vector(states[0]).norm().item() for length in path]
+    assert found.distance.tolist() == pytest.approx(path)
+    whole = [step_norms(states[0])]
+    whole += [step_norms(a, b) for b, a in pairwise(states)]
+    with pytest.raises(ValueError, match=r"running_mean is no parameter.*named_parameters"):
+        weight_distance(whole[0], whole[1:])
+    assert weight_distance(whole[0], whole[1:], names).tolist() == found.distance.tolist()
+
+
+def test_a_known_trajectory_gives_known_numbers():
+    """Weights 3-4 that move by 1 and 2, and points that are chosen: D and rho by hand."""
+    entropy = torch.zeros(3, 2, 4)
+    entropy[:, :, 2:] = 1.0  # the background, nats
+    entropy[0] = 1.0
+    entropy[1, 0, 1] = 1.0  # image 0: unit 0, then 0 and 1; image 1: 0 and 1, then 0
+    entropy[2, 1, 1] = 1.0
+    norms = [{"a": 3.0, "b": 4.0}, {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 2.0}]
+    foreground = torch.tensor([[True, True, False, False]] * 2)
+    found = kpnb.Trajectory(
+        {"entropy": entropy}, norms, foreground, None, kpnb.Choices(), {"layer": "f"}
+    )
+    assert found.distance.tolist() == pytest.approx([0, 0.2, 0.6])
+    row = found.row()
+    assert row["n_fg"] == 1.5
+    assert row["n_bg"] == 0
+    assert row["lambda"] == 1
+    assert row["d_mean"] == pytest.approx(0.4)  # 0.6 and 0.2
+    assert row["d_var"] == pytest.approx(0.04)
+    assert row["rho"] == pytest.approx(0.75)  # 2 of 2, 1 of 2
+
+
+def test_the_users_model_is_left_as_it_was(trained):
+    _, files = trained
+    model = net(3).train()
+    model[4].eval()
+    model[0].weight.requires_grad_(False)
+    loss = model(X).sum()  # a pass whose gradient is taken later
+    model[7].weight.grad = torch.ones_like(model[7].weight)
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    kpnb.trajectory(model, files, X, FOREGROUND, "8", **CHEAP)
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["0.weight"]
+    assert torch.equal(model[7].weight.grad, torch.ones_like(model[7].weight))
+    loss.backward()
+
+
+def test_a_recorder_does_not_touch_the_training(trained):
+    states, _ = trained
+    model = net()
+    torch.manual_seed(0)
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)
+    for _ in loop(model):
+        mode = model.training
+        recorder.epoch()
+        assert model.training == mode
+    assert all(torch.equal(states[-1][n], v) for n, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("adamw", [False, True])
+def test_it_agrees_with_our_own_trainings_to_the_digit(adamw, tmp_path):
+    """Entropy, weight distance and metrics from a training's log, as a study takes them."""
+    torch.manual_seed(0)
+    data = TensorData(torch.randn(24, 3, 12, 12), torch.randint(5, (24,)))
+    schedule = Schedule(epochs=3, batch_size=8, lr=0.01, adamw=adamw)
+    training = distill.baseline(net(), data, schedule, folder=tmp_path)
+    initial, *steps = training.step_norms()
+    entropy = torch.stack(
+        [
+            kpnb.entropy(training.load(net(), epoch), X, "8", units=GRID).entropy
+            for epoch in range(4)
+        ]
+    )
+    expected = six_metrics(entropy, FOREGROUND, weight_distance(initial, steps), CHEAP["choices"])
+    for checkpoints in (training, tmp_path / "epoch-*.safetensors"):
+        found = kpnb.trajectory(net(3), checkpoints, X, FOREGROUND, "8", **CHEAP)
+        assert torch.equal(found.entropy, entropy)
+        assert torch.equal(found.distance, weight_distance(initial, steps))
+        assert str(found.row()) == str(expected.row())
+
+
+def test_several_layers_at_once(trained):
+    states, _ = trained
+    layers, model = ["5", "8"], net(3)
+    together = kpnb.trajectory(model, states, X, FOREGROUND, layers, **CHEAP)
+    assert list(together) == layers
+    alone = kpnb.trajectory(model, states, X, FOREGROUND, "8", **CHEAP)
+    for epoch, state in enumerate(states):
+        model.load_state_dict(state)
+        expected = kpnb.entropy(model, X, layers, units=GRID)
+        for layer in layers:
+            assert torch.equal(together[layer].entropy[epoch], expected[layer].entropy)
+    for layer in layers:
+        assert torch.equal(together[layer].distance, alone.distance)
+        assert together[layer].settings["layer"] == layer
+
+
+def count_measurements(monkeypatch, fail_at: int | None = None) -> list[int]:
+    """A list that grows by one with each measurement; the one of that number fails."""
+    module = __import__("sys").modules["kpnb.trajectory"]
+    measure, calls = module.entropy, []
+
+    def counted(*args, **options):
+        if len(calls) == fail_at:
+            raise RuntimeError("power cut")
+        calls.append(1)
+        return measure(*args, **options)
+
+    monkeypatch.setattr(module, "entropy", counted)
+    return calls
+
+
+def test_stored_work_resumes_and_a_second_call_measures_nothing(trained, tmp_path, monkeypatch):
+    _, files = trained
+    plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+
+    def run(**options) -> kpnb.Trajectory:
+        options = CHEAP | options
+        return kpnb.trajectory(net(3), files, X, FOREGROUND, "8", folder=tmp_path, **options)
+
+    with monkeypatch.context() as patch:
+        calls = count_measurements(patch, fail_at=3)
+        with pytest.raises(RuntimeError, match="power cut") as error:
+            run()
+        assert "in checkpoint 3 of 0 to 4" in str(error.value.__notes__)
+    calls = count_measurements(monkeypatch)
+    assert equal(run(), plain)
+    assert len(calls) == 2
+    assert equal(run(), plain)
+    assert len(calls) == 2
+    run(seed=1)
+    assert len(calls) == 7
+    run(units=kpnb.ImageGrid(4), max_batch=8, choices=kpnb.Choices(b=0.3))  # alters no measurement
+    assert len(calls) == 7
+    artefact = sorted(tmp_path.glob("*.safetensors"))[0]
+    data = bytearray(artefact.read_bytes())
+    data[-1] ^= 1
+    artefact.write_bytes(data)
+    run(), run(seed=1)
+    assert len(calls) == 8
+
+
+@pytest.mark.parametrize("change", ["weights", "buffers", "input", "network", "layer"])
+def test_what_was_measured_is_taken_only_for_the_same(change, trained, tmp_path, monkeypatch):
+    states, _ = trained
+    first = [copy.deepcopy(state) for state in states[:2]]
+    kpnb.trajectory(net(3), first, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    calls = count_measurements(monkeypatch)
+    model, x, layer = net(3), X, "8"
+    if change == "weights":
+        first[0]["0.weight"][0, 0, 0, 0] += 1e-3
+    elif change == "buffers":
+        first[0]["1.running_mean"] += 1e-3
+    elif change == "input":
+        x = X + 1e-3
+    elif change == "network":
+        model[5] = nn.GELU()
+    else:
+        layer = "5"
+    kpnb.trajectory(model, first, x, FOREGROUND, layer, folder=tmp_path, **CHEAP)
+    assert len(calls) == (1 if change in ("weights", "buffers") else 2)
+
+
+def test_a_recorder_goes_on_after_an_interruption(trained, tmp_path, monkeypatch):
+    states, files = trained
+    plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+
+    def recorder(model: nn.Module) -> kpnb.Recorder:
+        return kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+
+    model = net()
+    torch.manual_seed(0)
+    first = recorder(model)
+    for epoch in loop(model):
+        if epoch == 3:
+            break  # trained, and neither recorded nor saved
+        first.epoch()
+        generator = torch.get_rng_state()
+    calls = count_measurements(monkeypatch)
+    model = net(9)
+    model.load_state_dict(states[2])
+    torch.set_rng_state(generator)
+    second = recorder(model)
+    for _ in loop(model, first=3):
+        second.epoch()
+    assert equal(second.trajectory(), plain)
+    assert len(calls) == 2
+    stranger = recorder(net(5))
+    with pytest.raises(ValueError, match="5 recorded epochs, and the model's weights are those of"):
+        stranger.epoch()
+
+
+def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
+    model = net()
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)
+    recorder.epoch()
+    with monkeypatch.context() as patch:
+        count_measurements(patch, fail_at=0)
+        with pytest.raises(RuntimeError, match="power cut"):
+            recorder.epoch()
+    with pytest.raises(ValueError, match=r"1 epochs recorded.*call epoch\(\) before the first"):
+        recorder.trajectory()
+    with torch.no_grad():
+        model[7].weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"epoch 1: not finite in parameters 7\.weight"):
+        recorder.epoch()
+    model.load_state_dict(net(1).state_dict())
+    recorder.epoch()
+    assert len(recorder.trajectory().norms) == 2
+
+
+def test_checkpoints_in_natural_order(tmp_path):
+    for epoch in (10, 9, 0, 1, 100):
+        (tmp_path / f"epoch={epoch}-step={epoch * 7}.ckpt").touch()
+    expected = [tmp_path / f"epoch={e}-step={e * 7}.ckpt" for e in (0, 1, 9, 10, 100)]
+    assert in_order(str(tmp_path / "*.ckpt")) == expected
+    assert in_order(tmp_path / "epoch*") == expected
+    assert in_order(tmp_path) == expected
+    assert in_order(expected[::-1]) == expected[::-1]  # a list is taken at its word
+    assert in_order(iter(["first.pt", str(tmp_path / "*.ckpt")])) == ["first.pt", *expected]
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"more than their numbers \(.*last\.ckpt\).*narrow"):
+        in_order(tmp_path / "*.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints match .*looked in"):
+        in_order(tmp_path / "*.pt")
+    with pytest.raises(ValueError, match=r"1 checkpoint\(s\)"):
+        in_order([expected[0]])
+
+
+def test_folders_of_checkpoints_in_natural_order(trained, tmp_path):
+    states, files = trained
+    for epoch, state in enumerate(states):
+        folder = tmp_path / f"checkpoint-{epoch * 5}"
+        folder.mkdir()
+        save_file(state, folder / "model.safetensors")
+    found = kpnb.trajectory(net(3), tmp_path / "checkpoint-*", X, FOREGROUND, "8", **CHEAP)
+    assert equal(found, kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP))
+
+
+def test_networks_and_the_model_itself_as_checkpoints(trained):
+    """The untrained network is often not saved; the copy that is loaded leaves it alone."""
+    _, files = trained
+    model = net()
+    pattern = files.replace("*", "[1-9]")
+    expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    for first in (model, model.state_dict(), lambda: model):
+        assert equal(
+            kpnb.trajectory(model, [first, pattern], X, FOREGROUND, "8", **CHEAP), expected
+        )
+    with pytest.raises(ValueError, match="checkpoints 0 and 1 are the same tensors in memory"):
+        kpnb.trajectory(model, [model.state_dict()] * 2, X, FOREGROUND, "8", **CHEAP)
+
+
+def test_averages_and_students_by_name(trained, caplog):
+    states, files = trained
+    both = [{"state_dict": s, "state_dict_ema": {n: v * 2 for n, v in s.items()}} for s in states]
+    found = kpnb.trajectory(net(3), both, X, FOREGROUND, "8", **CHEAP)
+    assert equal(found, kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP))
+    assert caplog.text.count("weights taken from 'state_dict'") == 1  # said once
+    doubled = kpnb.trajectory(net(3), both, X, FOREGROUND, "8", entry="state_dict_ema", **CHEAP)
+    assert not torch.equal(doubled.entropy, found.entropy)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(trained, tmp_path):
+    states, _ = trained
+    torch.save(states[0], tmp_path / "epoch-0.pt")
+    torch.save({"a": torch.ones(2)}, tmp_path / "epoch-1.pt")
+    with pytest.raises(ValueError, match=r"epoch-1\.pt does not fit"):
+        kpnb.trajectory(net(3), tmp_path, X, FOREGROUND, "8", **CHEAP)
+
+
+class ZeroHead(nn.Module):
+    """A head that starts at zero, as many do: its output does not move before it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = net(), nn.Linear(5, 3)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_an_untrained_layer_that_does_not_move_is_said(caplog):
+    model = ZeroHead()
+    states = [copy.deepcopy(model.state_dict())]
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        nn.init.normal_(model.head.weight)
+        states.append(copy.deepcopy(model.state_dict()))
+    with caplog.at_level(logging.WARNING):
+        found = kpnb.trajectory(model, states, X, FOREGROUND, ["body.8", "head"], **CHEAP)
+    assert "epoch 0: layer 'head' does not move under noise in 6 of 6 samples" in caplog.text
+    assert found["head"].entropy[0].isnan().all()
+    assert not math.isnan(found["head"].row()["n_fg"])
+    assert not math.isnan(found["head"].row()["rho"])
+    assert not found["body.8"].entropy.isnan().any()
+
+
+class TwoInputs(nn.Module):
+    """A network of an image and of a gain for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, image: Tensor, gain: Tensor) -> Tensor:
+        return self.body(image * gain[:, None, None, None])
+
+
+def test_networks_of_several_inputs(trained, tmp_path, monkeypatch):
+    """Gains of one change nothing; others are another input."""
+    states, files = trained
+    plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    states = [{f"body.{name}": value for name, value in state.items()} for state in states]
+    layer, options = "body.8", CHEAP | {"perturb": "image", "folder": tmp_path}
+    x = {"image": X, "gain": torch.ones(6)}
+    found = kpnb.trajectory(TwoInputs(), states, x, FOREGROUND, layer, **options)
+    assert torch.equal(found.entropy, plain.entropy)
+    calls = count_measurements(monkeypatch)
+    kpnb.trajectory(TwoInputs(), states, x, FOREGROUND, layer, **options)
+    assert not calls
+    louder = x | {"gain": torch.full((6,), 2.0)}
+    other = kpnb.trajectory(TwoInputs(), states, louder, FOREGROUND, layer, **options)
+    assert len(calls) == 5
+    with pytest.raises(ValueError, match=r"measured differently \(input\)"):
+        kpnb.compare(found, other)
+    recorder = kpnb.Recorder(
+        net(), X, FOREGROUND, "8", forward=lambda model, x: model(x[..., :12]), **CHEAP
+    )
+    recorder.epoch()
+    recorder.epoch()
+    assert torch.equal(recorder.trajectory().entropy[0], plain.entropy[0])
+
+
+def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path, monkeypatch):
+    states, _ = trained
+    calls = count_measurements(monkeypatch)
+    for factor, expected in ((1, 2), (1, 2), (2, 4)):
+        source = f"lambda model, x: model({factor} * x)"
+        options = CHEAP | {"forward": eval(source), "folder": tmp_path}
+        kpnb.trajectory(net(3), states[:2], X, FOREGROUND, "8", **options)
+        assert len(calls) == expected
+
+
+@pytest.mark.parametrize("layer", ["8", "_orig_mod.8"])
+def test_a_compiled_model_is_measured_as_the_original(trained, layer):
+    _, files = trained
+    expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    model = torch.compile(net(3), backend="eager")
+    found = kpnb.trajectory(model, files, X, FOREGROUND, layer, **CHEAP)
+    assert torch.equal(found.entropy, expected.entropy)
+    assert torch.equal(found.distance, expected.distance)
+
+
+class Noisy(nn.Module):
+    """Another output each time, and a layer before it that has none of that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = net(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.dropout(self.body(x)))
+
+
+def test_layers_that_cannot_be_measured_are_left_out_and_named(tmp_path):
+    states = [copy.deepcopy(Noisy().state_dict()) for _ in range(2)]
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out 'head'"):
+            found = kpnb.trajectory(Noisy(), states, X, FOREGROUND, ["body.8", "head"], **CHEAP)
+        assert list(found) == ["body.8"]
+        assert len(found["body.8"].norms) == 2
+
+
+def test_regions_that_do_not_fit_are_refused_before_anything_is_measured(trained, monkeypatch):
+    states, _ = trained
+    calls = count_measurements(monkeypatch)
+    for wrong in (FOREGROUND[:5], FOREGROUND.float(), FOREGROUND[:, :9]):
+        with pytest.raises(ValueError, match=r"bool \[6, 16\], images by units.*covered_units"):
+            kpnb.trajectory(net(), states, X, wrong, "8", **CHEAP)
+    assert not calls
+
+
+def test_units_of_neither_region_do_not_count(trained):
+    states, _ = trained
+    background = ~FOREGROUND
+    background[:, 8:] = False
+    foreground = FOREGROUND.clone()
+    foreground[:, 8:] = False
+    found = kpnb.trajectory(net(3), states, X, foreground, "8", background=background, **CHEAP)
+    half = {"entropy": found.entropy[..., :8]}
+    alone = kpnb.Trajectory(half, found.norms, foreground[:, :8], None, found.choices, {})
+    assert found.row() == pytest.approx(alone.row(), nan_ok=True)
+
+
+def test_comparisons_take_trajectories(trained):
+    states, _ = trained
+    student = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    baseline = kpnb.trajectory(net(3), states[:3], X, FOREGROUND, "5", **CHEAP)
+    expected = kpnb.compare(student.metrics(), baseline.metrics())
+    assert str(kpnb.compare(student, baseline)) == str(expected)
+    assert str(kpnb.compare_seeds([[(student, baseline)]])) == str(expected)
+    other = kpnb.trajectory(net(3), states[:3], X + 1, FOREGROUND, "8", **CHEAP)
+    with pytest.raises(ValueError, match=r"measured differently \(input\)"):
+        kpnb.compare(student, other)
+    with pytest.raises(TypeError, match=r'not dict; of several layers, trajectory\["layer"\]'):
+        kpnb.compare({"8": student}, baseline)
+
+
+def test_a_model_that_is_wrapped(trained):
+    _, files = trained
+    expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    found = kpnb.trajectory(nn.DataParallel(net(3)), files, X, FOREGROUND, "module.8", **CHEAP)
+    assert torch.equal(found.entropy, expected.entropy)
+    assert torch.equal(found.distance, expected.distance)
+
+
+def test_what_cannot_be_a_sequence_of_checkpoints_or_a_network(trained):
+    states, _ = trained
+    for wrong in (None, states[0], dict(enumerate(states))):
+        with pytest.raises(TypeError, match="a pattern, a folder or a sequence, epoch 0 first"):
+            kpnb.trajectory(net(3), wrong, X, FOREGROUND, "8", **CHEAP)
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.Tanh())
+    with pytest.raises(ValueError, match=r"1\.weight' has no shape yet"):
+        kpnb.trajectory(lazy, states, X, FOREGROUND, "2", **CHEAP)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weight_norm_of_the_old_form_after_a_pass():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(432, 8)), nn.Tanh())
+    model(X)
+    states = [copy.deepcopy(dict(model.state_dict())) for _ in range(2)]
+    states[1]["1.weight_g"] *= 2
+    found = kpnb.trajectory(model, states, X, FOREGROUND, "2", **CHEAP)
+    assert not torch.equal(found.entropy[0], found.entropy[1])
+
+
+def test_the_digest_of_weights_does_not_depend_on_wrappers_and_counters():
+    model, other = net(), net()
+    other[1].num_batches_tracked += 3
+    assert weights_digest(model) == weights_digest(torch.compile(other))
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-6
+    assert weights_digest(model) != weights_digest(other)
+
+
+def test_ten_lines_for_somebody_elses_student_and_baseline(tmp_path, monkeypatch, capsys):
+    """The read-me's snippet, as it stands there."""
+    for seed, role in enumerate(("student", "baseline")):
+        (tmp_path / "runs" / role).mkdir(parents=True)
+        model = net()
+        for epoch in loop(model, 2, seed=seed):
+            torch.save(model.state_dict(), tmp_path / "runs" / role / f"epoch-{epoch}.pt")
+    masks = torch.zeros(6, 12, 12, dtype=torch.bool)
+    masks[:, 3:9, 3:9] = True
+    monkeypatch.chdir(tmp_path)
+    given = {"model": net(7), "x": X, "masks": masks}
+    exec(SNIPPET, given)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(NAMES)
+    assert len(SNIPPET.strip().splitlines()) <= 10
+
+
+SNIPPET = """
+import kpnb
+
+grid = kpnb.ImageGrid(4)
+foreground = kpnb.foreground_units(grid.coverage(masks))
+student, baseline = (
+    kpnb.trajectory(model, f"runs/{role}/epoch-*.pt", x, foreground, "8", units=grid)
+    for role in ("student", "baseline")
+)
+for metric, found in kpnb.compare(student, baseline).items():
+    print(metric, student.row()[metric], baseline.row()[metric], found.verdict)
+"""
