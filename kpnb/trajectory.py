@@ -433,21 +433,7 @@ def in_order(
     differ in more than numbers, or when fewer than two checkpoints are left.
     """
     found: list[Checkpoint] = []
-    if isinstance(checkpoints, Checkpoints):
-        checkpoints = [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
-    if isinstance(checkpoints, str | os.PathLike):
-        folder = Path(checkpoints)
-        if folder.is_dir():
-            files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
-            checkpoints = _natural(files, f"{folder}{os.sep}")
-        else:
-            checkpoints = [checkpoints]
-    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
-        kind = type(checkpoints).__name__
-        raise TypeError(
-            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}"
-        )
-    for source in checkpoints:
+    for source in _listed(checkpoints):
         pattern = isinstance(source, str | os.PathLike) and glob.has_magic(os.fspath(source))
         if pattern and not Path(source).exists():
             files = [Path(name) for name in glob.glob(os.fspath(source), recursive=True)]
@@ -461,6 +447,26 @@ def in_order(
         )
     _check_not_shared(found)
     return found
+
+
+def _listed(
+    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
+) -> Iterable[Checkpoint]:
+    """Checkpoints, a folder or a single path as a list; patterns in it are still patterns."""
+    if isinstance(checkpoints, Checkpoints):
+        return [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
+    if isinstance(checkpoints, str | os.PathLike):
+        folder = Path(checkpoints)
+        if not folder.is_dir():
+            return [checkpoints]
+        files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+        return _natural(files, f"{folder}{os.sep}")
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
+        kind = type(checkpoints).__name__
+        raise TypeError(
+            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}"
+        )
+    return checkpoints
 
 
 def _natural(files: list[Path], pattern: str) -> list[Path]:
