@@ -4,6 +4,8 @@ the program itself.
 
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -85,6 +87,21 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("__DASK")}
 
 
+def is_deaf(address: str) -> bool:
+    """Whether nothing is answered to somebody on this machine who has no key."""
+    host, port = address.removeprefix("tls://").split(":")
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=20) as plain,
+            anyone.wrap_socket(plain) as secret,
+        ):
+            return secret.recv(1) == b""
+    except ssl.SSLError as error:
+        return "CERTIFICATE_REQUIRED" in str(error)
+
+
 def test_local_workers_and_what_is_shown(tmp_path, monkeypatch, capsys):
     """One GPU each, a failure that cancels nothing, what kernels say, a cluster that nobody else
     speaks to, and nothing left behind.
@@ -103,9 +120,7 @@ def test_local_workers_and_what_is_shown(tmp_path, monkeypatch, capsys):
     with engine.cluster(2) as client:
         outcomes = engine.run(client, tasks, done=1)
         assert engine.run(client, [task("d", tmp_path)])["d"].value == "D"
-        for address in (client.scheduler.address, client.scheduler.address.replace("tls", "tcp")):
-            with pytest.raises((OSError, ValueError, TypeError, RuntimeError)):
-                Client(address, timeout=1)
+        assert is_deaf(client.scheduler.address)
     assert [outcomes[one.name].failed for one in tasks] == ["a fails has failed", "", ""]
     assert [outcomes[one.name].value for one in tasks] == [None, "B", "C"]
     begun = [line.split(" begins ") for line in (tmp_path / "noted").read_text().splitlines()][:3]
