@@ -5,24 +5,12 @@ show. When ``KPNB_PROGRESS`` names a file, as for notebooks that are executed wi
 current line goes there and nothing is printed, so that they hold results only.
 """
 
-import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from tqdm import tqdm
-
-
-def note(settings: Mapping[str, Any]) -> None:
-    """Leave the settings of an experiment beside the status file, for the parent process to keep
-    with the results.
-    """
-    if path := os.environ.get("KPNB_PROGRESS"):
-        with Path(path).with_suffix(".settings").open("a") as file:
-            print(json.dumps(settings), file=file)
 
 
 class Progress:

@@ -17,7 +17,7 @@ from kpnb_book.run.parameters import (
     read_assignments,
     resolve_folders,
 )
-from kpnb_book.run.source import parameters_of, title_of
+from kpnb_book.run.source import defaults_of, parameters_of, title_of
 
 Commands = argparse._SubParsersAction
 
@@ -227,7 +227,7 @@ def forecast_one(options: argparse.Namespace) -> int:
     path = find_notebook(options.notebook, find_root())
     parameters = resolve_folders(path, read_assignments(options.parameters), Path.cwd())
     check_parameters(path, parameters)
-    given = {name: known.value for name, known in parameters_of(path).items()} | parameters
+    given = defaults_of(path) | parameters
     print(_forecast(path, given))
     return 0
 

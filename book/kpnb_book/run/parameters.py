@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from kpnb_book.run.errors import UsageError, unknown
-from kpnb_book.run.source import parameters_of
+from kpnb_book.run.source import defaults_of
 
 PROFILES = ("smoke", "laptop", "paper")
 
@@ -167,7 +167,7 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
     None is allowed where it is the default. A parameter of this name with a default that the rule
     does not allow means something else.
     """
-    known = {name: found.value for name, found in parameters_of(path).items()}
+    known = defaults_of(path)
     for name, value in parameters.items():
         if name not in known:
             raise UsageError(f"{path.name}: {unknown('parameter', name, known)}")

@@ -21,7 +21,7 @@ from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.notebooks import TIMEOUT, Tell, run_notebook
 from kpnb_book.run.origin import origin
 from kpnb_book.run.parameters import check_parameters
-from kpnb_book.run.source import parameters_of
+from kpnb_book.run.source import defaults_of
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -110,9 +110,8 @@ def rerun(
         if resume and finished(path, folder, digest):
             return
         result.unlink(missing_ok=True)
-        defaults = {name: known.value for name, known in parameters_of(path).items()}
         record = {"notebook": path.stem, "digest": digest}
-        record |= {"parameters": defaults | dict(parameters), **provenance(path.parent)}
+        record |= {"parameters": defaults_of(path) | dict(parameters), **provenance(path.parent)}
         record |= run_notebook(
             path,
             folder / path.name,

@@ -76,6 +76,11 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
     return found
 
 
+def defaults_of(path: Path) -> dict[str, Any]:
+    """The parameters of a notebook with their values; raises as :func:`parameters_of`."""
+    return {name: known.value for name, known in parameters_of(path).items()}
+
+
 def _names(node: ast.stmt) -> list[str]:
     """The names that a statement gives a value to, as ``a = 1`` and ``a: int = 1`` do."""
     if isinstance(node, ast.Assign):
