@@ -100,8 +100,9 @@ def tokens(quick: bool) -> Iterator[dict[str, Any]]:
 
 
 def encoder(layers: int | None = 2) -> nn.Module:
-    from kpnb_book.hub import source
     from transformers import AutoConfig, AutoModel
+
+    from kpnb_book.hub import source
 
     where = source("minilm")
     size = {} if layers is None else {"num_hidden_layers": layers}
@@ -122,7 +123,7 @@ class First(nn.Module):
 
 
 class Marked(First):
-    """The same from one tensor with three channels of marks, as it was before there were mappings."""
+    """The same from one tensor with three channels of marks, as kpnb once had it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[..., 3:], x[..., 1].long())
@@ -196,6 +197,7 @@ class Side:
         # its own kpnb, and our networks, which are the same for both
         path = os.pathsep.join(map(str, (tree, ROOT / "book")))
         environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        environment["KPNB_PROGRESS"] = str(cases.with_suffix(".progress"))  # not on the terminal
         command = [sys.executable, __file__, "--serve", str(cases)]
         self._process = subprocess.Popen(
             command, env=environment, stdin=-1, stdout=-1, text=True, cwd=cases.parent

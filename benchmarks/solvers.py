@@ -41,7 +41,8 @@ def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images:
     fast = (before + after) / 2 / len(study.x)
     again = kpnb.entropy(model, x, path, units=study.units, solver=learner, max_batch=96, seed=1)
     print(
-        f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, {images} images"
+        f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, "
+        f"{images} images"
     )
     print(f"  closed form          {1000 * fast:10.1f} ms an image")
     passes = learner.steps * learner.samples
