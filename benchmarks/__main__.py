@@ -66,8 +66,9 @@ def machine() -> str:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf8"))
     except OSError:  # not Linux
         found = None
+    processor = found[1] if found else platform.processor() or platform.machine()
     lines = [
-        f"processor   {found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        f"processor   {processor}, {os.cpu_count()} cores",
         f"system      {platform.system()}, Python {platform.python_version()}",
         f"PyTorch     {torch.__version__}, {torch.get_num_threads()} threads",
         f"measured    {datetime.now(UTC):%Y-%m-%d}, load before that: {os.getloadavg()[0]:.1f}",

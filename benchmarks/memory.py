@@ -25,7 +25,8 @@ def peak(images: int, max_batch: int) -> float:
 
 def run(quick: bool) -> None:
     print(
-        "\npeak memory added by one call, VGG-11 at half width, 64 px (target: flat in the number of images)"
+        "\npeak memory added by one call, VGG-11 at half width, 64 px "
+        "(target: flat in the number of images)"
     )
     for images, max_batch in (
         ((32, 16), (64, 16)) if quick else ((64, 16), (256, 16), (1024, 16), (256, 64), (256, 256))

@@ -7,7 +7,8 @@ numbers mean little.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -40,7 +41,8 @@ def against_the_learner(study: ImageStudy, model: nn.Module, layer: str, images:
     fast = (before + after) / 2 / len(study.x)
     again = kpnb.entropy(model, x, path, units=study.units, solver=learner, max_batch=96, seed=1)
     print(
-        f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, {images} images"
+        f"\n{layer}: closed form (16 forwards, 14 backwards) against the released 2020 settings, "
+        f"{images} images"
     )
     print(f"  closed form          {1000 * fast:10.1f} ms an image")
     passes = learner.steps * learner.samples
@@ -82,11 +84,37 @@ def ranks(study: ImageStudy, model: nn.Module, title: str) -> None:
         print(f"  {layer:22s}{row}")
 
 
+def shrinking(study: ImageStudy, training: Any, layers: Sequence[str]) -> None:
+    """What shrinking saves in error at the same passes, early and late in a training."""
+    print(
+        f"\n{training.run.kind}: mean abs. error of H with shrinking (without it), and their ratio"
+    )
+    settings = ((9, 5, 14), (16, 16, 24))
+    print("  rank + probes, noise  " + "".join(f"{f'{r} + {p}, {n}':>26s}" for r, p, n in settings))
+    for epoch in (1, training.epochs):
+        model = training.load(epoch=epoch)
+        for layer in layers:
+            path, row = study.path(layer), ""
+            how = {"units": study.units, "dead": "nan"}
+            exact = kpnb.entropy(model, study.x, path, solver=EXACT, **how).entropy
+            for settings_of in settings:
+                errors = []
+                for shrink in (True, False):
+                    solver = kpnb.ClosedForm(*settings_of, shrink=shrink)
+                    found = kpnb.entropy(model, study.x, path, solver=solver, **how).entropy
+                    errors.append((found - exact).abs().nanmean().item())
+                with_, without = errors
+                row += f"{f'{with_:.4f} ({without:.4f}) {without / with_:5.2f}':>26s}"
+            print(f"  {f'{layer}, epoch {epoch}':22s}{row}")
+
+
 def run(quick: bool) -> None:
     study = ImageStudy("smoke" if quick else "laptop", seeds=0)
     model = study.teacher().load()
     for layer in study.settings.layers[: 1 if quick else None]:
         against_the_learner(study, model, layer, images=1 if quick else 4)
     ranks(study, model, "teacher")
+    for training in (study.baseline(), study.student("FC1")):
+        shrinking(study, training, ("FC1", "FC2"))
     if not quick:
         ranks(study, study.baseline().load(), "baseline, last epoch")

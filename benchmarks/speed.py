@@ -96,10 +96,12 @@ def compare(
 def run(quick: bool) -> None:
     rate, repeats = product_rate(), 3 if quick else 11
     print(
-        f"\nentropy of {NETWORK} at an eighth of its width; the machine's matrix product: {rate / 1e9:.0f} GFLOP/s"
+        f"\nentropy of {NETWORK} at an eighth of its width; the machine's matrix product: "
+        f"{rate / 1e9:.0f} GFLOP/s"
     )
     print(
-        f"  {'':34s}{'an image':>11s}{'/ bare loop':>12s}{'/ matrix product':>17s}   (target for / bare loop: 0.9)"
+        f"  {'':34s}{'an image':>11s}{'/ bare loop':>12s}{'/ matrix product':>17s}"
+        "   (target for / bare loop: 0.9)"
     )
     for name, solver in (
         ("9 + 5 directions, 14 forwards", CLOSED),
@@ -118,89 +120,66 @@ def run(quick: bool) -> None:
         for value in values[: 1 if quick else 2]:
             compare(f"FC1, {key} {value}", rate, repeats, **{key: value})
     several_layers(repeats)
+    looking_first(repeats)
 
 
 def several_layers(repeats: int) -> None:
-    """All layers in one call against one call for each: time, what the passes alone allow, and
-    error of the entropy.
-    """
+    """All layers in one call against one call for each: they share the forward passes."""
     model, x, paths = network(), inputs(), [layer_path(NETWORK, layer) for layer in LAYERS]
     how = {"units": kpnb.ImageGrid(16), "dead": "nan"}
+    print("\nfour layers in one call, over four calls")
+    for name, solver in (("9 + 5 directions", CLOSED), ("16 + 16 directions", STUDY)):
+        together, apart = turns(
+            [
+                lambda s=solver: kpnb.entropy(model, x, paths, solver=s, **how),
+                lambda s=solver: [kpnb.entropy(model, x, p, solver=s, **how) for p in paths],
+            ],
+            repeats,
+        )
+        print(f"  {name:34s}{ratio(together, apart):11.2f}")
 
-    def together(**solver: object) -> dict[str, kpnb.Entropy]:
-        return kpnb.entropy(model, x, paths, solver=kpnb.ClosedForm(**solver), **how)
 
-    def apart() -> dict[str, kpnb.Entropy]:
-        return {path: kpnb.entropy(model, x, path, **how) for path in paths}
-
-    one, itself, four = turns([together, lambda: together(own=None), apart], repeats)
-    with explaining(model, x.device):
-        leaf = x.clone().requires_grad_(True)
-        feature = capture(model, leaf.clone(), paths[1:2])[paths[1]]
-        passes = [
-            lambda: capture(model, x, paths[1:2]),
-            lambda: torch.autograd.grad(feature, leaf, torch.ones_like(feature), retain_graph=True),
-        ]
-        forward, backward = map(statistics.median, turns(passes, 3 * repeats))
-    # FC3 is exact, with 12 backwards and no noise; the other three make 14 each, or 7; each layer
-    # has its own check
-    calls, layers = (3 * 16 + 2) * forward + (12 + 3 * 14) * backward, (15 + 4) * forward
-    bounds = (layers + (12 + 3 * count) * backward for count in (CLOSED.own + CLOSED.probes, 14))
-    shared, alone = (least / calls for least in bounds)
-    print("\nfour layers in one call, over four calls" + 20 * " " + "passes alone   (target: 0.6)")
-    print(f"  products are handed down {ratio(one, four):20.2f}{shared:28.2f}")
-    print(f"  each layer for itself    {ratio(itself, four):20.2f}{alone:28.2f}")
-    few = x[:8]
-    exact = kpnb.entropy(model, few, paths, solver=kpnb.ClosedForm(rank=None), **how)
-    print(
-        f"  mean error of the entropy, nats{'':11s}" + "".join(f"{layer:>8s}" for layer in LAYERS)
-    )
-    for name, found in {
-        "products are handed down": together(),
-        "each layer for itself": apart(),
-    }.items():
-        gaps = [
-            (found[p].entropy[: len(few)] - exact[p].entropy).abs().nanmean().item() for p in paths
-        ]
-        print(f"    {name:38s}" + "".join(f"{gap:8.4f}" for gap in gaps))
+def looking_first(repeats: int) -> None:
+    """What it costs to look at the network before measuring, with the settings of the book."""
+    model, x, path = network(), inputs(48), layer_path(NETWORK, "FC1")
+    how = {"units": kpnb.ImageGrid(16), "dead": "nan", "solver": STUDY}
+    runs = [lambda c=c: kpnb.entropy(model, x, path, check=c, **how) for c in (True, False)]
+    looked, straight = turns(runs, repeats)
+    print(f"\na call that looks first, over one that does not{ratio(looked, straight):11.3f}")
 
 
 def scaling(quick: bool) -> None:
-    model, path, unit, repeats = (
-        network(),
-        layer_path(NETWORK, "FC1"),
-        kpnb.ImageGrid(16),
-        3 if quick else 7,
-    )
+    more_images(quick, 3 if quick else 7)
+    more_epochs(quick, 3 if quick else 7)
+
+
+def more_images(quick: bool, repeats: int) -> None:
+    model, path, units = network(), layer_path(NETWORK, "FC1"), kpnb.ImageGrid(16)
     print("\nentropy of more images, FC1: milliseconds an image")
     for images in (32, 128) if quick else (32, 128, 512):
         x = inputs(images)
-        (times,) = turns(
-            [lambda x=x: kpnb.entropy(model, x, path, units=unit, dead="nan")], repeats
-        )
+        run = lambda x=x: kpnb.entropy(model, x, path, units=units, dead="nan")  # noqa: E731
+        (times,) = turns([run], repeats)
         print(f"  {images:4d} images {1e3 * statistics.median(times) / images:21.2f} ms")
+
+
+def more_epochs(quick: bool, repeats: int) -> None:
     print(
-        "\nentropy of more epochs, smoke profile, FC1: an epoch, read from the store and written there, over the call"
+        "\nentropy of more epochs, smoke profile, FC1: an epoch, read from the store and written "
+        "there, over the call"
     )
     with tempfile.TemporaryDirectory() as folder:
         study = ImageStudy("smoke", epochs=4 if quick else 16, store=Store(folder))
         training, path, s = study.baseline(), study.path("FC1"), study.settings
-        model, solver = (
-            training.load(),
-            kpnb.ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise),
-        )
+        solver = kpnb.ClosedForm(rank=s.rank, probes=s.probes, noise=s.noise)
         options = {"units": study.units, "solver": solver, "max_batch": s.max_batch, "dead": "nan"}
+        model = training.load()
         (alone,) = turns([lambda: kpnb.entropy(model, study.x, path, **options)], repeats)
         for epochs in (2, 4) if quick else (4, 16):
             seeds = iter(range(epochs * 100, epochs * 100 + 99))  # each repetition measures anew
-            (times,) = turns(
-                [
-                    lambda e=epochs, s=seeds: measure.entropies(
-                        study, training, "FC1", range(e), noise_seed=next(s)
-                    )
-                ],
-                2,
+            run = lambda e=epochs, s=seeds: measure.entropies(  # noqa: E731
+                study, training, "FC1", range(e), noise_seed=next(s)
             )
-            print(
-                f"  {epochs:4d} epochs {statistics.median(times) / epochs / statistics.median(alone):21.2f}"
-            )
+            (times,) = turns([run], 2)
+            each = statistics.median(times) / epochs
+            print(f"  {epochs:4d} epochs {each / statistics.median(alone):21.2f}")

@@ -94,7 +94,15 @@ class Jacobian:
         unit's elements.
         """
         vector = direction.reshape(self.feature.shape).to(self.feature.dtype)
-        (product,) = torch.autograd.grad(self.feature, self.x, vector, retain_graph=True)
+        try:
+            (product,) = torch.autograd.grad(self.feature, self.x, vector, retain_graph=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise ValueError(
+                "the model uses reentrant checkpointing, through which no single derivative can be "
+                "taken: turn checkpointing off, or build it with use_reentrant=False"
+            ) from error
         return self.units.gather(product.square()) * self.exists
 
 

@@ -47,7 +47,10 @@ def layer_at(model: nn.Module, name: str) -> tuple[nn.Module, int | None]:
 
     Raises ``LookupError`` with the nearest names.
     """
-    modules = _modules(model)
+    try:
+        return model.get_submodule(name), None
+    except AttributeError:  # not as it stands
+        modules = _modules(model)
     for known in (name, _plain(name)):
         if known in modules:
             return modules[known], None

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kpnb._precision import widest
+
 STATISTICS = ("num_batches_tracked", "running_mean", "running_var")
 
 
@@ -96,7 +98,7 @@ def d_mean_var(distances: Tensor) -> tuple[float, float]:
     """D_mean and D_var (Eq. 8): mean and population variance of ``distances [N]`` over images that
     have one.
     """
-    known = distances[~distances.isnan()].double()
+    known = widest(distances[~distances.isnan()])
     if not len(known):
         return float("nan"), float("nan")
     return known.mean().item(), known.var(correction=0).item()
@@ -114,6 +116,6 @@ def detour_ratio(
     """
     if empty not in ("nan", "zero"):
         raise ValueError(f"empty = {empty!r}; choose 'nan' or 'zero'")
-    union = on_foreground[first:].any(0).sum(-1).double()
+    union = widest(on_foreground[first:].any(0).sum(-1))
     rho = on_foreground[-1].sum(-1) / union
     return rho.nan_to_num(0.0) if empty == "zero" else rho

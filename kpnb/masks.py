@@ -84,6 +84,6 @@ def _over(masks: Tensor, x: Tensor) -> Tensor:
         return masks
     first, last = masks.shape == (len(x), *x.shape[2:]), masks.shape == x.shape[:-1]
     if first == last:  # neither, or both
-        what = "could lack the second or the last dimension" if first else "do not fit"
-        raise ValueError(f"masks {list(masks.shape)} {what} of the input {list(x.shape)}")
+        what = "could lack the second or the last dimension of" if first else "do not fit"
+        raise ValueError(f"masks {list(masks.shape)} {what} the input {list(x.shape)}")
     return (masks[:, None] if first else masks[..., None]).expand_as(x)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kpnb._precision import widest
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
 from kpnb.points import Level, knowledge_points, released_filter, summarise
 
@@ -130,5 +131,5 @@ def agreement(
     """
     foreground = foreground.to(entropy.device)
     one, two = (knowledge_points(e, foreground, b=b).points for e in (entropy, other))
-    overlap = (one & two).sum(-1).double() / (one | two).sum(-1)
+    overlap = widest((one & two).sum(-1)) / (one | two).sum(-1)
     return (entropy - other).abs().nanmean().item(), overlap.nanmean().item()

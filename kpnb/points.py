@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kpnb._precision import widest
+
 Level = Literal["image", "dataset"]
 
 
@@ -39,7 +41,7 @@ class KnowledgePoints:
     defined: Tensor
 
     def _count(self, region: Tensor) -> Tensor:
-        counts = (self.points & region).sum(-1).double()
+        counts = widest((self.points & region).sum(-1))
         return counts.where(self.defined, torch.nan)
 
     @property
@@ -125,7 +127,7 @@ def summarise(values: Tensor) -> Summary:
     """Mean of ``values [N]`` over the images where they are defined (NaN when there are none)."""
     known = values[~values.isnan()]
     return Summary(
-        known.double().mean().item() if len(known) else float("nan"),
+        widest(known).mean().item() if len(known) else float("nan"),
         len(known),
         len(values) - len(known),
     )

@@ -63,7 +63,7 @@ def _gaps(student: Metrics, baseline: Metrics) -> dict[str, Tensor]:
         {**m.per_image(), "d_var": (m.distance - m.distance[both].mean()).square()}
         for m in (student, baseline)
     )
-    return {name: (ours[name] - theirs[name]).double().cpu() for name in BETTER}
+    return {name: (ours[name] - theirs[name]).cpu().double() for name in BETTER}
 
 
 def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> tuple[float, float]:

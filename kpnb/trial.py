@@ -1,4 +1,4 @@
-"""A look at the network before it is measured: two passes of two samples, and one backward.
+"""A look at the network before it is measured: a pass of two samples, and one of one.
 
 An entropy means something only where the feature of a sample depends on that sample, is the same
 each time, and has a derivative. What goes wrong otherwise would be numbers, not errors.
@@ -16,12 +16,10 @@ from kpnb.features import layer_at
 from kpnb.inputs import Inputs
 from kpnb.perturb import Perturbation
 
-NOTICED = 0.05  # of what noise of size tau does to the feature
-
 
 @dataclass(frozen=True)
-class Pair:
-    """Two samples: the first that is measured, and another one beside it."""
+class Seen:
+    """Samples ``x`` that the network is shown, the first that is measured among them."""
 
     inputs: Inputs
     x: Tensor
@@ -33,18 +31,18 @@ class Pair:
     def features(
         self, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int] | None = None
     ) -> dict[str, Tensor]:
-        return perturbation.network.features(self.inputs.with_x(self.x), 2, layers, runs)
+        x = self.inputs.with_x(self.x)
+        return perturbation.network.features(x, len(self.x), layers, runs)
 
 
-def _pairs(perturbation: Perturbation) -> tuple[Pair, Pair]:
-    """The first sample beside another, and beside itself under noise of size tau."""
-    first = perturbation.rows(slice(0, 1))
-    noise = perturbation.tau * first.normal(1, stream=0)[0] * first.inside()
-    close = Pair(first.inputs, torch.cat([first.x, first.x + noise]).detach())
+def _shown(perturbation: Perturbation) -> tuple[Seen, Seen]:
+    """The first sample beside another one, and alone."""
+    first = perturbation.inputs.rows(slice(0, 1))
+    alone = Seen(first, first.x.detach())
     if len(perturbation.x) == 1:
-        return Pair(first.inputs, torch.cat([first.x, -first.x]).detach()), close
+        return Seen(first, torch.cat([alone.x, -alone.x])), alone
     two = perturbation.inputs.rows(slice(0, 2))
-    return Pair(two, two.x.detach()), close
+    return Seen(two, two.x.detach()), alone
 
 
 def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
@@ -64,13 +62,14 @@ def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, s
 
 
 def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
-    apart, close = _pairs(perturbation)
+    beside, alone = _shown(perturbation)
     runs: dict[str, int] = {}
     with torch.enable_grad():
-        leaf = apart.x.clone().requires_grad_(True)
-        one = Pair(apart.inputs, leaf.clone()).features(perturbation, layers, runs)
+        leaf = beside.x.clone().requires_grad_(True)
+        seen = Seen(beside.inputs, leaf.clone())  # spares the leaf from an in-place first layer
+        one = seen.features(perturbation, layers, runs)
     with torch.no_grad():
-        two = close.features(perturbation, layers)
+        two = alone.features(perturbation, layers)
     problems = {}
     for name in layers:
         run = layer_at(perturbation.network.model, name)[1]
@@ -79,39 +78,26 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
                 f"layer {name!r} runs {runs[name]} times in a pass: say which run is meant, "
                 f"'{name}:0' to '{name}:{runs[name] - 1}'"
             )
-        elif problem := _derivative(one[name], leaf, name, two[name]):
-            problems[name] = problem
-        elif _differs(one[name].detach()[0], two[name][0], two[name][1]):
-            problems[name] = _unsteady(perturbation, name, apart, close)
+        elif not one[name].requires_grad:
+            problems[name] = _underived(perturbation, name, alone, two[name])
+        elif _differs(one[name].detach()[0], two[name][0]):
+            problems[name] = _unsteady(perturbation, name, beside, alone)
     return problems
 
 
-def _derivative(feature: Tensor, leaf: Tensor, name: str, noisy: Tensor) -> str:
-    """What is wrong with the derivative of the ``feature`` by the ``leaf``; "" when nothing is.
-
-    ``noisy`` is the feature of a sample without and with noise.
-    """
-    moves = bool((noisy[0] != noisy[1]).any())
-    reason = "an operation in it has no derivative"
-    if feature.requires_grad:
-        try:
-            (product,) = torch.autograd.grad(
-                feature.sum(), leaf, retain_graph=True, allow_unused=True
-            )
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            product, moves, reason = None, True, str(error).split(". ")[0]
-        if product is not None:
-            return ""
-    if not moves:
+def _underived(perturbation: Perturbation, name: str, alone: Seen, feature: Tensor) -> str:
+    """Says why the ``feature`` of a sample has no derivative."""
+    changed = Seen(alone.inputs, 1.5 * alone.x + 0.1)
+    with torch.no_grad():
+        moved = changed.features(perturbation, [name])[name]
+    if bool((moved == feature).all()):
         return (
             f"the feature of layer {name!r} does not depend on the input, so there is no "
             "information that it could discard; choose another layer"
         )
     return (
-        f"the feature of layer {name!r} has no derivative by the input ({reason}): the model or a "
-        "part of it runs under torch.no_grad(), torch.inference_mode() or reentrant checkpointing "
+        f"the feature of layer {name!r} has no derivative by the input: the model or a part of it "
+        "runs under torch.no_grad(), torch.inference_mode() or reentrant checkpointing "
         "(use_reentrant=False helps), or detaches what it computes"
     )
 
@@ -125,27 +111,23 @@ def _rounding(feature: Tensor) -> float:
     return 0.05
 
 
-def _differs(one: Tensor, two: Tensor, noisy: Tensor | None = None) -> bool:
-    """Whether two features of one sample differ by more than rounding, and by more than a little of
-    what noise does.
-    """
-    apart, size = (one - two).norm(), _rounding(one) * one.norm()
-    moved = NOTICED * (noisy - two).norm() if noisy is not None else 0 * size
-    return bool(apart > torch.maximum(size, moved))
+def _differs(one: Tensor, two: Tensor) -> bool:
+    """Whether two features of one sample differ by more than rounding."""
+    return bool((one - two).norm() > _rounding(one) * one.norm())
 
 
-def _unsteady(perturbation: Perturbation, name: str, apart: Pair, close: Pair) -> str:
-    """Says why the feature of layer ``name`` is not the same in both pairs."""
+def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) -> str:
+    """Says why the feature of layer ``name`` is not the same with and without company."""
     with torch.no_grad():
-        once, again = (apart.features(perturbation, [name])[name] for _ in range(2))
-        if _differs(once[0], again[0]):
-            where = _first_difference(_trace(perturbation, apart), _trace(perturbation, apart))
+        once, again = (alone.features(perturbation, [name])[name][0] for _ in range(2))
+        if _differs(once, again):
+            where = _first_difference(_trace(perturbation, alone), _trace(perturbation, alone))
             return (
                 f"the feature of layer {name!r} is another one each time the same input is seen "
                 f"({where}): make the model deterministic in evaluation mode, for example "
                 "F.dropout(x, training=self.training), or pass check=False"
             )
-        where = _first_difference(_trace(perturbation, apart), _trace(perturbation, close))
+        where = _first_difference(_trace(perturbation, beside), _trace(perturbation, alone))
     return (
         f"the feature of layer {name!r} of a sample depends on the other samples of its batch "
         f"({where}), as with BatchNorm2d(track_running_stats=False): there is no entropy of a "
@@ -163,15 +145,15 @@ class _Run:
     found: Tensor | None
 
 
-def _of_first(value: Any) -> Tensor | None:
-    """The first sample of the first tensor in ``value``, if it has one for each."""
+def _of_first(value: Any, samples: int) -> Tensor | None:
+    """The first sample of the first tensor in ``value``, if that has one for each."""
     while isinstance(value, tuple | list) and value:
         value = value[0]
-    fits = isinstance(value, Tensor) and value.is_floating_point() and value.shape[:1] == (2,)
-    return value[0].clone() if fits else None
+    fits = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
+    return value[0].clone() if fits and len(value) == samples else None
 
 
-def _trace(perturbation: Perturbation, pair: Pair) -> list[_Run]:
+def _trace(perturbation: Perturbation, seen: Seen) -> list[_Run]:
     """Every run of every module in a pass, in the order in which they end."""
     runs: list[_Run] = []
 
@@ -179,16 +161,18 @@ def _trace(perturbation: Perturbation, pair: Pair) -> list[_Run]:
         given: list[Tensor | None] = []
 
         def before(_module: nn.Module, args: Any) -> None:
-            given.append(_of_first(args))
+            given.append(_of_first(args, len(seen.x)))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            runs.append(_Run(name, type(module).__name__, given.pop(), _of_first(output)))
+            runs.append(
+                _Run(name, type(module).__name__, given.pop(), _of_first(output, len(seen.x)))
+            )
 
         return module.register_forward_pre_hook(before), module.register_forward_hook(after)
 
     handles = [note(name, module) for name, module in perturbation.network.model.named_modules()]
     try:
-        pair.call(perturbation)
+        seen.call(perturbation)
     finally:
         for handle in (handle for both in handles for handle in both):
             handle.remove()

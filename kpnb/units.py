@@ -9,6 +9,7 @@ entropy is NaN.
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -213,8 +214,7 @@ class Regions:
         if size < 1 or largest >= size:
             raise ValueError(f"the largest label is {largest}, the number of units n = {self.n}")
         object.__setattr__(self, "n", size)
-        # what belongs to none goes into one slot more, which is cut off
-        object.__setattr__(self, "labels", labels.long().where(labels >= 0, size))
+        object.__setattr__(self, "labels", labels.long())
 
     def __repr__(self) -> str:
         return f"Regions({self.n} units, {_digest(self.labels)})"
@@ -244,10 +244,15 @@ class Regions:
             raise ValueError(f"labels {given} do not broadcast to the input {list(x.shape)}{hint}")
         return int(self.n)
 
+    @cached_property
+    def _slots(self) -> Tensor:
+        """The labels, with n for what belongs to none: one slot more, which is cut off."""
+        return self.labels.where(self.labels >= 0, self.n)
+
     def _aligned(self, x: Tensor) -> Tensor:
-        """The labels ``[B or 1, ...]`` with as many dimensions as ``x [B, ...]``, on its device."""
+        """The slots ``[B or 1, ...]`` with as many dimensions as ``x [B, ...]``, on its device."""
         missing = x.dim() - self.labels.dim()
-        return self.labels.to(x.device)[(None,) * missing]
+        return self._slots.to(x.device)[(None,) * missing]
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
         labels, slots = self._aligned(x), torch.nn.functional.pad(values, (0, 1))

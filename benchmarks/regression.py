@@ -1,0 +1,279 @@
+"""This tree against another one, in one run: error of H, knowledge points, and time per map.
+
+    python -m benchmarks.regression /path/to/another/clone
+    python -m benchmarks.regression v0.1.0            # a git revision, checked out for the while
+    python -m benchmarks.regression HEAD~5 --quick
+
+Networks of the chapters (the laptop's VGG, point clouds, an encoder of sentences) are trained a
+little, by a few lines below, and measured with the settings of the chapters and with the defaults,
+by both sides. Each side is a process of its own with the same environment, and the two take turns,
+so that what else the machine does disturbs both. Errors and overlaps are against each side's own
+exact Jacobian; times are CPU times, their ratio is the median over the turns. Wanted: errors and
+overlaps no worse, times at most 1.1 times those of the other side.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"default": (9, 5, 14), "chapter": (16, 16, 24)}  # rank, probes, noise
+OF_TOKENS = SETTINGS | {"chapter": (8, 8, 12)}
+OF_CLOUDS = SETTINGS | {"chapter": (24, 12, 30)}
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+
+
+# ------------------------------------------------------------------------------ what both measure
+
+
+def trained(model: nn.Module, data: Any, epochs: int, lr: float) -> nn.Module:
+    """A little of plain training, so that features are those of a network that has learned."""
+    optimiser = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    torch.manual_seed(0)
+    for _ in range(epochs):
+        for index in torch.randperm(len(data)).split(64):
+            x, y = data.batch(index)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model.train()(x), y).backward()
+            optimiser.step()
+    return model.eval()
+
+
+def images(quick: bool) -> Iterator[dict[str, Any]]:
+    """The laptop's VGG after one epoch and after some, at Conv, FC1 and FC2."""
+    from kpnb_book.data.images import load
+    from kpnb_book.networks.images import build, layer_path
+
+    data = load("emoji", "train", size=64, count=128 if quick else 1000)
+    x = data.batch(torch.arange(32))[0].contiguous(memory_format=torch.channels_last)
+    spec = {"name": "vgg11_bn", "num_classes": 12, "input_size": 64, "width": 0.125}
+    spec |= {"hidden": 256, "dropout": 0.0, "seed": 0}
+    for epochs in (1, 6):
+        state = trained(build(**spec), data, epochs, 0.05).state_dict()
+        for layer in ("Conv", "FC1", "FC2"):
+            about = {"kind": "image", "spec": spec, "state": state, "x": x, "scale": 1.0}
+            about |= {"layer": layer_path("vgg11_bn", layer), "masks": data.masks[:32]}
+            yield about | {"name": f"{layer}, epoch {epochs}", "settings": SETTINGS}
+
+
+def clouds(quick: bool) -> Iterator[dict[str, Any]]:
+    """The laptop's PointNet and PointNet++ after some epochs, at FC1."""
+    from kpnb_book.data.clouds import load
+    from kpnb_book.networks.clouds import build, layer_path
+
+    data = load("shapes", "train", count=128 if quick else 400, points=128, background=62)
+    for name in ("pointnet", "pointnet2"):
+        spec = {"name": name, "num_classes": len(data.classes), "points": 190, "k": 12}
+        spec |= {"width": 0.25, "dropout": 0.0, "seed": 0}
+        state = trained(build(**spec), data, 2, 0.02).state_dict()
+        about = {"kind": "cloud", "spec": spec, "state": state, "scale": 0.4}
+        about |= {"x": data.batch(torch.arange(20))[0], "masks": data.masks[:20]}
+        about |= {"layer": layer_path(name, "FC1"), "settings": OF_CLOUDS}
+        yield about | {"name": f"{name}, FC1"}
+
+
+def tokens(quick: bool) -> Iterator[dict[str, Any]]:
+    """Two layers of a pre-trained encoder reading words at random, of different number."""
+    del quick
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2000, 20000, (24, 40), generator=generator)
+    lengths = torch.randint(10, 39, (24, 1), generator=generator)
+    place = torch.arange(40)
+    attended, counts = place < lengths + 2, (place > 0) & (place < lengths + 1)
+    words = encoder(None).get_input_embeddings().weight.detach()
+    about = {"kind": "tokens", "spec": {}, "state": None, "layer": "feature"}
+    about |= {"x": words[ids], "attended": attended, "counts": counts}
+    about |= {"masks": counts & (place % 5 == 1), "scale": words.std().item()}
+    yield about | {"name": "encoder, first token", "settings": OF_TOKENS}
+
+
+def encoder(layers: int | None = 2) -> nn.Module:
+    from transformers import AutoConfig, AutoModel
+
+    from kpnb_book.hub import source
+
+    where = source("minilm")
+    size = {} if layers is None else {"num_hidden_layers": layers}
+    config = AutoConfig.from_pretrained(**where, **size)
+    return AutoModel.from_pretrained(**where, config=config, add_pooling_layer=False).eval()
+
+
+class First(nn.Module):
+    """The vector of the first token, from word embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.feature = encoder(), nn.Identity()
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        how = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask}
+        return self.feature(self.encoder(**how).last_hidden_state[:, 0])
+
+
+class Marked(First):
+    """The same from one tensor with three channels of marks, as kpnb once had it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[..., 3:], x[..., 1].long())
+
+
+# ----------------------------------------------------------------------------------------- one side
+
+
+def network(case: dict[str, Any]) -> nn.Module:
+    if case["kind"] == "image":
+        from kpnb_book.networks.images import build
+    else:
+        from kpnb_book.networks.clouds import build
+    model = build(**case["spec"])
+    model.load_state_dict(case["state"])
+    return model.eval()
+
+
+def prepared(case: dict[str, Any]) -> tuple[nn.Module, Any, dict[str, Any], Tensor]:
+    """Model, input, options and foreground units of a case, as this side's kpnb wants them."""
+    import kpnb
+
+    options: dict[str, Any] = {"scale": case["scale"], "dead": "nan"}
+    if case["kind"] != "tokens":
+        grid = case["kind"] == "image"
+        options["units"] = kpnb.ImageGrid(16) if grid else kpnb.Points()
+        masks = kpnb.foreground_units(options["units"].coverage(case["masks"])) if grid else None
+        return network(case), case["x"], options, case["masks"] if masks is None else masks
+    words, attended, counts = case["x"], case["attended"].long(), case["counts"]
+    if hasattr(kpnb, "Regions"):
+        options |= {"units": kpnb.Tokens(counts), "perturb": "inputs_embeds"}
+        return First(), {"inputs_embeds": words, "attention_mask": attended}, options, case["masks"]
+    marks = torch.stack([counts.long(), attended, 0 * attended], -1)
+    return (
+        Marked(),
+        torch.cat([marks, words], -1),
+        options | {"units": kpnb.Tokens()},
+        case["masks"],
+    )
+
+
+def serve(cases: list[dict[str, Any]]) -> None:
+    """Answers one request a line: errors and overlap of a case, or the time of one call."""
+    import kpnb
+    from kpnb.metrics import agreement
+
+    torch.set_num_threads(1)
+    ready = [prepared(case) for case in cases]
+    for line in sys.stdin:
+        what, number, setting = json.loads(line)
+        case, (model, x, options, foreground) = cases[number], ready[number]
+        rank, probes, noise = case["settings"][setting]
+        solver = kpnb.ClosedForm(rank=rank, probes=probes, noise=noise)
+        start = time.process_time()
+        found = kpnb.entropy(model, x, case["layer"], solver=solver, **options)
+        answer: Any = time.process_time() - start
+        if what == "quality":
+            solver = kpnb.ClosedForm(rank=None)
+            exact = kpnb.entropy(model, x, case["layer"], solver=solver, **options)
+            answer = agreement(found.entropy, exact.entropy, foreground)
+        print(json.dumps(answer), flush=True)
+
+
+# ---------------------------------------------------------------------------------------- two sides
+
+
+class Side:
+    """A process that measures with the kpnb of a tree."""
+
+    def __init__(self, tree: Path, cases: Path) -> None:
+        # its own kpnb, and our networks, which are the same for both
+        path = os.pathsep.join(map(str, (tree, ROOT / "book")))
+        environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        environment["KPNB_PROGRESS"] = str(cases.with_suffix(".progress"))  # not on the terminal
+        command = [sys.executable, __file__, "--serve", str(cases)]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=-1, stdout=-1, text=True, cwd=cases.parent
+        )
+
+    def ask(self, *request: object) -> Any:
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self._process.args} ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@contextmanager
+def tree_of(other: str) -> Iterator[Path]:
+    """The folder of another clone, or a git revision checked out for as long as this lasts."""
+    if (Path(other) / "kpnb").is_dir():
+        yield Path(other).resolve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", f"{folder}/tree", other], check=True)
+        try:
+            yield Path(folder) / "tree"
+        finally:
+            subprocess.run([*git, "remove", "--force", f"{folder}/tree"], check=True)
+
+
+def compare(cases: list[dict[str, Any]], theirs: Side, ours: Side, repeats: int) -> None:
+    print(f"  {'':44s}{'error of H, nats':>20s}{'IoU of points':>18s}{'time':>8s}")
+    print(f"  {'':44s}{'other':>12s}{'this':>8s}{'other':>10s}{'this':>8s}{'ratio':>8s}")
+    for number, case in enumerate(cases):
+        for setting, numbers in case["settings"].items():
+            row = [side.ask("quality", number, setting) for side in (theirs, ours)]
+            times = [
+                [side.ask("time", number, setting) for side in (theirs, ours)]
+                for _ in range(repeats)
+            ]
+            ratio = statistics.median(mine / other for other, mine in times)
+            (error, iou), (my_error, my_iou) = row
+            name = f"{case['name']}, {setting} {numbers}"
+            print(
+                f"  {name:44s}{error:12.5f}{my_error:8.5f}{iou:10.4f}{my_iou:8.4f}{ratio:8.3f}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.regression",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("other", nargs="?", help="folder of another clone, or a git revision")
+    parser.add_argument("--quick", action="store_true", help="trained and repeated less")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        serve(torch.load(given.serve, weights_only=False))
+        return
+    if not given.other:
+        parser.error("name another tree: a folder or a git revision")
+    with tempfile.TemporaryDirectory() as folder, tree_of(given.other) as tree:
+        cases = [case for kind in (images, clouds, tokens) for case in kind(given.quick)]
+        torch.save(cases, Path(folder) / "cases.pt")
+        sides = [Side(place, Path(folder) / "cases.pt") for place in (tree, ROOT)]
+        try:
+            compare(cases, *sides, repeats=3 if given.quick else 9)
+        finally:
+            for side in sides:
+                side.close()
+
+
+if __name__ == "__main__":
+    main()

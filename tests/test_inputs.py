@@ -1,0 +1,348 @@
+"""What a network may be called with, and what its layers may return."""
+
+import re
+from collections import namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import kpnb
+from kpnb import ClosedForm, Converged, ImageGrid, Stochastic, Tokens, entropies, entropy
+from kpnb.features import capture, replaced
+from tests.models import images, small_net
+
+GRID = ImageGrid(4)
+Named = namedtuple("Named", ["first", "second"])
+
+
+class Returning(nn.Module):
+    """A layer whose output is wrapped by ``wrap``, which gets two tensors; the head unwraps it."""
+
+    def __init__(self, wrap, unwrap) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.head = (nn.Linear(*s) for s in ((432, 9), (9, 7), (9, 3)))
+        self.block, self.unwrap = Block(self.one, self.two, wrap), unwrap
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.unwrap(self.block(x.flatten(1))))
+
+
+class Block(nn.Module):
+    def __init__(self, one: nn.Module, two: nn.Module, wrap) -> None:
+        super().__init__()
+        self.one, self.two, self.wrap = one, two, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.one(x).tanh()
+        return self.wrap(h, self.two(h))
+
+
+def _output(h: Tensor, p: Tensor) -> BaseModelOutputWithPooling:
+    return BaseModelOutputWithPooling(last_hidden_state=h, pooler_output=p)
+
+
+# how a layer returns two tensors; how the first is had; what has to be said to have it
+FORMS = {
+    "tuple": (lambda h, p: (h, p), lambda out: out[0], None),
+    "list": (lambda h, p: [h, p], lambda out: out[0], None),
+    "named tuple": (lambda h, p: Named(h, p), lambda out: out.first, None),
+    "nested": (lambda h, p: ((p, h), "x"), lambda out: out[0][1], (0, 1)),
+    "dict": (lambda h, p: {"h": h, "p": p}, lambda out: out["h"], "h"),
+    "dict of one": (lambda h, p: {"h": h, "how": "so"}, lambda out: out["h"], None),
+    "model output": (_output, lambda out: out.last_hidden_state, "last_hidden_state"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_return_what_they_like(form):
+    wrap, unwrap, select = FORMS[form]
+    model, x = Returning(wrap, unwrap), images()
+    plain = Returning(lambda h, p: h, lambda out: out)
+    found = entropy(model, x, "block", units=GRID, select=select)
+    wanted = entropy(plain, x, "block", units=GRID)
+    assert torch.equal(found.entropy, wanted.entropy)
+    both = entropy(model, x, ["block", "one"], units=GRID, select={"block": select})
+    assert torch.equal(both["block"].entropy, wanted.entropy)
+    one, two = (
+        kpnb.lipschitz(m, x, "block", wanted.sigma, units=GRID, select=s)
+        for m, s in ((model, {"block": select}), (plain, None))
+    )
+    assert torch.equal(one.kappa, two.kappa)
+    assert torch.allclose(one.kappa, torch.linalg.matrix_norm(model.head.weight.detach(), 2))
+
+
+def test_ambiguous_outputs_say_what_is_there():
+    wrap, unwrap, _ = FORMS["dict"]
+    model, x = Returning(wrap, unwrap), images()
+    message = r"dict of 'h': \[2, 9\], 'p': \[2, 7\]: choose with select"
+    with pytest.raises(TypeError, match=message):
+        entropy(model, x, "block", units=GRID)
+    with pytest.raises(TypeError, match=r"'h': .*, which has no 'q'"):
+        entropy(model, x, "block", units=GRID, select="q")
+    nothing = Returning(lambda h, p: {"loss": None}, lambda out: out)
+    with pytest.raises(TypeError, match=r"dict of 'loss': NoneType: choose a layer inside it"):
+        entropy(nothing, x, "block", units=GRID)
+    assert torch.equal(
+        capture(model, x, ["block"], select="p")["block"], model.block(x.flatten(1))["p"]
+    )
+
+
+def test_replacing_a_part_leaves_the_original_as_it_was():
+    old, new = torch.zeros(2), torch.ones(2)
+    for output, key in (
+        ((old, old), (1,)),
+        (Named(old, old), (0,)),
+        ({"a": old, "b": (old, [old])}, ("b", 1, 0)),
+        (_output(old, old), ("pooler_output",)),
+    ):
+        changed = replaced(output, key, new)
+        assert type(changed) is type(output)
+        one, two = changed, output
+        for step in key:
+            one, two = one[step], two[step]
+        assert one is new
+        assert two is old
+    assert changed.pooler_output is new
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.TransformerEncoderLayer(6, 2, 8), nn.Linear(6, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x.transpose(0, 1)).mean(0))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_sequence_first_layers(count):
+    """Also where there are as many samples as positions, so that sizes alone tell nothing."""
+    model, x = TimeFirst(), torch.randn(count, 5, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"returns \[5, 2, 6\] for 2 samples.*pass batch_dim=1"):
+        entropy(model, x, "layer", units=Tokens())
+    found = entropy(model, x, "layer", units=Tokens(), batch_dim=1)
+    alone = entropy(model, x[:1], ["layer", "head"], units=Tokens(), batch_dim={"layer": 1})
+    assert torch.allclose(found.entropy[:1], alone["layer"].entropy, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------- inputs
+
+
+@dataclass
+class Asked(nn.Module):
+    """A model with an image, a weight for each sample and a temperature for all of them."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.f, self.g = nn.Linear(432, 8), nn.Linear(8, 3)
+        self.double()
+
+    __hash__ = object.__hash__
+
+    def forward(self, image: Tensor, weight: Tensor, temperature: float = 1.0) -> Tensor:
+        return self.g(self.f(image.flatten(1) * weight) / temperature)
+
+
+def _asked(count: int = 5) -> dict[str, Any]:
+    weight = torch.rand(count, 432, generator=torch.Generator().manual_seed(2)).double() + 0.1
+    return {"image": images(count), "weight": weight, "temperature": 0.5}
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(rank=None), Stochastic(steps=3, samples=8)])
+def test_the_others_go_along_sample_by_sample(solver):
+    """Against each sample alone, and against a model that has the weights built in."""
+    model, x = Asked(), _asked()
+    how = {"units": GRID, "solver": solver, "perturb": "image"}
+    together = entropy(model, x, "f", max_batch=4, **how)
+    for sample in range(5):
+        rows = slice(sample, sample + 1)
+        one = x | {"image": x["image"][rows], "weight": x["weight"][rows]}
+        alone = entropy(model, one, "f", **how).entropy
+        assert torch.allclose(together.entropy[rows], alone, atol=1e-6)
+        if isinstance(solver, ClosedForm):
+            jacobian = model.f.weight.detach() * x["weight"][rows]
+            assert torch.allclose(jacobian.square().sum() * 1e-4, together.delta_f2[sample])
+
+
+def test_a_forward_of_ones_own():
+    model, x = Asked(), _asked()
+    wanted = entropy(model, x, "f", units=GRID, perturb="image").entropy
+    by_position = entropy(
+        model,
+        x,
+        "f",
+        units=GRID,
+        perturb="image",
+        forward=lambda model, x: model(x["image"], x["weight"], temperature=x["temperature"]),
+    ).entropy
+    assert torch.equal(by_position, wanted)
+    weight, half = x["weight"][:1], 0.5
+    alone = entropy(
+        model,
+        x["image"][:1],
+        "f",
+        units=GRID,
+        forward=lambda model, image: model(image, weight, half),
+    ).entropy
+    assert torch.allclose(alone, wanted[:1])
+
+
+def test_arrays_are_taken_to_the_model():
+    model, x = small_net().float(), images()
+    wanted = entropy(model, x.float(), "8", units=GRID).entropy
+    assert torch.equal(entropy(model, x.numpy(), "8", units=GRID).entropy, wanted)
+    both = {key: v.numpy() if isinstance(v, Tensor) else v for key, v in _asked().items()}
+    found = entropy(Asked(), both, "f", units=GRID, perturb="image").entropy
+    assert torch.equal(found, entropy(Asked(), _asked(), "f", units=GRID, perturb="image").entropy)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "error", "message"),
+    [
+        ([images()], {}, TypeError, r"got list \(kpnb\.entropies measures batch after batch"),
+        (DataLoader(images()), {}, TypeError, "got DataLoader .*kpnb.entropies"),
+        (images().long(), {}, ValueError, "Integers cannot be perturbed.*kpnb.embedded"),
+        (np.zeros((2, 3, 12, 12), int), {}, ValueError, "Integers cannot be perturbed"),
+        (_asked(), {}, ValueError, "'image', 'weight', 'temperature': say .* perturb='image'"),
+        (
+            _asked(),
+            {"perturb": "imaeg"},
+            LookupError,
+            "unknown input 'imaeg'; did you mean 'image'",
+        ),
+        (_asked(), {"perturb": "temperature"}, TypeError, "got float"),
+        (images(), {"perturb": "image"}, ValueError, "needs a mapping of tensors; got Tensor"),
+    ],
+)
+def test_other_inputs_are_named(x, options, error, message):
+    with pytest.raises(error, match=message):
+        entropy(Asked(), x, "f", units=GRID, **options)
+
+
+def test_an_input_on_another_device_is_named():
+    x = _asked() | {"weight": torch.empty(5, 432, device="meta")}
+    with pytest.raises(ValueError, match="model is on cpu, the input 'weight' on meta"):
+        entropy(Asked(), x, "f", units=GRID, perturb="image")
+
+
+def test_embedded_needs_embeddings():
+    with pytest.raises(TypeError, match="Linear has no get_input_embeddings"):
+        kpnb.embedded(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.int64))
+
+
+# ------------------------------------------------------------------------------------- many batches
+
+
+def test_batch_by_batch_is_all_at_once():
+    model, x, labels = small_net().double(), images(7), torch.arange(7)
+    wanted = entropy(model, x, "8", units=GRID)
+    loader = DataLoader(TensorDataset(x, labels), batch_size=3)
+    parts = list(entropies(model, loader, "8", units=GRID, progress=False))
+    assert [len(part.entropy) for part in parts] == [3, 3, 1]
+    assert torch.allclose(torch.cat([part.entropy for part in parts]), wanted.entropy, atol=1e-9)
+    several = next(entropies(model, iter([x]), ["5", "8"], units=GRID, progress=False))
+    assert torch.equal(several["8"].entropy, wanted.entropy)
+
+
+def test_mappings_and_units_by_batch():
+    ask, counts = _asked(6), torch.arange(6)[:, None] < torch.arange(12) + 3
+
+    def batches():
+        for rows in torch.arange(6).split(4):
+            yield {k: v[rows] if isinstance(v, Tensor) else v for k, v in ask.items()} | {
+                "keep": counts[rows]
+            }
+
+    seen = []
+
+    def units(batch: dict[str, Any]) -> ImageGrid:
+        seen.append(batch.pop("keep"))
+        return GRID
+
+    found = list(entropies(Asked(), batches(), "f", units=units, perturb="image", progress=False))
+    whole = entropy(Asked(), ask, "f", units=GRID, perturb="image").entropy
+    assert torch.allclose(torch.cat([part.entropy for part in found]), whole)
+    assert torch.equal(torch.cat(seen), counts)
+
+
+def test_nothing_is_measured_or_kept_before_it_is_asked_for():
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield images(2)
+
+    found = entropies(small_net().double(), endless(), "8", units=GRID, progress=False)
+    assert not taken
+    next(found), next(found)
+    assert len(taken) == 2
+
+
+def test_the_first_batch_is_looked_at_and_only_that(monkeypatch):
+    looked = []
+    real = kpnb.entropy.__globals__["try_layers"]
+    monkeypatch.setitem(
+        kpnb.entropy.__globals__, "try_layers", lambda *args: looked.append(1) or real(*args)
+    )
+    batches = [images(2)] * 3
+    list(entropies(small_net().double(), batches, "8", units=GRID, progress=False))
+    assert len(looked) == 1
+
+
+# -------------------------------------------------------------------------------- no float64 at all
+
+
+class NoDouble(TorchDispatchMode):
+    """A device without float64, as Apple's: refuses it as MPS does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, Tensor) and value.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return result
+
+
+@pytest.mark.parametrize("objective", [None, Converged(0.1)])
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), ClosedForm(rank=None), Stochastic(steps=4, samples=8)]
+)
+def test_devices_without_float64(solver, objective):
+    model, x = small_net().float(), images(3, dtype=torch.float32)
+    wanted = entropy(model, x, ["5", "8"], units=GRID, solver=solver, objective=objective)
+    with NoDouble():
+        found = entropy(model, x, ["5", "8"], units=GRID, solver=solver, objective=objective)
+        masks = torch.zeros(3, 12, 12, dtype=torch.bool)
+        masks[:, :6] = True
+        foreground = kpnb.foreground_units(GRID.coverage(masks))
+        points = kpnb.knowledge_points(found["8"].entropy, foreground)
+        assert kpnb.summarise(points.n_fg).defined == 3
+        kpnb.lipschitz(model, x, "8", found["8"].sigma, units=GRID, samples=2)
+    assert found["8"].settings["precision"] == "torch.float32"
+    assert wanted["8"].settings["precision"] == "torch.float64"
+    for layer, one in wanted.items():
+        assert (found[layer].entropy - one.entropy).abs().max() < 2e-3
+        assert found[layer].settings == one.settings | {"precision": "torch.float32"}
+
+
+def test_settings_are_ready_for_json():
+    import json
+
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    found = entropy(
+        TimeFirst(), torch.randn(2, 5, 6).double(), "layer", units=Tokens(mask), batch_dim=1
+    )
+    assert re.fullmatch(r"Tokens\([0-9a-f]{12}\)", json.loads(json.dumps(found.settings))["units"])

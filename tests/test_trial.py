@@ -1,0 +1,219 @@
+"""What would make an entropy meaningless is found before it is measured, and named."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kpnb import ClosedForm, ImageGrid, Stochastic, entropy
+from tests.models import images, small_net
+
+GRID = ImageGrid(4)
+
+
+class Net(nn.Module):
+    """Two linear layers with something between them."""
+
+    def __init__(self, between=lambda h: h) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.between = nn.Linear(432, 12), nn.Linear(12, 5), between
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.between(self.one(x.flatten(1))))
+
+
+def measure(model: nn.Module, layers, x: Tensor | None = None, **options):
+    return entropy(model, images() if x is None else x, layers, units=GRID, **options)
+
+
+# ---- the feature is the same each time, and one of a sample alone
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_randomness_in_evaluation_mode_is_named(count):
+    model = Net(lambda h: F.dropout(h, 0.5))
+    message = r"layer 'two' is another one each time .*what 'two' \(Linear\) is given"
+    with pytest.raises(ValueError, match=message):
+        measure(model, "two", images(count))
+    assert measure(model, "two", images(count), check=False).entropy.isfinite().all()
+    assert measure(model, "one", images(count)).entropy.isfinite().all()  # below it
+
+
+def test_a_module_that_is_random_is_named():
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 0.1 * torch.randn_like(x)
+
+    model = nn.Sequential(*small_net().double(), Noisy())
+    with pytest.raises(ValueError, match=r"another one each time .*first seen in '11' \(Noisy\)"):
+        measure(model, "11")
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_batch_statistics_are_named(count):
+    model = small_net(norm=True).double()
+    model[1] = nn.BatchNorm2d(6, track_running_stats=False).double()
+    message = r"layer '8' .* depends on the other samples .*first seen in '1' \(BatchNorm2d\)"
+    with pytest.raises(ValueError, match=message):
+        measure(model, "8", images(count))
+    assert measure(model, "0", images(count)).entropy.isfinite().all()
+    together, alone = (measure(model, "8", images(n), max_batch=1) for n in (4, 1))
+    assert torch.allclose(together.entropy[:1], alone.entropy)  # each for itself, as the error says
+
+
+def test_rounding_is_not_mistaken_for_either():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        model = small_net(norm=True).to(dtype)
+        assert measure(model, "8", images(dtype=dtype)).entropy.isfinite().all()
+
+
+# ---- it depends on the input, and has a derivative
+
+
+class Positions(Net):
+    """As an encoder adds them: a feature of its own that does not depend on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(3, 12).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = torch.zeros(len(x), dtype=torch.int64)
+        return self.two(self.one(x.flatten(1)) + self.positions(place))
+
+
+def test_a_layer_that_does_not_depend_on_the_input_is_named():
+    message = "layer 'positions' does not depend on the input"
+    with pytest.raises(ValueError, match=message):
+        measure(Positions(), "positions")
+    with pytest.warns(UserWarning, match=f"left out 'positions': .*{message}"):
+        found = measure(Positions(), ["two", "positions", "one"])
+    assert list(found) == ["two", "one"]
+
+
+def _without_grad(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return h.tanh()
+
+
+@pytest.mark.parametrize(
+    "between", [_without_grad, torch.inference_mode()(Tensor.tanh), Tensor.detach]
+)
+@pytest.mark.parametrize("solver", [ClosedForm(), Stochastic(steps=2, samples=4)])
+def test_a_model_that_keeps_no_derivatives_is_named(between, solver):
+    with pytest.raises(ValueError, match=r"'two' has no derivative .*no_grad\(\).*detach"):
+        measure(Net(between), "two", solver=solver)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")  # PyTorch's, for passes without graph
+@pytest.mark.parametrize("layer", ["two", "two.inner"])
+def test_reentrant_checkpointing_is_named(layer):
+    model = Net(functools.partial(checkpoint, torch.tanh, use_reentrant=True))
+    if layer == "two.inner":  # inside of what is checkpointed
+
+        class Checkpointed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.Linear(12, 5).double()
+
+            def forward(self, h: Tensor) -> Tensor:
+                return checkpoint(self.inner, h, use_reentrant=True)
+
+        model.between, model.two = torch.tanh, Checkpointed()
+    with pytest.raises(ValueError, match="reentrant checkpointing"):
+        measure(model, layer)
+    fine = Net(functools.partial(checkpoint, torch.tanh, use_reentrant=False))
+    plain = Net(torch.tanh)
+    assert torch.equal(measure(fine, "two").entropy, measure(plain, "two").entropy)
+
+
+def test_inference_mode_around_the_call_changes_nothing():
+    model, wanted = small_net().double(), measure(small_net().double(), "8")
+    with torch.inference_mode():
+        found = measure(model, "8")
+        made_here = measure(model, "8", images())
+        born_here = small_net().double()
+        with pytest.raises(ValueError, match=r"parameters were made under torch\.inference_mode"):
+            measure(born_here, "8")
+    assert torch.equal(found.entropy, wanted.entropy)
+    assert torch.equal(made_here.entropy, wanted.entropy)
+    with torch.no_grad():
+        assert torch.equal(measure(model, "8").entropy, wanted.entropy)
+
+
+# ---- it is finite, and moves
+
+
+@pytest.mark.parametrize(
+    "solver", [ClosedForm(), ClosedForm(rank=None), Stochastic(steps=2, samples=4)]
+)
+def test_a_feature_that_overflows_is_named_with_its_samples(solver):
+    model, x = Net(lambda h: h.sum(1, keepdim=True).relu().pow(99).expand(-1, 12)), images()
+    model = model.float()
+    with torch.no_grad():
+        model.one.weight.copy_(torch.eye(12, 432) / 3)
+        model.one.bias.zero_()
+    x = x.float().clamp(-0.1, 0.1)
+    x[2, 0] += 30
+    how = {"solver": solver, "check": False}
+    with pytest.raises(ValueError, match=r"sample 2: the feature of layer 'two' is not finite"):
+        measure(model, "two", x, **how)
+    found = measure(model, "two", x, dead="nan", **how)
+    assert found.delta_f2.isnan().tolist() == [False, False, True, False]
+
+
+def test_good_layers_are_returned_and_a_bad_one_is_named():
+    """A head that starts from zero, as many do."""
+    model = Net()
+    nn.init.zeros_(model.two.weight)
+    with pytest.warns(UserWarning, match="left out 'two': samples 0, 1, 2, 3: .*does not move"):
+        found = measure(model, ["one", "two"])
+    assert torch.equal(found["one"].entropy, measure(model, "one").entropy)
+    assert list(found) == ["one"]
+    with pytest.raises(ValueError, match="does not move"):
+        measure(model, "two")
+    assert measure(model, ["one", "two"], dead="nan")["two"].entropy.isnan().all()
+
+
+# ---- names
+
+
+def test_a_module_that_runs_several_times_has_to_be_told_apart():
+    shared = nn.Tanh()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(432, 12), shared, nn.Linear(12, 12), shared, nn.Linear(12, 3)
+    ).double()
+    with pytest.raises(ValueError, match=r"'2' runs 2 times .*'2:0' to '2:1'"):
+        measure(model, "2")
+    one, two = measure(model, ["2:0", "4:1"]).values()  # both names, and both runs
+    assert torch.equal(one.entropy, measure(model[:3], "2").entropy)
+    apart = nn.Sequential(*model[:4], nn.Tanh(), model[5])
+    assert torch.equal(two.entropy, measure(apart, "4").entropy)
+    with pytest.raises(RuntimeError, match=r"never reached layer '2:2' \(it runs 2 times\)"):
+        measure(model, "2:2")
+    with pytest.raises(LookupError, match="unknown layer '9:1'"):
+        measure(model, "9:1")
+
+
+def test_compiled_models_are_measured_under_both_names():
+    model = small_net().double().eval()
+    wanted = measure(model, "8").entropy
+    compiled = torch.compile(model, backend="eager")
+    compiled(images())  # so that it is compiled before there are hooks
+    for name in ("8", "_orig_mod.8"):
+        assert torch.equal(measure(compiled, name).entropy, wanted)
+    assert torch.equal(measure(model, "_orig_mod.8").entropy, wanted)
+    inside = nn.Sequential(torch.compile(model, backend="eager"), nn.Identity())
+    inside(images())
+    for name in ("0.8", "0._orig_mod.8"):
+        assert torch.equal(measure(inside, name).entropy, wanted)
+    with pytest.raises(LookupError, match="unknown layer '88'; did you mean '8'"):
+        measure(compiled, "88")
+    model.compile(backend="eager")
+    model(images())
+    assert torch.equal(measure(model, "8").entropy, wanted)
