@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import BertModel
 
-from kpnb import ClosedForm, Converged, Stochastic, Tokens, entropy, lipschitz
+from kpnb import ClosedForm, Converged, Entropy, Stochastic, Tokens, entropy, lipschitz
 from kpnb.energy import unit_energies
-from kpnb.features import capture
+from kpnb.features import Network, capture, explaining
+from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned
 from kpnb.perturb import Perturbation
-from kpnb_book.networks.text import MARKS, TextNet, build
+from kpnb_book.networks.text import TextNet, build
 from tests.tiny_text import tiny_model
 
 LENGTH = 12
@@ -53,6 +54,12 @@ def texts(lengths: list[int], width: int = 0) -> Tensor:
     return out
 
 
+def measured(net: TextNet, tokens: Tensor, **options) -> Entropy:
+    """The entropy of the words at the feature, exact unless there is a solver."""
+    options = {"solver": ClosedForm(None), "units": Tokens(tokens[..., 0]), **options}
+    return entropy(net, net.embed(tokens), "feature", perturb="inputs_embeds", **options)
+
+
 def jacobian_energies(net: TextNet, tokens: Tensor) -> Tensor:
     """Energies ``[B, T]`` from autograd and the encoder alone, without any code of kpnb but its
     pooling rule.
@@ -79,10 +86,10 @@ def jacobian_energies(net: TextNet, tokens: Tensor) -> Tensor:
 def test_token_energies_are_the_full_jacobian(tiny, pool):
     net, tokens = net_of(tiny, pool), texts([4, 7, 1])
     net.encoder.set_attn_implementation("eager")
-    perturbation = Perturbation(net, Tokens())
-    found = unit_energies(perturbation, net.embed(tokens), ["feature"], ClosedForm(rank=None))[
-        "feature"
-    ]
+    inputs = read_inputs(net, net.embed(tokens), "inputs_embeds")
+    perturbation = Perturbation(Network(net), inputs, Tokens(tokens[..., 0]))
+    with explaining(net, tokens.device):
+        found = unit_energies(perturbation, ["feature"], ClosedForm(rank=None))["feature"]
     torch.testing.assert_close(
         found.energy, jacobian_energies(net, tokens), rtol=1e-8, atol=0, equal_nan=True
     )
@@ -91,16 +98,13 @@ def test_token_energies_are_the_full_jacobian(tiny, pool):
 
 def test_mean_entropy_is_that_of_the_tokens_that_exist(tiny):
     net, tokens = net_of(tiny), texts([4, 7, 1])
-    x = net.embed(tokens)
-    found = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(None), scale=0.5)
+    found = measured(net, tokens, scale=0.5)
     expected = torch.full((3,), Aligned().mean + math.log(0.5), dtype=torch.float64)
     torch.testing.assert_close(found.entropy.nanmean(-1), expected)
     assert found.linearity.isfinite().all()
     energy = jacobian_energies(net, tokens)
     torch.testing.assert_close(found.delta_f2, (0.01 * 0.5) ** 2 * energy.nansum(-1))
-    converged = entropy(
-        net, x, "feature", units=Tokens(), solver=ClosedForm(None), objective=Converged(1e-5)
-    )
+    converged = measured(net, tokens, objective=Converged(1e-5))
     minimum = 0.01 * (1e-5 * energy.nansum(-1, keepdim=True) / (2 * energy)).sqrt()  # below Eq. 3
     torch.testing.assert_close(converged.sigma, minimum, equal_nan=True)
 
@@ -111,10 +115,9 @@ def test_mean_entropy_is_that_of_the_tokens_that_exist(tiny):
 @pytest.mark.parametrize("pool", POOLS)
 def test_padding_and_company_change_nothing(tiny, pool, solver):
     net, batch = net_of(tiny, pool), texts([4, 8, 6], width=LENGTH)
-    options = {"units": Tokens(), "solver": solver}
-    padded = entropy(net, net.embed(batch), "feature", **options)
+    padded = measured(net, batch, solver=solver)
     for row, length in enumerate([4, 8, 6]):
-        alone = entropy(net, net.embed(batch[row : row + 1, : length + 2]), "feature", **options)
+        alone = measured(net, batch[row : row + 1, : length + 2], solver=solver)
         for name in ("entropy", "sigma", "error", "linearity"):
             one, many = getattr(alone, name)[0], getattr(padded, name)[row]
             torch.testing.assert_close(
@@ -129,10 +132,7 @@ def test_padding_and_company_change_nothing(tiny, pool, solver):
 
 def test_padding_in_single_precision(tiny):
     net, batch = net_of(tiny).float(), texts([4, 8], width=LENGTH)
-    many = entropy(net, net.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None))
-    alone = entropy(
-        net, net.embed(batch[:1, :6]), "feature", units=Tokens(), solver=ClosedForm(None)
-    )
+    many, alone = measured(net, batch), measured(net, batch[:1, :6])
     torch.testing.assert_close(
         many.entropy[:1, :6], alone.entropy, rtol=0, atol=1e-5, equal_nan=True
     )
@@ -145,8 +145,8 @@ def test_what_stands_at_padding_does_not_matter(tiny, classes):
     other = batch.clone()
     other[0, 5:, 3] = 17
     assert not torch.equal(batch, other)
-    for x, y in ((batch, other), (net.embed(batch), net.embed(other))):
-        torch.testing.assert_close(net(x), net(y))
+    torch.testing.assert_close(net(batch), net(other))
+    torch.testing.assert_close(net(**net.embed(batch)), net(**net.embed(other)))
     other[0, 2, 3] += 1  # but what stands at a word does
     assert (net(batch) - net(other)).abs()[0].max() > 1e-6
 
@@ -158,36 +158,37 @@ def test_what_stands_at_padding_does_not_matter(tiny, classes):
 def test_the_stochastic_learner_agrees_with_the_closed_form(tiny, objective, method, steps):
     """On texts of different length, whose special and padding tokens stay NaN."""
     net, tokens = net_of(tiny), texts([4, 7, 1])
-    options = {"units": Tokens(), "objective": objective, "scale": 0.1}
-    exact = entropy(net, net.embed(tokens), "feature", solver=ClosedForm(None), **options).entropy
-    solver = Stochastic(method=method, steps=steps)
-    learned = entropy(
-        net, net.embed(tokens), "feature", solver=solver, max_batch=512, **options
-    ).entropy
+    options = {"objective": objective, "scale": 0.1}
+    exact = measured(net, tokens, **options).entropy
+    solver = Stochastic(method=method, steps=steps, samples=192)
+    learned = measured(net, tokens, solver=solver, max_batch=512, **options).entropy
     assert (learned.isnan() == (tokens[..., 0] == 0)).all()
     assert (learned - exact).abs().nanmean() < 0.05
     assert (learned - exact).nan_to_num().abs().max() < 0.2
 
 
 def test_only_embeddings_of_words_are_perturbed(tiny):
-    """Every input that the network sees under noise has the marks and special embeddings of the
-    original.
+    """Every input that the network sees under noise has the marks of the original, and what it has
+    at special tokens and padding.
     """
-    net, x = net_of(tiny), net_of(tiny).embed(texts([3, 8]))
+    net, tokens = net_of(tiny), texts([3, 8])
+    x, units = net.embed(tokens), Tokens(tokens[..., 0])
     seen = []
-    handle = net.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    found = entropy(net, x, "feature", units=Tokens(), solver=ClosedForm(4, 3, 6))
-    lipschitz(net, x, "feature", found.sigma, units=Tokens(), samples=2)
+    handle = net.register_forward_pre_hook(
+        lambda _, args, given: seen.append(given), with_kwargs=True
+    )
+    options = {"units": units, "perturb": "inputs_embeds"}
+    found = entropy(net, x, "feature", solver=ClosedForm(4, 3, 6), **options)
+    lipschitz(net, x, "feature", found.sigma, samples=2, **options)
     handle.remove()
-    fixed = x.clone().bool().fill_(True)
-    fixed[..., MARKS:] = (x[..., :1] == 0).expand_as(fixed[..., MARKS:])
     moved = 0
-    for batch in seen:
-        rows = batch.unflatten(0, (-1, 2)) if len(batch) % 2 == 0 else batch[None]
-        change = rows - x if rows.shape[1] == 2 else torch.zeros_like(x)
-        assert not change.masked_select(fixed).any()
-        moved += bool(change.any())
-    assert moved >= 3
+    for given in seen:
+        for words, marks in zip(given["inputs_embeds"].detach(), given["marks"], strict=True):
+            (text,) = (n for n in (0, 1) if torch.equal(marks, x["marks"][n]))
+            change = words - x["inputs_embeds"][text]
+            assert not change[tokens[text, :, 0] == 0].any()
+            moved += bool(change.any())
+    assert moved >= 6
 
 
 @pytest.mark.parametrize("classes", [3, None], ids=["class", "span"])
@@ -197,16 +198,13 @@ def test_sdpa_and_eager_attention_agree(tiny, classes):
     two.encoder.set_attn_implementation("eager")
     batch = texts([3, 8])
     torch.testing.assert_close(one(batch), two(batch))
-    first, second = (
-        entropy(n, n.embed(batch), "feature", units=Tokens(), solver=ClosedForm(None))
-        for n in (one, two)
-    )
+    first, second = measured(one, batch), measured(two, batch)
     torch.testing.assert_close(first.entropy, second.entropy, equal_nan=True)
 
 
 def test_tokens_and_their_embeddings_are_one_text(tiny):
     net, batch = net_of(tiny), texts([3, 8])
-    assert torch.equal(net(batch), net(net.embed(batch)))
+    assert torch.equal(net(batch), net(**net.embed(batch)))
     net(batch).sum().backward()
     assert net.words.weight.grad.abs().sum() > 0  # the embeddings learn
 
@@ -307,9 +305,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 
 def test_texts_that_do_not_fit_are_named(tiny):
+    """A text without words has nothing that could be discarded."""
     net = net_of(tiny)
-    with pytest.raises(ValueError, match=r"has the shape \[B, T, 3 \+ E\]; got \(2, 3\)"):
-        Tokens().count(torch.ones(2, 3))
-    empty = net.embed(texts([3, 0]))
-    with pytest.raises(ValueError, match="sample 1: the feature of layer 'feature' does not move"):
-        entropy(net, empty, "feature", units=Tokens(), solver=ClosedForm(None))
+    with pytest.raises(ValueError, match="sample 1"):
+        measured(net, texts([3, 0]))

@@ -1,17 +1,15 @@
 """Transformer encoders from Hugging Face with a classification or span head, ready to be measured.
 
-A text is a row of tokens, and a batch comes in one of two forms, in which the first three channels
-are the same:
+A text is a row of tokens, and a batch comes in one of two forms:
 
-==========  ===========================  ==========================================================
-tokens      integers ``[B, T, 4]``       counts, attended, segment, number of the token
-embedded    floating ``[B, T, 3 + E]``   counts, attended, segment, word embedding
-==========  ===========================  ==========================================================
+tokens      integers ``[B, T, 4]``: counts, attended, segment, number of the token
+embedded    a mapping of ``inputs_embeds [B, T, E]``, the word embeddings, and ``marks [B, T, 3]``,
+            the first three of those integers
 
-*counts* is 1 for a unit of :class:`kpnb.units.Tokens`, *attended* is 0 for padding only, *segment*
-tells a question (0) from its passage (1). Networks take both; they are trained on the first form
-and measured on the second, which ``embed`` makes of the first with the network's own word
-embeddings.
+*counts* is 1 for a unit (the mask of :class:`kpnb.units.Tokens`), *attended* is 0 for padding only,
+*segment* tells a question (0) from its passage (1). Networks take both; they are trained on the
+first form and measured on the second, where ``inputs_embeds`` is perturbed; ``embed`` makes it of
+the first with the network's own word embeddings.
 """
 
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from kpnb._messages import one_of
 from kpnb_book.hub import source
 
 POOLS = ("first", "mean", "all")
-MARKS = 3  # channels before the word embedding
+MARKS = 3  # integers before the number of a token
 
 logging.set_verbosity_error()  # else notebooks show tables of unused weights and progress bars
 logging.disable_progress_bar()
@@ -104,18 +102,25 @@ class TextNet(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = dropout
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """The embedded form ``[B, T, 3 + E]`` of ``tokens [B, T, 4]``."""
+    def embed(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The embedded form of ``tokens [B, T, 4]``."""
         words = self.words(self.rows[tokens[..., MARKS]])
-        return torch.cat([tokens[..., :MARKS].to(words.dtype), words], -1)
+        return {"inputs_embeds": words, "marks": tokens[..., :MARKS]}
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if x.is_floating_point() else self.embed(x)
-        counts, attended, segment = x[..., :MARKS].detach().unbind(-1)
-        how = {"inputs_embeds": x[..., MARKS:], "attention_mask": attended.long()}
+    def forward(
+        self,
+        tokens: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        marks: Tensor | None = None,
+    ) -> Tensor:
+        if tokens is not None:
+            return self(**self.embed(tokens))
+        counts, attended, segment = marks.unbind(-1)
+        how = {"inputs_embeds": inputs_embeds, "attention_mask": attended}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            how["token_type_ids"] = segment.long()
-        hidden = self.encoder(**how).last_hidden_state * attended[..., None]
+            how["token_type_ids"] = segment
+        hidden = self.encoder(**how).last_hidden_state
+        hidden = hidden * attended[..., None].to(hidden.dtype)
         count = attended.sum(1, keepdim=True)
         pooled = {"first": hidden[:, 0], "mean": hidden.sum(1) / count, "all": hidden}
         feature = self.feature(pooled[self.pool])

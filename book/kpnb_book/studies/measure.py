@@ -6,7 +6,7 @@ and figures are made of.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -66,9 +66,8 @@ class Measurement:
 
     @property
     def used(self) -> Solver:
-        """The solver that is used, without what one layer would hand down to another."""
-        solver = self.solver or solver_of(self.study.settings)
-        return replace(solver, own=None) if hasattr(solver, "own") else solver
+        """The solver that is used."""
+        return self.solver or solver_of(self.study.settings)
 
     def run(self, layer: str) -> Run:
         """Where the store keeps the entropies at ``layer``, an artefact for each epoch."""
@@ -142,6 +141,7 @@ class Measurement:
             objective=self.objective,
             seed=self.noise_seed,
             dead="nan",
+            progress=False,
             **study.inputs(model),
         )
         return {layer: found[study.path(layer)] for layer in layers}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.entropy import entropy
+from kpnb.units import units_of
 from kpnb_book.store import Store
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.study import Study
@@ -244,11 +245,13 @@ class _Count:
         if (key := repr((spec, layer, study.units, measurement.used))) not in self.trials:
             model = type(study).build(**spec).to(s.device)
             options = {"layers": study.path(layer), "solver": measurement.used, "dead": "nan"}
-            options |= study.inputs(model)
+            options |= {"progress": False, **study.inputs(model)}
             batch = min(BATCH, len(study.measured))
             for count in (1, batch):  # the first warms up
+                few = {"x": first(options["x"], count)}
+                few["units"] = units_of(study.units, slice(count), study.x)
                 start = time.perf_counter()
-                entropy(model, **options | {"x": first(options["x"], count)})
+                entropy(model, **options | few)
             self.trials[key] = (time.perf_counter() - start) / batch
             self.found.add(memory=_peak(s.device))
         return self.trials[key]

@@ -137,8 +137,8 @@ class Study(ABC):
         return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """What is perturbed when ``model`` is measured, and how: the arguments ``x``, ``units``,
-        ``scale`` and ``max_batch`` of ``kpnb.entropy``.
+        """What is perturbed when ``model`` is measured, and how: the arguments of
+        ``kpnb.entropy`` that the experiment decides.
         """
         s = self.settings
         return {"x": self.x, "units": self.units, "scale": s.scale, "max_batch": s.max_batch}

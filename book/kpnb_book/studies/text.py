@@ -7,6 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import mean
 from typing import Any, ClassVar
 
@@ -53,7 +54,6 @@ class TextStudy(Study):
 
     Settings = Settings
     build = staticmethod(build)
-    units = Tokens()
     LAPTOP: ClassVar[dict[str, Any]] = {
         "dataset": "reviews",
         "network": "minilm",
@@ -138,10 +138,16 @@ class TextStudy(Study):
         usual = super().schedule(epochs, lr, seed, cosine)
         return replace(usual, adamw=True, weight_decay=0.01, bf16=self.settings.bf16)
 
+    @cached_property
+    def units(self) -> Tokens:
+        """Every token but special ones and padding."""
+        return Tokens(self.x[..., 0])
+
     def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """The measured texts with the word embeddings of ``model``, at the scale of those."""
-        scale = self.settings.scale * model.words.weight.std().item()
-        return {**super().inputs(model), "x": model.embed(self.x).detach(), "scale": scale}
+        """The word embeddings that ``model`` has for the measured texts, at the scale of those."""
+        with torch.no_grad():
+            x, scale = model.embed(self.x), self.settings.scale * model.words.weight.std().item()
+        return {**super().inputs(model), "x": x, "perturb": "inputs_embeds", "scale": scale}
 
     def scores(self, training: Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
