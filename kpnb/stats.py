@@ -13,7 +13,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from scipy import optimize, stats
 from torch import Tensor
 
 from kpnb._messages import one_of
@@ -70,6 +69,7 @@ def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> 
     """Percentile bootstrap over images, the same for every training since all measure the same; and
     over seeds.
     """
+    from scipy import stats  # takes half a second, which only those wait who compare
 
     every = np.arange(len(gaps))
 
@@ -88,21 +88,26 @@ def _crossed(gaps: np.ndarray) -> tuple[float, float, float]:
     added in squares. What is peculiar to one seed and one image counts in both, so this errs on the
     wide side, never below either.
     """
-    value, errors, free = (
-        gaps.mean(),
-        [stats.sem(gaps.mean(1)), stats.sem(gaps.mean(0))],
-        np.array(gaps.shape) - 1,
-    )
+    from scipy import optimize, stats
+
+    value, free = gaps.mean(), np.array(gaps.shape) - 1
+    errors = [stats.sem(gaps.mean(1)), stats.sem(gaps.mean(0))]
 
     def half(level: float) -> float:
         return float(np.hypot(*stats.t.isf(level / 2, free) * errors))
 
-    p = (
-        optimize.brentq(lambda level: half(level) - abs(value), 1e-9, 1)
-        if half(1e-9) > abs(value)
-        else 0.0
-    )
+    p = 0.0
+    if half(1e-9) > abs(value):
+        p = optimize.brentq(lambda level: half(level) - abs(value), 1e-9, 1)
     return float(value - half(LEVEL)), float(value + half(LEVEL)), float(p)
+
+
+def _permuted(means: np.ndarray, rng: np.random.Generator) -> float:
+    """P of no difference, when the sign of every image's mean could as well be the other."""
+    from scipy import stats
+
+    flipped = {"permutation_type": "samples", "n_resamples": 4999, "rng": rng}
+    return float(stats.permutation_test((means,), np.mean, **flipped).pvalue)
 
 
 def _difference(metric: str, gaps: Tensor, chance: Chance, seed: int) -> Difference:
@@ -113,21 +118,18 @@ def _difference(metric: str, gaps: Tensor, chance: Chance, seed: int) -> Differe
     seeds, images = known.shape
     if images < 2:
         return Difference(metric, nan, nan, nan, images, seeds)
-    value, rng, p = float(known.mean()), np.random.default_rng(seed), nan
+    value = float(known.mean())
     if np.ptp(known) == 0:
         return Difference(metric, value, value, value, images, seeds)
     if chance == "seeds" and seeds > 1:
         low, high, p = _crossed(known)
     else:
-        over_seeds = chance == "bootstrap" and seeds > 1
+        rng, over_seeds = np.random.default_rng(seed), chance == "bootstrap" and seeds > 1
         low, high = _bootstrap(known, over_seeds, rng)
-        if not over_seeds:
-            flipped = {"permutation_type": "samples", "n_resamples": 4999, "rng": rng}
-            p = float(stats.permutation_test((known.mean(0),), np.mean, **flipped).pvalue)
+        p = nan if over_seeds else _permuted(known.mean(0), rng)
     spread = known.var(1, ddof=1).mean() ** 0.5
-    return Difference(
-        metric, value, low, high, images, seeds, p, float(value / spread) if spread else nan
-    )
+    effect = float(value / spread) if spread else nan
+    return Difference(metric, value, low, high, images, seeds, p, effect)
 
 
 def compare(

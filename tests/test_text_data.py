@@ -21,7 +21,7 @@ from kpnb_book.data import factbook, reviews, text, text_official
 from kpnb_book.data.factbook import compose, facts
 from kpnb_book.data.samples import Request
 from kpnb_book.data.text import load
-from kpnb_book.data.text_set import Row, covered, encode, foreground
+from kpnb_book.data.text_set import Row, TextSet, covered, encode, foreground
 from kpnb_book.store import Store
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
@@ -56,7 +56,7 @@ def words(made: dict[str, np.ndarray], row: Row, chosen: np.ndarray) -> list[str
 def test_every_piece_of_a_word_with_sentiment_is_foreground(tiny):
     row = Row("s", "It's unbelievable, goooood! Not a bad, dull film.", 1)
     made = sample(tiny, row)
-    pieces = words(made, row, made["tokens"][:, 0] == 1)
+    pieces = words(made, row, made["counts"])
     head, tail = (
         ["It", "'", "s", "un", "believ", "able", ","],
         ["Not", "a", "bad", ",", "dull", "film", "."],
@@ -67,7 +67,7 @@ def test_every_piece_of_a_word_with_sentiment_is_foreground(tiny):
         "bad",
         "dull",
     ]  # VADER knows neither "unbelievable" nor "goooood"
-    assert not made["masks"][made["tokens"][:, 0] == 0].any()
+    assert not made["masks"][~made["counts"]].any()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_the_answer_is_where_it_stands(tiny, wanted):
     inside = made["offsets"][made["ends"][0]][0], made["offsets"][made["ends"][1]][1]
     assert row.text[slice(*inside)] == wanted
     assert words(made, row, made["masks"]) == wanted.split()
-    counts, attended, segment, number = made["tokens"].T
+    number, attended, segment, counts = (made[name] for name in TextSet.INPUTS)
     length = attended.sum()
     special = [0, 8, length - 1]  # [CLS], seven tokens of the question, [SEP], the passage, [SEP]
     assert (counts[:length] == 0).nonzero()[0].tolist() == special
@@ -118,21 +118,21 @@ def test_the_answer_is_where_it_stands(tiny, wanted):
 def test_a_window_keeps_question_and_answer(tiny, wanted, length):
     row = question(wanted)
     whole, made = sample(tiny, row, length=64), sample(tiny, row, length=length)
-    assert made["tokens"][:, 1].all()  # full
-    assert (made["tokens"][:9] == whole["tokens"][:9]).all()
+    assert made["attention_mask"].all()  # full
+    assert all((made[name][:9] == whole[name][:9]).all() for name in TextSet.INPUTS)
     inside = made["offsets"][made["ends"][0]][0], made["offsets"][made["ends"][1]][1]
     assert row.text[slice(*inside)] == wanted
-    shown = made["tokens"][9:-1, 3].tolist()  # a piece of the passage, without a gap
-    passage = whole["tokens"][9:, 3].tolist()
+    shown = made["input_ids"][9:-1].tolist()  # a piece of the passage, without a gap
+    passage = whole["input_ids"][9:].tolist()
     assert any(passage[i : i + len(shown)] == shown for i in range(len(passage)))
-    assert made["tokens"][-1, 3] == 3
+    assert made["input_ids"][-1] == 3
 
 
 def test_a_long_sentence_loses_its_end(tiny):
     row = Row("s", "good " * 30 + "awful")
     made = sample(tiny, row, length=10)
-    assert made["tokens"][:, 3].tolist()[0] == 2
-    assert made["tokens"][-1, 3] == 3
+    assert made["input_ids"][0] == 2
+    assert made["input_ids"][-1] == 3
     assert words(made, row, made["masks"]) == ["good"] * 8
 
 
@@ -164,8 +164,8 @@ def test_sst2_in_its_glue_layout(tiny, tmp_path):
     assert texts.labels.tolist() == table["label"].tolist()
     assert texts.classes == ("negative", "positive")
     x, y = texts.batch(torch.tensor([1, 0]))
-    assert x.shape == (2, 16, 4)
-    assert x[..., 1].sum(1).tolist() == [
+    assert {name: value.shape for name, value in x.items()} == dict.fromkeys(x, (2, 16))
+    assert x["attention_mask"].sum(1).tolist() == [
         len(texts.rows[f"row {i}"].text.split()) + 2 for i in (2, 1)
     ]
     assert y.tolist() == texts.labels[[1, 0]].tolist()
@@ -288,7 +288,7 @@ def test_over_long_passages_are_counted(tiny, tmp_path):
     write_squad(tmp_path)
     texts = load("squad", "train", tokenizer=tiny, length=20, root=tmp_path)
     whole = load("squad", "train", tokenizer=tiny, length=64, root=tmp_path)
-    long = int((whole.tokens[..., 1].sum(1) > 20).sum())
+    long = int((whole.attention_mask.sum(1) > 20).sum())
     assert long > 0
     assert (texts.cut, whole.cut) == (long, 0)
     assert texts.parts(texts.ends) == whole.parts(whole.ends)
@@ -322,7 +322,7 @@ def test_a_stored_set_is_not_tokenised_again(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(text, "encode", never)
     again = load("squad", **how)
     assert (again.names, again.config, again.rows) == (first.names, first.config, first.rows)
-    for name in ("tokens", "offsets", "ends", "masks", "labels", "sizes"):
+    for name in (*TextSet.INPUTS, "offsets", "ends", "masks", "labels", "sizes"):
         assert torch.equal(getattr(again, name), getattr(first, name)), name
     with pytest.raises(AssertionError):
         load("squad", **how, rule=beginning)

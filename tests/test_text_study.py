@@ -55,7 +55,7 @@ def study(request, tmp_path_factory) -> TextStudy:
 def test_table_agrees_with_a_count_by_hand(study):
     """Eq. 6-9 with plain loops, sentence by sentence without its padding."""
     table = tables.table5(study).set_index("network")
-    exists = study.x[..., 0].numpy() == 1
+    exists = study.x["counts"].numpy()
     assert not exists.all()
     for role, training in (("student", study.student("feature")), ("baseline", study.baseline())):
         entropy = measure.entropies(study, training, "feature")["entropy"].numpy()
@@ -120,7 +120,7 @@ def test_scores(study):
     if study.test.asks:
         model = study.teacher().load()
         with torch.no_grad():
-            logits = model(study.test.batch(torch.arange(len(study.test)))[0])
+            logits = model(**study.test.batch(torch.arange(len(study.test)))[0])
         right = (logits.argmax(1) == study.test.ends).all(1).double().mean().item()
         assert table.loc["teacher", "accuracy"] == pytest.approx(right)
         for answer, name in zip(study.answers(study.teacher()), study.test.names, strict=True):
@@ -254,8 +254,8 @@ def test_heat_map_shows_every_token_once(study):
     assert frames[3][1].startswith("epoch &lt;3&gt; ")
     row = texts.rows[texts.names[1]]
     assert (f"<em>{row.question}</em>" in page) == texts.asks
-    there = study.x[1, :, 0].bool() & (texts.offsets[1, :, 1] > 0)
-    special = (study.x[1, :, 0] == 0) & (texts.offsets[1, :, 1] > 0)
+    there = study.x["counts"][1] & (texts.offsets[1, :, 1] > 0)
+    special = ~study.x["counts"][1] & (texts.offsets[1, :, 1] > 0)
     assert not special.any()
     for (_, title, body), h, known, gap in zip(
         frames, entropy[:, 1], points[:, 1], gaps[:, 1], strict=True

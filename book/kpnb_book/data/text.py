@@ -72,6 +72,7 @@ def load(
     config = {
         **wanted.config,
         "count": len(rows),
+        "inputs": list(TextSet.INPUTS),
         "rule": wanted.rule.__qualname__,
         "rows": digest(rows),
     }

@@ -31,15 +31,20 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TextSet(SampleSet):
-    """N texts as the tokens of :mod:`kpnb_book.networks.text`, padded at the end to one length T.
+    """N texts as tokens, padded at the end to one length T; named as networks of Hugging Face want
+    them, which :mod:`kpnb_book.networks.text` are.
 
     ``rows`` has the texts themselves by name, also of samples that are in another part of the set.
     """
 
     KIND: ClassVar[str] = "texts"
-    INPUT: ClassVar[str] = "tokens"
+    INPUT: ClassVar[str] = "input_ids"
+    INPUTS: ClassVar[tuple[str, ...]] = ("input_ids", "attention_mask", "token_type_ids", "counts")
 
-    tokens: Tensor  # int64 [N, T, 4]; masks are [N, T]
+    input_ids: Tensor  # int64 [N, T], the numbers of the tokens; masks are [N, T]
+    attention_mask: Tensor  # int64 [N, T]: 0 for padding
+    token_type_ids: Tensor  # int64 [N, T]: 0 for a question, 1 for its passage; else 0
+    counts: Tensor  # bool [N, T]: a unit of kpnb.Tokens, which special tokens and padding are not
     # int64 [N, T, 2]: first character of each token in its text, and the one behind its last; or 0
     offsets: Tensor
     ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
@@ -48,17 +53,22 @@ class TextSet(SampleSet):
     asks: bool  # whether these are questions, whose answer is to be found
 
     def __post_init__(self) -> None:
-        self._check(torch.int64, self.tokens.shape[1])
+        self._check(torch.int64, self.input_ids.shape[1])
 
-    def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Tokens [B, T, 4] of the texts ``index`` [B], and labels [B], of questions ends [B, 2]."""
+    def batch(
+        self, index: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """``INPUTS`` by name, [B, T] each, of the texts ``index`` [B], and labels [B], of questions
+        ends [B, 2].
+        """
         targets = self.ends if self.asks else self.labels
-        return self.tokens[index].to(device), targets[index].to(device)
+        inputs = {name: getattr(self, name)[index].to(device) for name in self.INPUTS}
+        return inputs, targets[index].to(device)
 
     @property
     def cut(self) -> int:
         """How many of the texts had to lose tokens to fit."""
-        return int((self.sizes > self.tokens.shape[1]).sum())
+        return int((self.sizes > self.input_ids.shape[1]).sum())
 
     @property
     def accepted(self) -> list[list[str]]:
@@ -110,15 +120,15 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
     of_text = part == (1 if row.question else 0)
     offsets = np.array(found.offsets)
     keep, words = _window(row, of_text, offsets, length)
-    counts = part >= 0
-    attended = np.ones_like(counts)
-    segment = np.maximum.accumulate(part == 1)
-    tokens = np.stack([counts, attended, segment, found.ids], 1)
-    places = np.where(of_text[:, None], offsets, 0)
-    padding = ((0, length - len(keep)), (0, 0))
-    places = np.pad(places[keep], padding)
-    return {
-        "tokens": np.pad(tokens[keep], padding),
+    end = length - len(keep)
+    places = np.pad(np.where(of_text[:, None], offsets, 0)[keep], ((0, end), (0, 0)))
+    of_tokens = {
+        "input_ids": np.array(found.ids),
+        "attention_mask": np.ones(len(part), np.int64),
+        "token_type_ids": np.maximum.accumulate(part == 1).astype(np.int64),
+        "counts": part >= 0,
+    }
+    return {name: np.pad(values[keep], (0, end)) for name, values in of_tokens.items()} | {
         "offsets": places,
         "ends": np.searchsorted(keep, words),
         "masks": covered(places, spans),

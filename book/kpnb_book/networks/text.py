@@ -1,15 +1,8 @@
 """Transformer encoders from Hugging Face with a classification or span head, ready to be measured.
 
-A text is a row of tokens, and a batch comes in one of two forms:
-
-tokens      integers ``[B, T, 4]``: counts, attended, segment, number of the token
-embedded    a mapping of ``inputs_embeds [B, T, E]``, the word embeddings, and ``marks [B, T, 3]``,
-            the first three of those integers
-
-*counts* is 1 for a unit (the mask of :class:`kpnb.units.Tokens`), *attended* is 0 for padding only,
-*segment* tells a question (0) from its passage (1). Networks take both; they are trained on the
-first form and measured on the second, where ``inputs_embeds`` is perturbed; ``embed`` makes it of
-the first with the network's own word embeddings.
+They are called as networks of Hugging Face are, with ``input_ids`` or, to be measured, with
+``inputs_embeds`` in their place, which ``kpnb.embedded`` makes of them with the network's own word
+embeddings.
 """
 
 from collections.abc import Sequence
@@ -23,7 +16,6 @@ from kpnb._messages import one_of
 from kpnb_book.hub import source
 
 POOLS = ("first", "mean", "all")
-MARKS = 3  # integers before the number of a token
 
 logging.set_verbosity_error()  # else notebooks show tables of unused weights and progress bars
 logging.disable_progress_bar()
@@ -48,6 +40,18 @@ def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     return encoder
 
 
+class Words(nn.Embedding):
+    """The embeddings of the tokens that are ``known [K]``, by the numbers of all."""
+
+    def __init__(self, weight: Tensor, known: Tensor) -> None:
+        super().__init__(len(known), weight.shape[1], _weight=weight[known].clone())
+        rows = torch.full((len(weight),), -1).scatter(0, known, torch.arange(len(known)))
+        self.register_buffer("rows", rows, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(self.rows[input_ids])
+
+
 class TextNet(nn.Module):
     """An encoder with a linear head, on the CPU.
 
@@ -65,8 +69,10 @@ class TextNet(nn.Module):
                  embedding
     seed         of all random weights; global generators are neither read nor advanced
 
-    ``forward`` gives logits ``[B, num_classes]``, or with a span head ``[B, T, 2]``: of every
-    position being the first, and the last token of the answer; only tokens of the passage can be.
+    ``forward`` takes ``input_ids`` or ``inputs_embeds``, ``attention_mask``, ``token_type_ids`` and
+    ``counts``, ``[B, T]`` each, as a :class:`kpnb_book.data.text_set.TextSet` has them. It gives
+    logits ``[B, num_classes]``, or with a span head ``[B, T, 2]``: of every position being the
+    first, and the last token of the answer; only tokens of the passage that count can be.
     IndexError for a token outside ``vocabulary``. Raises ``ValueError`` or ``OSError`` that names
     the culprit.
     """
@@ -95,37 +101,35 @@ class TextNet(nn.Module):
         weight = self.encoder.get_input_embeddings().weight.detach()
         self.encoder.set_input_embeddings(nn.Identity())  # never asked: it gets embedded words
         known = torch.arange(len(weight)) if vocabulary is None else torch.tensor(vocabulary)
-        self.words = nn.Embedding.from_pretrained(weight[known], freeze=False)
-        rows = torch.full((len(weight),), -1).scatter(0, known, torch.arange(len(known)))
-        self.register_buffer("rows", rows, persistent=False)  # of words, by a token's number
+        self.words = Words(weight, known)
         for module in self.encoder.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
 
-    def embed(self, tokens: Tensor) -> dict[str, Tensor]:
-        """The embedded form of ``tokens [B, T, 4]``."""
-        words = self.words(self.rows[tokens[..., MARKS]])
-        return {"inputs_embeds": words, "marks": tokens[..., :MARKS]}
+    def get_input_embeddings(self) -> Words:
+        """What makes ``inputs_embeds`` of ``input_ids``."""
+        return self.words
 
     def forward(
         self,
-        tokens: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        counts: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        marks: Tensor | None = None,
     ) -> Tensor:
-        if tokens is not None:
-            return self(**self.embed(tokens))
-        counts, attended, segment = marks.unbind(-1)
-        how = {"inputs_embeds": inputs_embeds, "attention_mask": attended}
+        words = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        how = {"inputs_embeds": words, "attention_mask": attention_mask}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
-            how["token_type_ids"] = segment
-        hidden = self.encoder(**how).last_hidden_state
-        hidden = hidden * attended[..., None].to(hidden.dtype)
+            how["token_type_ids"] = token_type_ids
+        attended = attention_mask.to(words.dtype)
+        hidden = self.encoder(**how).last_hidden_state * attended[..., None]
         count = attended.sum(1, keepdim=True)
         pooled = {"first": hidden[:, 0], "mean": hidden.sum(1) / count, "all": hidden}
         feature = self.feature(pooled[self.pool])
         if self.span:
-            return self.head(feature).masked_fill((counts * segment == 0)[..., None], -1e4)
+            passage = counts & (token_type_ids == 1)
+            return self.head(feature).masked_fill(~passage[..., None], -1e4)
         return self.head(feature.sum(1) / count if self.pool == "all" else feature)
 
 

@@ -16,7 +16,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.entropy import entropy
@@ -245,13 +244,11 @@ class _Count:
         if (key := repr((spec, layer, study.units, measurement.used))) not in self.trials:
             model = type(study).build(**spec).to(s.device)
             options = {"layers": study.path(layer), "solver": measurement.used, "dead": "nan"}
-            options |= {"progress": False, **study.inputs(model)}
+            options |= study.inputs(model)
             batch = min(BATCH, len(study.measured))
             for count in (1, batch):  # the first warms up
-                few = {"x": first(options["x"], count)}
-                few["units"] = units_of(study.units, slice(count), study.x)
                 start = time.perf_counter()
-                entropy(model, **options | few)
+                entropy(model, **options | first(options, count))
             self.trials[key] = (time.perf_counter() - start) / batch
             self.found.add(memory=_peak(s.device))
         return self.trials[key]
@@ -272,11 +269,13 @@ def _trial(
         return tried.log[-1]["seconds"] / len(few), size, _peak(study.settings.device)
 
 
-def first(x: Tensor | Mapping[str, Tensor], count: int) -> Any:
-    """The first samples of an input, or of several."""
+def first(options: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Input and units, of the ``options`` of ``kpnb.entropy``, for the first samples alone."""
+    rows, x, perturb = slice(0, count), options["x"], options.get("perturb")
+    units = units_of(options["units"], rows, x[perturb] if perturb else x)
     if isinstance(x, Mapping):
-        return {name: value[:count] for name, value in x.items()}
-    return x[:count]
+        return {"x": {name: value[rows] for name, value in x.items()}, "units": units}
+    return {"x": x[rows], "units": units}
 
 
 def _peak(device: str) -> int:

@@ -132,8 +132,10 @@ class Study(ABC):
         return self.measured.masks
 
     @cached_property
-    def x(self) -> Tensor:
-        """The measured samples as the networks see them, ``[N, ...]`` on the device."""
+    def x(self) -> Any:
+        """The measured samples as the networks see them, ``[N, ...]`` on the device; of texts
+        several tensors by name.
+        """
         return self.measured.batch(torch.arange(len(self.measured)), self.settings.device)[0]
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
@@ -146,8 +148,8 @@ class Study(ABC):
     def parameters_below(self, layer: str) -> set[str]:
         """Names of the parameters that the feature at ``layer`` depends on."""
         if layer not in self._below:
-            network = type(self).build(**self.spec(0))
-            self._below[layer] = parameters_below(network, self.x[:1].cpu(), self.path(layer))
+            network, (x, _) = type(self).build(**self.spec(0)), self.measured.batch(torch.arange(1))
+            self._below[layer] = parameters_below(network, x, self.path(layer))
         return self._below[layer]
 
     # Its trainings.

@@ -7,13 +7,13 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import mean
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from kpnb.inputs import embedded
 from kpnb.units import Tokens
 from kpnb_book.data.text import load
 from kpnb_book.data.text_set import TextSet
@@ -125,7 +125,7 @@ class TextStudy(Study):
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
         head = {"num_classes": None if self.train.asks else len(self.train.classes), "pool": s.pool}
-        used = torch.cat([self.train.tokens, self.test.tokens])[..., -1].unique().tolist()
+        used = torch.cat([self.train.input_ids, self.test.input_ids]).unique().tolist()
         depth = None if s.depth == ALL else s.depth
         size = {"layers": depth, "vocabulary": used, "dropout": s.dropout}
         return {"name": s.network, **head, **size, "seed": seed}
@@ -138,16 +138,19 @@ class TextStudy(Study):
         usual = super().schedule(epochs, lr, seed, cosine)
         return replace(usual, adamw=True, weight_decay=0.01, bf16=self.settings.bf16)
 
-    @cached_property
+    @property
     def units(self) -> Tokens:
-        """Every token but special ones and padding."""
-        return Tokens(self.x[..., 0])
+        """Words and punctuation, without special tokens."""
+        return Tokens(self.measured.counts)
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """The word embeddings that ``model`` has for the measured texts, at the scale of those."""
-        with torch.no_grad():
-            x, scale = model.embed(self.x), self.settings.scale * model.words.weight.std().item()
-        return {**super().inputs(model), "x": x, "perturb": "inputs_embeds", "scale": scale}
+        """The measured texts with the word embeddings of ``model``, at the scale of those."""
+        own = {
+            "x": embedded(model, **self.x),
+            "perturb": "inputs_embeds",
+            "scale": self.settings.scale * model.words.weight.std().item(),
+        }
+        return super().inputs(model) | own
 
     def scores(self, training: Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
@@ -171,7 +174,7 @@ class TextStudy(Study):
         with torch.no_grad():
             for part in torch.arange(len(self.test)).split(self.settings.batch_size):
                 x, _ = self.test.batch(part, device)
-                spans.append(best_spans(model(x)).cpu())
+                spans.append(best_spans(model(**x)).cpu())
         return self.test.parts(torch.cat(spans))
 
 
