@@ -55,8 +55,9 @@ def _growth(axis: Axes, t: Tensor, curves: Mapping[str, Tensor], stop: float) ->
     for colour, (name, values) in zip(SERIES, curves.items(), strict=False):
         axis.plot(t, values, color=colour, lw=2, label=name)
     axis.axvline(stop, color=GREY, ls=":", lw=1.2)
-    axis.set(xlabel="time $t$", ylabel="$\\sigma_i\\,/\\,\\sigma_0$", title="the noise of five cells")
-    axis.legend(title="relative energy $q_i$", fontsize=9, loc="upper left")
+    ratio = "$\\sigma_i\\,/\\,\\sigma_0$"
+    axis.set(xlabel="time $t$", ylabel=ratio, title="the noise of five cells")
+    axis.legend(title="$q_i$", loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
 
 
 @_styled
@@ -156,4 +157,22 @@ def sketch_error(left_out: Tensor, rank: Sequence[int], error: Tensor) -> Figure
     right.plot(rank, error.mean(1), color=SERIES[3], lw=2)
     right.set(xlabel="directions taken exactly", title="mean error of $H_i$ (nats)")
     right.set_yscale("log")
+    return figure
+
+
+@_styled
+def learning_paths(curves: Mapping[str, tuple[Tensor, Tensor, int]]) -> Figure:
+    """Figure 4 for one image: foreground knowledge points along the way that the weights travel.
+
+    curves   by network, the weight distance ``[M + 1]``, the counts ``[M + 1]`` and the richest
+             epoch, which gets a ring and a line down to its distance
+    """
+    figure, axis = plt.subplots(figsize=(6, 3.2))
+    for name, (distance, counts, richest) in curves.items():
+        colour, d, n = COLOUR.get(name, GREY), distance.numpy(), counts.numpy()
+        axis.plot(d, n, color=colour, lw=2, marker="o", ms=3.5, label=name)
+        axis.plot(d[richest], n[richest], "o", ms=12, mfc="none", mec=colour, mew=2)
+        axis.vlines(d[richest], 0, n[richest], color=colour, lw=1, ls=":")
+    axis.set(xlabel="weight distance", ylabel="$N^{fg}$ of this image", ylim=(0, None))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
