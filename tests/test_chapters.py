@@ -23,6 +23,7 @@ from kpnb_book.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith("_from_scratch")]
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
     "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
@@ -121,7 +122,7 @@ def studies_of(path: Path, parameters: dict) -> list[Settings]:
     return [value.settings for value in found if isinstance(value, Study)]
 
 
-@each_notebook
+@pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("other", [False, True], ids=["defaults", "others"])
 def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monkeypatch):
     """Whatever the parameters; data are not loaded for it, unless the studies depend on them."""
