@@ -119,6 +119,27 @@ def test_every_claim_is_glued(path):
     assert not [claim for text in texts for claim in claims(text)]
 
 
+def said(path: Path) -> Iterator[str]:
+    """The text that a notebook's code shows as Markdown, with a word for each computed value."""
+    for node in ast.walk(ast.parse("\n".join(cells(path, "code")))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markdown":
+            parts = getattr(node.args[0], "values", [node.args[0]])
+            yield "".join(getattr(part, "value", "") if isinstance(part, ast.Constant) else "VALUE"
+                          for part in parts)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_claim_that_code_writes_is_computed(path):
+    assert not [claim for text in said(path) for claim in claims(text)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_written_from_scratch_reads_as_well_in_jupyterlab(path):
+    if path.stem.endswith("_from_scratch"):
+        raw = re.compile(r"\{[a-z:]+\}`|^[`:]{3,}\{", re.M)
+        assert not [text for text in cells(path, "markdown") if raw.search(text)]
+
+
 @pytest.mark.parametrize("path", [*NOTEBOOKS, FRONT], ids=lambda path: path.stem)
 def test_every_quoted_value_is_glued_somewhere(path):
     texts = [FRONT.read_text("utf8")] if path == FRONT else cells(path, "markdown")

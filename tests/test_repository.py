@@ -17,6 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FROM_SCRATCH = [path for path in NOTEBOOKS if path.stem.endswith("_from_scratch")]
 LEFT_OUT = {".git", ".venv", "_build", "_executed", "vendor", "reruns", "__pycache__"}
 LEFT_OUT |= {"node_modules"}
 TEXT = {".py", ".md", ".ipynb", ".yml", ".yaml", ".toml", ".txt", ".cff", ".sh", ".css", ".svg"}
@@ -55,7 +56,11 @@ def test_notebook_has_no_outputs(path):
     assert "widgets" not in metadata
 
 
-@each_notebook
+@pytest.mark.parametrize(
+    "path",
+    [path for path in NOTEBOOKS if path not in FROM_SCRATCH],
+    ids=lambda path: path.stem,
+)
 def test_notebook_cells_are_thin(path):
     for cell in code_cells(path):
         assert len(cell.source.splitlines()) <= 15, (
@@ -67,6 +72,21 @@ def test_notebook_cells_are_thin(path):
                 assert node.end_lineno - node.lineno < 3, (
                     f"{node.name} belongs in kpnb, not in a notebook"
                 )
+
+
+@pytest.mark.parametrize("path", FROM_SCRATCH, ids=lambda path: path.stem)
+def test_what_is_written_from_scratch_fits_on_a_screen_and_takes_kpnb_to_compare(path):
+    for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= 35
+        tree = ast.parse(cell.source)
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        library = "kpnb"
+        for function in functions:
+            names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+            assert library not in names, f"{function.name} is not written from scratch"
+        if library in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
+            compared = any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+            assert compared, f"nothing is compared in {cell.source[:60]!r}"
 
 
 @each_notebook

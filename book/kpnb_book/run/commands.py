@@ -241,7 +241,7 @@ def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
     from kpnb_book.studies.plan import forecast
 
     if path.stem[:2] not in CHAPTERS:
-        raise UsageError(f"{path.name} is no chapter of the book: only they have a plan")
+        raise UsageError(f"{path.name} is no chapter with a study: only they have a plan")
     try:
         return str(forecast(plans_of(path.stem[:2], parameters)))
     except (ValueError, OSError) as error:
