@@ -23,7 +23,8 @@ from kpnb_book.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith("_from_scratch")]
+WRITTEN_OUT = ("_from_scratch", "_your_own")  # all in the page: no study, text that code writes
+WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith(WRITTEN_OUT)]
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
     "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
@@ -65,7 +66,7 @@ def test_every_chapter_has_two_exercises_with_hidden_solutions(path):
 
 @each_notebook
 def test_takeaways_quote_computed_values(path):
-    if path.stem.endswith("_from_scratch"):  # an output of the chapter's last code cell
+    if path.stem.endswith(WRITTEN_OUT):  # an output of the chapter's last code cell
         last = text(path, "code").rpartition("Markdown(")[2]
         assert "> **Takeaway.**" in last
         assert re.search(r'f"[^"]*\{\w', last)
@@ -162,6 +163,7 @@ def test_solutions_say_what_comes_out():
     assert gathered.tolist() == [0, 3, 6, 9]
     assert apart == pytest.approx(0.2, abs=0.05)
     assert results("04_distillation_from_scratch.ipynb") == [(1, 0.4)]
+    assert results("05_your_own.ipynb") == [(1 / 2, 2 / 3)]
     assert results("11_images_h2.ipynb")[0].tolist() == [1]
     assert results("12_images_h3.ipynb")[0].tolist() == [0.75]
     mean, variance = results("31_sentiment_h2.ipynb")[0]

@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FROM_SCRATCH = [path for path in NOTEBOOKS if path.stem.endswith("_from_scratch")]
+YOUR_OWN = ROOT / "notebooks" / "05_your_own.ipynb"  # shows a training that is not kpnb's
 LEFT_OUT = {".git", ".venv", "_build", "_executed", "vendor", "reruns", "__pycache__"}
 LEFT_OUT |= {"node_modules"}
 TEXT = {".py", ".md", ".ipynb", ".yml", ".yaml", ".toml", ".txt", ".cff", ".sh", ".css", ".svg"}
@@ -58,7 +59,7 @@ def test_notebook_has_no_outputs(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in NOTEBOOKS if path not in FROM_SCRATCH],
+    [path for path in NOTEBOOKS if path not in [*FROM_SCRATCH, YOUR_OWN]],
     ids=lambda path: path.stem,
 )
 def test_notebook_cells_are_thin(path):
@@ -87,6 +88,21 @@ def test_what_is_written_from_scratch_fits_on_a_screen_and_takes_kpnb_to_compare
         if library in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
             compared = any(isinstance(node, ast.Assert) for node in ast.walk(tree))
             assert compared, f"nothing is compared in {cell.source[:60]!r}"
+
+
+def test_the_training_of_the_page_for_your_own_is_plain_pytorch():
+    functions = []
+    for cell in code_cells(YOUR_OWN):
+        assert len(cell.source.splitlines()) <= 25
+        assert "kpnb.distill" not in cell.source
+        functions += [n for n in ast.parse(cell.source).body if isinstance(n, ast.FunctionDef)]
+    with_kpnb = {
+        function.name
+        for function in functions
+        if {node.id for node in ast.walk(function) if isinstance(node, ast.Name)} & {"kpnb"}
+    }
+    assert {function.name for function in functions} - with_kpnb >= {"train", "imitate", "classify"}
+    assert with_kpnb == {"replayed"}
 
 
 @each_notebook
@@ -297,11 +313,13 @@ def test_the_ten_lines_of_the_read_me_need_nothing_but_kpnb(tmp_path):
 
 
 def test_the_examples_on_the_page_run(tmp_path):
-    """Those on networks and units of one's own, one after the other, as a reader would."""
+    """Those on networks, units and checkpoints of one's own, one after the other, as a reader
+    would.
+    """
     page = (ROOT / "book" / "rerun.md").read_text("utf8").partition("(own-network)=")[2]
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     here = [block for block in blocks if not re.search(r"kpnb_book|cuda", block)]
-    assert len(here) == 4
+    assert len(here) == 7
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(here)],
         cwd=tmp_path,

@@ -3,6 +3,7 @@ tables say.
 """
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -79,6 +80,65 @@ def test_table_agrees_with_a_count_by_hand(study):
         )
         for name, value in metrics_by_hand(entropy, masks, training.step_norms(), b=0.2).items():
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize("role", ["student", "baseline"])
+def test_its_checkpoints_measured_as_anybodys_say_the_same_to_the_digit(study, role):
+    """By trajectory, from files and from functions, and by a Recorder."""
+    training = study.baseline() if role == "baseline" else study.student("FC1")
+    s, path, b = study.settings, study.path("FC1"), Choices(b=study.settings.b)
+    how = {"units": study.units, "solver": measure.solver_of(s), "max_batch": s.max_batch}
+    how |= {"scale": s.scale, "choices": b}
+    expected = measure.metrics(study, training, "FC1")
+    entropies = measure.entropies(study, training, "FC1")["entropy"]
+    epochs = range(training.epochs + 1)
+
+    model = training.make()
+    recorder = kpnb.Recorder(model, study.x, study.foreground, path, **how)
+    for epoch in epochs:
+        training.load(model, epoch)
+        recorder.epoch()
+    where = {
+        "a folder of files": training.run.path,
+        "a pattern": f"{training.run.path}/epoch-*.safetensors",
+        "functions": [lambda epoch=epoch: training.state(epoch) for epoch in epochs],
+        "networks": [training.load(epoch=epoch) for epoch in epochs],
+        "kpnb's own": training.checkpoints,
+    }
+    found = {
+        title: kpnb.trajectory(training.make(), given, study.x, study.foreground, path, **how)
+        for title, given in where.items()
+    }
+    assert entropies.isfinite().any()
+    for title, one in [*found.items(), ("a recorder", recorder.trajectory())]:
+        assert torch.equal(one.entropy.nan_to_num(9.0), entropies.nan_to_num(9.0)), title
+        assert torch.equal(one.distance, measure.distance(study, training, "FC1")), title
+        np.testing.assert_equal(one.row(), expected.row(), title)
+
+
+def test_a_wrapped_and_prefixed_teacher_goes_through_a_study(study, tmp_path):
+    """Somebody's checkpoint as ``teacher_weights``; what does not fit is listed."""
+    theirs = build(**study.teacher_spec() | {"seed": 9}).state_dict()
+    file = {f"module.{name}": value for name, value in theirs.items()}
+    torch.save(
+        {"state_dict": file, "epoch": 90, "best_acc1": 71.3}, tmp_path / "model_best.pth.tar"
+    )
+    options = TINY | {"dataset": "folder", "data_root": study.settings.data_root}
+    own = ImageStudy(
+        "laptop", store=study.store, teacher_weights=str(tmp_path / "model_best.pth.tar"), **options
+    )
+    start = own.teacher().state(0)
+    assert all(torch.equal(start[name], value) for name, value in theirs.items())
+    assert own.teacher().address != study.teacher().address
+    assert math.isfinite(own.student("FC1").log[-1]["loss"])
+
+    del file["module.features.0.weight"]
+    torch.save({"state_dict": file}, tmp_path / "half.pth")
+    half = ImageStudy(
+        "laptop", store=study.store, teacher_weights=str(tmp_path / "half.pth"), **options
+    )
+    with pytest.raises(ValueError, match=r"missing: features\.0\.weight"):
+        half.teacher().finish()
 
 
 def test_nothing_is_computed_twice(study):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BertModel
+from transformers import AutoConfig, AutoModel, BertModel
 
 from kpnb import ClosedForm, Converged, Entropy, Stochastic, Tokens, embedded, entropy, lipschitz
 from kpnb.energy import unit_energies
@@ -16,7 +16,7 @@ from kpnb.features import Network, capture
 from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned
 from kpnb.perturb import Perturbation
-from kpnb_book.networks.text import TextNet, build
+from kpnb_book.networks.text import TextNet, _positions, build
 from tests.tiny_text import tiny_model
 
 LENGTH = 12
@@ -307,6 +307,36 @@ def test_span_head_points_into_the_passage_only(tiny):
 def test_wrong_networks_are_named(tiny, options, error, message):
     with pytest.raises(error, match=message):
         build(**({"name": tiny} | options))
+
+
+def test_more_tokens_than_positions_are_named(tiny):
+    """Instead of sizes that do not match, somewhere inside of the encoder; 48 are there."""
+    net, short, long = net_of(tiny), texts([46]), texts([47])
+    net(**short)
+    for given in (long, embedded(net, **long)):
+        with pytest.raises(
+            ValueError, match=r"texts of 49 tokens, but .* has positions for 48: set"
+        ):
+            net(**given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit"), [("roberta", 38), ("distilbert", 40), ("electra", 40), ("mpnet", 38)]
+)
+def test_positions_of_other_encoders(kind, limit):
+    """As many as a pass can take, and not one more."""
+    size = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    size |= {"intermediate_size": 8, "embedding_size": 8, "vocab_size": 30, "pad_token_id": 1}
+    if kind == "distilbert":
+        size = {"n_layers": 1, "n_heads": 2, "dim": 8, "hidden_dim": 8, "vocab_size": 30}
+    if kind == "electra":
+        size["pad_token_id"] = 0
+    config = AutoConfig.for_model(kind, max_position_embeddings=40, **size)
+    encoder = AutoModel.from_config(config).eval()
+    assert _positions(encoder) == limit
+    encoder(torch.full((1, limit), 5))
+    with pytest.raises((RuntimeError, IndexError)):
+        encoder(torch.full((1, limit + 1), 5))
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

@@ -3,7 +3,9 @@
 import copy
 import logging
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -576,32 +578,45 @@ def test_the_digest_of_weights_does_not_depend_on_wrappers_and_counters():
     assert weights_digest(model) != weights_digest(other)
 
 
+def read_me_snippet() -> str:
+    text = (Path(__file__).parents[1] / "README.md").read_text("utf8")
+    section = text.partition("## The six metrics for your student and baseline")[2]
+    return re.search(r"```python\n(.*?)```", section, re.S)[1]
+
+
+class Net(nn.Module):
+    """A small network with a layer of the name that the read-me uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer4 = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(2))
+        self.fc = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer4(x).flatten(1))
+
+
 def test_ten_lines_for_somebody_elses_student_and_baseline(tmp_path, monkeypatch, capsys):
-    """The read-me's snippet, as it stands there."""
+    """The read-me's snippet, as it stands there, on what training code leaves behind."""
     for seed, role in enumerate(("student", "baseline")):
         (tmp_path / "runs" / role).mkdir(parents=True)
-        model = net()
+        torch.manual_seed(seed)
+        model = nn.DataParallel(Net())
         for epoch in loop(model, 2, seed=seed):
-            torch.save(model.state_dict(), tmp_path / "runs" / role / f"epoch-{epoch}.pt")
-    masks = torch.zeros(6, 12, 12, dtype=torch.bool)
-    masks[:, 3:9, 3:9] = True
+            torch.save({"model": model.state_dict()}, tmp_path / f"runs/{role}/epoch-{epoch}.pt")
+    masks = torch.zeros(6, 32, 32, dtype=torch.bool)
+    masks[:, 8:24, 8:24] = True
+    x = torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * (1 + masks[:, None])
     monkeypatch.chdir(tmp_path)
-    given = {"model": net(7), "x": X, "masks": masks}
-    exec(SNIPPET, given)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(NAMES)
-    assert len(SNIPPET.strip().splitlines()) <= 10
-
-
-SNIPPET = """
-import kpnb
-
-grid = kpnb.ImageGrid(4)
-foreground = kpnb.foreground_units(grid.coverage(masks))
-student, baseline = (
-    kpnb.trajectory(model, f"runs/{role}/epoch-*.pt", x, foreground, "8", units=grid)
-    for role in ("student", "baseline")
-)
-for metric, found in kpnb.compare(student, baseline).items():
-    print(metric, student.row()[metric], baseline.row()[metric], found.verdict)
-"""
+    exec(read_me_snippet(), {"model": Net(), "x": x, "masks": masks})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, *_ in lines] == list(NAMES)
+    foreground = kpnb.foreground_units(kpnb.ImageGrid(16).coverage(masks))
+    for line, role in ((1, "student"), (2, "baseline")):
+        found = kpnb.trajectory(
+            Net(), f"runs/{role}", x, foreground, "layer4", units=kpnb.ImageGrid(16)
+        )
+        assert [float(words[line]) for words in lines] == pytest.approx(
+            list(found.row().values()), nan_ok=True
+        )
+    assert len(read_me_snippet().strip().splitlines()) <= 11  # one of them empty

@@ -40,6 +40,16 @@ def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     return encoder
 
 
+def _positions(encoder: nn.Module) -> int | None:
+    """Tokens of the longest text that an encoder with learned positions takes; None: any."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "wpe")):
+            # RoBERTa and its kin number tokens from behind the padding's index on.
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - taken
+    return None
+
+
 class Words(nn.Embedding):
     """The embeddings of the tokens that are ``known [K]``, by the numbers of all."""
 
@@ -73,8 +83,8 @@ class TextNet(nn.Module):
     ``counts``, ``[B, T]`` each, as a :class:`kpnb_book.data.text_set.TextSet` has them. It gives
     logits ``[B, num_classes]``, or with a span head ``[B, T, 2]``: of every position being the
     first, and the last token of the answer; only tokens of the passage that count can be.
-    IndexError for a token outside ``vocabulary``. Raises ``ValueError`` or ``OSError`` that names
-    the culprit.
+    IndexError for a token outside ``vocabulary``, ``ValueError`` for more tokens than the encoder
+    has positions. Raises ``ValueError`` or ``OSError`` that names the culprit.
     """
 
     def __init__(
@@ -97,6 +107,7 @@ class TextNet(nn.Module):
             torch.default_generator.manual_seed(seed)
             self.encoder = _encoder(name, layers, pretrained)
             self.head = nn.Linear(self.encoder.config.hidden_size, num_classes or 2)
+        self.name, self.longest = name, _positions(self.encoder)
         self.encoder.pooler = None  # where a model has one, it is behind the feature
         weight = self.encoder.get_input_embeddings().weight.detach()
         self.encoder.set_input_embeddings(nn.Identity())  # never asked: it gets embedded words
@@ -119,6 +130,11 @@ class TextNet(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         words = self.words(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.longest is not None and words.shape[1] > self.longest:
+            raise ValueError(
+                f"texts of {words.shape[1]} tokens, but {self.name!r} has positions for "
+                f"{self.longest}: set length to that or less"
+            )
         how = {"inputs_embeds": words, "attention_mask": attention_mask}
         if getattr(self.encoder.config, "type_vocab_size", 0) > 1:
             how["token_type_ids"] = token_type_ids

@@ -9,6 +9,9 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "00_quickstart": ("10_images_h1",),  # a baseline
     "01_information_discarding": ("10_images_h1",),  # the teacher
     "02_coherency": ("10_images_h1",),  # the teacher
+    "03_method_from_scratch": (),
+    "04_distillation_from_scratch": (),
+    "05_your_own": (),
     "10_images_h1": (),
     "11_images_h2": ("10_images_h1",),
     "12_images_h3": ("10_images_h1",),

@@ -1,6 +1,7 @@
 """Parameters of notebooks: how values are read, and what they may be."""
 
 import ast
+import glob
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,11 @@ from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.source import defaults_of
 
 PROFILES = ("smoke", "laptop", "paper")
+PATHS = {  # parameters that are one, and what lies there
+    "data_root": "folder",
+    "student_checkpoints": "folder, and no file that fits,",
+    "baseline_checkpoints": "folder, and no file that fits,",
+}
 
 
 class Plain(yaml.SafeLoader):
@@ -132,6 +138,10 @@ RULES = {
     "profile": Rule(str, f"one of {', '.join(PROFILES)}", pattern="|".join(PROFILES)),
     "dataset": Rule(str, "the name of a data set"),
     "data_root": Rule(str, "a folder"),
+    "model": Rule(str, "package.module:function", pattern=r"\w+(\.\w+)*:\w+(\.\w+)*"),
+    "student_checkpoints": Rule(str, "a pattern of files or a folder"),
+    "baseline_checkpoints": Rule(str, "a pattern of files or a folder"),
+    "size": _count(),
     "network": Rule(str, "the name of a network", several=True),
     "teachers": Rule(str, "names of networks in a list", several=True),
     "layer": _layers("Conv", "FC1", "FC2", "FC3"),
@@ -152,6 +162,7 @@ RULES = {
     "threshold": Rule(float, "a number from 0 on", least=0),
     "factor": Rule(float, "a number above 0", above=0),
     "images": _count(),
+    "image": Rule(int, "a whole number from 0 on", least=0),
     "classes": Rule(int, "a whole number from 2 on", least=2),
     "temperature": Rule(float, "a number above 0", above=0),
     "device": Rule(str, "cpu, cuda, cuda:1 or mps", pattern=r"(cpu|cuda|mps|xpu)(:\d+)?"),
@@ -186,20 +197,25 @@ def resolve_folders(path: Path, parameters: Mapping[str, Any], here: Path) -> di
     """``parameters`` with the folders among them as seen from the caller's folder ``here``, because
     a notebook runs in its own.
 
-    ``data_root`` is a folder, and ``network`` where it has a slash in it and is there. Raises
-    UsageError for a relative ``data_root`` that is neither ``here`` nor beside the notebook.
+    ``data_root`` is a folder, checkpoints are one or a pattern of files, and ``network`` is where
+    it has a slash in it and is there. Raises UsageError for a relative path, but that of a
+    ``network``, that is neither ``here`` nor beside the notebook.
     """
     resolved = dict(parameters)
-    for name in ("data_root", "network"):
+    for name in (*PATHS, "network"):
         value = parameters.get(name)
         if not isinstance(value, str) or (name == "network" and "/" not in value):
             continue
         folder = Path(value).expanduser()
         for base in (here, path.parent):
-            if (base / folder).exists():
+            if (base / folder).exists() or _matches(base / folder):
                 resolved[name] = os.path.abspath(base / folder)
                 break
         else:
-            if name == "data_root" and not folder.is_absolute():
-                raise UsageError(f"{name}={value!r}: there is no such folder in {here}")
+            if name in PATHS and not folder.is_absolute():
+                raise UsageError(f"{name}={value!r}: there is no such {PATHS[name]} in {here}")
     return resolved
+
+
+def _matches(pattern: Path) -> bool:
+    return next(glob.iglob(str(pattern), recursive=True), None) is not None
