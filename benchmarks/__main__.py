@@ -1,8 +1,11 @@
 """All benchmarks, or those that are named.
 
     python -m benchmarks                # everything: half an hour, once the laptop's networks are
-    trained python -m benchmarks --quick        # everything, small: minutes; for seeing that
-    nothing got slow python -m benchmarks speed memory   # only these
+                                        # trained
+    python -m benchmarks --quick        # everything, small: minutes
+    python -m benchmarks speed memory   # only these
+    python -m benchmarks.regression OTHER   # whether anything got slower or less exact than in
+                                            # another clone or revision
 
 speed     entropy per image beside its two bounds, by what it depends on; several layers in one call
 scaling   with the number of images and of epochs

@@ -13,7 +13,7 @@ from kpnb._messages import named_samples
 from kpnb._precision import widest
 from kpnb._progress import Progress
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
-from kpnb.features import Forward, Key, Network, call, explaining, module_at
+from kpnb.features import Forward, Key, Network, call, explaining, for_layer, module_at
 from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
@@ -259,7 +259,7 @@ def entropy(
                 compared
     dead        what to do with samples whose feature does not move or is not finite: raise, or give
                 them NaN
-    check       first look at two samples in two passes, whether the feature is the same each time,
+    check       look first, in two small passes, whether the feature is the same each time, is that
                 of each sample alone, and has a derivative (not with ``max_batch=1``)
     progress    show it where it takes long
 
@@ -292,21 +292,32 @@ def entropy(
         found = {name: _problem(fields[name], name, objective) for name in good}
         problems |= {name: problem for name, problem in found.items() if problem}
     _report(problems, names)
-    how = {
-        "units": repr(units),
-        "solver": repr(solver),
-        "objective": repr(objective),
-        "scale": scale,
-        "seed": seed,
-        "dtype": str(inputs.x.dtype),
-        "precision": str(widest(inputs.x.new_empty(0)).dtype),
-    }
     results = {
-        name: Entropy(**fields[name], settings={"layer": name, **how})
+        name: Entropy(**fields[name], settings=_settings(name, perturbation, solver, objective))
         for name in names
         if name not in problems
     }
     return results[layers] if isinstance(layers, str) else results
+
+
+def _settings(
+    layer: str, perturbation: Perturbation, solver: ClosedForm | Stochastic, objective: Objective
+) -> dict[str, Any]:
+    """What produced the result of a layer, ready for JSON."""
+    x, network = perturbation.x, perturbation.network
+    return {
+        "layer": layer,
+        "perturb": perturbation.inputs.name,
+        "select": repr(for_layer(network.select, layer)),
+        "batch_dim": for_layer(network.batch_dim, layer) or 0,
+        "units": repr(perturbation.units),
+        "solver": repr(solver),
+        "objective": repr(objective),
+        "scale": perturbation.scale,
+        "seed": perturbation.seed,
+        "dtype": str(x.dtype),
+        "precision": str(widest(x.new_empty(0)).dtype),  # of what follows the features
+    }
 
 
 def _bar(samples: int, shown: bool) -> Progress:

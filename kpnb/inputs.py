@@ -42,7 +42,8 @@ class Inputs:
     def with_x(self, x: Tensor) -> Any:
         """What the network is called with when ``x [k * B, ...]`` takes the place of ours.
 
-        ``x`` holds k versions of the batch, one after the other.
+        ``x`` holds k versions of the batch, one after the other. Networks may work on it in place,
+        so it must not be what somebody else still needs.
         """
         if self.name is None:
             return x
@@ -61,7 +62,9 @@ def _tensor(value: Any, device: torch.device, dtype: torch.dtype | None = None) 
     if isinstance(value, np.ndarray):
         made = torch.as_tensor(value).to(device)
         return made.to(dtype) if dtype and made.is_floating_point() else made
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def _perturbed(given: Mapping[str, Any], name: str | None) -> str:

@@ -63,7 +63,7 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
         return replaced(output, key_of(output, layer, select), leaves[0].clone())
 
     with module.register_forward_hook(cut), torch.enable_grad():
-        output = network.forward(network.model, perturbation.inputs.with_x(x))
+        output = network.forward(network.model, perturbation.inputs.with_x(x.clone()))
         y = picked(output, "", for_layer(network.select, "") if layer else None).flatten(1)
     feature = leaves[0]
     rows = [
@@ -120,7 +120,9 @@ def lipschitz(
         sigma = sigma.nan_to_num().to(inputs.x.dtype)  # what does not exist is not perturbed
         with explaining(model, inputs.x.device):
             first = inputs.rows(slice(0, 1))
-            network.features(first.with_x(first.x), 1, [layer])  # says so when it is never reached
+            network.features(
+                first.with_x(first.x.clone()), 1, [layer]
+            )  # says so when it is never reached
             noise = perturbation.normal(samples, stream=3)
             results = []
             for start in range(0, len(inputs), perturbation.max_batch):

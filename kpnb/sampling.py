@@ -61,7 +61,7 @@ class _SquaredChange:
         self.generator = generator(perturbation.seed, x.device)
         self.precision = torch.autocast(x.device.type, torch.bfloat16, enabled=solver.bf16)
         with torch.no_grad(), self.precision:
-            features = perturbation.network.features(inputs.with_x(x), len(x), [layer])
+            features = perturbation.network.features(inputs.with_x(x.clone()), len(x), [layer])
         self.feature = features[layer].flatten(1)
 
     def parts(self, sigma: Tensor) -> Iterator[Tensor]:

@@ -26,12 +26,12 @@ class Seen:
 
     def call(self, perturbation: Perturbation) -> Any:
         network = perturbation.network
-        return network.forward(network.model, self.inputs.with_x(self.x))
+        return network.forward(network.model, self.inputs.with_x(self.x.clone()))
 
     def features(
         self, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int] | None = None
     ) -> dict[str, Tensor]:
-        x = self.inputs.with_x(self.x)
+        x = self.inputs.with_x(self.x.clone())
         return perturbation.network.features(x, len(self.x), layers, runs)
 
 
@@ -65,8 +65,7 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
     beside, alone = _shown(perturbation)
     runs: dict[str, int] = {}
     with torch.enable_grad():
-        leaf = beside.x.clone().requires_grad_(True)
-        seen = Seen(beside.inputs, leaf.clone())  # spares the leaf from an in-place first layer
+        seen = Seen(beside.inputs, beside.x.clone().requires_grad_(True))
         one = seen.features(perturbation, layers, runs)
     with torch.no_grad():
         two = alone.features(perturbation, layers)

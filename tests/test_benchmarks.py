@@ -3,6 +3,7 @@ judged here.
 """
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chapters
+from benchmarks import chapters, regression
 from kpnb_book.run.notebooks import run_notebook
 from tests.test_runner import repository, write
 
@@ -95,3 +96,43 @@ def test_page_shows_what_was_kept(tmp_path):
     source = [page]
     swap(app, "book/benchmarks", source)
     assert "```text\nprocessor   abc\n\n```" in source[0]
+
+
+# ---- this tree against another
+
+
+def test_another_tree_is_a_folder_or_a_revision(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", "-C", str(tmp_path), *who, *arguments], check=True)
+
+    (tmp_path / "kpnb").mkdir()
+    (tmp_path / "kpnb" / "__init__.py").write_text("old = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "old")
+    (tmp_path / "kpnb" / "__init__.py").write_text("new = 1\n")
+    monkeypatch.setattr(regression, "ROOT", tmp_path)
+    with regression.tree_of(str(tmp_path)) as tree:
+        assert (tree / "kpnb" / "__init__.py").read_text() == "new = 1\n"
+    with regression.tree_of("HEAD") as tree:
+        assert (tree / "kpnb" / "__init__.py").read_text() == "old = 1\n"
+    assert not tree.exists()
+
+
+def test_two_sides_take_turns_and_are_set_side_by_side(capsys):
+    asked = []
+
+    class Side:
+        def __init__(self, name: str, seconds: float) -> None:
+            self.name, self.seconds = name, seconds
+
+        def ask(self, what: str, *_request: object) -> object:
+            asked.append(self.name)
+            return self.seconds if what == "time" else [0.01, 0.9]
+
+    case = {"name": "a case", "settings": {"default": (9, 5, 14)}}
+    regression.compare([case], Side("other", 2.0), Side("this", 1.5), repeats=4)
+    assert asked == ["other", "this", *["this", "other", "other", "this"] * 2]
+    line = capsys.readouterr().out.splitlines()[-1].split()
+    assert line[-5:] == ["0.01000", "0.01000", "0.9000", "0.9000", "0.750"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kpnb import ClosedForm, ImageGrid, Stochastic, entropy
+from kpnb import ClosedForm, ImageGrid, Stochastic, entropy, lipschitz
 from tests.models import images, small_net
 
 GRID = ImageGrid(4)
@@ -217,3 +217,34 @@ def test_compiled_models_are_measured_under_both_names():
     model.compile(backend="eager")
     model(images())
     assert torch.equal(measure(model, "8").entropy, wanted)
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(), Stochastic(steps=2, samples=4)])
+def test_a_network_that_works_in_place_does_not_change_what_it_is_given(solver):
+    model, x = nn.Sequential(nn.ReLU(inplace=True), *small_net()).double(), images()
+    before = x.clone()
+    found = measure(model, "6", x, solver=solver)
+    lipschitz(model, x, "6", found.sigma, units=GRID, samples=2)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    leaf = x.clone().requires_grad_(True)  # as it comes out of somebody's training code
+    assert torch.equal(measure(model, "6", leaf, solver=solver).entropy, found.entropy)
+    assert leaf.grad is None
+
+
+def test_layers_inside_of_what_is_checkpointed():
+    class Checkpointed(nn.Module):
+        def __init__(self, on: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.on = nn.Sequential(nn.Linear(432, 9), nn.Tanh(), nn.Linear(9, 9)), on
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = x.flatten(1)
+            return checkpoint(self.body, flat, use_reentrant=False) if self.on else self.body(flat)
+
+    for layer in ("body.0", "body.2", ["body.1", "body"]):
+        plain, saved = (measure(Checkpointed(on).double(), layer) for on in (False, True))
+        for name in ["body.1", "body"] if isinstance(layer, list) else [None]:
+            one, two = (found[name] if name else found for found in (plain, saved))
+            assert torch.allclose(one.entropy, two.entropy, atol=1e-12)
