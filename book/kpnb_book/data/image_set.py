@@ -20,7 +20,9 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
-from kpnb.masks import read_masks
+from kpnb.masks import covered_units, read_masks
+from kpnb.points import foreground_units
+from kpnb.units import Units
 from kpnb_book.data.contents import contents
 from kpnb_book.data.samples import Request, Sample, SampleSet, stratified
 from kpnb_book.store import digest
@@ -78,6 +80,17 @@ class ImageSet(SampleSet):
         area = self.masks.flatten(1)
         full = area if self.void is None else area | self.void.flatten(1)
         return {"no foreground": int((~area.any(1)).sum()), "no background": int(full.all(1).sum())}
+
+    def regions(self, units: Units) -> tuple[Tensor, Tensor]:
+        """Foreground and background ``units``, both bool ``[N, n]``.
+
+        A unit is foreground when at least half of what is not void is; mostly void ones are
+        neither.
+        """
+        if self.void is not None:
+            return covered_units(units, self.images, self.masks, self.void)
+        foreground = foreground_units(units.coverage(self.masks))
+        return foreground, ~foreground
 
 
 @dataclass(frozen=True)
