@@ -62,7 +62,8 @@ def _place(root: Path, store: Any) -> Path | None:
 
 def _recalled(path: Path | None) -> Known:
     with suppress(OSError, ValueError):
-        return json.loads(path.read_bytes()) if path else {}
+        found = json.loads(path.read_bytes()) if path else {}
+        return found if isinstance(found, dict) else {}
     return {}
 
 
