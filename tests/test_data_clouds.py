@@ -271,7 +271,7 @@ def test_comments_and_empty_lines_of_off_files(tmp_path, head, end, encoding):
     (tmp_path / MESH).write_bytes(text.replace("\n", end).encode(encoding))
     assert same(read(tmp_path), plain)
     (tmp_path / MESH).write_bytes("\n".join(text.splitlines()[:-4]).encode(encoding))
-    with pytest.raises(ValueError, match="bed/bed_0001 .*cut off"):
+    with pytest.raises(ValueError, match=r"bed/bed_0001 .*cut off"):
         read(tmp_path)
 
 

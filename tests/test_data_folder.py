@@ -128,12 +128,7 @@ LABELS = np.where(RIM, 2, LEFT).astype(np.uint8)
     [
         (np.where(RIM, 255, LEFT), "hold 0, 1, 255: say void=255", {"void": 255}, LEFT),
         (np.where(RIM, 255, LEFT), "hold 0, 1, 255", {"foreground": 1}, LEFT),
-        (
-            np.where(np.eye(SIDE) > 2, 0, LEFT) + 254 * np.eye(SIDE, k=11),
-            "hold 0, 1, 254",
-            {},
-            None,
-        ),
+        (np.where(RIM, 254, LEFT), "hold 0, 1, 254", {"void": 254}, LEFT),
         (LABELS, "hold 0, 1, 2: say which are foreground", {"foreground": 2}, RIM),
         (LABELS, "hold 0, 1, 2", {"above": 0}, LEFT | RIM),
         (GREY, "hold 0, 2, 4, .*above", {"above": 127}, GREY > 127),
@@ -146,8 +141,7 @@ def test_ambiguous_masks_are_refused_until_it_is_said(root, values, message, opt
     wanted = rf"mask .*masks.cat.00\.png is ambiguous: masks {message}"
     with pytest.raises(ValueError, match=wanted):
         both(root)
-    if inside is not None:
-        np.testing.assert_array_equal(first(root, **options)[1], inside)
+    np.testing.assert_array_equal(first(root, **options)[1], inside)
 
 
 def test_a_single_pixel_of_255_beside_zeros_is_one_pixel(root):
