@@ -138,7 +138,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert done.value.code == 0
     said = capsys.readouterr().out
-    commands = ("build", "run", "sweep", "list", "forecast", "status", "clean")
+    commands = ("build", "run", "sweep", "list", "forecast", "check", "status", "clean")
     assert all(f"    {command} " in said for command in commands)
 
 

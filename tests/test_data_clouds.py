@@ -254,6 +254,36 @@ def test_points_are_those_of_the_files(tmp_path):
     )
 
 
+HEADS = ["OFF\n", "OFF", "# made by hand\nOFF # a cube\n", "\n\n# one\n# two 8 12\nOFF\n\n#3\n"]
+
+
+@pytest.mark.parametrize("encoding", ["utf8", "utf-8-sig", "latin1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("head", HEADS)
+def test_comments_and_empty_lines_of_off_files(tmp_path, head, end, encoding):
+    """Anywhere; and colours behind a face."""
+    write_meshes(tmp_path)
+    plain = read(tmp_path)
+    counts, *lines = box(1).splitlines()
+    lines = [f"{line} # größe" for line in lines]
+    lines[10] = "# a remark\n\n   \n" + lines[10].replace(" #", "  255 0 0 # OFF")
+    text = head + "\n".join([counts + " # of corners, faces and edges", *lines, "# the end"])
+    (tmp_path / MESH).write_bytes(text.replace("\n", end).encode(encoding))
+    assert same(read(tmp_path), plain)
+    (tmp_path / MESH).write_bytes("\n".join(text.splitlines()[:-4]).encode(encoding))
+    with pytest.raises(ValueError, match=r"bed/bed_0001 .*cut off"):
+        read(tmp_path)
+
+
+def test_the_same_meshes_elsewhere_are_the_same_data(tmp_path):
+    write_meshes(tmp_path / "here")
+    before = read(tmp_path / "here").config
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    assert read(tmp_path / "there").config == before
+    (tmp_path / "there" / MESH).write_text("OFF\n" + box(1.5))
+    assert read(tmp_path / "there").config != before
+
+
 MESH = "bed/train/bed_0001.off"
 TEXT = "bed/bed_0002.txt"
 

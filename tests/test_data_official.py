@@ -311,7 +311,7 @@ def test_set_changes_with_its_files_and_is_kept_in_the_store(name, tmp_path, mon
     base, store = TREES[name](tmp_path / "root"), Store(tmp_path / "store")
     first = load(name, root=base, size=8, store=store)
     with monkeypatch.context() as patch:
-        patch.setattr(image_set, "_read", None)  # nothing can be decoded
+        patch.setattr(image_set, "read", None)  # nothing can be decoded
         assert torch.equal(load(name, root=base, size=8, store=store).images, first.images)
     for path in [path for path in PIXELS if base in path.parents]:
         picture(path, seed=99, width=PIXELS[path].shape[1], height=PIXELS[path].shape[0])
@@ -478,13 +478,66 @@ def test_coco(tmp_path):
         is_crop(data, 3, base / part / "000000000007.jpg", (9, 4, 21, 16), figure)
 
 
-def test_coco_without_its_package_or_a_segmentation(tmp_path, monkeypatch):
+LINE = [10, 5, 20, 15]  # four numbers
+TRIANGLE = [10, 5, 20, 5, 20, 15]
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], [[]], [LINE], [LINE, LINE], None], ids=["none", "empty", "4", "4+4", "null"]
+)
+def test_coco_objects_without_an_area_are_left_out_and_counted(tmp_path, caplog, nothing):
     path = coco(tmp_path) / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text("utf8"))
-    content["annotations"][5]["segmentation"] = []
+    content["annotations"][5]["segmentation"] = nothing
     path.write_text(json.dumps(content), "utf8")
-    with pytest.raises(ValueError, match="cannot read polygons of instances_val2017/6"):
+    with caplog.at_level(logging.WARNING):
+        found = load("coco", "test", root=tmp_path, size=4)
+    assert len(found) == 9
+    assert "instances_val2017/6" not in found.names
+    assert "1 of 10 objects of coco (test) are left out" in caplog.text
+    assert "instances_val2017/6" in caplog.text
+
+
+@pytest.mark.parametrize("crowd", [None, 0], ids=["no iscrowd", "0"])
+@pytest.mark.parametrize("form", ["runs", "text", "line first", "line last"])
+def test_coco_outlines_that_pycocotools_reads(tmp_path, form, crowd):
+    """Run lengths for a single object, as numbers and as text; lines beside polygons."""
+    coding = pytest.importorskip("pycocotools.mask")
+    path = coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text("utf8"))
+    inside = rectangle(12, 6, 17, 14)
+    flat = inside.T.flatten()  # runs go down the columns, and begin with the background
+    runs = np.diff([0, *(np.flatnonzero(np.diff(flat)) + 1), flat.size]).tolist()
+    text = coding.encode(np.asfortranarray(inside.astype(np.uint8)))["counts"].decode()
+    corners = [12, 6, 17, 6, 17, 14, 12, 14]
+    forms = {
+        "runs": {"counts": runs, "size": [HEIGHT, WIDTH]},
+        "text": {"counts": text, "size": [HEIGHT, WIDTH]},
+        "line first": [LINE, corners],
+        "line last": [corners, LINE],
+    }
+    for item in content["annotations"]:
+        item["segmentation"] = forms[form]
+        item.pop("iscrowd") if crowd is None else None
+    content["annotations"] = content["annotations"][:12]
+    path.write_text(json.dumps(content), "utf8")
+    found = load("coco", "test", root=tmp_path, size=12)
+    assert len(found) == 10
+    for mask in found.masks.numpy():
+        np.testing.assert_array_equal(mask, inside[4:16, 9:21])
+
+
+def test_coco_runs_of_another_size_are_named(tmp_path):
+    path = coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text("utf8"))
+    content["annotations"][5]["segmentation"] = {"counts": [600, 600], "size": [WIDTH, HEIGHT]}
+    path.write_text(json.dumps(content), "utf8")
+    with pytest.raises(ValueError, match=r"instances_val2017/6.*30 x 40 pixels.*is 40 x 30"):
         load("coco", "test", root=tmp_path, size=4)
+
+
+def test_coco_without_its_package(tmp_path, monkeypatch):
+    coco(tmp_path)
 
     def missing(name):
         raise FileNotFoundError(f"the package {name} is missing: run make setup")

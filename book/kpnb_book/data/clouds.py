@@ -33,7 +33,7 @@ def load(
     without one it is made anew. Raises ``ValueError`` (``FileNotFoundError`` for a missing folder
     or file) that names the culprit.
     """
-    wanted = CloudRequest(dataset, split, **more)
+    wanted = CloudRequest(dataset, split, store=store, **more)
     objects = wanted.source(SOURCES)
     index = np.arange(wanted.count or len(objects.labels))
     if wanted.count and not objects.made:

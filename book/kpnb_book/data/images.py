@@ -13,13 +13,13 @@ from typing import Any
 
 from kpnb._messages import positive
 from kpnb_book.data import emoji, official
-from kpnb_book.data.image_set import ImageSet, Source, folder
-from kpnb_book.data.samples import Request
+from kpnb_book.data.folder import folder
+from kpnb_book.data.image_set import ImageRequest, ImageSet, Source
 
 log = logging.getLogger(__name__)
 
 # Name to a function of a request and the side in pixels. Add your own: it needs nothing else.
-SOURCES: dict[str, Callable[[Request, int], Source]] = {
+SOURCES: dict[str, Callable[[ImageRequest, int], Source]] = {
     "folder": folder,
     "emoji": emoji.source,
     **dict.fromkeys(official.NAMES, official.source),
@@ -31,17 +31,19 @@ def load(
 ) -> ImageSet:
     """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
 
-    What may be said ``more``, ``count``, ``at_most``, ``seed`` and ``root``, are the fields of
-    :class:`kpnb_book.data.samples.Request`. ``count`` images: 8,000 for training and 1,000 for
-    testing ("emoji") or all (others) by default; fewer are drawn with ``seed``, classes in
-    proportion, while "emoji" makes other images for another ``seed``.
+    What may be said ``more``, ``count``, ``at_most``, ``seed``, ``root``, and how pictures and
+    masks are read, are the fields of :class:`kpnb_book.data.image_set.ImageRequest`. ``count``
+    images: 8,000 for training and 1,000 for testing ("emoji") or all (others) by default; fewer are
+    drawn with ``seed``, classes in proportion, while "emoji" makes other images for another
+    ``seed``.
     ``root`` is the folder of a data set that lives in files. ``store``, a
     :class:`kpnb_book.store.Store`, keeps the decoded set; without one it is made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the
     culprit.
     """
     positive(size=size)
-    data = ImageSet.made(store, *Request(dataset, split, **more).source(SOURCES, size))
+    wanted = ImageRequest(dataset, split, store=store, **more)
+    data = ImageSet.made(store, *wanted.source(SOURCES, size))
     for what, images in data.incomplete().items():
         if images:
             log.warning(

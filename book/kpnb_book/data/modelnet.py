@@ -1,6 +1,7 @@
 """ModelNet40 in any of its three usual layouts, see :data:`LAYOUTS`; the files are only read."""
 
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from numpy.random import Generator
 from trimesh import Trimesh, load_mesh
 
 from kpnb_book.data.cloud_set import Objects, surface
-from kpnb_book.data.samples import SPLITS, Request, stamp
+from kpnb_book.data.contents import contents
+from kpnb_book.data.samples import SPLITS, Request
+from kpnb_book.store import digest
 
 LAYOUTS = """expected one of
   meshes   <class>/train/*.off and <class>/test/*.off (ModelNet40.zip)
@@ -21,15 +24,17 @@ Entry = tuple[str, Path, int]  # class, file, position in the file
 
 
 def _mesh(path: Path) -> Trimesh:
-    """The mesh in a file.
+    """The mesh in a file, which may have comments (from # to the end of a line) and empty lines.
 
     trimesh takes a file that is cut off for a smaller one, so the faces are counted.
     """
-    text = path.read_text()
+    whole = path.read_text("utf-8-sig", "replace")  # a comment may be in any encoding
+    lines = [line.partition("#")[0].strip() for line in whole.splitlines()]
+    text = "\n".join(line for line in lines if line)
     counts = text.removeprefix("OFF").split()[:2]
     if not text.startswith("OFF") or len(counts) < 2 or "0" in counts:
         raise ValueError("it does not start with OFF and two numbers, or the mesh is empty")
-    mesh = load_mesh(path, process=False)
+    mesh = load_mesh(BytesIO(text.encode()), file_type="off", process=False)
     if len(mesh.faces) < int(counts[1]):
         raise ValueError("the file is cut off")
     return mesh
@@ -124,7 +129,8 @@ def source(wanted: Request) -> Objects:
         except ValueError as error:
             raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
 
-    config = {"files": stamp(files, root)}
+    held = contents(files, root, wanted.store)
+    config = {"files": digest([held[path] for path in files]), "objects": digest(names)}
     labels = np.array([classes.index(kind) for kind, *_ in entries])
     up = 2 if files[0].suffix == ".off" else 1
     return Objects(config, classes, labels, names, cloud, len(labels), up=up)

@@ -11,6 +11,7 @@ annotations of the test split are not public, the validation split takes its pla
 """
 
 import json
+import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ ABOUT: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json"
 NAMES = tuple(ABOUT)
 # Category to class name, and objects whose label is a category.
 Listing = tuple[Mapping[Any, str], list[Record]]
+log = logging.getLogger(__name__)
 PUBLIC = {"train": "train", "test": "val"}  # what is called the test split here
 
 
@@ -143,7 +145,8 @@ def _cub(base: Path, split: str, _: Mapping) -> Listing:
         if training[key] == ["1" if split == "train" else "0"]:
             image = base / "images" / name
             mask = (masks / "segmentations" / name).with_suffix(".png")
-            records.append(Record(image, mask, name, labels[key][0], _box(*boxes[key])))
+            box = _box(*boxes[key])
+            records.append(Record(image, mask, name, labels[key][0], box, above=127))
     return {key: name for key, (name,) in table("classes").items()}, records
 
 
@@ -182,18 +185,34 @@ def _coco(base: Path, split: str, _: Mapping) -> Listing:
     content = training if part == "train" else annotations(part)
     names = {item["id"]: item["name"] for item in content["categories"]}
     files = {item["id"]: item["file_name"] for item in content["images"]}
-    objects = [item for item in training["annotations"] if not item["iscrowd"]]
+    objects = [item for item in training["annotations"] if not item.get("iscrowd")]
     sizes = Counter(item["category_id"] for item in objects)
     classes = {key: names[key] for key, _ in sizes.most_common(10) if key in names}
     records = []
+    without = []  # objects that have no area
     for item in content["annotations"]:
         key = item["category_id"]
-        if not item["iscrowd"] and (key in classes or key not in names):
+        if not item.get("iscrowd") and (key in classes or key not in names):
             image = base / f"{part}2017" / files[item["image_id"]]
             name = f"instances_{part}2017/{item['id']}"
-            box = _box(*item["bbox"])
-            records.append(Record(image, None, name, key, box, polygons=item["segmentation"]))
+            shape = _shape(item.get("segmentation"))
+            record = Record(image, None, name, key, _box(*item["bbox"]), polygons=shape)
+            (records if shape else without).append(record)
+    if without:
+        found = f"{len(without)} of {len(without) + len(records)} objects of coco ({split})"
+        log.warning("%s are left out, no outline has an area: %s ...", found, without[0].name)
     return classes, records
+
+
+def _shape(outline: Any) -> Any:
+    """An outline of COCO without the polygons of fewer than three corners, which have no area.
+
+    pycocotools takes four numbers for a box if they come first, and fails. A run-length encoding
+    stays as it is.
+    """
+    if isinstance(outline, Mapping):
+        return outline
+    return [polygon for polygon in outline or [] if len(polygon) >= 6]
 
 
 def _tiny(base: Path, split: str, _: Mapping) -> Listing:

@@ -6,7 +6,7 @@ Labels, foreground masks, parts that know their origin, and what is asked for.
 import json
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -148,7 +148,10 @@ class Request:
              meaning, ignored
     seed     of what is made or drawn
     root     folder of a data set that lives in files
+    store    remembers the content of these files, see :func:`kpnb_book.data.contents.contents`
     """
+
+    LEFT_OUT: ClassVar[tuple[str, ...]] = ("root", "at_most", "store")
 
     dataset: str
     split: str = "train"
@@ -156,6 +159,7 @@ class Request:
     seed: int = 0
     root: str | Path | None = None
     at_most: int | None = None
+    store: Any = None
 
     def __post_init__(self) -> None:
         one_of("split", self.split, SPLITS)
@@ -164,9 +168,9 @@ class Request:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What determines the samples; of a folder only its files do, see :func:`stamp`."""
-        left_out = ("root", "at_most")
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        """What determines the samples; of a folder only the content of its files does."""
+        names = [field.name for field in fields(self)]
+        return {name: getattr(self, name) for name in names if name not in self.LEFT_OUT}
 
     def rng(self, i: int, *stream: int) -> np.random.Generator:
         """Random numbers for sample ``i``: a function of (seed, split, i) and the ``stream``."""
@@ -183,18 +187,6 @@ class Request:
             return pkgutil.resolve_name(self.dataset)(self, *options)
         one_of("data set", self.dataset, sources)
         return sources[self.dataset](self, *options)
-
-
-def stamp(files: Iterable[Path], root: Path) -> str:
-    """Digest of the names, sizes and times of ``files`` in ``root``.
-
-    It changes when they do, without reading them.
-    """
-    stamps = []
-    for path in files:
-        about = path.stat()
-        stamps.append((str(path.relative_to(root)), about.st_size, about.st_mtime_ns))
-    return digest(repr(stamps).encode())
 
 
 def fifth(labels: np.ndarray, split: str) -> np.ndarray:

@@ -51,7 +51,7 @@ def load(
     with a ``rule`` of the caller's, which may change under the same name, they are made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
     """
-    wanted = TextRequest(dataset, split, **more)
+    wanted = TextRequest(dataset, split, store=store, **more)
     try:
         rows = wanted.source(SOURCES)
     except (KeyError, TypeError, ValueError) as error:

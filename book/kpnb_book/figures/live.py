@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import kpnb
-from kpnb.points import KnowledgePoints, foreground_units
+from kpnb.points import KnowledgePoints
 from kpnb_book.figures import plots
 from kpnb_book.figures.views import View, explorable
 from kpnb_book.studies.images import ImageStudy
@@ -55,9 +55,10 @@ class Live:
         """Knowledge points of one of the chosen images on a grid of its own, ``[1, grid *
         grid]``.
         """
-        mask = self.study.measured.masks[self.chosen[image]][None]
-        foreground = foreground_units(kpnb.ImageGrid(grid).coverage(mask))
-        return kpnb.knowledge_points(self._entropy(image, network, layer, grid), foreground, b=b)
+        measured = self.study.measured.subset([int(self.chosen[image])])
+        foreground, background = measured.regions(kpnb.ImageGrid(grid))
+        entropy = self._entropy(image, network, layer, grid)
+        return kpnb.knowledge_points(entropy, foreground, b=b, background=background)
 
     def figure(self, image: int, network: str, layer: str, grid: int, b: float) -> Figure:
         """The image, its entropy map and its knowledge points."""

@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
     _add_sweep(commands)
     _add_list(commands)
     _add_forecast(commands)
+    _add_check(commands)
 
 
 def _add_build(commands: Commands) -> None:
@@ -92,6 +93,25 @@ def _add_forecast(commands: Commands) -> None:
     )
     _add_notebook(forecast)
     forecast.set_defaults(do=forecast_one)
+
+
+def _add_check(commands: Commands) -> None:
+    check = commands.add_parser(
+        "check", help="show a folder of your own pictures as networks would see it"
+    )
+    check.add_argument(
+        "folder", type=Path, help="the folder that has images and masks"
+    ).complete = shtab.DIRECTORY
+    check.add_argument(
+        "--size", type=int, default=64, metavar="S", help="side in pixels (%(default)s)"
+    )
+    check.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the HTML page (default: check-FOLDER.html in the current folder)",
+    ).complete = shtab.FILE
+    check.set_defaults(do=check_folder)
 
 
 def _add_notebook(parser: argparse.ArgumentParser) -> None:
@@ -230,6 +250,26 @@ def forecast_one(options: argparse.Namespace) -> int:
     given = defaults_of(path) | parameters
     print(_forecast(path, given))
     return 0
+
+
+def check_folder(options: argparse.Namespace) -> int:
+    """``kpnb check``: writes a contact sheet; 1 when something is wrong or left unused."""
+    from kpnb_book.data.check import check, page
+
+    folder = options.folder.expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder (looked for in {Path.cwd()})")
+    if options.size < 1:
+        raise UsageError(f"--size={options.size} must be positive")
+    output = options.output or Path(f"check-{folder.resolve().name}.html")
+    found = check(folder, options.size)
+    try:
+        output.write_text(page(found), "utf8")
+    except OSError as error:
+        raise UsageError(f"cannot write the page to {output}: {error}") from error
+    print(found.summary)
+    print(f"{'fine' if found.fine else 'something is wrong'}: the contact sheet is {output}")
+    return int(not found.fine)
 
 
 def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:

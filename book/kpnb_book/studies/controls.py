@@ -54,9 +54,9 @@ def shuffled_masks(study: Study, training: Training, layer: str, shift: int = 1)
     """A network's metrics when each measured sample is judged with the mask of the one ``shift``
     places further on.
     """
-    masks, path = study.foreground.roll(shift, 0), distance(study, training, layer)
-    values = entropies(study, training, layer)["entropy"]
-    return six_metrics(values, masks, path, Choices(study.settings.b))
+    masks, others = (part.roll(shift, 0) for part in (study.foreground, study.background))
+    values, path = entropies(study, training, layer)["entropy"], distance(study, training, layer)
+    return six_metrics(values, masks, path, Choices(study.settings.b), background=others)
 
 
 def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Metrics]]]]:
@@ -125,5 +125,6 @@ def _every_choice(study: Study, network: Training, layer: str) -> Iterator[dict[
         options = dict(zip(OPTIONS, chosen, strict=True))
         choices = Choices(study.settings.b, **options)
         for scope, path in paths.items():
-            found = six_metrics(values, study.foreground, path, choices)
+            regions = {"foreground": study.foreground, "background": study.background}
+            found = six_metrics(values, distance=path, choices=choices, **regions)
             yield {**options, "scope": scope, **found.row()}

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kpnb.points import foreground_units
 from kpnb.units import ImageGrid
 from kpnb_book.data.image_set import ImageSet
 from kpnb_book.data.images import load
@@ -138,6 +137,16 @@ class ImageStudy(Study):
         return ImageGrid(self.settings.grid)
 
     @cached_property
+    def regions(self) -> tuple[Tensor, Tensor]:
+        """Foreground and background cells, both bool ``[N, n]``, see ``ImageSet.regions``."""
+        return self.measured.regions(self.units)
+
+    @property
     def foreground(self) -> Tensor:
         """Cells of which at least half is foreground, bool ``[N, n]``."""
-        return foreground_units(self.units.coverage(self.measured.masks))
+        return self.regions[0]
+
+    @property
+    def background(self) -> Tensor:
+        """The other cells, bool ``[N, n]``, without those that are mostly void."""
+        return self.regions[1]

@@ -208,13 +208,16 @@ def metrics(
     """
     values = entropies(study, training, layer)["entropy"]
     path = distance(study, training, layer, scope)
-    return six_metrics(values, study.foreground, path, choices or Choices(b=study.settings.b))
+    choices = choices or Choices(b=study.settings.b)
+    return six_metrics(values, study.foreground, path, choices, background=study.background)
 
 
 def point_counts(study: Study, training: Training, layer: str) -> Tensor:
     """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""
     values = entropies(study, training, layer)["entropy"]
-    return knowledge_points(values, study.foreground, b=study.settings.b).n_fg
+    background = study.background
+    found = knowledge_points(values, study.foreground, b=study.settings.b, background=background)
+    return found.n_fg
 
 
 def region_means(study: Study, entropies: Mapping[str, Tensor]) -> pd.DataFrame:
@@ -222,7 +225,7 @@ def region_means(study: Study, entropies: Mapping[str, Tensor]) -> pd.DataFrame:
 
     A row for each layer, region and sample.
     """
-    regions = {"foreground": study.foreground, "background": ~study.foreground}
+    regions = {"foreground": study.foreground, "background": study.background}
     frames = []
     for layer, values in entropies.items():
         for name, region in regions.items():

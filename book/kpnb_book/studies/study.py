@@ -131,6 +131,11 @@ class Study(ABC):
         """
         return self.measured.masks
 
+    @property
+    def background(self) -> Tensor:
+        """Background units, bool ``[N, n]``: all others, where none belongs to neither."""
+        return ~self.foreground
+
     @cached_property
     def x(self) -> Any:
         """The measured samples as the networks see them, ``[N, ...]`` on the device; of texts
