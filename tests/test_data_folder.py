@@ -201,6 +201,15 @@ def test_options_of_a_folder_that_make_no_sense(root, said, message):
         load("folder", root=root)
 
 
+@pytest.mark.parametrize("name", ["emoji", "voc"])
+@pytest.mark.parametrize(
+    "option", [{"void": 255}, {"foreground": 1}, {"above": 1}, {"exif": False}]
+)
+def test_options_that_a_set_has_no_use_for_are_refused(name, option):
+    with pytest.raises(ValueError, match=rf"{next(iter(option))}= is for dataset='folder'"):
+        load(name, **option)
+
+
 # ---- pictures
 
 

@@ -19,6 +19,7 @@ from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.points import foreground_units, knowledge_points
 from kpnb.units import ImageGrid
+from kpnb_book.data.image_set import ImageSet
 from kpnb_book.figures.live import Live
 from kpnb_book.figures.plots import COLOUR, KINDS, cloud_maps, project
 from kpnb_book.figures.views import explorable, turnable
@@ -227,7 +228,9 @@ def live(images=3):
     x = torch.rand(images, 3, 12, 12, generator=torch.Generator().manual_seed(2))
     exact = {"rank": None, "probes": 5, "noise": 14}
     settings = SimpleNamespace(scale=1.0, grid=4, b=0.2, **exact)
-    measured = SimpleNamespace(images=(255 * x).byte(), masks=masks)
+    names = tuple(map(str, range(images)))
+    about = {"labels": torch.zeros(images).long(), "classes": ("a",), "names": names, "config": {}}
+    measured = ImageSet(images=(255 * x).byte(), masks=masks, **about)
     study = SimpleNamespace(
         x=x,
         settings=settings,

@@ -43,6 +43,7 @@ def load(
     """
     positive(size=size)
     wanted = ImageRequest(dataset, split, store=store, **more)
+    _check_options(wanted)
     data = ImageSet.made(store, *wanted.source(SOURCES, size))
     for what, images in data.incomplete().items():
         if images:
@@ -50,3 +51,14 @@ def load(
                 "%d of %d images of %s (%s) have %s", images, len(data), dataset, split, what
             )
     return data
+
+
+def _check_options(wanted: ImageRequest) -> None:
+    """Raise ``ValueError`` for an option of how files are read that this set has no use for."""
+    if wanted.dataset not in ("emoji", *official.NAMES):
+        return
+    used = ("background",) if wanted.dataset in official.NAMES else ()
+    for name in ("background", "void", "foreground", "above", "exif"):
+        if name not in used and getattr(wanted, name) is not None:
+            found = f"{name}= is for dataset='folder' or one of your own"
+            raise ValueError(f"{found}; the set {wanted.dataset!r} says itself how it is read")
