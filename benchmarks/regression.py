@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        serve(torch.load(given.serve, weights_only=False))
+        serve(torch.load(given.serve, weights_only=True))
         return
     if not given.other:
         parser.error("name another tree: a folder or a git revision")

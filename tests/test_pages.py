@@ -40,9 +40,11 @@ NOT_OURS = {
     "aria-deprecated-role": ".citation",
     "aria-required-children": ".citation-list",
     # and the theme its frame: a logo outside of a landmark, buttons whose name is not what is
-    # written on them.
+    # written on them, on folded cells too.
     "region": ".logo__image",
-    "label-content-name-mismatch": ".search-button-field, .theme-switch-button",
+    "label-content-name-mismatch": (
+        ".search-button-field, .theme-switch-button, details.hide > summary"
+    ),
 }
 
 # What a reader sees of a view, without the look of its controls: a click that only moves the focus

@@ -5,6 +5,7 @@ where the book looks for one, so a page can never show half a result.
 """
 
 import json
+import os
 import tempfile
 import threading
 import time
@@ -21,6 +22,8 @@ from kpnb_book.run.provenance import sign
 ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill adds to a failed copy
 # Seconds that one cell may take: far more than a laptop run, so that only a hanging cell meets it.
 TIMEOUT = 4 * 3600
+# Bytes of a socket's name: systems take 104 or 108, and a number is put behind it.
+LONGEST_SOCKET = 95
 
 Tell = Callable[[str], None]  # is told what a kernel is doing
 
@@ -132,6 +135,7 @@ def _execute(
         "log_file": str(log),
         "connection_file": str(folder / "kernel.json"),
         "transport_encryption": "auto",  # without it a kernel prints a warning
+        **_transport(folder),
     }
     papermill.execute_notebook(
         _literal(path),
@@ -145,6 +149,17 @@ def _execute(
         config=Config(Kernel=config),
         resources={"metadata": {"path": str(path.parent)}},  # where the kernel runs
     )
+
+
+def _transport(folder: Path) -> dict[str, str]:
+    """How to speak with a kernel: through sockets in the temporary ``folder``, where the system has
+    such and their names are short enough. Numbers of ports are chosen before a kernel takes them,
+    so of kernels that start at the same time two may want the same one.
+    """
+    address = str(folder / "k")
+    if os.name != "posix" or len(os.fsencode(address)) > LONGEST_SOCKET:
+        return {}
+    return {"transport": "ipc", "ip": address}
 
 
 def _literal(path: Path) -> str:
