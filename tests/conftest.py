@@ -1,8 +1,11 @@
 """What several test files share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it is imported
 
 
 @pytest.fixture(scope="session")
