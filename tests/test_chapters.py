@@ -128,6 +128,7 @@ def studies_of(path: Path, parameters: dict) -> list[Settings]:
 def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monkeypatch):
     """Whatever the parameters; data are not loaded for it, unless the studies depend on them."""
     monkeypatch.setenv("KPNB_STORE", str(tmp_path))
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of another one than its own
     monkeypatch.chdir(path.parent)
     for name in ("plan_of", "controls_plan", "softened_plan", "fine_tuned_plan"):
         monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
