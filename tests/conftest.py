@@ -21,3 +21,9 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, **quiet) as cluster,
     ):
         yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What PyTorch compiles goes where pytest tidies up, not beside it."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
