@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.kpnb-set-up
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 VENDOR := book/_assets/vendor
-STRIP  := $(BIN)/nbstripout --extra-keys "metadata.papermill"
+STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup vendor book pdf test lint links clean
