@@ -33,7 +33,8 @@ class Settings(settings.Settings):
     length                 tokens of the longest text
     threshold              smallest absolute rating of a word that carries sentiment
     scale                  of the word embeddings, in standard deviations of each network's own
-    bf16                   whether training runs under bfloat16 autocast
+    bf16                   whether training runs under bfloat16 autocast, which suits GPUs; most
+                           CPUs are slower with it
     """
 
     pool: str = "first"
@@ -41,7 +42,7 @@ class Settings(settings.Settings):
     dropout: float = 0.0
     length: int = 40
     threshold: float = 1.0
-    bf16: bool = True
+    bf16: bool = False
 
 
 class TextStudy(Study):
@@ -108,6 +109,7 @@ class TextStudy(Study):
             "lr": 5e-5,
             "student_lr": 5e-5,
             "analysed": 1000,
+            "bf16": True,
         },
     }
 
