@@ -36,6 +36,13 @@ def positive(or_zero: bool = False, /, **values: float | None) -> None:
             )
 
 
+def share(**values: float) -> None:
+    """Raise ``ValueError`` naming the first of ``values`` that is not above 0 and at most 1."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name}={value} is a share: above 0 and at most 1")
+
+
 def named_samples(bad: Tensor) -> str:
     """The samples where ``bad [N]`` is true, ten of them at most: "samples 0, 3"."""
     where = bad.nonzero().flatten().tolist()

@@ -95,7 +95,9 @@ class Jacobian:
         """
         vector = direction.reshape(self.feature.shape).to(self.feature.dtype)
         try:
-            (product,) = torch.autograd.grad(self.feature, self.x, vector, retain_graph=True)
+            (product,) = torch.autograd.grad(
+                self.feature, self.x, vector, retain_graph=True, allow_unused=True
+            )
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
@@ -103,6 +105,11 @@ class Jacobian:
                 "the model uses reentrant checkpointing, through which no single derivative can be "
                 "taken: turn checkpointing off, or build it with use_reentrant=False"
             ) from error
+        if product is None:
+            raise ValueError(
+                "the feature has no derivative by the input: a function on the way, such as one of "
+                "quantised numbers, does not have any"
+            )
         return self.units.gather(product.square()) * self.exists
 
 
