@@ -58,10 +58,8 @@ class Learner:
         self.select = select
         self.model = private_copy(model).to(device)
         check_state(self.model)
-        below = objective.frozen_up_to
-        check_runs(
-            self.model, x, [*objective.looks_at, *([] if below is None else [below])], select
-        )
+        frozen = [] if objective.frozen_up_to is None else [objective.frozen_up_to]
+        check_runs(self.model, x, [*objective.looks_at, *frozen], select)
         self.layout = layout_for(self.model, x, objective, select)
         x = laid_out(x, self.layout)
         self.trained = trained_parameters(self.model, x, objective, select)
@@ -82,13 +80,15 @@ class Learner:
 
     def outputs(self, x: NetworkInput) -> dict[str, Tensor]:
         """What the objective looks at, by the name of its layer."""
-        kind, bf16 = torch.device(self.device).type, self.schedule.bf16
+        kind = torch.device(self.device).type
+        bf16 = self.schedule.bf16
         # On CPUs PyTorch's fused attention is several times slower in bfloat16 than the products it
         # is made of.
         attention = sdpa_kernel(SDPBackend.MATH) if bf16 and kind == "cpu" else nullcontext()
         with torch.autocast(kind, torch.bfloat16, enabled=bf16), attention:
             x = laid_out(x, self.layout)
             found = capture(self.model, x, self.objective.looks_at, select=self.select)
+        # losses and scores in float32: a sum over a feature loses too much in bfloat16
         return {name: out.float() if bf16 else out for name, out in found.items()}
 
     def forward(
@@ -108,6 +108,7 @@ class Learner:
             state = self.optimiser.state[parameter]
             for prefix, key in OPTIMISER_STATE.items():
                 if state.get(key) is not None:
+                    # half the size on disk; the steps, a count, would not survive the rounding
                     rounded = self.schedule.bf16 and key != "step"
                     found[f"{prefix}.{name}"] = state[key].bfloat16() if rounded else state[key]
         return found
@@ -120,6 +121,7 @@ class Learner:
             for prefix, key in OPTIMISER_STATE.items():
                 value = tensors.get(f"{prefix}.{name}")
                 if value is not None:
+                    # Adam counts its steps in float32 whatever the parameter's type is
                     like = parameter.device if key == "step" else parameter
                     self.optimiser.state[parameter][key] = value.to(like, copy=True)
 
@@ -173,8 +175,14 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
             f"labels are class numbers, integers {list(wanted)}; got {described(labels)} for "
             f"logits {list(logits.shape)}"
         )
+    check_classes(labels, logits.shape[1])
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise ``ValueError`` for integer ``labels`` beyond the network's ``classes``."""
     known = labels[labels != IGNORED]
-    classes = logits.shape[1]
+    if known.is_floating_point():
+        return
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
         raise ValueError(
             f"labels from {int(known.min())} to {int(known.max())}, but the network has {classes} "

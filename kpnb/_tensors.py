@@ -33,7 +33,17 @@ def _refused(value: Any, what: str) -> str:
         hint = f": pass one entry of {', '.join(map(repr, list(value)[:8]))}"
     elif hasattr(value, "entropy"):
         hint = ": pass its .entropy or .sigma"
-    return f"{what} is a tensor or an array of numbers; got {type(value).__name__}{hint}"
+    return f"{what} must come as a tensor or an array of numbers; got {type(value).__name__}{hint}"
+
+
+def taken_to(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A NumPy array (or what turns into one) as a tensor on the ``device``, floating-point numbers
+    in ``dtype``; anything else, tensors too, as it is.
+    """
+    if isinstance(value, Tensor | np.generic) or not hasattr(value, "__array__"):
+        return value
+    made = as_tensor(value, "the input")
+    return made.to(device, dtype if made.is_floating_point() else None)
 
 
 def as_numbers(value: Any, what: str) -> Tensor:

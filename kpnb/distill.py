@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kpnb._learner import Learner, NetworkInput, Select, batch_norms, check_labels
+from kpnb._learner import Learner, NetworkInput, Select, batch_norms, check_classes, check_labels
 from kpnb._memory import fitting
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -223,9 +223,9 @@ def train(
     """Train a copy of ``model`` on ``data`` and keep every epoch, number 0 being the untrained
     network. ``model`` and ``teacher`` are left as they are.
 
-    select: which part of a layer's output counts, where it is not a tensor, as in
-    ``kpnb.entropy``; for all layers, or by layer: ``{"": "logits"}`` is of the network's own output,
-    which labels and softened outputs look at.
+    select: which part of a layer's output counts, where it is not a tensor, as in ``kpnb.entropy``;
+    for all layers, or by layer: ``{"": "logits"}`` is of the network's own output, which labels and
+    softened outputs look at.
     teacher_select: the same for the teacher's layers; None: as ``select``.
     folder: where checkpoints are kept, and found again: a training goes on after the last intact
     one. None: a temporary folder.
@@ -243,8 +243,8 @@ def train(
     Raises, before training starts, ValueError (no data, a batch of one with batch normalisation,
     layers of different shapes, a layer that runs several times, labels that are no classes, a
     folder with another training) and TypeError (data of another kind, a network whose state cannot
-    be kept, an output whose part is not clear); FloatingPointError when the loss is no longer finite, MemoryError when a batch
-    that must stay whole does not fit. Finished epochs are kept.
+    be kept, an output whose part is not clear); FloatingPointError when the loss is no longer
+    finite, MemoryError when a batch that must stay whole does not fit. Finished epochs are kept.
     """
     check_arguments(model, data, objective, teacher, test)
     teacher_select = select if teacher_select is None else teacher_select
@@ -333,6 +333,7 @@ def run_epoch(
     rate = learner.schedule.rate(epoch) if epoch else 0.0
 
     def attempt(rows: int) -> dict[str, Any]:
+        # from the file, also when it was just written: that is what a resumed training starts from
         learner.restore(previous)
         before = learner.parameters(zero=epoch == 0)
         entry = {"epoch": epoch, "lr": rate, "device": str(learner.device)}
@@ -356,13 +357,15 @@ def train_epoch(
     """Every sample once, in random order: mean loss and scores, and the path of every trained
     parameter over the steps. At most ``rows`` samples go through the network at a time.
     """
-    means, done = Means(), 0
+    means = Means()
+    done = 0
     paths = torch.zeros(len(learner.trained), device=learner.device)
     learner.train_mode(rate)
     for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
         learner.optimiser.zero_grad()
         for piece in batch.split(rows):
             loss, scores = learner.forward(*samples.batch(piece, learner.device))
+            # the mean over the batch is that of its pieces, weighted by their sizes
             (loss * (len(piece) / len(batch))).backward()
             means.add(loss=(loss.item() * len(piece), len(piece)), **scores)
         if not math.isfinite(means["loss"]):
@@ -492,8 +495,8 @@ def check_arguments(
         methods = hasattr(given, "batch") and hasattr(given, "__len__")
         if given is not None and not methods:
             raise TypeError(
-                f"{name} are TensorData(x, y), or an object with __len__ and batch(index, device) "
-                f"such as kpnb.distill.Data describes; got {type(given).__name__}"
+                f"{name} must be TensorData(x, y), or an object with __len__ and "
+                f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"
             )
     if len(data) == 0:
         raise ValueError("no samples to train on: the data are empty")
@@ -547,7 +550,8 @@ def check_same_training(
     if len(checkpoints.missing()) > checkpoints.epochs:
         return
     other = f"{artefacts.path} holds another training"
-    known, settings = artefacts.info("training") or {}, json.loads(json.dumps(settings))
+    known = artefacts.info("training") or {}
+    settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name, value in known.items():
         if value != settings.get(name):
             raise ValueError(
@@ -576,6 +580,8 @@ def check_before_training(learner: Learner, samples: Samples) -> None:
         outputs = learner.outputs(x)
     if learner.objective.labels:
         check_labels(outputs[""], labels)
+        if isinstance(samples.data, TensorData):
+            check_classes(samples.data.y, outputs[""].shape[1])
     check_shapes(learner, samples, outputs)
     check_batch_of_one(learner, samples.data)
 
@@ -593,7 +599,8 @@ def check_shapes(learner: Learner, samples: Samples, outputs: Mapping[str, Tenso
     for ours, theirs, target in zip(
         objective.layers, objective.theirs, samples.targets, strict=True
     ):
-        one, other = list(outputs[ours].shape[1:]), list(target.shape[1:])
+        one = list(outputs[ours].shape[1:])
+        other = list(target.shape[1:])
         if one != other:
             raise ValueError(
                 f"of a sample the student's {ours or 'output'!r} is {one}, the teacher's "

@@ -72,10 +72,10 @@ def _linearity(
     """Squared feature change at ``sigma [B, n]`` over ``check`` draws, measured over predicted,
     ``[B]``.
     """
-    x, units = perturbation.x, perturbation.units
+    x = perturbation.x
     # a sample without any energy is NaN, which networks may refuse
     still = sigma.nan_to_num().to(x.dtype)
-    noise = units.spread(still, x) * perturbation.normal(check, stream=2)
+    noise = perturbation.units.spread(still, x) * perturbation.normal(check, stream=2)
     with torch.no_grad():
         parts = [part[layer] - found.feature for part in perturbation.features([layer], noise)]
     measured = sum(widest(part).square().sum(-1).sum(0) for part in parts) / check
@@ -292,6 +292,7 @@ def entropy(
     objective = objective or Aligned()
     _check_settings(solver, objective, dead)
     positive(max_batch=max_batch, scale=scale)
+    scale = float(scale)
     network = Network(model, forward, select, batch_dim)
     with torch.inference_mode(False):
         inputs = read_inputs(model, x, perturb)
@@ -327,7 +328,8 @@ def _settings(
     layer: str, perturbation: Perturbation, solver: ClosedForm | Stochastic, objective: Objective
 ) -> dict[str, Any]:
     """What produced the result of a layer, ready for JSON."""
-    x, network = perturbation.x, perturbation.network
+    x = perturbation.x
+    network = perturbation.network
     return {
         "layer": layer,
         "perturb": perturbation.inputs.name,
@@ -369,7 +371,7 @@ def entropies(
     progress: bool = True,
     **options: Unpack[Options],
 ) -> Iterator[Entropy | dict[str, Entropy]]:
-    """``entropy`` of one batch after the other, for data that do not fit into memory.
+    """``entropy`` (Eq. 1-4) of one batch after the other, for data that do not fit into memory.
 
     batches  anything that yields inputs as ``entropy`` takes them, such as a ``DataLoader``. Of a
              tuple or list, which data loaders make of (x, y), the first entry is the input. Each

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kpnb._messages import unknown
 from kpnb._models import check_model
-from kpnb._tensors import described
+from kpnb._tensors import described, taken_to
 
 Forward = Callable[[nn.Module, Any], Any]
 Key = int | str | tuple[int | str, ...]
@@ -222,6 +222,7 @@ def capture(
     with.
     """
     check_model(model)
+    x = _arrays_taken(model, x)
     hooks: list[_Hook] = []
 
     def reached() -> None:
@@ -263,25 +264,28 @@ def check_reached(missing: Mapping[str, int]) -> None:
         raise RuntimeError(f"the forward pass never reached layer {', '.join(sorted(named))}")
 
 
-def _floating(x: Any) -> dict[str, Tensor]:
-    """The floating-point tensors in what a model is called with, by name."""
-    parts = x if isinstance(x, Mapping) else {"": x}
-    return {
-        str(name): value
-        for name, value in parts.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
+def _arrays_taken(model: nn.Module, x: Any) -> Any:
+    """NumPy arrays in what a model is called with as tensors, where and of what type it is."""
+    if isinstance(x, Tensor):
+        return x
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if isinstance(x, Mapping) and any(hasattr(value, "__array__") for value in x.values()):
+        return {name: taken_to(value, like.device, like.dtype) for name, value in x.items()}
+    return taken_to(x, like.device, like.dtype)
 
 
 def _name_mismatch(error: Exception, model: nn.Module, x: Any) -> None:
     """``ValueError`` where a model failed on numbers of another type than its parameters'; on any
     other error a note of what the model was called with.
     """
-    given = _floating(x)
+    parts = x if isinstance(x, Mapping) else {"": x}
+    given = {str(name): value for name, value in parts.items() if isinstance(value, Tensor)}
     own = {p.dtype for p in model.parameters() if p.is_floating_point()}
     foreign = [name for name, value in given.items() if own and value.dtype not in own]
+    foreign.sort(key=lambda name: not given[name].is_floating_point())  # integers may be token ids
     if foreign and isinstance(error, RuntimeError) and re.search(r"\b(d?type|half)", str(error)):
-        name, wanted = foreign[0], str(next(iter(own)))
+        name = foreign[0]
+        wanted = str(next(iter(own)))
         what = f"the input {name!r}" if name else "the input"
         raise ValueError(
             f"the model computes in {wanted}, {what} is {given[name].dtype}: convert one, "

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kpnb._messages import named_samples, unknown
 from kpnb._models import check_model
-from kpnb._tensors import as_tensor, described
+from kpnb._tensors import as_tensor, described, taken_to
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,9 @@ def _tensor(value: Any, device: torch.device, dtype: torch.dtype | None = None) 
     """Arrays as tensors on the ``device``; tensors made under ``torch.inference_mode()`` as normal
     ones, which autograd takes. All else as it is.
     """
-    if isinstance(value, np.generic) or not hasattr(value, "__array__"):
-        return value
-    made = as_tensor(value, "the input")
     if isinstance(value, Tensor):
-        return made
-    return made.to(device, dtype if made.is_floating_point() else None)
+        return as_tensor(value, "the input")
+    return taken_to(value, device, dtype)
 
 
 def _perturbed(given: Mapping[str, Any], name: str | None) -> str:
@@ -202,7 +198,7 @@ def _token_ids(input_ids: Any, table: nn.Module) -> Tensor:
         raise ValueError(f"input_ids are a non-empty batch [N, T]; got {tuple(ids.shape)}")
     weight = getattr(table, "weight", None)
     if isinstance(weight, Tensor):
-        ids = ids.to(weight.device)
+        ids = ids.to(weight.device, torch.int64)
         if ids.min() < 0 or ids.max() >= len(weight):
             raise ValueError(
                 f"input_ids from {int(ids.min())} to {int(ids.max())}, but the model has "

@@ -55,7 +55,8 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     """
     network = perturbation.network
     module, run = layer_at(network.model, layer)
-    select, dim = for_layer(network.select, layer), for_layer(network.batch_dim, layer) or 0
+    select = for_layer(network.select, layer)
+    dim = for_layer(network.batch_dim, layer) or 0
     leaves: list[Tensor] = []
     runs = 0
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kpnb._messages import share
+from kpnb._messages import check_units, share
 from kpnb._tensors import as_tensor, described
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def _void(masks: Tensor, void: Any | None) -> Tensor:
 
 
 def _listed(values: list[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:8])
-    return shown + (", ..." if len(values) > 8 else "")
+    different = list(dict.fromkeys(f"{value:g}" for value in values))  # every NaN is another one
+    return ", ".join(different[:8]) + (", ..." if len(different) > 8 else "")
 
 
 def _remedy(values: list[float]) -> str:
@@ -91,6 +91,7 @@ def covered_units(
 
     Raises as ``read_masks``, and ``ValueError`` for masks that do not fit the input.
     """
+    check_units(units)
     x = as_tensor(x, "the input x")
     units.count(x)
     share(at_least=at_least)

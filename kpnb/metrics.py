@@ -1,11 +1,12 @@
 """The six metrics of Table 5 from a network's entropies over its training."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from kpnb._messages import one_of, positive
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
@@ -40,10 +41,24 @@ class Choices:
     empty: Literal["nan", "zero"] = "nan"
     filtered: bool = False
 
+    def __post_init__(self) -> None:
+        positive(True, b=self.b)
+        one_of("level", self.level, get_args(Level))
+        one_of("empty", self.empty, ("nan", "zero"))
+        if self.first < 0:
+            raise ValueError(f"first = {self.first}: epochs count from 0")
+
     @classmethod
     def released(cls, b: float = 0.2) -> "Choices":
         """What the released 2020 procedure does, but for its filter of images."""
         return cls(b, "dataset", 0, "zero")
+
+
+def read_choices(choices: Choices | None) -> Choices:
+    """``choices``, by default those of the paper's text; ``TypeError`` for anything else."""
+    if not isinstance(choices, Choices | None):
+        raise TypeError(f"choices are kpnb.Choices(b=0.2, ...); got {choices!r}")
+    return choices or Choices()
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ def six_metrics(
     Tensors, arrays or lists. Counts and lambda are those of the last epoch. Raises ``TypeError``
     and ``ValueError`` as ``knowledge_points`` and ``learning_distance`` do.
     """
-    choices = choices or Choices()
+    choices = read_choices(choices)
     entropy = as_numbers(entropy, "entropy")
     if entropy.dim() != 3 or len(entropy) < 2:
         raise ValueError(

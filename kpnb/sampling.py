@@ -41,7 +41,10 @@ class Stochastic:
     def __post_init__(self) -> None:
         if self.method not in ("sgd", "adam"):
             raise ValueError(f"method = {self.method!r}; choose 'sgd' or 'adam'")
-        positive(steps=self.steps, samples=self.samples)
+        positive(steps=self.steps, samples=self.samples, lr=self.lr)
+        low, high = self.clamp
+        if not 0 < low < high:
+            raise ValueError(f"clamp = {self.clamp}: a lower and an upper bound of sigma, above 0")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from kpnb.entropy import TENSORS, Entropy, entropy, undefined
 from kpnb.features import Forward, Key, call, layer_names
 from kpnb.inputs import Inputs, read_inputs
 from kpnb.learning import step_norms, weight_distance
-from kpnb.metrics import Choices, Metrics, six_metrics
+from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
 from kpnb.objectives import Aligned, Objective
 from kpnb.points import knowledge_points, summarise
 from kpnb.sampling import Stochastic
@@ -103,7 +103,7 @@ class Trajectory:
 
 
 class Recorder:
-    """The six metrics of a training from inside its loop, without keeping checkpoints.
+    """The six metrics (Eq. 5-9) of a training from inside its loop, without keeping checkpoints.
 
         recorder = kpnb.Recorder(model, x, foreground, "layer4")
         recorder.epoch()  # the untrained network
@@ -125,7 +125,7 @@ class Recorder:
         self,
         model: nn.Module,
         x: Any,
-        foreground: Tensor,
+        foreground: Any,
         layer: str | Sequence[str],
         *,
         units: Units | None = None,
@@ -139,7 +139,7 @@ class Recorder:
         max_batch: int = 32,
         seed: int = 0,
         choices: Choices | None = None,
-        background: Tensor | None = None,
+        background: Any | None = None,
         folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> None:
@@ -161,7 +161,7 @@ class Recorder:
         self.batch_dim = batch_dim
         self.max_batch = max_batch
         self.seed = seed
-        self.choices = choices or Choices()
+        self.choices = read_choices(choices)
         self.resume = resume
         self._inputs = read_inputs(model, x, perturb)
         self.foreground = self._region(foreground)
@@ -240,7 +240,8 @@ class Recorder:
         item = None if self._artefacts is None else self._artefacts.read(name)
         if item is not None:
             return self._results(item)
-        tensors, settings = {}, {}
+        tensors: dict[str, Tensor] = {}
+        settings: dict[str, Any] = {}
         for layer, found in self._entropy().items():  # all that can be measured
             tensors |= {f"{layer}/{key}": value.cpu() for key, value in found.tensors().items()}
             settings[layer] = found.settings
@@ -340,7 +341,7 @@ def trajectory(
     model: nn.Module,
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
     x: Any,
-    foreground: Tensor,
+    foreground: Any,
     layer: str | Sequence[str],
     *,
     units: Units | None = None,
@@ -354,7 +355,7 @@ def trajectory(
     max_batch: int = 32,
     seed: int = 0,
     choices: Choices | None = None,
-    background: Tensor | None = None,
+    background: Any | None = None,
     entry: str | None = None,
     prefix: str | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -574,7 +575,8 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
     differ = [name for name in names if student.settings.get(name) != baseline.settings.get(name)]
     differ += ["choices"] if student.choices != baseline.choices else []
     for name in ("foreground", "background"):
-        one, other = getattr(student, name), getattr(baseline, name)
+        one = getattr(student, name)
+        other = getattr(baseline, name)
         same = one is other or (one is not None and other is not None and torch.equal(one, other))
         differ += [] if same else [name]
     if differ:

@@ -109,7 +109,7 @@ def _quantised(perturbation: Perturbation, name: str, alone: Seen) -> str:
             handle.remove()
     if not ran:
         return ""
-    kind = type(modules[ran[0]]).__name__
+    kind = modules[ran[0]]._get_name()
     return (
         f"{place(name)} is computed with quantised numbers (first in {ran[0]!r}, {kind}), which "
         "have no derivative: measure the network before its quantisation"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kpnb._messages import check_units
 from kpnb._precision import widest
 from kpnb._tensors import as_tensor, described
 from kpnb.masks import read_masks
@@ -48,13 +49,7 @@ def read_units(units: Any) -> Units:
     """
     if units is None:
         return ImageGrid()
-    methods = all(hasattr(units, name) for name in ("count", "spread", "gather"))
-    if isinstance(units, type) or not methods:
-        what = units.__name__ if isinstance(units, type) else f"{type(units).__name__} {units!r}"
-        raise TypeError(
-            f"units are an object such as kpnb.ImageGrid(16), kpnb.Tokens(mask) or "
-            f"kpnb.Regions(labels); got {what}"
-        )
+    check_units(units)
     return units
 
 
@@ -109,9 +104,10 @@ class ImageGrid:
                 "batch of one image)"
             )
         if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
+            hint = "; x.permute(0, 3, 1, 2) puts channels first" if x.shape[3] in (1, 3, 4) else ""
             raise ValueError(
                 f"a grid of {rows} x {columns} cells does not fit an image of {x.shape[2]} x "
-                f"{x.shape[3]} pixels"
+                f"{x.shape[3]} pixels{hint}"
             )
         return rows * columns
 
@@ -128,7 +124,8 @@ class ImageGrid:
     def gather(self, elements: Tensor) -> Tensor:
         (rows, columns), (height, width) = self.shape, elements.shape[-2:]
         if height % rows or width % columns:
-            down, right = _cells(height, rows, elements), _cells(width, columns, elements)
+            down = _cells(height, rows, elements)
+            right = _cells(width, columns, elements)
             return (down @ elements.contiguous().sum(1) @ right.T).flatten(-2)
         cells = (
             elements.movedim(1, -1)
@@ -289,7 +286,8 @@ class Regions:
         return self._slots.to(x.device)[(None,) * missing]
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        labels, slots = self._aligned(x), torch.nn.functional.pad(values, (0, 1))
+        labels = self._aligned(x)
+        slots = torch.nn.functional.pad(values, (0, 1))
         if len(labels) == 1:
             return slots.index_select(1, labels.flatten()).reshape(len(x), *labels.shape[1:])
         return slots.gather(1, labels.flatten(1)).reshape(labels.shape)

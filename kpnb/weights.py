@@ -82,6 +82,8 @@ def load_weights(
 def loaded(model: nn.Module, source: Source, entry: str | None, prefix: str | None) -> list[str]:
     """``load_weights`` without a word in the log."""
     where = named(source)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a torch.nn.Module; got {type(model).__name__}")
     own = model.state_dict(keep_vars=True)
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError("the model is on the meta device, without memory: model.to_empty() first")
