@@ -1,20 +1,21 @@
 """A network that is being trained: what of it moves, what it is asked for, what is kept of it."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import UninitializedTensorMixin
 
+from kpnb._models import check_model, private_copy
+from kpnb._tensors import described
 from kpnb.checkpoints import with_prefix
-from kpnb.features import capture, modules_below, parameters_below
+from kpnb.features import Key, capture, check_runs, modules_below, parameters_below
 from kpnb.losses import TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
 
 NetworkInput = Tensor | Mapping[str, Tensor]
+Select = Key | Mapping[str, Key] | None
 
 # prefix in a checkpoint: key in the optimiser's state
 OPTIMISER_STATE = {
@@ -25,11 +26,15 @@ OPTIMISER_STATE = {
 }
 
 
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
 class Learner:
     """A copy of a network with what its training needs.
 
     trained    the parameters that move, by name
     resting    modules in which nothing is trained; they stay in evaluation mode
+    select     which part of a layer's output is looked at, see ``features.picked``
     rows       samples that go through the network at a time
     whole      why a batch must not be split, for a message; empty when it may be
     """
@@ -42,17 +47,25 @@ class Learner:
         objective: TrainingObjective,
         device: str,
         title: str,
+        *,
+        select: Select = None,
     ) -> None:
-        self.schedule, self.objective = schedule, objective
-        self.device, self.title = device, title
+        check_model(model)
+        self.schedule = schedule
+        self.objective = objective
+        self.device = device
+        self.title = title
+        self.select = select
         self.model = private_copy(model).to(device)
         check_state(self.model)
-        self.layout = layout_for(self.model, x, objective)
+        frozen = [] if objective.frozen_up_to is None else [objective.frozen_up_to]
+        check_runs(self.model, x, [*objective.looks_at, *frozen], select)
+        self.layout = layout_for(self.model, x, objective, select)
         x = laid_out(x, self.layout)
-        self.trained = trained_parameters(self.model, x, objective)
+        self.trained = trained_parameters(self.model, x, objective, select)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self.trained)
-        self.resting = resting_modules(self.model, x, objective)
+        self.resting = resting_modules(self.model, x, objective, select)
         self.rows = schedule.batch_size + 1  # of the largest batch, see batches
         self.whole = why_whole(self.model, self.resting, objective)
         self.optimiser = optimiser_for([*self.trained.values()], schedule)
@@ -67,12 +80,15 @@ class Learner:
 
     def outputs(self, x: NetworkInput) -> dict[str, Tensor]:
         """What the objective looks at, by the name of its layer."""
-        kind, bf16 = torch.device(self.device).type, self.schedule.bf16
+        kind = torch.device(self.device).type
+        bf16 = self.schedule.bf16
         # On CPUs PyTorch's fused attention is several times slower in bfloat16 than the products it
         # is made of.
         attention = sdpa_kernel(SDPBackend.MATH) if bf16 and kind == "cpu" else nullcontext()
         with torch.autocast(kind, torch.bfloat16, enabled=bf16), attention:
-            found = capture(self.model, laid_out(x, self.layout), self.objective.looks_at)
+            x = laid_out(x, self.layout)
+            found = capture(self.model, x, self.objective.looks_at, select=self.select)
+        # losses and scores in float32: a sum over a feature loses too much in bfloat16
         return {name: out.float() if bf16 else out for name, out in found.items()}
 
     def forward(
@@ -80,6 +96,8 @@ class Learner:
     ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
         """The objective for a batch, and its scores as numerators and denominators."""
         outputs = self.outputs(x)
+        if self.objective.labels:
+            check_labels(outputs[""], labels)
         loss = objective_value(self.objective, self.constants, outputs, targets, labels)
         return loss, scores(self.objective, outputs, targets, labels)
 
@@ -90,6 +108,7 @@ class Learner:
             state = self.optimiser.state[parameter]
             for prefix, key in OPTIMISER_STATE.items():
                 if state.get(key) is not None:
+                    # half the size on disk; the steps, a count, would not survive the rounding
                     rounded = self.schedule.bf16 and key != "step"
                     found[f"{prefix}.{name}"] = state[key].bfloat16() if rounded else state[key]
         return found
@@ -102,6 +121,7 @@ class Learner:
             for prefix, key in OPTIMISER_STATE.items():
                 value = tensors.get(f"{prefix}.{name}")
                 if value is not None:
+                    # Adam counts its steps in float32 whatever the parameter's type is
                     like = parameter.device if key == "step" else parameter
                     self.optimiser.state[parameter][key] = value.to(like, copy=True)
 
@@ -138,6 +158,38 @@ def objective_value(
     return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
+def check_labels(logits: Tensor, labels: Tensor) -> None:
+    """Raise ``ValueError`` unless the cross-entropy of ``labels`` is defined: see
+    ``losses.cross_entropy``.
+    """
+    if logits.dim() < 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"cross-entropy needs logits [B, K] of {len(labels)} samples; the network's own output "
+            f"is {described(logits)}"
+        )
+    if labels.is_floating_point() and labels.shape == logits.shape:
+        return  # the probabilities of all classes
+    wanted = (*logits.shape[:1], *logits.shape[2:])
+    if labels.is_floating_point() or labels.shape != wanted:
+        raise ValueError(
+            f"labels are class numbers, integers {list(wanted)}; got {described(labels)} for "
+            f"logits {list(logits.shape)}"
+        )
+    check_classes(labels, logits.shape[1])
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raise ``ValueError`` for integer ``labels`` beyond the network's ``classes``."""
+    known = labels[labels != IGNORED]
+    if known.is_floating_point():
+        return
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < classes:
+        raise ValueError(
+            f"labels from {int(known.min())} to {int(known.max())}, but the network has {classes} "
+            f"outputs, for the classes 0 to {classes - 1}"
+        )
+
+
 @torch.no_grad()
 def scores(
     objective: TrainingObjective,
@@ -162,19 +214,19 @@ def scores(
 
 
 def trained_parameters(
-    model: nn.Module, x: NetworkInput, objective: TrainingObjective
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective, select: Select
 ) -> dict[str, nn.Parameter]:
     """The parameters that the objective depends on, without those that are frozen: by their owner,
     or because they lie below.
     """
-    names = set().union(*(parameters_below(model, x, name) for name in objective.looks_at))
+    names = set().union(*(parameters_below(model, x, name, select) for name in objective.looks_at))
     if objective.frozen_up_to is not None:
-        names -= parameters_below(model, x, objective.frozen_up_to)
+        names -= parameters_below(model, x, objective.frozen_up_to, select)
     return {name: p for name, p in model.named_parameters() if name in names and p.requires_grad}
 
 
 def resting_modules(
-    model: nn.Module, x: NetworkInput, objective: TrainingObjective
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective, select: Select
 ) -> list[nn.Module]:
     """Modules below the frozen layer, and whole blocks without a trained parameter: some, such as
     attention, look at their own ``training`` flag.
@@ -186,12 +238,12 @@ def resting_modules(
             blocks.append(module)
     if objective.frozen_up_to is None:
         return blocks
-    below = modules_below(model, x, objective.frozen_up_to)
+    below = modules_below(model, x, objective.frozen_up_to, select)
     return blocks + [model.get_submodule(name) for name in below]
 
 
 def layout_for(
-    model: nn.Module, x: NetworkInput, objective: TrainingObjective
+    model: nn.Module, x: NetworkInput, objective: TrainingObjective, select: Select
 ) -> torch.memory_format:
     """Channels last for images, a quarter faster on CPUs, unless the model (with a ``view``) cannot
     take it.
@@ -200,7 +252,7 @@ def layout_for(
         return torch.contiguous_format
     try:
         for layer in objective.looks_at:
-            parameters_below(model, laid_out(x, torch.channels_last), layer)
+            parameters_below(model, laid_out(x, torch.channels_last), layer, select)
     except RuntimeError:
         return torch.contiguous_format
     return torch.channels_last
@@ -227,22 +279,8 @@ def why_whole(model: nn.Module, resting: Sequence[nn.Module], objective: Trainin
     return ""
 
 
-def private_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with ``model``."""
-    try:
-        return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise TypeError(
-            f"the network {type(model).__name__} cannot be copied ({error}); weight_norm in "
-            "its old form is such a case, torch.nn.utils.parametrizations.weight_norm is not"
-        ) from error
-
-
 def check_state(model: nn.Module) -> None:
     """Raise where a network's state cannot be kept as tensors."""
-    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(parameter, UninitializedTensorMixin):
-            raise TypeError(f"{name!r} has no shape yet: run a batch through the network first")
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__

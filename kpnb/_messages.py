@@ -26,14 +26,36 @@ def one_of(what: str, name: object, options: Collection[object]) -> None:
 
 
 def positive(or_zero: bool = False, /, **values: float | None) -> None:
-    """Raise ``ValueError`` naming the first of ``values`` that is not positive (None is not
-    checked).
+    """Raise ``ValueError`` naming the first of ``values`` that is not positive, ``TypeError`` for
+    what is no number (None is not checked).
     """
     for name, value in values.items():
-        if value is not None and not (value > 0 or (or_zero and value == 0)):
+        if value is None:
+            continue
+        if isinstance(value, str) or not hasattr(value, "__gt__"):
+            raise TypeError(f"{name}={value!r} must be a number")
+        if not (value > 0 or (or_zero and value == 0)):
             raise ValueError(
                 f"{name}={value} must {'not be negative' if or_zero else 'be positive'}"
             )
+
+
+def check_units(units: object) -> None:
+    """Raise ``TypeError`` for what has not the methods of ``kpnb.units.Units``."""
+    methods = all(hasattr(units, name) for name in ("count", "spread", "gather"))
+    if isinstance(units, type) or not methods:
+        what = units.__name__ if isinstance(units, type) else f"{type(units).__name__} {units!r}"
+        raise TypeError(
+            f"units are an object such as kpnb.ImageGrid(16), kpnb.Tokens(mask) or "
+            f"kpnb.Regions(labels); got {what}"
+        )
+
+
+def share(**values: float) -> None:
+    """Raise ``ValueError`` naming the first of ``values`` that is not above 0 and at most 1."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise ValueError(f"{name}={value} is a share: above 0 and at most 1")
 
 
 def named_samples(bad: Tensor) -> str:

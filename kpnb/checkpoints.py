@@ -52,7 +52,8 @@ class Artefacts:
         identity: str = "",
         origin: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path, self.identity = Path(folder).expanduser().absolute(), identity
+        self.path = Path(folder).expanduser().absolute()
+        self.identity = identity
         self.origin = origin
         self._lock = FileLock(self.path / ".lock")  # one object: who holds it may ask again
 
@@ -278,7 +279,8 @@ class Checkpoints:
         """
         found: list[int] = []
         for epoch in reversed(range(self.epochs + 1)):
-            name, is_needed = epoch_name(epoch), epoch + 1 in found
+            name = epoch_name(epoch)
+            is_needed = epoch + 1 in found
             intact = self.artefacts.read(name) if is_needed else self.artefacts.has(name)
             if not intact:
                 self.artefacts.discard(name)

@@ -25,11 +25,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kpnb._learner import Learner, NetworkInput, batch_norms, private_copy
+from kpnb._learner import Learner, NetworkInput, Select, batch_norms, check_classes, check_labels
 from kpnb._memory import fitting
+from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
+from kpnb._tensors import as_tensor, described
 from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
-from kpnb.features import capture
+from kpnb.features import capture, check_runs
 from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
 from kpnb.schedule import Schedule
 
@@ -48,10 +50,28 @@ class Data(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TensorData:
-    """Inputs ``x [N, ...]``, or a mapping of such, and labels ``y [N]`` in memory, as ``Data``."""
+    """Inputs ``x [N, ...]``, or a mapping of such, and labels ``y [N]`` in memory, as ``Data``.
+
+    Tensors, arrays or lists. Integer labels of any type become int64, which cross-entropy wants.
+    Raises ``TypeError`` for what holds no numbers, ``ValueError`` for another number of inputs than
+    labels.
+    """
 
     x: NetworkInput
     y: Tensor
+
+    def __post_init__(self) -> None:
+        y = as_tensor(self.y, "the labels y")
+        parts = self.x if isinstance(self.x, Mapping) else {"x": self.x}
+        x = {name: as_tensor(value, f"the inputs {name!r}") for name, value in parts.items()}
+        for name, value in {"y": y, **x}.items():
+            if not value.dim() or len(value) != len(y):
+                raise ValueError(
+                    f"inputs and labels are [N, ...] with one N; y is {described(y)}, {name!r} is "
+                    f"{described(value)}"
+                )
+        object.__setattr__(self, "x", x if isinstance(self.x, Mapping) else x["x"])
+        object.__setattr__(self, "y", y if y.is_floating_point() else y.long())
 
     def __len__(self) -> int:
         return len(self.y)
@@ -73,6 +93,7 @@ def baseline(
     data: Data,
     schedule: Schedule,
     *,
+    select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
@@ -80,7 +101,16 @@ def baseline(
     """Train a copy of ``model`` with cross-entropy: a baseline, or a teacher when ``data`` is
     everything. Here and below see :func:`train`.
     """
-    return train(model, data, schedule, labels_only(), test=test, folder=folder, device=device)
+    return train(
+        model,
+        data,
+        schedule,
+        labels_only(),
+        select=select,
+        test=test,
+        folder=folder,
+        device=device,
+    )
 
 
 def student(
@@ -92,6 +122,8 @@ def student(
     *,
     teacher_layer: str | None = None,
     scale: str = "energy",
+    select: Select = None,
+    teacher_select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
@@ -108,6 +140,8 @@ def student(
         schedule,
         objective,
         teacher=teacher,
+        select=select,
+        teacher_select=teacher_select,
         test=test,
         folder=folder,
         device=device,
@@ -120,6 +154,7 @@ def head(
     data: Data,
     schedule: Schedule,
     *,
+    select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
@@ -129,8 +164,16 @@ def head(
     When nothing lies above it (distillation from the output), every epoch is the student itself,
     with its accuracy.
     """
-    objective = labels_only(frozen_up_to=layer)
-    return train(model, data, schedule, objective, test=test, folder=folder, device=device)
+    return train(
+        model,
+        data,
+        schedule,
+        labels_only(frozen_up_to=layer),
+        select=select,
+        test=test,
+        folder=folder,
+        device=device,
+    )
 
 
 def output(
@@ -140,6 +183,8 @@ def output(
     schedule: Schedule,
     *,
     temperature: float = 4.0,
+    select: Select = None,
+    teacher_select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
@@ -154,6 +199,8 @@ def output(
         schedule,
         objective,
         teacher=teacher,
+        select=select,
+        teacher_select=teacher_select,
         test=test,
         folder=folder,
         device=device,
@@ -167,6 +214,8 @@ def train(
     objective: TrainingObjective,
     *,
     teacher: nn.Module | None = None,
+    select: Select = None,
+    teacher_select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
@@ -174,9 +223,15 @@ def train(
     """Train a copy of ``model`` on ``data`` and keep every epoch, number 0 being the untrained
     network. ``model`` and ``teacher`` are left as they are.
 
+    select: which part of a layer's output counts, where it is not a tensor, as in ``kpnb.entropy``;
+    for all layers, or by layer: ``{"": "logits"}`` is of the network's own output, which labels and
+    softened outputs look at.
+    teacher_select: the same for the teacher's layers; None: as ``select``.
     folder: where checkpoints are kept, and found again: a training goes on after the last intact
     one. None: a temporary folder.
     test: held-out samples, on which accuracy and feature error are taken after every epoch.
+
+    Of a module that runs several times in a pass, ``"relu:1"`` is the second run.
 
     Parameters with ``requires_grad=False`` stay frozen; modules whose parameters are all frozen run
     in evaluation mode. The teacher answers once for each sample, in evaluation mode. The last,
@@ -186,30 +241,41 @@ def train(
     which draws other noise.
 
     Raises, before training starts, ValueError (no data, a batch of one with batch normalisation,
-    layers of different shapes, a folder with another training) and TypeError (a network whose state
-    cannot be kept); FloatingPointError when the loss is no longer finite, MemoryError when a batch
-    that must stay whole does not fit. Finished epochs are kept.
+    layers of different shapes, a layer that runs several times, labels that are no classes, a
+    folder with another training) and TypeError (data of another kind, a network whose state cannot
+    be kept, an output whose part is not clear); FloatingPointError when the loss is no longer
+    finite, MemoryError when a batch that must stay whole does not fit. Finished epochs are kept.
     """
-    if len(data) == 0:
-        raise ValueError("no samples to train on: the data are empty")
-    if objective.loss and teacher is None:
-        raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
+    check_arguments(model, data, objective, teacher, test)
+    teacher_select = select if teacher_select is None else teacher_select
     checkpoints = Checkpoints(folder, schedule.epochs)
     settings = {}
     if not checkpoints.artefacts.identity:  # which says itself what belongs there
         settings = what_determines(data, schedule, objective, teacher)
+        if select is not None or teacher_select is not None:
+            settings["select"] = [repr(select), repr(teacher_select)]
         check_same_training(checkpoints, model, settings)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
             missing = checkpoints.to_compute()
             if missing:  # or another process has done it meanwhile
-                x, _ = data.batch(torch.arange(min(2, len(data))), device)
-                learner = Learner(model, x, schedule, objective, device, checkpoints.title)
-                compute(checkpoints, missing, learner, data, teacher, test, settings)
+                x = first_inputs(data, device)
+                learner = Learner(
+                    model, x, schedule, objective, device, checkpoints.title, select=select
+                )
+                answers = Answers(teacher, teacher_select)
+                compute(checkpoints, missing, learner, data, answers, test, settings)
     return checkpoints
 
 
 # --------------------------------------------------------------------------------------- the loop
+
+
+class Answers(NamedTuple):
+    """A teacher, and which part of its layers' outputs counts."""
+
+    teacher: nn.Module | None
+    select: Select
 
 
 class Samples(NamedTuple):
@@ -221,6 +287,7 @@ class Samples(NamedTuple):
     def batch(self, index: Tensor, device: str) -> tuple[NetworkInput, Tensor, list[Tensor]]:
         """Inputs, labels and targets of the samples ``index``."""
         x, labels = self.data.batch(index, device)
+        labels = labels if labels.is_floating_point() else labels.long()
         return x, labels, [of_layer[index].to(device) for of_layer in self.targets]
 
 
@@ -229,13 +296,13 @@ def compute(
     missing: Sequence[int],
     learner: Learner,
     data: Data,
-    teacher: nn.Module | None,
+    answers: Answers,
     test: Data | None,
     settings: Mapping[str, Any],
 ) -> None:
     """Compute the ``missing`` epochs in order, each from the one before it, and write them."""
     sets = [data] if test is None or len(test) == 0 else [data, test]
-    samples, *held_out = with_targets(sets, teacher, learner)
+    samples, *held_out = with_targets(sets, answers, learner)
     learner.constants = learner.objective.constants(samples.targets)
     check_before_training(learner, samples)
     if settings:
@@ -266,6 +333,7 @@ def run_epoch(
     rate = learner.schedule.rate(epoch) if epoch else 0.0
 
     def attempt(rows: int) -> dict[str, Any]:
+        # from the file, also when it was just written: that is what a resumed training starts from
         learner.restore(previous)
         before = learner.parameters(zero=epoch == 0)
         entry = {"epoch": epoch, "lr": rate, "device": str(learner.device)}
@@ -289,13 +357,15 @@ def train_epoch(
     """Every sample once, in random order: mean loss and scores, and the path of every trained
     parameter over the steps. At most ``rows`` samples go through the network at a time.
     """
-    means, done = Means(), 0
+    means = Means()
+    done = 0
     paths = torch.zeros(len(learner.trained), device=learner.device)
     learner.train_mode(rate)
     for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
         learner.optimiser.zero_grad()
         for piece in batch.split(rows):
             loss, scores = learner.forward(*samples.batch(piece, learner.device))
+            # the mean over the batch is that of its pieces, weighted by their sizes
             (loss * (len(piece) / len(batch))).backward()
             means.add(loss=(loss.item() * len(piece), len(piece)), **scores)
         if not math.isfinite(means["loss"]):
@@ -374,37 +444,86 @@ def seeded(*key: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def with_targets(
-    sets: Sequence[Data], teacher: nn.Module | None, learner: Learner
-) -> list[Samples]:
+def with_targets(sets: Sequence[Data], answers: Answers, learner: Learner) -> list[Samples]:
     """The ``sets`` with what the teacher puts out for all their samples: once, in evaluation
     mode.
     """
-    if teacher is None or learner.objective.loss is None:
+    if answers.teacher is None or learner.objective.loss is None:
         return [Samples(data, []) for data in sets]
-    teacher = private_copy(teacher).to(learner.device).eval()
-    found, rows = [], learner.schedule.batch_size
+    device = learner.device
+    layers = learner.objective.theirs
+    answers = Answers(private_copy(answers.teacher).to(device).eval(), answers.select)
+    check_runs(answers.teacher, first_inputs(sets[0], device), layers, answers.select)
+    found: list[Samples] = []
+    rows = learner.schedule.batch_size
     for data in sets:
-        attempt = partial(teacher_targets, teacher, learner.objective.theirs, data, learner.device)
+        attempt = partial(teacher_targets, answers, layers, data, device)
         targets, rows = fitting(attempt, rows, f"a batch of the teacher of {learner.title}")
         found.append(Samples(data, targets))
     return found
 
 
 def teacher_targets(
-    teacher: nn.Module, layers: Sequence[str], data: Data, device: str, rows: int
+    answers: Answers, layers: Sequence[str], data: Data, device: str, rows: int
 ) -> list[Tensor]:
     """What the teacher puts out at ``layers`` for all samples, ``[N, ...]`` each, on the CPU."""
     parts: list[list[Tensor]] = [[] for _ in layers]
     for index in torch.arange(len(data)).split(rows):
         x, _ = data.batch(index, device)
-        found = capture(teacher, x, layers)
+        found = capture(answers.teacher, x, layers, select=answers.select)
         for some, layer in zip(parts, layers, strict=True):
+            check_samples_first(found[layer], f"the teacher's {layer or 'output'!r}", len(index))
             some.append(found[layer].cpu())
     return [torch.cat(some) for some in parts]
 
 
 # ---------------------------------------------------------------------- what is checked beforehand
+
+
+def check_arguments(
+    model: nn.Module,
+    data: Data,
+    objective: TrainingObjective,
+    teacher: nn.Module | None,
+    test: Data | None,
+) -> None:
+    """Raise TypeError for data or networks of another kind, ValueError where something lacks."""
+    check_model(model)
+    if teacher is not None:
+        check_model(teacher, "the teacher")
+    for name, given in (("data", data), ("test", test)):
+        methods = hasattr(given, "batch") and hasattr(given, "__len__")
+        if given is not None and not methods:
+            raise TypeError(
+                f"{name} must be TensorData(x, y), or an object with __len__ and "
+                f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"
+            )
+    if len(data) == 0:
+        raise ValueError("no samples to train on: the data are empty")
+    if objective.loss and teacher is None:
+        raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
+
+
+def first_inputs(data: Data, device: str) -> NetworkInput:
+    """Inputs of the first two samples, for a look at the network. TypeError for no tensors."""
+    x, labels = data.batch(torch.arange(min(2, len(data))), device)
+    parts = list(x.values()) if isinstance(x, Mapping) else [x]
+    for part in (*parts, labels):
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"{type(data).__name__}.batch gives tensors, inputs and labels; got "
+                f"{type(part).__name__}: torch.as_tensor makes one"
+            )
+    return x
+
+
+def check_samples_first(feature: Tensor, what: str, samples: int) -> None:
+    """Raise ValueError unless a ``feature`` has a part for each of the samples, in front."""
+    if not feature.dim() or len(feature) != samples:
+        raise ValueError(
+            f"{what} is {list(feature.shape)} for {samples} samples: to be compared sample by "
+            "sample, they have to be its first dimension; choose another layer"
+        )
 
 
 def what_determines(
@@ -431,7 +550,8 @@ def check_same_training(
     if len(checkpoints.missing()) > checkpoints.epochs:
         return
     other = f"{artefacts.path} holds another training"
-    known, settings = artefacts.info("training") or {}, json.loads(json.dumps(settings))
+    known = artefacts.info("training") or {}
+    settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name, value in known.items():
         if value != settings.get(name):
             raise ValueError(
@@ -454,23 +574,33 @@ def check_before_training(learner: Learner, samples: Samples) -> None:
     """Raise ValueError for what would fail in the middle of an epoch."""
     if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
         raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
-    check_shapes(learner, samples)
-    check_batch_of_one(learner, samples.data)
-
-
-def check_shapes(learner: Learner, samples: Samples) -> None:
-    """Raise ValueError for layers of different shapes, unless the loss takes them."""
-    objective = learner.objective
-    if objective.loss is None or not objective.definition.same_shape:
-        return
-    x, _ = samples.data.batch(torch.arange(min(2, len(samples.data))), learner.device)
+    x, labels, _ = samples.batch(torch.arange(min(2, len(samples.data))), learner.device)
     learner.model.eval()
     with torch.no_grad():
         outputs = learner.outputs(x)
+    if learner.objective.labels:
+        check_labels(outputs[""], labels)
+        if isinstance(samples.data, TensorData):
+            check_classes(samples.data.y, outputs[""].shape[1])
+    check_shapes(learner, samples, outputs)
+    check_batch_of_one(learner, samples.data)
+
+
+def check_shapes(learner: Learner, samples: Samples, outputs: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for layers of different shapes, unless the loss takes them."""
+    objective = learner.objective
+    if objective.loss is None:
+        return
+    for name in objective.layers:
+        what = f"the student's {name or 'output'!r}"
+        check_samples_first(outputs[name], what, min(2, len(samples.data)))
+    if not objective.definition.same_shape:
+        return
     for ours, theirs, target in zip(
         objective.layers, objective.theirs, samples.targets, strict=True
     ):
-        one, other = list(outputs[ours].shape[1:]), list(target.shape[1:])
+        one = list(outputs[ours].shape[1:])
+        other = list(target.shape[1:])
         if one != other:
             raise ValueError(
                 f"of a sample the student's {ours or 'output'!r} is {one}, the teacher's "

@@ -95,7 +95,9 @@ class Jacobian:
         """
         vector = direction.reshape(self.feature.shape).to(self.feature.dtype)
         try:
-            (product,) = torch.autograd.grad(self.feature, self.x, vector, retain_graph=True)
+            (product,) = torch.autograd.grad(
+                self.feature, self.x, vector, retain_graph=True, allow_unused=True
+            )
         except RuntimeError as error:
             if "use_reentrant" not in str(error):
                 raise
@@ -103,6 +105,11 @@ class Jacobian:
                 "the model uses reentrant checkpointing, through which no single derivative can be "
                 "taken: turn checkpointing off, or build it with use_reentrant=False"
             ) from error
+        if product is None:
+            raise ValueError(
+                "the feature has no derivative by the input: a function on the way, such as one of "
+                "quantised numbers, does not have any"
+            )
         return self.units.gather(product.square()) * self.exists
 
 
@@ -118,6 +125,7 @@ def _coordinates(jacobian: Jacobian, changes: Tensor | None) -> Iterator[Tensor]
             .unbind(1)
         )
         return
+    # samples move different coordinates; each has its own first, so that one pass serves them all
     moved = (changes != 0).any(0)
     order = moved.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
     for j in range(int(moved.sum(-1).max())):
@@ -132,9 +140,11 @@ def exact_energies(jacobian: Jacobian, changes: Tensor | None = None) -> UnitEne
     changes   ``[m, B, d]`` of the feature under noise: coordinates that none moves (dead ReLUs)
               have no derivative and are left out. None: every coordinate is taken
     """
-    total, rank = torch.zeros_like(jacobian.exists), 0
+    total = torch.zeros_like(jacobian.exists)
+    rank = 0
     for row in _coordinates(jacobian, changes):
-        total, rank = total + jacobian.energy(row), rank + 1
+        total = total + jacobian.energy(row)
+        rank += 1
     total = total * jacobian.exists  # NaN also when no coordinate was taken
     return UnitEnergy(total, torch.zeros_like(total), jacobian.flat, rank)
 
@@ -156,7 +166,8 @@ def sketched_energies(
     leading = top_directions(changes, rank)  # Q of Hutch++
     directions, times = probes_beyond(leading, changes, gaussian)
     energies = torch.stack([jacobian.energy(v) for v in directions.unbind(-1)])
-    exact, probed = energies[:rank].sum(0), energies[rank:]
+    exact = energies[:rank].sum(0)
+    probed = energies[rank:]
     # Hutch++, line 3: the trace inside the range is exact, outside of it the probes' is scaled up
     rest, variance = rescaled(probed, times)
     if solver.shrink:
@@ -193,10 +204,10 @@ def jacobians(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, Ja
 
     Raises ``ValueError`` for a feature without derivative by the input.
     """
-    x, inputs = perturbation.x.detach().requires_grad_(True), perturbation.inputs
+    x = perturbation.x.detach().requires_grad_(True)
     exists = torch.where(perturbation.exists(), x.new_ones(()), torch.nan)
     with torch.enable_grad():
-        seen = inputs.with_x(x.clone())  # spares x from an in-place first layer
+        seen = perturbation.inputs.with_x(x.clone())  # spares x from an in-place first layer
         features = perturbation.network.features(seen, len(x), layers)
     for name, feature in features.items():
         if not feature.requires_grad:
@@ -222,8 +233,11 @@ def _energies(
 ) -> UnitEnergy:
     if solver.rank is None or changes is None:
         return exact_energies(jacobian, changes)
-    gen = generator(seed + 1, changes.device)
-    shape, how = (changes.shape[-1], solver.probes), {"device": changes.device, "generator": gen}
-    return sketched_energies(
-        jacobian, changes, solver, torch.randn(shape, dtype=changes.dtype, **how)
+    # the same probes for every sample, network and epoch: a comparison must not mix two draws
+    gaussian = torch.randn(
+        (changes.shape[-1], solver.probes),
+        dtype=changes.dtype,
+        device=changes.device,
+        generator=generator(seed + 1, changes.device),
     )
+    return sketched_energies(jacobian, changes, solver, gaussian)

@@ -5,21 +5,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kpnb._memory import fitting
-from kpnb._messages import named_samples
+from kpnb._messages import named_samples, one_of, positive
+from kpnb._models import check_model
 from kpnb._precision import widest
 from kpnb._progress import Progress
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
-from kpnb.features import Forward, Key, Network, call, explaining, for_layer, module_at
+from kpnb.features import Forward, Key, Network, call, explaining, for_layer, layer_names
 from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
-from kpnb.trial import try_layers
-from kpnb.units import ImageGrid, Units
+from kpnb.trial import place, try_layers
+from kpnb.units import Units, read_units
 
 Fields = dict[str, Tensor]
 """The tensors of an ``Entropy`` by name."""
@@ -33,7 +35,7 @@ class Entropy:
                 discarded
     sigma       ``[N, n]`` input units: the perturbation that the feature allows
     delta_f2    ``[N]`` squared feature units: the feature's variance under noise of size tau (NaN
-                where the feature is not finite)
+                where the feature or its derivative is not finite)
     linearity   ``[N]``: squared feature change at sigma, measured over predicted: 1 where the
                 linear model behind the closed form holds (NaN from the stochastic learner, which
                 has no prediction)
@@ -70,10 +72,10 @@ def _linearity(
     """Squared feature change at ``sigma [B, n]`` over ``check`` draws, measured over predicted,
     ``[B]``.
     """
-    x, units = perturbation.x, perturbation.units
+    x = perturbation.x
     # a sample without any energy is NaN, which networks may refuse
     still = sigma.nan_to_num().to(x.dtype)
-    noise = units.spread(still, x) * perturbation.normal(check, stream=2)
+    noise = perturbation.units.spread(still, x) * perturbation.normal(check, stream=2)
     with torch.no_grad():
         parts = [part[layer] - found.feature for part in perturbation.features([layer], noise)]
     measured = sum(widest(part).square().sum(-1).sum(0) for part in parts) / check
@@ -85,10 +87,12 @@ def _closed_form(
 ) -> dict[str, Fields]:
     """The fields of ``Entropy`` for one batch, by layer."""
     results = {}
+    exists = perturbation.exists()
     for layer, found in unit_energies(perturbation, layers, solver).items():
         sigma, error = solve(found.energy, found.deviation, objective, perturbation.tau)
         delta_f2 = perturbation.tau**2 * widest(found.energy).nansum(-1)
-        finite = found.feature.isfinite().all(-1)
+        # a NaN among energies is a unit that a sample lacks, unless the sample has the unit
+        finite = found.feature.isfinite().all(-1) & (found.energy.isfinite() | ~exists).all(-1)
         results[layer] = {
             "entropy": entropy_of(sigma),
             "sigma": sigma,
@@ -133,7 +137,9 @@ def _measured(
     """
     run = _closed_form if isinstance(solver, ClosedForm) else _stochastic
     parts: list[dict[str, Fields]] = []
-    done, rows, samples = 0, perturbation.max_batch, len(perturbation.x)
+    done = 0
+    rows = perturbation.max_batch
+    samples = len(perturbation.x)
 
     def attempt(rows: int) -> dict[str, Fields]:
         batch = perturbation.rows(slice(done, done + rows))
@@ -154,28 +160,38 @@ def _measured(
     }
 
 
+def undefined(
+    delta_f2: Tensor, entropy: Tensor, layer: str, objective: Objective
+) -> Iterator[tuple[Tensor, str]]:
+    """Which samples have no entropy at a layer, bool ``[N]``, and why.
+
+    ``delta_f2 [N]`` and ``entropy [N, n]`` are those of an ``Entropy``.
+    """
+    overflown = ~delta_f2.isfinite()
+    still = delta_f2 <= 0
+    unreached = entropy.isnan().all(-1) & ~overflown & ~still
+    reasons = (
+        (overflown, f"{place(layer)} is not finite (NaN or infinite), or its derivative is not"),
+        (
+            still,
+            f"{place(layer)} does not move under noise (delta_f^2 = 0), so every unit is "
+            "discarded completely",
+        ),
+        (unreached, f"at layer {layer!r} the mean entropy never gets as high as {objective}"),
+    )
+    for where, reason in reasons:
+        if where.any():
+            yield where, reason
+
+
 def _problem(fields: Fields, layer: str, objective: Objective) -> str:
     """Names samples whose feature is not finite or does not move, or whose mean entropy is out of
     reach; "" when there are none.
     """
-    overflown = fields["delta_f2"].isnan()
-    if overflown.any():
+    for where, reason in undefined(fields["delta_f2"], fields["entropy"], layer, objective):
         return (
-            f"{named_samples(overflown)}: the feature of layer {layer!r} is not finite (NaN or "
-            "infinite); pass dead='nan' to go on with NaN there"
-        )
-    still = ~(fields["delta_f2"] > 0)
-    if still.any():
-        return (
-            f"{named_samples(still)}: the feature of layer {layer!r} does not move under noise "
-            "(delta_f^2 = 0), so every unit is discarded completely; choose another layer, or pass "
-            "dead='nan' to go on with NaN there"
-        )
-    unreached = fields["entropy"].isnan().all(-1)
-    if unreached.any():
-        return (
-            f"{named_samples(unreached)}: at layer {layer!r} the mean entropy never gets as high "
-            f"as {objective}"
+            f"{named_samples(where)}: {reason}; choose another layer, or pass dead='nan' to go on "
+            "with NaN there"
         )
     return ""
 
@@ -239,7 +255,7 @@ def entropy(
     x           ``[N, ...]`` floating point, on the model's device; or a mapping of inputs, of which
                 ``perturb`` names the one that is perturbed. Of the others, tensors whose first
                 dimension is N belong to the samples; everything is passed along untouched. NumPy
-                arrays are taken to the model's device and type
+                arrays are taken to the model's device and type of numbers
     layers      dotted module name(s); several layers share the forward passes. Of a module that
                 runs several times in a pass, ``"relu:0"`` is the first run, ``"relu:1"`` the second
     units       what a unit is; default the paper's 16 x 16 ``ImageGrid``
@@ -260,24 +276,23 @@ def entropy(
     dead        what to do with samples whose feature does not move or is not finite: raise, or give
                 them NaN
     check       look first, in two small passes, whether the feature is the same each time, is that
-                of each sample alone, and has a derivative (not with ``max_batch=1``)
+                of each sample alone (not with ``max_batch=1``), and has a derivative
     progress    show it where it takes long
 
     Raises ``LookupError`` for an unknown layer or input, ``RuntimeError`` for a layer that the pass
-    never reaches, ``TypeError`` for an output that is no tensor, ``ValueError`` for inputs,
-    settings or layers that make no sense, always naming the culprit, ``MemoryError`` when not even
-    one row fits. Of several layers those that make sense are returned all the same, and a warning
-    names the others.
+    never reaches, ``TypeError`` for an output that is no tensor and for arguments of another kind,
+    ``ValueError`` for inputs, settings or layers that make no sense, always naming the culprit,
+    ``MemoryError`` when not even one row fits. Of several layers those that make sense are returned
+    all the same, and a warning names the others.
     """
-    names = [layers] if isinstance(layers, str) else list(dict.fromkeys(layers))
-    units, solver, objective = units or ImageGrid(), solver or ClosedForm(), objective or Aligned()
-    if not names or max_batch < 1 or scale <= 0:
-        raise ValueError(
-            f"layers = {layers!r}, max_batch = {max_batch} and scale = {scale} must not be empty "
-            "or zero"
-        )
-    for name in names:
-        module_at(model, name)
+    check_model(model)
+    names = layer_names(model, layers)
+    units = read_units(units)
+    solver = solver or ClosedForm()
+    objective = objective or Aligned()
+    _check_settings(solver, objective, dead)
+    positive(max_batch=max_batch, scale=scale)
+    scale = float(scale)
     network = Network(model, forward, select, batch_dim)
     with torch.inference_mode(False):
         inputs = read_inputs(model, x, perturb)
@@ -300,11 +315,21 @@ def entropy(
     return results[layers] if isinstance(layers, str) else results
 
 
+def _check_settings(solver: Any, objective: Any, dead: str) -> None:
+    """Raise for a solver or an objective that is none, and for an unknown word."""
+    one_of("dead", dead, ("raise", "nan"))
+    if not isinstance(solver, ClosedForm | Stochastic):
+        raise TypeError(f"solver is ClosedForm() or Stochastic(); got {solver!r}")
+    if isinstance(objective, type) or not hasattr(objective, "mean_weight"):
+        raise TypeError(f"objective is Aligned() or Converged(alpha); got {objective!r}")
+
+
 def _settings(
     layer: str, perturbation: Perturbation, solver: ClosedForm | Stochastic, objective: Objective
 ) -> dict[str, Any]:
     """What produced the result of a layer, ready for JSON."""
-    x, network = perturbation.x, perturbation.network
+    x = perturbation.x
+    network = perturbation.network
     return {
         "layer": layer,
         "perturb": perturbation.inputs.name,
@@ -346,7 +371,7 @@ def entropies(
     progress: bool = True,
     **options: Unpack[Options],
 ) -> Iterator[Entropy | dict[str, Entropy]]:
-    """``entropy`` of one batch after the other, for data that do not fit into memory.
+    """``entropy`` (Eq. 1-4) of one batch after the other, for data that do not fit into memory.
 
     batches  anything that yields inputs as ``entropy`` takes them, such as a ``DataLoader``. Of a
              tuple or list, which data loaders make of (x, y), the first entry is the input. Each
@@ -355,15 +380,27 @@ def entropies(
     check    looks at the first batch only
 
     Yields what ``entropy`` returns, batch by batch; nothing is kept. A sample's result does not
-    depend on how the samples are divided.
+    depend on how the samples are divided. Raises as ``entropy`` does, with the number of the batch,
+    and ``TypeError`` for a single batch.
     """
+    check_model(model)
+    if isinstance(batches, Tensor | np.ndarray | Mapping | str) or not hasattr(batches, "__iter__"):
+        raise TypeError(
+            "batches are something that yields them, such as a DataLoader; got "
+            f"{type(batches).__name__} (kpnb.entropy measures a single batch)"
+        )
     device = next((parameter.device for parameter in model.parameters()), None)
     total = len(batches) if hasattr(batches, "__len__") else None
     with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
         for number, batch in enumerate(batches):
             x = _input_of(batch)
             x = _moved(x, device) if device else x
-            own = units if units is None or hasattr(units, "count") else units(x)
             look = check and not number
-            yield entropy(model, x, layers, units=own, check=look, progress=False, **options)
+            try:
+                own = units if units is None or hasattr(units, "count") else units(x)
+                found = entropy(model, x, layers, units=own, check=look, progress=False, **options)
+            except Exception as error:
+                error.add_note(f"in batch {number}")
+                raise
+            yield found
             bar.step()

@@ -6,8 +6,9 @@ Compiled models run uncompiled meanwhile, because compiled code does not see hoo
 """
 
 import copy
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._messages import unknown
+from kpnb._models import check_model
+from kpnb._tensors import described, taken_to
 
 Forward = Callable[[nn.Module, Any], Any]
 Key = int | str | tuple[int | str, ...]
@@ -45,8 +48,10 @@ def layer_at(model: nn.Module, name: str) -> tuple[nn.Module, int | None]:
     """The submodule called ``name`` and which of its runs is meant: ``"relu:1"`` is the second run
     of ``relu``, ``"relu"`` leaves it open (None). ``""`` is the model itself.
 
-    Raises ``LookupError`` with the nearest names.
+    Raises ``LookupError`` with the nearest names, ``TypeError`` for what is no name.
     """
+    if not isinstance(name, str):
+        raise TypeError(_no_name(model, name))
     try:
         return model.get_submodule(name), None
     except AttributeError:  # not as it stands
@@ -60,9 +65,41 @@ def layer_at(model: nn.Module, name: str) -> tuple[nn.Module, int | None]:
     raise LookupError(unknown("layer", name, [known for known in modules if known]))
 
 
+def _no_name(model: nn.Module, given: object) -> str:
+    """Says what a layer is called, where ``given`` is not a name."""
+    names = [name for name, module in _modules(model).items() if module is given]
+    hint = f"; this module is called {names[0]!r}" if names else ""
+    return f"layers go by their names in model.named_modules(); got {type(given).__name__}{hint}"
+
+
 def module_at(model: nn.Module, name: str) -> nn.Module:
     """The submodule with the dotted ``name``; ``LookupError`` with the nearest names."""
     return layer_at(model, name)[0]
+
+
+def layer_names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
+    """One name or several as a list, each once; errors are those of ``layer_at``, and
+    ``ValueError`` for none.
+    """
+    alone = isinstance(layers, str) or not isinstance(layers, Iterable)
+    names = list(dict.fromkeys([layers] if alone or isinstance(layers, nn.Module) else layers))
+    if not names:
+        raise ValueError(f"layers = {layers!r}: name at least one")
+    for name in names:
+        layer_at(model, name)
+    return names
+
+
+def unnamed_run(model: nn.Module, name: str, runs: int) -> str:
+    """Says that the layer ``name`` runs several times in a pass, unless one run is named; "" where
+    all is clear.
+    """
+    if runs < 2 or layer_at(model, name)[1] is not None:
+        return ""
+    return (
+        f"layer {name!r} runs {runs} times in a pass: say which run is meant, "
+        f"'{name}:0' to '{name}:{runs - 1}'"
+    )
 
 
 # --------------------------------------------------------------------------------- inside an output
@@ -180,15 +217,19 @@ def capture(
     the end and ``runs`` takes up how often each layer ran.
 
     Raises ``LookupError`` for an unknown name, ``RuntimeError`` when the pass ends without reaching
-    a layer, ``TypeError`` for an output whose feature is not clear.
+    a layer, ``TypeError`` for an output whose feature is not clear, ``ValueError`` for numbers of
+    another type than the model's. Other errors of the model's own get a note of what it was called
+    with.
     """
+    check_model(model)
+    x = _arrays_taken(model, x)
     hooks: list[_Hook] = []
 
     def reached() -> None:
         if runs is None and all(hook.feature is not None for hook in hooks):
             raise _AllReached
 
-    for name in dict.fromkeys(layers):
+    for name in layer_names(model, layers):
         module, run = layer_at(model, name)
         hooks.append(_Hook(name, module, run or 0, for_layer(select, name), reached))
     handles = []
@@ -198,22 +239,61 @@ def capture(
             forward(model, x)
     except _AllReached:
         pass
-    except Exception:  # of what comes after the layers, which a pass that is cut off does not see
+    except Exception as error:
+        # what comes after the layers is not seen by a pass that is cut off
         if runs is None or any(hook.feature is None for hook in hooks):
+            _name_mismatch(error, model, x)
             raise
     finally:
         for handle in handles:
             handle.remove()
     if runs is not None:
         runs.update({hook.name: hook.runs for hook in hooks})
-    missing = [_missing(hook) for hook in hooks if hook.feature is None]
-    if missing:
-        raise RuntimeError(f"the forward pass never reached layer {', '.join(sorted(missing))}")
+    check_reached({hook.name: hook.runs for hook in hooks if hook.feature is None})
     return {hook.name: hook.feature for hook in hooks}
 
 
-def _missing(hook: _Hook) -> str:
-    return f"{hook.name!r}" + (f" (it runs {hook.runs} times)" if hook.runs else "")
+def check_reached(missing: Mapping[str, int]) -> None:
+    """Raise ``RuntimeError`` that names the layers ``missing`` in a pass, if any; with how often
+    each ran, where another run was asked for.
+    """
+    named = [
+        f"{name!r}" + (f" (it runs {runs} times)" if runs else "") for name, runs in missing.items()
+    ]
+    if named:
+        raise RuntimeError(f"the forward pass never reached layer {', '.join(sorted(named))}")
+
+
+def _arrays_taken(model: nn.Module, x: Any) -> Any:
+    """NumPy arrays in what a model is called with as tensors, where and of what type it is."""
+    if isinstance(x, Tensor):
+        return x
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if isinstance(x, Mapping) and any(hasattr(value, "__array__") for value in x.values()):
+        return {name: taken_to(value, like.device, like.dtype) for name, value in x.items()}
+    return taken_to(x, like.device, like.dtype)
+
+
+def _name_mismatch(error: Exception, model: nn.Module, x: Any) -> None:
+    """``ValueError`` where a model failed on numbers of another type than its parameters'; on any
+    other error a note of what the model was called with.
+    """
+    parts = x if isinstance(x, Mapping) else {"": x}
+    given = {str(name): value for name, value in parts.items() if isinstance(value, Tensor)}
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    foreign = [name for name, value in given.items() if own and value.dtype not in own]
+    foreign.sort(key=lambda name: not given[name].is_floating_point())  # integers may be token ids
+    if foreign and isinstance(error, RuntimeError) and re.search(r"\b(d?type|half)", str(error)):
+        name = foreign[0]
+        wanted = str(next(iter(own)))
+        what = f"the input {name!r}" if name else "the input"
+        raise ValueError(
+            f"the model computes in {wanted}, {what} is {given[name].dtype}: convert one, "
+            f"for example x.to({wanted})"
+        ) from error
+    shapes = [f"{name} {described(value)}".strip() for name, value in given.items()]
+    if shapes:
+        error.add_note(f"the model was called with {', '.join(shapes)}, samples first")
 
 
 def for_layer(option: Any, name: str) -> Any:
@@ -242,9 +322,10 @@ class Network:
         """
         how = {"forward": self.forward, "select": self.select, "runs": runs}
         found = capture(self.model, x, layers, **how)
-        return {name: self._samples_first(feature, name, rows) for name, feature in found.items()}
+        return {name: self.samples_first(feature, name, rows) for name, feature in found.items()}
 
-    def _samples_first(self, feature: Tensor, name: str, rows: int) -> Tensor:
+    def samples_first(self, feature: Tensor, name: str, rows: int) -> Tensor:
+        """The ``feature`` with its samples in front; ``ValueError`` unless there are ``rows``."""
         dim = for_layer(self.batch_dim, name) or 0
         if -feature.dim() <= dim < feature.dim() and feature.shape[dim] == rows:
             return feature.movedim(dim, 0)
@@ -286,7 +367,23 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def parameters_below(model: nn.Module, x: Any, layer: str) -> set[str]:
+def check_runs(
+    model: nn.Module, x: Any, layers: Sequence[str], select: Key | Mapping[str, Key] | None = None
+) -> None:
+    """Raise ``ValueError`` for a layer that runs several times on ``x [B, ...]`` where none of its
+    runs is named.
+    """
+    runs: dict[str, int] = {}
+    with explaining(model, _device(model)), torch.no_grad():
+        capture(model, x, layers, select=select, runs=runs)
+    problems = [unnamed_run(model, name, count) for name, count in runs.items()]
+    if any(problems):
+        raise ValueError("; ".join(filter(None, problems)))
+
+
+def parameters_below(
+    model: nn.Module, x: Any, layer: str, select: Key | Mapping[str, Key] | None = None
+) -> set[str]:
     """Names of the parameters that the feature of ``layer`` at the input ``x [B, ...]`` depends
     on.
     """
@@ -294,7 +391,7 @@ def parameters_below(model: nn.Module, x: Any, layer: str) -> set[str]:
     with explaining(model, _device(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        feature = capture(model, x, [layer])[layer]
+        feature = capture(model, x, [layer], select=select)[layer]
         if not feature.requires_grad:
             return set()
         gradients = torch.autograd.grad(feature.sum(), [*parameters.values()], allow_unused=True)
@@ -303,7 +400,9 @@ def parameters_below(model: nn.Module, x: Any, layer: str) -> set[str]:
     }
 
 
-def modules_below(model: nn.Module, x: Any, layer: str) -> set[str]:
+def modules_below(
+    model: nn.Module, x: Any, layer: str, select: Key | Mapping[str, Key] | None = None
+) -> set[str]:
     """Names of the leaf modules that run, for the input ``x [B, ...]``, up to and including
     ``layer``.
     """
@@ -318,7 +417,7 @@ def modules_below(model: nn.Module, x: Any, layer: str) -> set[str]:
             if not any(module.children()):
                 handles.append(module.register_forward_pre_hook(note(name)))
         with explaining(model, _device(model)), torch.no_grad():
-            capture(model, x, [layer])
+            capture(model, x, [layer], select=select)
     finally:
         for handle in handles:
             handle.remove()

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kpnb._messages import named_samples, unknown
+from kpnb._models import check_model
+from kpnb._tensors import as_tensor, described, taken_to
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,11 @@ class Inputs:
 
 def _tensor(value: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """Arrays as tensors on the ``device``; tensors made under ``torch.inference_mode()`` as normal
-    ones, which autograd takes.
+    ones, which autograd takes. All else as it is.
     """
-    if isinstance(value, np.ndarray):
-        made = torch.as_tensor(value).to(device)
-        return made.to(dtype) if dtype and made.is_floating_point() else made
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone() if value.is_inference() else value.detach()
+    if isinstance(value, Tensor):
+        return as_tensor(value, "the input")
+    return taken_to(value, device, dtype)
 
 
 def _perturbed(given: Mapping[str, Any], name: str | None) -> str:
@@ -87,9 +85,10 @@ def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
     perturbed.
 
     Raises ``TypeError`` for anything else, ``LookupError`` for a name that is not there, and
-    ``ValueError`` for integers, for a batch that is empty, not finite or constant, and for one on
-    another device than the model.
+    ``ValueError`` for integers, for a batch that is empty, not finite or constant, for one on
+    another device than the model, and for a model whose parameters have no shape yet.
     """
+    check_model(model)
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.is_inference():
         raise ValueError(
@@ -121,8 +120,16 @@ def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
 
 def _check_values(x: Tensor) -> None:
     """``ValueError`` unless ``x`` is a floating-point batch whose samples hold information."""
-    if x.dim() < 2 or not len(x):
-        raise ValueError(f"the input is a non-empty batch [N, ...]; got {tuple(x.shape)}")
+    if x.dim() < 2 or not x.numel():
+        raise ValueError(
+            f"the input is a non-empty batch [N, ...]; got {tuple(x.shape)} (x[None] is a batch of "
+            "one)"
+        )
+    if x.is_complex():
+        raise ValueError(
+            f"the input is a floating-point batch [N, ...]; got {described(x)}. Split it into its "
+            "parts, torch.view_as_real(x), and join them in forward="
+        )
     if not x.is_floating_point():
         raise ValueError(
             f"the input is a floating-point batch [N, ...]; got {x.dtype} {tuple(x.shape)}. "
@@ -143,21 +150,58 @@ def _check_values(x: Tensor) -> None:
 
 
 def embedded(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, **more: Any
+    model: nn.Module, input_ids: Any, attention_mask: Any | None = None, **more: Any
 ) -> dict[str, Any]:
     """Token ids ``[N, T]`` as the word embeddings of ``model``, ready for ``kpnb.entropy``.
+
+    Ids and mask may be tensors, arrays or lists, and are taken to the model's device.
 
     For any model with ``get_input_embeddings()``, as those of Hugging Face. The result is the
     mapping ``{"inputs_embeds": [N, T, E], "attention_mask": [N, T], **more}``; measure it with
     ``perturb="inputs_embeds"``, ``units=kpnb.Tokens(mask)`` and, because embeddings are not of unit
     variance, ``scale=model.get_input_embeddings().weight.std().item()``.
+
+    Raises ``TypeError`` for a model without embeddings and for ids that are no integers,
+    ``ValueError`` for another shape or for ids that the model does not know.
     """
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(
             f"{type(model).__name__} has no get_input_embeddings(): embed the tokens yourself and "
             "pass a mapping, with forward= where the model has to be called otherwise"
         )
+    table = model.get_input_embeddings()
+    ids = _token_ids(input_ids, table)
     with torch.no_grad():
-        words = model.get_input_embeddings()(input_ids)
-    given = {} if attention_mask is None else {"attention_mask": attention_mask}
+        words = table(ids)
+    given = {}
+    if attention_mask is not None:
+        mask = as_tensor(attention_mask, "the attention mask").to(ids.device)
+        if mask.shape[:1] != ids.shape[:1]:
+            raise ValueError(
+                f"the attention mask is {tuple(mask.shape)}, the token ids are {tuple(ids.shape)}"
+            )
+        given = {"attention_mask": mask}
     return {"inputs_embeds": words, **given, **more}
+
+
+def _token_ids(input_ids: Any, table: nn.Module) -> Tensor:
+    """Token ids ``[N, T]`` that ``table`` has embeddings for, on its device."""
+    if isinstance(input_ids, Mapping):
+        raise TypeError(
+            f"input_ids are token ids [N, T]; got {type(input_ids).__name__}: unpack what the "
+            "tokenizer returns, kpnb.embedded(model, **tokens)"
+        )
+    ids = as_tensor(input_ids, "input_ids")
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"input_ids are integers [N, T]; got {described(ids)}")
+    if ids.dim() != 2 or not ids.numel():
+        raise ValueError(f"input_ids are a non-empty batch [N, T]; got {tuple(ids.shape)}")
+    weight = getattr(table, "weight", None)
+    if isinstance(weight, Tensor):
+        ids = ids.to(weight.device, torch.int64)
+        if ids.min() < 0 or ids.max() >= len(weight):
+            raise ValueError(
+                f"input_ids from {int(ids.min())} to {int(ids.max())}, but the model has "
+                f"embeddings for 0 to {len(weight) - 1}: is it another model's tokenizer?"
+            )
+    return ids

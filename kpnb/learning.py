@@ -5,12 +5,13 @@ epochs run from 1; the released 2020 procedure counts epoch 0 too (``first=0``).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kpnb._precision import widest
+from kpnb._tensors import as_numbers, as_tensor, described
 
 STATISTICS = ("num_batches_tracked", "running_mean", "running_var")
 
@@ -50,6 +51,7 @@ def weight_distance(
     Returns ``[M + 1]`` in double precision, 0 for epoch 0. Raises ``LookupError`` for a name that
     is not there and ``ValueError`` for the statistics of a normalisation, which are no parameters.
     """
+    _check_norms(initial, steps)
     names = list(initial if parameters is None else parameters)
     counted = [name for name in names if name.rpartition(".")[2] in STATISTICS]
     if counted:
@@ -62,9 +64,25 @@ def weight_distance(
             f"no weight distance for parameters {missing if names else names}; "
             f"known: {sorted(initial)}"
         )
+    for epoch, step in enumerate(steps, 1):
+        if missing := [n for n in names if n not in step]:
+            raise LookupError(f"epoch {epoch} has no norm of the parameters {missing}")
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
     return torch.tensor([0.0, *norms], dtype=torch.float64).cumsum(0) / start
+
+
+def _check_norms(initial: Any, steps: Any) -> None:
+    """Raise ``TypeError`` unless norms are numbers by name, those of the steps in a list."""
+    listed = not isinstance(steps, Mapping | str) and isinstance(steps, Iterable)
+    for norms in (initial, *steps) if listed else (initial, steps):
+        numbers = listed and isinstance(norms, Mapping)
+        if not numbers or any(isinstance(v, Tensor) and v.dim() for v in norms.values()):
+            raise TypeError(
+                "norms are numbers by the parameter's name, for each epoch those of its step, not "
+                "the parameters themselves: kpnb.learning.step_norms(now, before) takes them, and "
+                "kpnb.trajectory does all of it"
+            )
 
 
 def richest_epoch(n_fg: Tensor, first: int = 1) -> Tensor:
@@ -78,7 +96,7 @@ def richest_epoch(n_fg: Tensor, first: int = 1) -> Tensor:
     return n_fg[first:].nan_to_num(-1).argmax(0) + first
 
 
-def learning_distance(n_fg: Tensor, distance: Tensor, first: int = 1) -> Tensor:
+def learning_distance(n_fg: Any, distance: Any, first: int = 1) -> Tensor:
     """Weight distance ``[N]`` at which each image has the most foreground knowledge points (inside
     Eq. 8).
 
@@ -86,18 +104,33 @@ def learning_distance(n_fg: Tensor, distance: Tensor, first: int = 1) -> Tensor:
     distance    ``[M + 1]`` from ``weight_distance``
 
     NaN for an image that never has a foreground knowledge point. D_mean and D_var are mean and
-    variance over images.
+    variance over images. Both may be tensors, arrays or lists; ``ValueError`` unless they fit.
     """
+    n_fg = as_numbers(n_fg, "n_fg")
+    distance = as_numbers(distance, "distance").to(n_fg.device)
+    if n_fg.dim() != 2 or distance.dim() != 1:
+        raise ValueError(
+            f"n_fg is [M + 1, N] and distance [M + 1], epochs first; got {described(n_fg)} and "
+            f"{described(distance)}"
+        )
     if n_fg.shape[0] != len(distance):
         raise ValueError(f"{n_fg.shape[0]} epochs of counts, but {len(distance)} weight distances")
+    check_first(first, len(n_fg))
     never = n_fg[first:].nan_to_num(0).sum(0) == 0
     return distance[richest_epoch(n_fg, first)].where(~never, torch.nan)
 
 
-def d_mean_var(distances: Tensor) -> tuple[float, float]:
-    """D_mean and D_var (Eq. 8): mean and population variance of ``distances [N]`` over images that
-    have one.
+def check_first(first: int, epochs: int) -> None:
+    """Raise ``ValueError`` unless the ``first`` epoch that counts is one of 0 to ``epochs - 1``."""
+    if not 0 <= first < epochs:
+        raise ValueError(f"first = {first}: the epochs are 0 to {epochs - 1}")
+
+
+def d_mean_var(distances: Any) -> tuple[float, float]:
+    """D_mean and D_var (Eq. 8): mean and population variance of ``distances [N]``, a tensor, array
+    or list, over images that have one.
     """
+    distances = as_numbers(distances, "distances")
     known = widest(distances[~distances.isnan()])
     if not len(known):
         return float("nan"), float("nan")
@@ -105,7 +138,7 @@ def d_mean_var(distances: Tensor) -> tuple[float, float]:
 
 
 def detour_ratio(
-    on_foreground: Tensor, first: int = 1, empty: Literal["nan", "zero"] = "nan"
+    on_foreground: Any, first: int = 1, empty: Literal["nan", "zero"] = "nan"
 ) -> Tensor:
     """Rho ``[N]`` (Eq. 9): the share of all foreground knowledge points ever tried that the last
     epoch holds.
@@ -113,7 +146,15 @@ def detour_ratio(
     on_foreground   bool ``[M + 1, N, n]`` sets S_j by epoch
     empty           an image that never has one: ``"nan"`` (undefined), or ``"zero"`` as in the
                     released 2020 procedure
+
+    Raises ``ValueError`` for what is not bool of that shape.
     """
+    on_foreground = as_tensor(on_foreground, "on_foreground")
+    if on_foreground.dtype != torch.bool or on_foreground.dim() != 3:
+        raise ValueError(
+            f"on_foreground is bool [M + 1, N, n], epochs first; got {described(on_foreground)}"
+        )
+    check_first(first, len(on_foreground))
     if empty not in ("nan", "zero"):
         raise ValueError(f"empty = {empty!r}; choose 'nan' or 'zero'")
     union = widest(on_foreground[first:].any(0).sum(-1))

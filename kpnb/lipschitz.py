@@ -11,21 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from kpnb._messages import positive
+from kpnb._tensors import as_numbers, described
 from kpnb.features import (
     Forward,
     Key,
     Network,
     call,
+    check_reached,
     explaining,
     for_layer,
     key_of,
     layer_at,
     picked,
     replaced,
+    unnamed_run,
 )
 from kpnb.inputs import read_inputs
 from kpnb.perturb import Perturbation
-from kpnb.units import ImageGrid, Units
+from kpnb.trial import try_layers
+from kpnb.units import Units, read_units
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,15 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     """
     network = perturbation.network
     module, run = layer_at(network.model, layer)
-    select, dim = for_layer(network.select, layer), for_layer(network.batch_dim, layer) or 0
+    select = for_layer(network.select, layer)
+    dim = for_layer(network.batch_dim, layer) or 0
     leaves: list[Tensor] = []
-    seen = [0]
+    runs = 0
 
     def cut(_module: Module, _args: object, output: Any) -> Any:
-        seen[0] += 1
-        if seen[0] - 1 != (run or 0):
+        nonlocal runs
+        runs += 1
+        if runs - 1 != (run or 0):
             return None
         leaves.append(picked(output, layer, select).detach().requires_grad_(True))
         # what follows may work in place
@@ -64,14 +71,28 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
 
     with module.register_forward_hook(cut), torch.enable_grad():
         output = network.forward(network.model, perturbation.inputs.with_x(x.clone()))
-        y = picked(output, "", for_layer(network.select, "") if layer else None).flatten(1)
+        y = picked(output, "", for_layer(network.select, ""))
+        y = network.samples_first(y, "", len(x)).flatten(1)
+    check_reached({} if leaves else {layer: runs})
+    if several := unnamed_run(network.model, layer, runs):
+        raise ValueError(several)
     feature = leaves[0]
-    rows = [
-        torch.autograd.grad(y[:, c].sum(), feature, retain_graph=True)[0].movedim(dim, 0).flatten(1)
-        for c in range(y.shape[1])
-    ]
+    rows = [_row(y[:, c], feature, layer).movedim(dim, 0).flatten(1) for c in range(y.shape[1])]
     norm = torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
     return feature.detach().movedim(dim, 0).flatten(1), y.detach(), norm
+
+
+def _row(y: Tensor, feature: Tensor, layer: str) -> Tensor:
+    """The derivative of one coordinate ``y [B]`` of the prediction by the feature, of its shape."""
+    row = None
+    if y.requires_grad:
+        (row,) = torch.autograd.grad(y.sum(), feature, retain_graph=True, allow_unused=True)
+    if row is None:
+        raise ValueError(
+            f"the prediction has no derivative by the feature of layer {layer!r}: it does not "
+            "depend on it, or what lies between runs under torch.no_grad() or detaches it"
+        )
+    return row
 
 
 def _of_batch(
@@ -94,7 +115,7 @@ def lipschitz(
     model: Module,
     x: Any,
     layer: str,
-    sigma: Tensor,
+    sigma: Any,
     units: Units | None = None,
     samples: int = 8,
     tau: float = inf,
@@ -103,26 +124,30 @@ def lipschitz(
     forward: Forward = call,
     select: Key | Mapping[str, Key] | None = None,
     batch_dim: int | Mapping[str, int] = 0,
+    check: bool = True,
 ) -> Lipschitz:
     """Kappa around ``x [N, ...]`` for the feature of ``layer``, sampled with the perturbation
     ``sigma [N, n]``.
 
     ``samples`` inputs are drawn from N(x, diag sigma^2), the manifold of section 3.1; those whose
     feature is farther than ``tau`` from f(x) are left out. One backward pass for each class and
-    sample. The other arguments are those of ``entropy``; ``select={"": "logits"}`` says which part
-    of the model's own output is the prediction. Raises as ``entropy`` does.
+    sample. The other arguments are those of ``entropy``, of the layer; by layer,
+    ``select={"": "logits"}`` says which part of the model's own output is the prediction. ``check``
+    looks at both. Raises as ``entropy`` does, and ``ValueError`` for a prediction without a
+    derivative by the feature.
     """
-    network = Network(model, forward, select, batch_dim)
     layer_at(model, layer)
+    positive(samples=samples, tau=tau)
+    network = Network(model, forward, _of_layer(select, layer), _of_layer(batch_dim, layer))
     with torch.inference_mode(False):
         inputs = read_inputs(model, x, perturb)
-        perturbation = Perturbation(network, inputs, units or ImageGrid())
-        sigma = sigma.nan_to_num().to(inputs.x.dtype)  # what does not exist is not perturbed
+        units = read_units(units)
+        sigma = _sigma(sigma, inputs.x, units)
+        perturbation = Perturbation(network, inputs, units)
         with explaining(model, inputs.x.device):
-            first = inputs.rows(slice(0, 1))
-            network.features(
-                first.with_x(first.x.clone()), 1, [layer]
-            )  # says so when it is never reached
+            problems = try_layers(perturbation, list(dict.fromkeys([layer, ""]))) if check else {}
+            if problems:
+                raise ValueError("; ".join(problems.values()))
             noise = perturbation.normal(samples, stream=3)
             results = []
             for start in range(0, len(inputs), perturbation.max_batch):
@@ -130,3 +155,21 @@ def lipschitz(
                 batch = perturbation.rows(rows)
                 results.append(_of_batch(batch, layer, sigma[rows], noise, tau))
     return Lipschitz(*(torch.cat(column) for column in zip(*results, strict=True)))
+
+
+def _of_layer(option: Any, layer: str) -> Mapping[str, Any]:
+    """An option by layer; one without a name is that of the feature, not of the prediction."""
+    return option if isinstance(option, Mapping) else {layer: option}
+
+
+def _sigma(sigma: Any, x: Tensor, units: Units) -> Tensor:
+    """``sigma [N, n]`` in the type of ``x``, 0 for units that do not exist; ``ValueError`` unless
+    it fits.
+    """
+    shape = (len(x), units.count(x))
+    values = as_numbers(sigma, "sigma")
+    if values.shape != shape or (values < 0).any():
+        raise ValueError(
+            f"sigma is {list(shape)}, samples by units, and not negative; got {described(values)}"
+        )
+    return values.to(x.device).nan_to_num().to(x.dtype)

@@ -1,35 +1,31 @@
 """Masks of the foreground as people have them, and the units that they make foreground."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from kpnb._messages import check_units, share
+from kpnb._tensors import as_tensor, described
 
 if TYPE_CHECKING:
     from kpnb.units import Units
 
 
-def read_masks(masks: Tensor, void: int | Tensor | None = None) -> tuple[Tensor, Tensor]:
+def read_masks(masks: Any, void: Any | None = None) -> tuple[Tensor, Tensor]:
     """What is foreground and what is void, both bool ``[N, ...]``.
 
-    masks   ``[N, ...]`` or ``[N, 1, H, W]``: bool, 0 and 1, or 0 and 255
+    masks   ``[N, ...]`` or ``[N, 1, H, W]``, a tensor, array or list: bool, 0 and 1, or 0 and 255
     void    the value of what belongs to neither foreground nor background (255 in many sets), or
             bool ``[N, ...]``, true there. None: there is nothing of that kind
 
-    Raises ``ValueError`` for masks with other values, and for 0, 1 and 255 together without a word
-    on ``void``.
+    Raises ``TypeError`` for what holds no numbers, ``ValueError`` for masks with other values, and
+    for 0, 1 and 255 together without a word on ``void``.
     """
-    masks = torch.as_tensor(masks)
-    masks = masks.squeeze(1) if masks.dim() == 4 and masks.shape[1] == 1 else masks
-    if isinstance(void, Tensor):
-        neither = void.squeeze(1) if void.dim() == 4 and void.shape[1] == 1 else void
-        if neither.dtype != torch.bool or neither.shape != masks.shape:
-            raise ValueError(
-                f"void is a value, or bool like the masks {tuple(masks.shape)}; got {void.dtype} "
-                f"{tuple(void.shape)}"
-            )
-    else:
-        neither = torch.zeros_like(masks, dtype=torch.bool) if void is None else masks == void
+    masks = _without_channel(as_tensor(masks, "masks"))
+    if masks.is_complex():
+        raise TypeError(f"masks hold real numbers; got {described(masks)}")
+    neither = _void(masks, void)
     if masks.dtype == torch.bool:
         return masks & ~neither, neither
     values = masks[~neither].unique().tolist()
@@ -38,14 +34,38 @@ def read_masks(masks: Tensor, void: int | Tensor | None = None) -> tuple[Tensor,
     return (masks != 0) & ~neither, neither
 
 
+def _without_channel(masks: Tensor) -> Tensor:
+    return masks.squeeze(1) if masks.dim() == 4 and masks.shape[1] == 1 else masks
+
+
+def _void(masks: Tensor, void: Any | None) -> Tensor:
+    """Where ``masks`` are void, bool of their shape."""
+    if void is None:
+        return torch.zeros_like(masks, dtype=torch.bool)
+    if isinstance(void, int | float):
+        return masks == void
+    neither = _without_channel(as_tensor(void, "void"))
+    if not neither.dim():  # a number of NumPy's or in a tensor
+        return masks == neither.to(masks.device)
+    if neither.dtype != torch.bool or neither.shape != masks.shape:
+        raise ValueError(
+            f"void is a value, or bool like the masks {tuple(masks.shape)}; got "
+            f"{described(neither)}"
+        )
+    return neither.to(masks.device)
+
+
 def _listed(values: list[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:8])
-    return shown + (", ..." if len(values) > 8 else "")
+    different = list(dict.fromkeys(f"{value:g}" for value in values))  # every NaN is another one
+    return ", ".join(different[:8]) + (", ..." if len(different) > 8 else "")
 
 
 def _remedy(values: list[float]) -> str:
     if set(values) == {0, 1, 255}:
-        return "say void=255 if 255 belongs to neither foreground nor background"
+        return (
+            "say void=255 if 255 belongs to neither foreground nor background "
+            "(kpnb.covered_units(units, x, masks, void=255))"
+        )
     if any(value % 1 for value in values):
         return "say where the foreground begins, for example masks > 0.5"
     return "say which are foreground, for example masks == 1, and void= which belong to neither"
@@ -53,21 +73,28 @@ def _remedy(values: list[float]) -> str:
 
 def covered_units(
     units: "Units",
-    x: Tensor,
-    masks: Tensor,
-    void: int | Tensor | None = None,
+    x: Any,
+    masks: Any,
+    void: Any | None = None,
     at_least: float = 0.5,
 ) -> tuple[Tensor, Tensor]:
     """Foreground and background units, both bool ``[N, n]``, from ``masks`` as ``read_masks`` takes
     them.
 
-    x   the input ``[N, ...]`` that the units belong to; masks may lack its channels (``[N, H, W]``
+    x   the input ``[N, ...]`` that the units belong to, of several inputs the one that is
+        perturbed; masks may lack its channels (``[N, H, W]``
         for ``[N, C, H, W]``, ``[N, T]`` for ``[N, T, E]``)
 
     Void elements do not count: a unit is foreground when the mask covers ``at_least`` so much of
     the others, and background when it covers less. A unit that is mostly void, or that a sample
     does not have, belongs to neither. Pass both to ``knowledge_points``.
+
+    Raises as ``read_masks``, and ``ValueError`` for masks that do not fit the input.
     """
+    check_units(units)
+    x = as_tensor(x, "the input x")
+    units.count(x)
+    share(at_least=at_least)
     foreground, neither = (_over(part, x) for part in read_masks(masks, void))
     every = units.gather(torch.ones_like(x, dtype=torch.float32))
     known = units.gather((~neither).float())

@@ -1,14 +1,16 @@
 """The six metrics of Table 5 from a network's entropies over its training."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from kpnb._messages import one_of, positive
 from kpnb._precision import widest
+from kpnb._tensors import as_numbers
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
-from kpnb.points import Level, knowledge_points, released_filter, summarise
+from kpnb.points import Level, knowledge_points, regions, released_filter, summarise
 
 NAMES = ("n_fg", "n_bg", "lambda", "d_mean", "d_var", "rho")
 BETTER = {"n_fg": 1, "n_bg": -1, "lambda": 1, "d_mean": -1, "d_var": -1, "rho": 1}
@@ -39,10 +41,24 @@ class Choices:
     empty: Literal["nan", "zero"] = "nan"
     filtered: bool = False
 
+    def __post_init__(self) -> None:
+        positive(True, b=self.b)
+        one_of("level", self.level, get_args(Level))
+        one_of("empty", self.empty, ("nan", "zero"))
+        if self.first < 0:
+            raise ValueError(f"first = {self.first}: epochs count from 0")
+
     @classmethod
     def released(cls, b: float = 0.2) -> "Choices":
         """What the released 2020 procedure does, but for its filter of images."""
         return cls(b, "dataset", 0, "zero")
+
+
+def read_choices(choices: Choices | None) -> Choices:
+    """``choices``, by default those of the paper's text; ``TypeError`` for anything else."""
+    if not isinstance(choices, Choices | None):
+        raise TypeError(f"choices are kpnb.Choices(b=0.2, ...); got {choices!r}")
+    return choices or Choices()
 
 
 @dataclass(frozen=True)
@@ -81,12 +97,12 @@ class Metrics:
 
 
 def six_metrics(
-    entropy: Tensor,
-    foreground: Tensor,
-    distance: Tensor,
+    entropy: Any,
+    foreground: Any,
+    distance: Any,
     choices: Choices | None = None,
     *,
-    background: Tensor | None = None,
+    background: Any | None = None,
 ) -> Metrics:
     """Metrics of one network at one layer (Eq. 5-9).
 
@@ -95,14 +111,17 @@ def six_metrics(
     distance    ``[M + 1]`` from ``learning.weight_distance``
     background  bool ``[N, n]``, default everything else
 
-    Counts and lambda are those of the last epoch. Raises ``ValueError`` for shapes that do not fit.
+    Tensors, arrays or lists. Counts and lambda are those of the last epoch. Raises ``TypeError``
+    and ``ValueError`` as ``knowledge_points`` and ``learning_distance`` do.
     """
-    choices = choices or Choices()
+    choices = read_choices(choices)
+    entropy = as_numbers(entropy, "entropy")
     if entropy.dim() != 3 or len(entropy) < 2:
         raise ValueError(
             "entropy is [epochs, images, units] with at least two epochs; "
             f"got {tuple(entropy.shape)}"
         )
+    foreground, background = regions(entropy, foreground, background)
     if choices.filtered:
         entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)
     found = knowledge_points(

@@ -55,7 +55,7 @@ def flow(q: Tensor, weight: float, t: Tensor) -> Tensor:
     n]``.
     """
     z = 4 * q * t
-    gone = -torch.expm1(-z)
+    gone = -torch.expm1(-z)  # 1 - exp(-z), without cancellation where z is small
     phi = (gone / z.clamp_min(_tiny(z))).where(z > 0, torch.ones_like(z))
     return 1 - gone + 2 * weight * t * phi
 
@@ -111,11 +111,13 @@ class Aligned:
         never has.
         """
         low = q.new_full((*q.shape[:-1], 1), math.log(1e-9))
-        high, log_t = -low, 0 * low
+        high = -low
+        log_t = 0 * low
         for step in range(HALVINGS + NEWTON):
             v = flow(q, self.weight, log_t.exp())
             gap = self.rise - v.log().nanmean(-1, keepdim=True) / 2
-            low, high = torch.where(gap > 0, log_t, low), torch.where(gap > 0, high, log_t)
+            low = torch.where(gap > 0, log_t, low)
+            high = torch.where(gap > 0, high, log_t)
             if step < HALVINGS:
                 log_t = (low + high) / 2
                 continue

@@ -49,8 +49,8 @@ class Perturbation:
 
     def rows(self, which: slice) -> "Perturbation":
         """The samples ``which``; as many of them fill a pass as there are at most."""
-        part, units = self.inputs.rows(which), units_of(self.units, which, self.x)
-        return replace(self, inputs=part, units=units)
+        part = self.inputs.rows(which)
+        return replace(self, inputs=part, units=units_of(self.units, which, self.x))
 
     def inside(self) -> Tensor:
         """1 at the elements of ``x`` that belong to a unit and 0 at others, broadcastable to it."""
@@ -67,7 +67,8 @@ class Perturbation:
         For sequences ``[B, T, E]`` some positions are drawn after the others, so that padding at
         the end changes nothing.
         """
-        x, gen = self.x, generator(self.seed + stream, self.x.device)
+        x = self.x
+        gen = generator(self.seed + stream, x.device)
         how = {"generator": gen, "device": x.device, "dtype": x.dtype}
         if x.dim() != 3:
             return torch.randn(count, 1, *x.shape[1:], **how)

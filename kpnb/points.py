@@ -1,12 +1,14 @@
 """Eq. 5-7: knowledge points, how many there are and how many of them lie on the foreground."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from kpnb._messages import positive, share
 from kpnb._precision import widest
+from kpnb._tensors import as_numbers, as_tensor, described
 
 Level = Literal["image", "dataset"]
 
@@ -19,12 +21,12 @@ def background_level(entropy: Tensor, background: Tensor, level: Level = "image"
     out: padding, which is no unit. NaN for an image without background or whose entropy is
     undefined.
     """
+    if level not in get_args(Level):
+        raise ValueError(f"level = {level!r}; choose 'image' or 'dataset'")
     inside = entropy.where(background, torch.nan).nanmean(-1, keepdim=True)
     if level == "image":
         return inside
-    if level == "dataset":
-        return inside.nanmean(-2, keepdim=True).where(~inside.isnan(), torch.nan)
-    raise ValueError(f"level = {level!r}; choose 'image' or 'dataset'")
+    return inside.nanmean(-2, keepdim=True).where(~inside.isnan(), torch.nan)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class KnowledgePoints:
 
     points      bool ``[..., N, n]``: units discarded less than the background by more than b
     foreground, background   bool ``[N, n]``
+    defined     bool ``[..., N]``: images that have both regions and an entropy
     """
 
     points: Tensor
@@ -67,16 +70,18 @@ class KnowledgePoints:
         return self.points & self.foreground
 
 
-def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> Tensor:
-    """Which images have both regions, bool ``[N]``; ``ValueError`` for wrong shapes or when none
-    has.
+def regions(
+    entropy: Tensor, foreground: Any, background: Any | None = None
+) -> tuple[Tensor, Tensor]:
+    """Foreground and background, bool ``[N, n]``, where ``entropy [..., N, n]`` is.
+
+    Raises ``ValueError`` for wrong types or shapes, for units in both regions, and when no image
+    has one of the regions.
     """
-    for name, region in (("foreground", foreground), ("background", background)):
-        if region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
-            raise ValueError(
-                f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's "
-                f"images and units; got {region.dtype} {tuple(region.shape)}"
-            )
+    foreground = _region("foreground", foreground, entropy)
+    if background is None:
+        background = ~foreground
+    background = _region("background", background, entropy)
     if (foreground & background).any():
         raise ValueError("a unit cannot lie on the foreground and on the background")
     for name, region in (("foreground", foreground), ("background", background)):
@@ -84,15 +89,27 @@ def _check_regions(entropy: Tensor, foreground: Tensor, background: Tensor) -> T
             raise ValueError(
                 f"no image has a {name} unit, so knowledge points are undefined; check the masks"
             )
-    return foreground.any(-1) & background.any(-1)
+    return foreground, background
+
+
+def _region(name: str, region: Any, entropy: Tensor) -> Tensor:
+    """One region, bool ``[N, n]``, on the device of the ``entropy``."""
+    region = as_tensor(region, name)
+    if entropy.dim() < 2 or region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
+        raise ValueError(
+            f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's "
+            f"images and units [..., N, n]; got {described(region)}. "
+            "kpnb.foreground_units(coverage) makes it of shares"
+        )
+    return region.to(entropy.device)
 
 
 def knowledge_points(
-    entropy: Tensor,
-    foreground: Tensor,
+    entropy: Any,
+    foreground: Any,
     *,
     b: float = 0.2,
-    background: Tensor | None = None,
+    background: Any | None = None,
     level: Level = "image",
 ) -> KnowledgePoints:
     """Units with ``H-bar - H_i > b`` (nats) among ``entropy [..., N, n]`` (section 3.2).
@@ -100,12 +117,16 @@ def knowledge_points(
     foreground  bool ``[N, n]``
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
 
-    Units with NaN (padding) belong to neither. An image without foreground, without background, or
-    with nothing but NaN has no defined counts: it gets NaN, which ``summarise`` counts. Raises
-    ``ValueError`` for shapes that do not fit and when no image has one of the regions.
+    All three may be tensors, arrays or lists; regions are taken to the entropy's device. Units with
+    NaN (padding) belong to neither. An image without foreground, without background, or with
+    nothing but NaN has no defined counts: it gets NaN, which ``summarise`` counts. Raises
+    ``TypeError`` for what holds no numbers, ``ValueError`` for shapes that do not fit and when no
+    image has one of the regions.
     """
-    background = ~foreground if background is None else background
-    both = _check_regions(entropy, foreground, background)
+    entropy = as_numbers(entropy, "entropy")
+    positive(True, b=b)
+    foreground, background = regions(entropy, foreground, background)
+    both = foreground.any(-1) & background.any(-1)
     reference = background_level(entropy, background, level)
     points = reference - entropy > b
     defined = both & ~reference[..., 0].isnan()
@@ -123,8 +144,13 @@ class Summary:
     undefined: int
 
 
-def summarise(values: Tensor) -> Summary:
-    """Mean of ``values [N]`` over the images where they are defined (NaN when there are none)."""
+def summarise(values: Any) -> Summary:
+    """Mean of ``values [N]``, a tensor, array or list, over the images where they are defined (NaN
+    when there are none). ``ValueError`` for another shape.
+    """
+    values = as_numbers(values, "values")
+    if values.dim() != 1:
+        raise ValueError(f"values are [N], one for each image; got {described(values)}")
     known = values[~values.isnan()]
     return Summary(
         widest(known).mean().item() if len(known) else float("nan"),
@@ -133,10 +159,17 @@ def summarise(values: Tensor) -> Summary:
     )
 
 
-def foreground_units(coverage: Tensor, at_least: float = 0.5) -> Tensor:
-    """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]`` is
-    ``at_least`` so much.
+def foreground_units(coverage: Any, at_least: float = 0.5) -> Tensor:
+    """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]``, a
+    tensor, array or list, is ``at_least`` so much. ``ValueError`` for what is no share.
     """
+    share(at_least=at_least)
+    coverage = as_numbers(coverage, "coverage")
+    if coverage.dim() != 2 or not ((coverage >= 0) & (coverage <= 1)).all():
+        raise ValueError(
+            f"coverage is [N, n], the share of each unit that a mask covers, from 0 to 1; got "
+            f"{described(coverage)}: units.coverage(masks) computes it"
+        )
     return coverage >= at_least
 
 

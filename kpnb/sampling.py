@@ -41,7 +41,10 @@ class Stochastic:
     def __post_init__(self) -> None:
         if self.method not in ("sgd", "adam"):
             raise ValueError(f"method = {self.method!r}; choose 'sgd' or 'adam'")
-        positive(steps=self.steps, samples=self.samples)
+        positive(steps=self.steps, samples=self.samples, lr=self.lr)
+        low, high = self.clamp
+        if not 0 < low < high:
+            raise ValueError(f"clamp = {self.clamp}: a lower and an upper bound of sigma, above 0")
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,11 @@ class _SquaredChange:
     """E||f(x') - f(x)||^2 of one layer by sampling, and its gradient with respect to sigma."""
 
     def __init__(self, perturbation: Perturbation, layer: str, solver: Stochastic) -> None:
-        self.perturbation, self.layer, self.samples = perturbation, layer, solver.samples
-        x, inputs = perturbation.x, perturbation.inputs
+        self.perturbation = perturbation
+        self.layer = layer
+        self.samples = solver.samples
+        x = perturbation.x
+        inputs = perturbation.inputs
         self.generator = generator(perturbation.seed, x.device)
         self.precision = torch.autocast(x.device.type, torch.bfloat16, enabled=solver.bf16)
         with torch.no_grad(), self.precision:
@@ -66,7 +72,8 @@ class _SquaredChange:
 
     def parts(self, sigma: Tensor) -> Iterator[Tensor]:
         """Contributions ``[B]`` to the mean over the samples, one forward pass each."""
-        x, total = self.perturbation.x, self.samples
+        x = self.perturbation.x
+        total = self.samples
         per_pass = max(1, self.perturbation.max_batch // len(x))
         for start in range(0, total, per_pass):
             shape = (min(per_pass, total - start), 1, *x.shape[1:])
@@ -91,37 +98,53 @@ def learn_sigma(
     Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose
     mean entropy is nearest to the one asked for; otherwise the last step counts.
     """
-    aligned, adam = isinstance(objective, Aligned), solver.method == "adam"
-    if aligned and adam:
+    aligned = isinstance(objective, Aligned)
+    if aligned and solver.method == "adam":
         raise ValueError(
             "method='adam' leaves the path that Aligned is defined on; use 'sgd', or "
             "Converged(alpha)"
         )
-    scale, exists = perturbation.scale, perturbation.exists()
-    n = exists.sum(-1, keepdim=True)
     change = _SquaredChange(perturbation, layer, solver)
-    sigma = torch.where(exists, perturbation.tau, torch.nan)
+    kept = torch.where(perturbation.exists(), perturbation.tau, torch.nan)
     with torch.no_grad():
-        delta_f2 = sum(change.parts(sigma))
+        delta_f2 = sum(change.parts(kept))
+    gap = torch.full_like(kept[:, :1], torch.inf)
+    for sigma in _path(change, kept, delta_f2, solver, objective):
+        if not aligned:
+            kept = sigma
+            continue
+        mean = entropy_of(sigma / perturbation.scale).nanmean(-1, keepdim=True)
+        distance = (mean - objective.mean).abs()
+        kept = torch.where(distance < gap, sigma, kept)
+        gap = torch.minimum(distance, gap)
+    return Learned(kept, delta_f2)
+
+
+def _path(
+    change: _SquaredChange,
+    sigma: Tensor,
+    delta_f2: Tensor,
+    solver: Stochastic,
+    objective: Objective,
+) -> Iterator[Tensor]:
+    """Sigma ``[B, n]`` after every step of the descent on Eq. 4, which starts from ``sigma``."""
+    perturbation = change.perturbation
+    n = (~sigma.isnan()).sum(-1, keepdim=True)
+    low, high = (perturbation.scale * limit for limit in solver.clamp)
     rate = solver.lr or perturbation.tau**2 * n / 256
-    low, high = (scale * limit for limit in solver.clamp)
+    # Adam moves log sigma, whose gradient is sigma times that of sigma
     log_sigma = sigma.log()
     optimiser = torch.optim.Adam([log_sigma], solver.lr or 0.05)
-    kept, gap = sigma, torch.full_like(sigma[:, :1], torch.inf)
     hidden = not solver.progress
     with Progress(solver.steps, "stochastic learner", unit="step", hidden=hidden) as bar:
         for _ in range(solver.steps):
             entropy_term = objective.mean_weight(n) / n / sigma
             gradient = change.gradient(sigma) / delta_f2[:, None] - entropy_term
-            if adam:
+            if solver.method == "adam":
                 log_sigma.grad = gradient * log_sigma.exp()
                 optimiser.step()
                 sigma = log_sigma.clamp_(math.log(low), math.log(high)).exp()
             else:
                 sigma = (sigma - rate * gradient).clamp(low, high)
             bar.step()
-            mean = entropy_of(sigma / scale).nanmean(-1, keepdim=True)
-            distance = (mean - objective.mean).abs() if aligned else torch.zeros_like(gap)
-            nearer = distance < gap
-            kept, gap = torch.where(nearer, sigma, kept), torch.minimum(distance, gap)
-    return Learned(kept if aligned else sigma, delta_f2)
+            yield sigma

@@ -39,8 +39,10 @@ def probes_beyond(leading: Tensor, changes: Tensor, gaussian: Tensor) -> tuple[T
     the complement goes into all of it.
     """
     moved = (changes != 0).any(0)
-    rank, probes = leading.shape[-1], gaussian.shape[-1]
+    rank = leading.shape[-1]
+    probes = gaussian.shape[-1]
     random = moved[..., None] * gaussian
+    # one factorisation does both: columns are made orthogonal to all before them
     directions = torch.linalg.qr(torch.cat([leading, random], -1)).Q
     rest = (moved.sum(-1) - rank).clamp_min(0)
     return directions, (rest / rest.clamp(1, probes)).to(directions.dtype)
@@ -52,8 +54,10 @@ def rescaled(probed: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     ``probed [r, B, n]`` are the energies of the probes; their directions go ``times [B]`` into the
     rest. They are a sample, without replacement, of r out of times * r directions.
     """
-    times, r = times[:, None].to(probed.dtype), len(probed)
+    times = times[:, None].to(probed.dtype)
+    r = len(probed)
     spread = (probed - probed.mean(0)).square().sum(0) * r / (r - 1)
+    # the last factor is the finite population's: where the probes are all of the rest, none is left
     return times * probed.sum(0), spread * times.square() * (1 - 1 / times.clamp_min(1))
 
 

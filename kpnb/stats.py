@@ -47,6 +47,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
+        """ "shows", "opposite" or "open", by the rule above."""
         wanted = BETTER[self.metric]
         if self.p > LEVEL or not (self.low > 0 or self.high < 0):
             return "open"

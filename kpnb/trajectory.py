@@ -14,22 +14,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from kpnb import __version__
+from kpnb._messages import named_samples
+from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
+from kpnb._tensors import as_tensor, described
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
-from kpnb.entropy import TENSORS, Entropy, entropy
-from kpnb.features import Forward, Key, call
+from kpnb.entropy import TENSORS, Entropy, entropy, undefined
+from kpnb.features import Forward, Key, call, layer_names
 from kpnb.inputs import Inputs, read_inputs
 from kpnb.learning import step_norms, weight_distance
-from kpnb.metrics import Choices, Metrics, six_metrics
-from kpnb.objectives import Objective
+from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
+from kpnb.objectives import Aligned, Objective
 from kpnb.points import knowledge_points, summarise
 from kpnb.sampling import Stochastic
-from kpnb.units import ImageGrid, Units
-from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded, private_copy
+from kpnb.units import Units, read_units
+from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Trajectory:
 
 
 class Recorder:
-    """The six metrics of a training from inside its loop, without keeping checkpoints.
+    """The six metrics (Eq. 5-9) of a training from inside its loop, without keeping checkpoints.
 
         recorder = kpnb.Recorder(model, x, foreground, "layer4")
         recorder.epoch()  # the untrained network
@@ -123,7 +125,7 @@ class Recorder:
         self,
         model: nn.Module,
         x: Any,
-        foreground: Tensor,
+        foreground: Any,
         layer: str | Sequence[str],
         *,
         units: Units | None = None,
@@ -137,27 +139,33 @@ class Recorder:
         max_batch: int = 32,
         seed: int = 0,
         choices: Choices | None = None,
-        background: Tensor | None = None,
+        background: Any | None = None,
         folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
     ) -> None:
         if resume and folder is None:
             raise ValueError("resume=True needs the folder= that the training was recorded in")
-        lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-        if lazy:
-            raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the network first")
-        self.model, self.x, self.layer = model, x, layer
-        self.layers = [layer] if isinstance(layer, str) else list(dict.fromkeys(layer))
+        check_model(model)
+        self.model = model
+        self.x = x
+        self.layer = layer
+        self.layers = layer_names(model, layer)
         self._asked = self.layers
-        self.units, self.solver, self.objective = units or ImageGrid(), solver, objective
-        self.scale, self.max_batch, self.seed = scale, max_batch, seed
-        self.perturb, self.forward, self.select = perturb, forward, select
+        self.units = read_units(units)
+        self.solver = solver
+        self.objective = objective
+        self.scale = scale
+        self.perturb = perturb
+        self.forward = forward
+        self.select = select
         self.batch_dim = batch_dim
-        self.choices, self.resume = choices or Choices(), resume
+        self.max_batch = max_batch
+        self.seed = seed
+        self.choices = read_choices(choices)
+        self.resume = resume
         self._inputs = read_inputs(model, x, perturb)
-        self.foreground, self.background = self._region(foreground), background
-        if background is not None:
-            self.background = self._region(background)
+        self.foreground = self._region(foreground)
+        self.background = None if background is None else self._region(background)
         self._input = _digest_of_inputs(self._inputs)
         self._artefacts = None if folder is None else Artefacts(folder)
         self._epochs: list[dict[str, Any]] = []
@@ -205,13 +213,13 @@ class Recorder:
         norms = [entry["norms"] for entry in self._epochs]
         return Trajectory(measured, norms, self.foreground, self.background, self.choices, settings)
 
-    def _region(self, region: Tensor) -> Tensor:
-        region = torch.as_tensor(region)
+    def _region(self, region: Any) -> Tensor:
+        region = as_tensor(region, "a region")
         shape = (len(self._inputs), self.units.count(self._inputs.x))
         if region.dtype != torch.bool or region.shape != shape:
             raise ValueError(
                 f"foreground and background are bool {list(shape)}, images by units; got "
-                f"{region.dtype} {list(region.shape)}: kpnb.covered_units(units, x, masks) makes "
+                f"{described(region)}: kpnb.covered_units(units, x, masks) makes "
                 "both of masks"
             )
         return region.cpu()
@@ -232,7 +240,8 @@ class Recorder:
         item = None if self._artefacts is None else self._artefacts.read(name)
         if item is not None:
             return self._results(item)
-        tensors, settings = {}, {}
+        tensors: dict[str, Tensor] = {}
+        settings: dict[str, Any] = {}
         for layer, found in self._entropy().items():  # all that can be measured
             tensors |= {f"{layer}/{key}": value.cpu() for key, value in found.tensors().items()}
             settings[layer] = found.settings
@@ -315,15 +324,16 @@ class Recorder:
 
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
         for layer, result in found.items():
-            still = int((~(result.delta_f2 > 0)).sum())
-            if still:
+            total = len(result.delta_f2)
+            objective = self.objective or Aligned()
+            for where, reason in undefined(result.delta_f2, result.entropy, layer, objective):
                 log.warning(
-                    "epoch %d: layer %r does not move under noise in %d of %d samples, whose "
-                    "entropy is undefined there",
+                    "epoch %d, %s (%d of %d): %s; their entropy is undefined there",
                     len(self._epochs),
-                    layer,
-                    still,
-                    len(result.delta_f2),
+                    named_samples(where),
+                    int(where.sum()),
+                    total,
+                    reason,
                 )
 
 
@@ -331,7 +341,7 @@ def trajectory(
     model: nn.Module,
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
     x: Any,
-    foreground: Tensor,
+    foreground: Any,
     layer: str | Sequence[str],
     *,
     units: Units | None = None,
@@ -345,7 +355,7 @@ def trajectory(
     max_batch: int = 32,
     seed: int = 0,
     choices: Choices | None = None,
-    background: Tensor | None = None,
+    background: Any | None = None,
     entry: str | None = None,
     prefix: str | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -369,12 +379,13 @@ def trajectory(
     folder      keep what was measured there; it is not measured again for the same weights, input,
                 layer and settings, so that interrupted work goes on
 
-    Everything else is as in ``entropy``. A sample whose feature does not move is NaN there, which
-    is logged.
+    Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
+    an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
 
     Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, ``ValueError`` for
     fewer than two checkpoints and for patterns whose files have no one order.
     """
+    check_model(model)
     sources = in_order(checkpoints)
     recorder = Recorder(
         private_copy(model),
@@ -564,7 +575,8 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
     differ = [name for name in names if student.settings.get(name) != baseline.settings.get(name)]
     differ += ["choices"] if student.choices != baseline.choices else []
     for name in ("foreground", "background"):
-        one, other = getattr(student, name), getattr(baseline, name)
+        one = getattr(student, name)
+        other = getattr(baseline, name)
         same = one is other or (one is not None and other is not None and torch.equal(one, other))
         differ += [] if same else [name]
     if differ:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._memory import out_of_memory
-from kpnb.features import layer_at
+from kpnb._models import quantised_modules
+from kpnb.features import unnamed_run
 from kpnb.inputs import Inputs
 from kpnb.perturb import Perturbation
 
@@ -25,20 +26,24 @@ class Seen:
     x: Tensor
 
     def call(self, perturbation: Perturbation) -> Any:
+        """The network's own output for these samples, to the end of the pass."""
         network = perturbation.network
         return network.forward(network.model, self.inputs.with_x(self.x.clone()))
 
     def features(
         self, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int] | None = None
     ) -> dict[str, Tensor]:
+        """Features ``[len(x), ...]`` of the layers; ``runs`` as in ``capture``."""
         x = self.inputs.with_x(self.x.clone())
         return perturbation.network.features(x, len(self.x), layers, runs)
 
 
 def _shown(perturbation: Perturbation) -> tuple[Seen, Seen]:
-    """The first sample beside another one, and alone."""
+    """The first sample beside another one, and alone; twice alone where a pass takes one sample."""
     first = perturbation.inputs.rows(slice(0, 1))
     alone = Seen(first, first.x.detach())
+    if perturbation.max_batch < 2:
+        return alone, alone
     if len(perturbation.x) == 1:
         return Seen(first, torch.cat([alone.x, -alone.x])), alone
     two = perturbation.inputs.rows(slice(0, 2))
@@ -49,10 +54,8 @@ def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, s
     """What is wrong with each layer that cannot be measured, by its name.
 
     Raises ``LookupError``, ``RuntimeError`` and ``TypeError`` as ``capture`` does. Nothing is tried
-    where no two samples fit into a pass.
+    where memory does not take two samples.
     """
-    if perturbation.max_batch < 2:
-        return {}
     try:
         return _tried(perturbation, layers)
     except RuntimeError as error:
@@ -61,8 +64,14 @@ def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, s
         raise
 
 
+def place(name: str) -> str:
+    """What messages call the feature of a layer."""
+    return f"the feature of layer {name!r}" if name else "the model's own output"
+
+
 def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
     beside, alone = _shown(perturbation)
+    model = perturbation.network.model
     runs: dict[str, int] = {}
     with torch.enable_grad():
         seen = Seen(beside.inputs, beside.x.clone().requires_grad_(True))
@@ -71,17 +80,40 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
         two = alone.features(perturbation, layers)
     problems = {}
     for name in layers:
-        run = layer_at(perturbation.network.model, name)[1]
-        if run is None and runs[name] > 1:
-            problems[name] = (
-                f"layer {name!r} runs {runs[name]} times in a pass: say which run is meant, "
-                f"'{name}:0' to '{name}:{runs[name] - 1}'"
-            )
+        if unnamed := unnamed_run(model, name, runs[name]):
+            problems[name] = unnamed
+        elif quantised := _quantised(perturbation, name, alone):
+            problems[name] = quantised
         elif not one[name].requires_grad:
             problems[name] = _underived(perturbation, name, alone, two[name])
         elif _differs(one[name].detach()[0], two[name][0]):
             problems[name] = _unsteady(perturbation, name, beside, alone)
     return problems
+
+
+def _quantised(perturbation: Perturbation, name: str, alone: Seen) -> str:
+    """Names the quantised modules that run up to the layer ``name``; "" when there are none."""
+    ran: list[str] = []
+    modules = quantised_modules(perturbation.network.model)
+
+    def note(module_name: str) -> Any:
+        return lambda _module, _args: ran.append(module_name)
+
+    handles = [module.register_forward_pre_hook(note(n)) for n, module in modules.items()]
+    try:
+        if handles:
+            with torch.no_grad():
+                alone.features(perturbation, [name])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        return ""
+    kind = modules[ran[0]]._get_name()
+    return (
+        f"{place(name)} is computed with quantised numbers (first in {ran[0]!r}, {kind}), which "
+        "have no derivative: measure the network before its quantisation"
+    )
 
 
 def _underived(perturbation: Perturbation, name: str, alone: Seen, feature: Tensor) -> str:
@@ -91,13 +123,13 @@ def _underived(perturbation: Perturbation, name: str, alone: Seen, feature: Tens
         moved = changed.features(perturbation, [name])[name]
     if bool((moved == feature).all()):
         return (
-            f"the feature of layer {name!r} does not depend on the input, so there is no "
+            f"{place(name)} does not depend on the input, so there is no "
             "information that it could discard; choose another layer"
         )
     return (
-        f"the feature of layer {name!r} has no derivative by the input: the model or a part of it "
+        f"{place(name)} has no derivative by the input: the model or a part of it "
         "runs under torch.no_grad(), torch.inference_mode() or reentrant checkpointing "
-        "(use_reentrant=False helps), or detaches what it computes"
+        "(use_reentrant=False helps), or detaches or rounds what it computes"
     )
 
 
@@ -122,13 +154,13 @@ def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) 
         if _differs(once, again):
             where = _first_difference(_trace(perturbation, alone), _trace(perturbation, alone))
             return (
-                f"the feature of layer {name!r} is another one each time the same input is seen "
+                f"{place(name)} is another one each time the same input is seen "
                 f"({where}): make the model deterministic in evaluation mode, for example "
                 "F.dropout(x, training=self.training), or pass check=False"
             )
         where = _first_difference(_trace(perturbation, beside), _trace(perturbation, alone))
     return (
-        f"the feature of layer {name!r} of a sample depends on the other samples of its batch "
+        f"{place(name)} of a sample depends on the other samples of its batch "
         f"({where}), as with BatchNorm2d(track_running_stats=False): there is no entropy of a "
         "sample then. Pass max_batch=1 to measure each alone, or check=False"
     )

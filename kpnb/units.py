@@ -10,12 +10,15 @@ entropy is NaN.
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from numbers import Integral
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from kpnb._messages import check_units
 from kpnb._precision import widest
+from kpnb._tensors import as_tensor, described
 from kpnb.masks import read_masks
 
 
@@ -38,6 +41,16 @@ class Units(Protocol):
         """Sums of ``elements [B, ...]`` (shaped like ``x``) over the elements of each unit, ``[B,
         n]``.
         """
+
+
+def read_units(units: Any) -> Units:
+    """``units``, by default the paper's grid; ``TypeError`` for what has not the methods of
+    ``Units``.
+    """
+    if units is None:
+        return ImageGrid()
+    check_units(units)
+    return units
 
 
 def units_of(units: Units, which: slice, x: Tensor) -> Units:
@@ -73,6 +86,11 @@ class ImageGrid:
     rows: int = 16
     columns: int | None = None
 
+    def __post_init__(self) -> None:
+        for number in self.shape:
+            if not isinstance(number, Integral):
+                raise TypeError(f"rows and columns of a grid are whole numbers; got {number!r}")
+
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the grid."""
@@ -81,11 +99,15 @@ class ImageGrid:
     def count(self, x: Tensor) -> int:
         rows, columns = self.shape
         if x.dim() != 4:
-            raise ValueError(f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)}")
+            raise ValueError(
+                f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} (x[None] is a "
+                "batch of one image)"
+            )
         if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
+            hint = "; x.permute(0, 3, 1, 2) puts channels first" if x.shape[3] in (1, 3, 4) else ""
             raise ValueError(
                 f"a grid of {rows} x {columns} cells does not fit an image of {x.shape[2]} x "
-                f"{x.shape[3]} pixels"
+                f"{x.shape[3]} pixels{hint}"
             )
         return rows * columns
 
@@ -102,7 +124,8 @@ class ImageGrid:
     def gather(self, elements: Tensor) -> Tensor:
         (rows, columns), (height, width) = self.shape, elements.shape[-2:]
         if height % rows or width % columns:
-            down, right = _cells(height, rows, elements), _cells(width, columns, elements)
+            down = _cells(height, rows, elements)
+            right = _cells(width, columns, elements)
             return (down @ elements.contiguous().sum(1) @ right.T).flatten(-2)
         cells = (
             elements.movedim(1, -1)
@@ -112,13 +135,19 @@ class ImageGrid:
         )
         return cells.sum(2).sum((-2, -1)).flatten(-2)
 
-    def coverage(self, masks: Tensor) -> Tensor:
+    def coverage(self, masks: Any) -> Tensor:
         """Share of each cell's pixels that the ``masks [B, H, W]`` or ``[B, 1, H, W]`` mark, ``[B,
-        n]`` in [0, 1]; the masks are read as ``kpnb.read_masks`` does.
+        n]`` in [0, 1].
+
+        The masks are read as ``kpnb.read_masks`` does, from tensors, arrays or lists. Where a void
+        value belongs to neither foreground nor background, ``kpnb.covered_units`` tells both.
         """
-        if masks.dim() not in (3, 4):
-            raise ValueError(f"masks have the shape [B, H, W]; got {tuple(masks.shape)}")
-        marked = widest(read_masks(masks)[0][:, None])
+        marked = read_masks(masks)[0]
+        if marked.dim() != 3:
+            given = tuple(as_tensor(masks, "masks").shape)
+            raise ValueError(f"masks have the shape [B, H, W] or [B, 1, H, W]; got {given}")
+        marked = widest(marked[:, None])
+        self.count(marked)
         return (self.gather(marked) / self.gather(torch.ones_like(marked))).to(torch.float32)
 
 
@@ -145,18 +174,18 @@ class Tokens:
     """The tokens of texts ``[B, T, E]``; the E numbers of a word embedding share one sigma (section
     3.1).
 
-    mask    bool ``[N, T]``, or 0 and 1: which tokens count. Special and padding tokens are no
-            units. None: all count
+    mask    bool ``[N, T]``, or 0 and 1, a tensor, array or list: which tokens count. Special and
+            padding tokens are no units. None: all count
     """
 
-    mask: Tensor | None = None
+    mask: Any = None
 
     def __post_init__(self) -> None:
-        mask = self.mask
-        if mask is None:
+        if self.mask is None:
             return
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or not ((mask == 0) | (mask == 1)).all():
-            what = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        mask = as_tensor(self.mask, "the mask of tokens")
+        if mask.dim() != 2 or not ((mask == 0) | (mask == 1)).all():
+            what = described(mask) if mask.dim() else repr(self.mask)
             raise ValueError(f"the mask of tokens is bool [N, T], or 0 and 1; got {what}")
         object.__setattr__(self, "mask", mask.bool())
 
@@ -190,31 +219,33 @@ class Tokens:
 class Regions:
     """Any partition of the input's elements: superpixels, voxels, windows of a signal, patches.
 
-    labels  integers 0 to n - 1, the unit of each element; negative: it belongs to none. They are
-            laid over the input ``x [N, ...]`` as PyTorch broadcasts: for images ``[H, W]`` is
-            shared by all samples and channels, ``[N, 1, H, W]`` has a partition for each sample;
-            for sequences ``[T, 1]`` and ``[N, T, 1]``; for signals ``[L]`` and ``[N, 1, L]``
+    labels  integers 0 to n - 1, the unit of each element, as a tensor, array or list; negative: it
+            belongs to none. They are laid over the input ``x [N, ...]`` as PyTorch broadcasts: for
+            images ``[H, W]`` is shared by all samples and channels, ``[N, 1, H, W]`` has a
+            partition for each sample; for sequences ``[T, 1]`` and ``[N, T, 1]``; for signals
+            ``[L]`` and ``[N, 1, L]``
 
     n       number of units; None: the largest label + 1. A unit whose number a sample does not use
             is a unit that this sample does not have
     """
 
-    labels: Tensor
+    labels: Any
     n: int | None = None
 
     def __post_init__(self) -> None:
-        labels = torch.as_tensor(self.labels)
-        if labels.is_floating_point() or labels.dtype == torch.bool or not labels.numel():
+        labels = as_tensor(self.labels, "labels")
+        numbers = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        if numbers or not labels.numel():
             raise ValueError(
-                f"labels are integers, the number of each element's unit; got {labels.dtype} "
-                f"{tuple(labels.shape)}"
+                f"labels are integers, the number of each element's unit; got {described(labels)}"
             )
+        labels = labels.long()  # not all small types can be compared
         largest = int(labels.max())
         size = largest + 1 if self.n is None else self.n
         if size < 1 or largest >= size:
             raise ValueError(f"the largest label is {largest}, the number of units n = {self.n}")
         object.__setattr__(self, "n", size)
-        object.__setattr__(self, "labels", labels.long())
+        object.__setattr__(self, "labels", labels)
 
     def __repr__(self) -> str:
         return f"Regions({self.n} units, {_digest(self.labels)})"
@@ -255,7 +286,8 @@ class Regions:
         return self._slots.to(x.device)[(None,) * missing]
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
-        labels, slots = self._aligned(x), torch.nn.functional.pad(values, (0, 1))
+        labels = self._aligned(x)
+        slots = torch.nn.functional.pad(values, (0, 1))
         if len(labels) == 1:
             return slots.index_select(1, labels.flatten()).reshape(len(x), *labels.shape[1:])
         return slots.gather(1, labels.flatten(1)).reshape(labels.shape)

@@ -82,6 +82,8 @@ def load_weights(
 def loaded(model: nn.Module, source: Source, entry: str | None, prefix: str | None) -> list[str]:
     """``load_weights`` without a word in the log."""
     where = named(source)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model is a torch.nn.Module; got {type(model).__name__}")
     own = model.state_dict(keep_vars=True)
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError("the model is on the meta device, without memory: model.to_empty() first")
@@ -113,24 +115,6 @@ def _load(model: nn.Module, state: Mapping[str, Any], where: str) -> None:
     except Exception as error:
         model.load_state_dict(before, strict=False)
         raise ValueError(f"{where} does not fit the model: {error}") from error
-
-
-def private_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with ``model``, on the same device.
-
-    Also where a module keeps results of its last pass, as the old form of ``weight_norm`` does.
-    Raises ``TypeError`` for a model that cannot be copied.
-    """
-    derived = [
-        value
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    try:
-        return copy.deepcopy(model, {id(value): value.detach().clone() for value in derived})
-    except Exception as error:
-        raise TypeError(f"{type(model).__name__} cannot be copied: {error}") from error
 
 
 def named(source: Source) -> str:
@@ -387,6 +371,7 @@ def _hint(state: Mapping[str, Any], own: Collection[str]) -> str:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
+    """``names`` with commas, ``most`` of them at most, and how many there are then."""
     names = list(names)
     more = f", ... ({len(names)} in all)" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -231,6 +231,129 @@ def test_other_inputs_are_named(x, options, error, message):
         entropy(Asked(), x, "f", units=GRID, **options)
 
 
+class Odd:
+    """Arrays that PyTorch does not take as they are."""
+
+    @staticmethod
+    def read_only(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x.setflags(write=False)
+        return x
+
+    @staticmethod
+    def mirrored(x: np.ndarray) -> np.ndarray:
+        return x[:, :, ::-1].copy()[:, :, ::-1]
+
+    @staticmethod
+    def big_endian(x: np.ndarray) -> np.ndarray:
+        return x.astype(">f8")
+
+    @staticmethod
+    def columns_first(x: np.ndarray) -> np.ndarray:
+        return np.asfortranarray(x)
+
+
+@pytest.mark.parametrize("form", ["read_only", "mirrored", "big_endian", "columns_first"])
+def test_arrays_of_every_kind_are_taken(form):
+    model, x = small_net().double(), images()
+    array = getattr(Odd, form)(x.numpy())
+    wanted = entropy(model, x, "8", units=GRID)
+    found = entropy(model, array, "8", units=GRID)
+    assert torch.equal(found.entropy, wanted.entropy)
+    assert torch.equal(capture(model, array, "8")["8"], capture(model, x, ["8"])["8"])
+    for sigma in (wanted.sigma.numpy(), wanted.sigma.tolist()):
+        one, two = (kpnb.lipschitz(model, x, "8", s, units=GRID) for s in (sigma, wanted.sigma))
+        assert torch.equal(one.kappa, two.kappa)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (images().float(), ValueError, "computes in torch.float64, the input is torch.float32"),
+        (images().half(), ValueError, r"the input is torch.float16: convert one, .*x\.to\("),
+        (images() + 0j, ValueError, "torch.complex128 .*view_as_real"),
+        (images() > 0, ValueError, "floating-point batch .* torch.bool"),
+        (images().to_sparse(), TypeError, "sparse tensor: pass it with to_dense"),
+        (images()[0], ValueError, r"\[B, C, H, W\]; got \(3, 12, 12\) \(x\[None\]"),
+        (images()[0, 0, 0], ValueError, r"non-empty batch \[N, ...\]; got \(12,\)"),
+        (images()[:0], ValueError, r"non-empty batch .*\(0, 3, 12, 12\)"),
+        (images()[:, :0], ValueError, r"non-empty batch .*\(4, 0, 12, 12\)"),
+        (images().movedim(1, -1), ValueError, r"12 x 3 pixels; x.permute\(0, 3, 1, 2\)"),
+        (np.array([{}]), TypeError, "the input must come as a tensor or an array of numbers"),
+        (None, TypeError, "got NoneType"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(x, error, message):
+    model = small_net().double()
+    with pytest.raises(error, match=message):
+        entropy(model, x, "8", units=GRID)
+    with pytest.raises(error, match=message):
+        kpnb.lipschitz(model, x, "8", torch.ones(4, 16), units=GRID)
+
+
+def test_a_models_own_error_says_what_it_was_called_with():
+    with pytest.raises(RuntimeError, match="to have 3 channels") as raised:
+        entropy(small_net().double(), images()[:, :1], "8", units=GRID)
+    assert raised.value.__notes__ == [
+        "the model was called with torch.float64 (2, 1, 12, 12), samples first"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(3))}, ValueError, "no shape yet: run"),
+        ({"model": lambda x: x}, TypeError, r"the model is a torch\.nn\.Module; got function"),
+        ({"layers": 8}, TypeError, r"names in model.named_modules\(\); got int"),
+        ({"layers": []}, ValueError, "name at least one"),
+        ({"units": 4}, TypeError, r"units are an object such as kpnb.ImageGrid\(16\).*int 4"),
+        ({"units": ImageGrid}, TypeError, "units are an object .* got ImageGrid"),
+        ({"solver": "closed"}, TypeError, r"solver is ClosedForm\(\) or Stochastic"),
+        ({"solver": ClosedForm}, TypeError, r"solver is ClosedForm\(\) or Stochastic"),
+        ({"objective": -2.8}, TypeError, r"objective is Aligned\(\) or Converged"),
+        ({"scale": float("nan")}, ValueError, "scale=nan must be positive"),
+        ({"scale": "1"}, TypeError, "scale='1' must be a number"),
+        ({"max_batch": 0}, ValueError, "max_batch=0 must be positive"),
+        ({"dead": "no"}, ValueError, "unknown dead 'no'"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(change, error, message):
+    given = {"model": small_net().double(), "x": images(), "layers": "8", "units": GRID} | change
+    with pytest.raises(error, match=message):
+        entropy(**given)
+
+
+def test_a_module_in_place_of_its_name_is_named():
+    model = small_net().double()
+    for layers in (model[8], [model[8]]):
+        with pytest.raises(TypeError, match="got ReLU; this module is called '8'"):
+            entropy(model, images(), layers, units=GRID)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "error", "message"),
+    [
+        (torch.ones(2, 16), ValueError, r"sigma is \[4, 16\], samples by units.*\(2, 16\)"),
+        (torch.ones(16), ValueError, r"sigma is \[4, 16\].*\(16,\)"),
+        (-torch.ones(4, 16), ValueError, "not negative"),
+        (1j * torch.ones(4, 16), TypeError, "sigma holds real numbers"),
+        (None, TypeError, "sigma must come as a tensor .*NoneType"),
+    ],
+)
+def test_a_sigma_that_does_not_fit_is_named(sigma, error, message):
+    with pytest.raises(error, match=message):
+        kpnb.lipschitz(small_net().double(), images(), "8", sigma, units=GRID)
+
+
+def test_a_result_in_place_of_its_sigma_is_named():
+    model, x = small_net().double(), images()
+    with pytest.raises(TypeError, match=r"got Entropy: pass its \.entropy or \.sigma"):
+        kpnb.lipschitz(model, x, "8", entropy(model, x, "8", units=GRID), units=GRID)
+    for how in ({"samples": 0}, {"tau": -1.0}):
+        with pytest.raises(ValueError, match=r"(samples=0|tau=-1\.0) must be positive"):
+            kpnb.lipschitz(model, x, "8", torch.ones(4, 16), units=GRID, **how)
+
+
 def test_an_input_on_another_device_is_named():
     x = _asked() | {"weight": torch.empty(5, 432, device="meta")}
     with pytest.raises(ValueError, match="model is on cpu, the input 'weight' on meta"):
@@ -242,7 +365,66 @@ def test_embedded_needs_embeddings():
         kpnb.embedded(nn.Linear(2, 2), torch.zeros(1, 2, dtype=torch.int64))
 
 
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8, list, torch.int32])
+def test_token_ids_of_every_kind_are_embedded(kind):
+    model, ids = Words(), [[0, 4, 2], [1, 1, 3]]
+    if kind is not list:
+        made = torch.tensor(ids, dtype=kind) if isinstance(kind, torch.dtype) else None
+        given = np.array(ids, kind) if made is None else made
+    else:
+        given = ids
+    found = kpnb.embedded(model, given, np.ones((2, 3)))
+    assert torch.equal(found["inputs_embeds"], model.table.weight.detach()[torch.tensor(ids)])
+    assert torch.equal(found["attention_mask"], torch.ones(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        ([1, 2], ValueError, r"non-empty batch \[N, T\]; got \(2,\)"),
+        ([[0.5]], TypeError, r"integers \[N, T\]; got torch.float64"),
+        ([[7]], ValueError, "from 7 to 7, but the model has embeddings for 0 to 4"),
+        ([[-1]], ValueError, "from -1 to -1"),
+        ({"input_ids": [[1]]}, TypeError, r"unpack what the tokenizer returns, .*\*\*tokens"),
+        ("hello", TypeError, "input_ids must come as a tensor or an array"),
+    ],
+)
+def test_token_ids_that_do_not_fit_are_named(ids, error, message):
+    with pytest.raises(error, match=message):
+        kpnb.embedded(Words(), ids)
+
+
+def test_an_attention_mask_of_other_texts_is_named():
+    with pytest.raises(ValueError, match=r"mask is \(2, 1\), the token ids are \(1, 1\)"):
+        kpnb.embedded(Words(), [[1]], [[1], [1]])
+
+
 # ------------------------------------------------------------------------------------- many batches
+
+
+@pytest.mark.parametrize(
+    "batches", [images(), images().numpy(), _asked(), "data", 3, TensorDataset(images())]
+)
+def test_what_yields_no_batches_is_named(batches):
+    with pytest.raises(TypeError, match=r"such as a DataLoader; got .*kpnb.entropy measures"):
+        next(entropies(small_net().double(), batches, "8", units=GRID))
+
+
+def test_a_bad_batch_is_told_by_its_number():
+    found = entropies(small_net().double(), [images(), images()[:0]], "8", units=GRID)
+    next(found)
+    with pytest.raises(ValueError, match="non-empty batch") as raised:
+        next(found)
+    assert raised.value.__notes__ == ["in batch 1"]
 
 
 def test_batch_by_batch_is_all_at_once():

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from kpnb.entropy import Entropy
 from kpnb.learning import (
     d_mean_var,
     detour_ratio,
@@ -12,6 +14,7 @@ from kpnb.learning import (
     richest_epoch,
     weight_distance,
 )
+from kpnb.metrics import six_metrics
 from kpnb.points import (
     background_level,
     foreground_units,
@@ -208,3 +211,92 @@ def test_detour_ratio_of_a_single_epoch_is_one():
     sets = torch.rand(2, 50, 30, generator=generator) > 0.7
     rho = detour_ratio(sets)
     assert (rho[~rho.isnan()] == 1).all()
+
+
+# ----------------------------------------------------------------------- arrays, lists, other kinds
+
+
+@pytest.mark.parametrize("form", [torch.Tensor.numpy, torch.Tensor.tolist], ids=["array", "list"])
+def test_arrays_and_lists_give_what_tensors_give(form):
+    epochs, distance = torch.stack([ENTROPY, ENTROPY.flip(0), ENTROPY]), torch.arange(3.0)
+    wanted = knowledge_points(epochs, FOREGROUND)
+    found = knowledge_points(form(epochs), form(FOREGROUND), background=form(~FOREGROUND))
+    assert torch.equal(found.points, wanted.points)
+    assert torch.equal(found.n_fg, wanted.n_fg)
+    one, two = (
+        six_metrics(e, f, d).row()
+        for e, f, d in (
+            (epochs, FOREGROUND, distance),
+            (form(epochs), form(FOREGROUND), form(distance)),
+        )
+    )
+    assert one == pytest.approx(two, nan_ok=True)
+    assert summarise(form(wanted.n_fg[0])) == summarise(wanted.n_fg[0])
+    learned = learning_distance(wanted.n_fg, distance)
+    assert torch.equal(learning_distance(form(wanted.n_fg), form(distance)), learned)
+    assert d_mean_var(form(learned)) == d_mean_var(learned)
+    held = wanted.on_foreground
+    torch.testing.assert_close(detour_ratio(form(held)), detour_ratio(held), equal_nan=True)
+    share = torch.tensor([[0.2, 0.7]])
+    assert torch.equal(foreground_units(form(share)), foreground_units(share))
+
+
+RESULT = Entropy(*[ENTROPY] * 6, settings={})
+
+
+@pytest.mark.parametrize(
+    ("entropy", "foreground", "error", "message"),
+    [
+        (RESULT, FOREGROUND, TypeError, r"entropy must come .*got Entropy: pass its \.entropy"),
+        ({"8": ENTROPY}, FOREGROUND, TypeError, "got dict: pass one entry of '8'"),
+        (ENTROPY + 0j, FOREGROUND, TypeError, "entropy holds real numbers"),
+        (None, FOREGROUND, TypeError, "entropy must come as a tensor .*NoneType"),
+        (ENTROPY, None, TypeError, "foreground must come as a tensor"),
+        (ENTROPY[0], FOREGROUND[0], ValueError, r"images and units \[..., N, n\]"),
+        (ENTROPY, FOREGROUND[None], ValueError, r"got torch.bool \(1, 2, 6\)"),
+        (ENTROPY, FOREGROUND.double().numpy(), ValueError, r"float64 .*kpnb.foreground_units"),
+        (ENTROPY, FOREGROUND.to(torch.uint8), ValueError, "must be bool .*torch.uint8"),
+        (ENTROPY, np.ones((2, 12, 12), bool), ValueError, r"got torch.bool \(2, 12, 12\)"),
+        (ENTROPY[:0], FOREGROUND[:0], ValueError, "no image has a foreground unit"),
+    ],
+)
+def test_entropies_and_regions_that_do_not_fit_are_named(entropy, foreground, error, message):
+    with pytest.raises(error, match=message):
+        knowledge_points(entropy, foreground)
+    epochs = torch.stack([entropy] * 2) if isinstance(entropy, torch.Tensor) else entropy
+    if error is TypeError or epochs.dim() == 3:
+        with pytest.raises(error, match=message):
+            six_metrics(epochs, foreground, [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("ask", "error", "message"),
+    [
+        (lambda: knowledge_points(ENTROPY, FOREGROUND, b=-0.2), ValueError, "b=-0.2 must not be"),
+        (lambda: knowledge_points(ENTROPY, FOREGROUND, b="0.2"), TypeError, "must be a number"),
+        (lambda: six_metrics([ENTROPY.tolist()] * 2, FOREGROUND, [0.0]), ValueError, "2 epochs of"),
+        (
+            lambda: six_metrics(torch.stack([ENTROPY] * 2), FOREGROUND, [0, 1], 0.2),
+            TypeError,
+            "Choi",
+        ),
+        (lambda: summarise(ENTROPY), ValueError, r"one for each image; got .*\(2, 6\)"),
+        (lambda: summarise("abc"), TypeError, "values must come as a tensor"),
+        (lambda: foreground_units(torch.ones(2, 4, 4)), ValueError, r"units\.coverage\(masks\)"),
+        (lambda: foreground_units([[0, 255]]), ValueError, "from 0 to 1"),
+        (lambda: foreground_units([[0, 1]], at_least=0), ValueError, "above 0 and at most 1"),
+        (lambda: learning_distance([1, 2], [0, 1]), ValueError, "epochs first"),
+        (lambda: learning_distance(torch.ones(2, 3), [0, 1], first=2), ValueError, "are 0 to 1"),
+        (lambda: learning_distance(torch.ones(2, 3), [0, 1], first=-1), ValueError, "are 0 to 1"),
+        (lambda: detour_ratio(torch.ones(2, 3, 4)), ValueError, "bool .*torch.float32"),
+        (lambda: detour_ratio(torch.ones(2, 3) > 0), ValueError, r"bool \[M \+ 1, N, n\]"),
+        (lambda: d_mean_var(None), TypeError, "distances must come as a tensor"),
+        (lambda: weight_distance({"w": torch.ones(2)}, []), TypeError, "step_norms"),
+        (lambda: weight_distance({"w": 1.0}, {"w": 1.0}), TypeError, "step_norms"),
+        (lambda: weight_distance(1.0, [1.0]), TypeError, "step_norms"),
+        (lambda: weight_distance({"w": 1.0}, [{"w": 1.0}, {}]), LookupError, r"epoch 2 .*\['w'\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(ask, error, message):
+    with pytest.raises(error, match=message):
+        ask()

@@ -1,5 +1,8 @@
 """Units of any shape, and masks as people have them."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,6 +153,7 @@ def test_units_of_each_sample_stay_with_it():
             r"each sample or for each channel .*labels\[:, None\] or labels\[None\]",
         ),
         (lambda: Tokens(3), "bool .* got 3"),
+        (lambda: Regions(torch.ones(4) + 0j), "labels are integers"),
         (lambda: Tokens(torch.tensor([[0, 2]])), r"bool .* got torch.int64 \(1, 2\)"),
         (
             lambda: Tokens(torch.ones(4, 5)).count(sequences()),
@@ -220,15 +224,20 @@ HALF = torch.tensor([[1, 1, 0, 0]] * 4)  # the left half of 4 x 4
         HALF.to(torch.uint8)[None] * 255,
         HALF.to(torch.uint8)[None, None] * 255,
         HALF[None].numpy(),
+        HALF[None].double().numpy(),
+        HALF[None].half(),
     ],
-    ids=["bool", "0/1", "float", "0/255", "[N, 1, H, W]", "array"],
+    ids=["bool", "0/1", "float", "0/255", "[N, 1, H, W]", "array", "float64", "half"],
 )
 def test_masks_are_read_in_every_form(masks):
     foreground, void = read_masks(masks)
     assert torch.equal(foreground, HALF.bool()[None])
     assert not void.any()
-    if isinstance(masks, Tensor):
-        assert ImageGrid(2).coverage(masks).tolist() == [[1, 0, 1, 0]]
+    assert ImageGrid(2).coverage(masks).tolist() == [[1, 0, 1, 0]]
+    for form in (masks, masks.tolist()):
+        covered, rest = covered_units(ImageGrid(2), np.zeros((1, 3, 4, 4)), form)
+        assert covered.tolist() == [[True, False, True, False]]
+        assert torch.equal(rest, ~covered)
 
 
 def _rim() -> Tensor:
@@ -244,6 +253,10 @@ def test_void_is_neither():
         (_rim(), 255),
         (HALF[None], _rim() == 255),
         (HALF.bool()[None], _rim() == 255),
+        (_rim().numpy(), np.uint8(255)),
+        (_rim(), torch.tensor(255)),
+        (HALF[None].tolist(), (_rim() == 255).numpy()),
+        (HALF[None], (_rim() == 255)[:, None]),
     ):
         foreground, neither = read_masks(masks, void)
         assert torch.equal(foreground, wanted)
@@ -298,6 +311,58 @@ def test_units_of_texts_and_regions_by_mask():
     entropies = torch.tensor([[-3.0, -2.0], [-3.0, -2.0]])
     found = knowledge_points(entropies, foreground, background=background)
     assert found.n_fg[1] == 1
+
+
+def test_what_an_error_of_coverage_advises_exists():
+    """``coverage`` knows no void; the call that its error names does."""
+    masks, x, grid = _rim(), torch.zeros(1, 3, 4, 4), ImageGrid(4)
+    with pytest.raises(ValueError, match="masks hold 0, 1, 255") as raised:
+        grid.coverage(masks)
+    advice = re.search(r"kpnb\.(covered_units\(.*?\))\)", str(raised.value))[1]
+    foreground, background = eval(
+        advice, {"covered_units": covered_units, "units": grid, "x": x, "masks": masks}
+    )
+    assert torch.equal(foreground, (masks == 1).flatten(1))
+    assert torch.equal(background, (masks == 0).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("masks", "error", "message"),
+    [
+        (HALF, ValueError, r"\[B, H, W\] or \[B, 1, H, W\]; got \(4, 4\)"),
+        (HALF.expand(2, 3, 4, 4), ValueError, r"got \(2, 3, 4, 4\)"),
+        (HALF[None, ..., None].numpy(), ValueError, r"got \(1, 4, 4, 1\)"),
+        (HALF[None, :1], ValueError, "grid of 2 x 2 cells does not fit an image of 1 x 4"),
+        (HALF[None] * torch.nan, ValueError, "masks hold nan:"),
+        (HALF[None] + 0j, TypeError, "masks hold real numbers"),
+        ("mask.png", TypeError, "masks must come as a tensor or an array of numbers; got str"),
+        (None, TypeError, "got NoneType"),
+        ({"a": HALF}, TypeError, "got dict: pass one entry of 'a'"),
+    ],
+)
+def test_masks_of_another_kind_are_named(masks, error, message):
+    with pytest.raises(error, match=message):
+        ImageGrid(2).coverage(masks)
+
+
+def test_units_of_another_kind_are_named():
+    x = torch.zeros(1, 3, 4, 4)
+    with pytest.raises(TypeError, match="units are an object such as"):
+        covered_units(2, x, HALF[None])
+    with pytest.raises(TypeError, match=r"the input x must come .*got dict: pass one entry of 'x'"):
+        covered_units(ImageGrid(2), {"x": x}, HALF[None])
+    with pytest.raises(ValueError, match="at_least=2 is a share"):
+        covered_units(ImageGrid(2), x, HALF[None], at_least=2)
+    with pytest.raises(TypeError, match=r"whole numbers; got 2\.5"):
+        ImageGrid(2.5)
+
+
+def test_labels_and_masks_of_units_may_be_arrays():
+    labels, kept = grid_labels(12, 3), torch.tensor([[1, 0, 1]])
+    for given in (labels.numpy(), labels.to(torch.uint16), labels.tolist()):
+        assert repr(Regions(given)) == repr(Regions(labels))
+    for given in (kept.numpy(), kept.double().numpy(), kept.tolist(), kept.bool()):
+        assert repr(Tokens(given)) == repr(Tokens(kept))
 
 
 def test_masks_that_do_not_fit_are_named():

@@ -422,11 +422,63 @@ def test_an_untrained_layer_that_does_not_move_is_said(caplog):
         states.append(copy.deepcopy(model.state_dict()))
     with caplog.at_level(logging.WARNING):
         found = kpnb.trajectory(model, states, X, FOREGROUND, ["body.8", "head"], **CHEAP)
-    assert "epoch 0: layer 'head' does not move under noise in 6 of 6 samples" in caplog.text
+    assert re.search(r"epoch 0, samples 0, .*5 \(6 of 6\): .*'head' does not move", caplog.text)
     assert found["head"].entropy[0].isnan().all()
     assert not math.isnan(found["head"].row()["n_fg"])
     assert not math.isnan(found["head"].row()["rho"])
     assert not found["body.8"].entropy.isnan().any()
+
+
+class Explosive(nn.Module):
+    """A feature that overflows where what goes in is too strong for ``gain``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.gain = nn.Linear(432, 8), nn.Parameter(torch.ones(()))
+        self.hot, self.head = nn.Identity(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x.flatten(1))
+        return self.head(self.hot((self.gain * h.abs()).exp())) + 0 * h.sum()
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["trajectory", "recorder"])
+def test_a_feature_that_overflows_in_a_checkpoint_is_said(live, caplog):
+    """Which samples do is seen from the model itself; what is finite keeps its numbers."""
+    model = Explosive()
+    x = X * torch.tensor([1, 1, 9, 1, 9, 1.0])[:, None, None, None]
+    states = [copy.deepcopy(model.state_dict()) for _ in range(4)]
+    states[2]["gain"] = torch.tensor(5.0)
+    model.load_state_dict(states[2])
+    finite = model(x).isfinite().all(1)
+    assert finite.tolist() == [True, True, False, True, False, True]
+    layers = ["hot", "body"]
+    if live:
+        recorder = kpnb.Recorder(model, x, FOREGROUND, layers, **CHEAP)
+        for state in states:
+            model.load_state_dict(state)
+            recorder.epoch()
+        found = recorder.trajectory()
+    else:
+        found = kpnb.trajectory(model, states, x, FOREGROUND, layers, **CHEAP)
+    assert re.findall(r"epoch .*", caplog.text) == [
+        "epoch 2, samples 2, 4 (2 of 6): the feature of layer 'hot' is not finite (NaN or "
+        "infinite), or its derivative is not; their entropy is undefined there"
+    ]
+    assert torch.equal(found["hot"].entropy[2].isfinite().all(-1), finite)
+    assert found["hot"].entropy[[0, 1, 3]].isfinite().all()
+    assert found["body"].entropy.isfinite().all()
+    assert found["hot"].metrics().undefined()["rho"] >= 2
+
+
+def test_a_mean_entropy_out_of_reach_is_said(caplog):
+    states = [net(seed).state_dict() for seed in (1, 2)]
+    how = CHEAP | {"objective": kpnb.Aligned(0.5)}
+    found = kpnb.trajectory(net(), states, X, FOREGROUND, "8", **how)
+    assert found.entropy.isnan().all()
+    for epoch in (0, 1):
+        assert re.search(rf"epoch {epoch}, .*\(6 of 6\): .*never gets as high", caplog.text)
 
 
 class TwoInputs(nn.Module):
@@ -512,6 +564,53 @@ def test_regions_that_do_not_fit_are_refused_before_anything_is_measured(trained
         with pytest.raises(ValueError, match=r"bool \[6, 16\], images by units.*covered_units"):
             kpnb.trajectory(net(), states, X, wrong, "8", **CHEAP)
     assert not calls
+
+
+def test_regions_and_inputs_may_be_arrays(trained):
+    states, _ = trained
+    wanted = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    for region in (FOREGROUND.numpy(), FOREGROUND.tolist()):
+        other = (~FOREGROUND).numpy()
+        found = kpnb.trajectory(
+            net(3), states, X.double().numpy(), region, "8", background=other, **CHEAP
+        )
+        assert torch.equal(found.entropy, wanted.entropy)
+        assert found.row() == pytest.approx(wanted.row(), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"foreground": "mask.png"}, TypeError, "a region must come as a tensor or an array"),
+        ({"model": lambda x: x}, TypeError, r"the model is a torch\.nn\.Module; got function"),
+        ({"x": iter([X])}, TypeError, "the input is a tensor .*kpnb.entropies"),
+        ({"layer": 8}, TypeError, "layers go by their names"),
+        ({"units": 4}, TypeError, "units are an object such as .*got int 4"),
+        ({"choices": 0.2}, TypeError, r"choices are kpnb\.Choices"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(change, error, message):
+    given = {"model": net(), "x": X, "foreground": FOREGROUND, "layer": "8", **CHEAP} | change
+    for measured in (
+        lambda **how: kpnb.trajectory(checkpoints=[net(s).state_dict() for s in (0, 1)], **how),
+        kpnb.Recorder,
+    ):
+        with pytest.raises(error, match=message):
+            measured(**given)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"b": -0.1}, "b=-0.1 must not be negative"),
+        ({"level": "images"}, "unknown level 'images'; did you mean 'image'"),
+        ({"empty": "no"}, "unknown empty 'no'"),
+        ({"first": -1}, "epochs count from 0"),
+    ],
+)
+def test_choices_that_make_no_sense_are_named(how, message):
+    with pytest.raises(ValueError, match=message):
+        kpnb.Choices(**how)
 
 
 def test_units_of_neither_region_do_not_count(trained):

@@ -146,7 +146,159 @@ def test_inference_mode_around_the_call_changes_nothing():
         assert torch.equal(measure(model, "8").entropy, wanted.entropy)
 
 
+# ---- lipschitz looks first too, at the feature and at the prediction
+
+
+def kappa(model: nn.Module, layer: str, **options):
+    x = images()
+    return lipschitz(model, x, layer, torch.full((4, 16), 0.02), units=GRID, samples=2, **options)
+
+
+def _batch_statistics() -> nn.Module:
+    model = small_net(norm=True).double()
+    model[1] = nn.BatchNorm2d(6, track_running_stats=False).double()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: Net(lambda h: F.dropout(h, 0.5)), "two"),
+        (_batch_statistics, "8"),
+        (Positions, "positions"),
+        (lambda: Net(_without_grad), "two"),
+    ],
+    ids=["random", "batch statistics", "constant", "no_grad"],
+)
+def test_lipschitz_names_what_entropy_names(make, layer):
+    with pytest.raises(ValueError) as one:  # noqa: PT011 - the message is compared
+        measure(make(), layer)
+    with pytest.raises(ValueError, match=r"layer '") as two:
+        kappa(make(), layer)
+    assert str(one.value) in str(two.value)
+
+
+def test_lipschitz_looks_at_the_prediction():
+    class Head(Net):
+        def __init__(self, above) -> None:
+            super().__init__()
+            self.above = above
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.above(super().forward(x))
+
+    with pytest.raises(ValueError, match="the model's own output is another one each time"):
+        kappa(Head(lambda y: F.dropout(y, 0.5)), "one")
+    with pytest.raises(ValueError, match="the model's own output has no derivative"):
+        kappa(Head(_without_grad), "one")
+    with pytest.raises(ValueError, match=r"no derivative by the feature of layer 'one'.*no_grad"):
+        kappa(Head(_without_grad), "one", check=False)
+    assert kappa(Head(lambda y: F.dropout(y, 0.5)), "one", check=False).kappa.isfinite().all()
+
+
+def test_a_prediction_that_does_not_depend_on_the_feature_is_named():
+    class Aside(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.one(x.flatten(1))
+            self.two(h)
+            return h
+
+    with pytest.raises(ValueError, match=r"no derivative by the feature of layer 'two': it does"):
+        kappa(Aside(), "two")
+
+
+def test_lipschitz_at_a_run_of_a_shared_module():
+    """Against the same network with modules of their own, at both names and both runs."""
+    shared = nn.Tanh()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(432, 12), shared, nn.Linear(12, 12), shared, nn.Linear(12, 3)
+    ).double()
+    apart = nn.Sequential(*model[:2], nn.Tanh(), model[3], nn.Tanh(), model[5])
+    for name in ("2", "4"):
+        for check in (True, False):
+            with pytest.raises(ValueError, match=rf"'{name}' runs 2 times .*'{name}:1'"):
+                kappa(model, name, check=check)
+        for run, layer in enumerate(("2", "4")):
+            one, two = kappa(model, f"{name}:{run}"), kappa(apart, layer)
+            assert torch.equal(one.kappa, two.kappa)
+            assert torch.equal(one.observed, two.observed)
+    assert (kappa(model, "2:0").kappa - kappa(model, "2:1").kappa).abs().max() > 1e-3
+    for check in (True, False):
+        with pytest.raises(RuntimeError, match=r"never reached layer '2:2' \(it runs 2 times\)"):
+            kappa(model, "2:2", check=check)
+
+
+# ---- quantised numbers have no derivative
+
+
+@pytest.fixture
+def quantised() -> nn.Module:
+    """Linear layers that are quantised as they run."""
+    return torch.ao.quantization.quantize_dynamic(small_net().eval(), {nn.Linear}, torch.qint8)
+
+
+quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@quiet
+@pytest.mark.parametrize("options", [{}, {"max_batch": 1}, {"solver": Stochastic(steps=2)}])
+def test_quantisation_is_named(quantised, options):
+    x = images(dtype=torch.float32)
+    message = r"layer '8' is computed with quantised numbers \(first in '7', DynamicQuantizedLinear"
+    with pytest.raises(ValueError, match=message):
+        measure(quantised, "8", x, **options)
+    with pytest.warns(UserWarning, match="left out '10': .*quantised"):
+        found = measure(quantised, ["5", "10"], x)  # what lies below is an ordinary network
+    assert torch.equal(found["5"].entropy, measure(small_net(), "5", x).entropy)
+    with pytest.raises(ValueError, match="the model's own output is computed with quantised"):
+        lipschitz(quantised, x, "5", torch.ones(4, 16), units=GRID)
+
+
+@quiet
+def test_quantisation_is_named_without_a_look_as_well(quantised):
+    with pytest.raises(ValueError, match=r"no derivative by the input: .*quantised"):
+        measure(quantised, "8", images(dtype=torch.float32), check=False)
+
+
+@quiet
+@pytest.mark.skipif(not set(torch.backends.quantized.supported_engines) - {"none"}, reason="none")
+def test_static_quantisation_is_named():
+    class Converted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter = torch.ao.quantization.QuantStub()
+            self.body, self.leave = small_net(inplace=False)[0], torch.ao.quantization.DeQuantStub()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leave(self.body(self.enter(x)))
+
+    model, x = Converted().eval(), images(dtype=torch.float32)
+    engine = torch.backends.quantized.engine
+    model.qconfig = torch.ao.quantization.get_default_qconfig(engine)
+    prepared = torch.ao.quantization.prepare(model)
+    prepared(x)
+    converted = torch.ao.quantization.convert(prepared)
+    for layer in ("enter", "body", "leave"):
+        with pytest.raises(ValueError, match=rf"'{layer}' is computed with quantised .*'enter'"):
+            measure(converted, layer, x)
+
+
 # ---- it is finite, and moves
+
+
+def test_a_derivative_that_is_not_finite_is_named():
+    """``where`` hides what is not finite from the feature, but not from its derivative."""
+    model = Net(lambda h: torch.where(h > 0, h.sqrt(), torch.zeros_like(h)))
+    with pytest.raises(ValueError, match=r"samples 0, 1, 2, 3: .*'two' is not finite .*derivative"):
+        measure(model, "two")
+    assert measure(model, "two", dead="nan").delta_f2.isnan().all()
+
+
+def test_one_sample_at_a_time_is_looked_at_too():
+    with pytest.raises(ValueError, match="'two' is another one each time"):
+        measure(Net(lambda h: F.dropout(h, 0.5)), "two", max_batch=1)
+    with pytest.raises(ValueError, match="'two' has no derivative"):
+        measure(Net(_without_grad), "two", max_batch=1)
 
 
 @pytest.mark.parametrize(
