@@ -5,6 +5,7 @@ tables say.
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
 from kpnb_book.studies.chapters import SETTINGS
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.training import Training
 from tests.by_hand import metrics_by_hand
 
 TINY = {
@@ -163,6 +165,27 @@ def test_a_wrapped_and_prefixed_teacher_goes_through_a_study(study, tmp_path):
     )
     with pytest.raises(ValueError, match=r"missing: features\.0\.weight"):
         half.teacher().finish()
+
+
+def test_a_file_of_weights_is_known_by_what_it_holds(study, tmp_path):
+    """A copy of it is the same teacher; another training under its name is not."""
+    file = tmp_path / "here" / "best.pth"
+    file.parent.mkdir()
+    torch.save(build(**study.teacher_spec() | {"seed": 9}).state_dict(), file)
+    shutil.copytree(file.parent, tmp_path / "there")
+    options = TINY | {"dataset": "folder", "data_root": study.settings.data_root}
+
+    def student(where: str) -> Training:
+        weights = str(tmp_path / where / "best.pth")
+        return ImageStudy("laptop", store=study.store, teacher_weights=weights, **options).student(
+            "FC1"
+        )
+
+    here, there = student("here"), student("there")
+    assert here.address == there.address
+    torch.save(build(**study.teacher_spec() | {"seed": 10}).state_dict(), file)
+    assert student("here").address != there.address
+    assert student("there").address == there.address
 
 
 def times_of_runs(store):
