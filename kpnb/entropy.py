@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import length_hint
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -390,7 +391,7 @@ def entropies(
             f"{type(batches).__name__} (kpnb.entropy measures a single batch)"
         )
     device = next((parameter.device for parameter in model.parameters()), None)
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = length_hint(batches) or None  # a loader of a stream has a length that only raises
     with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
         for number, batch in enumerate(batches):
             x = _input_of(batch)

@@ -180,13 +180,17 @@ class _AllReached(BaseException):
 
 @dataclass
 class _Hook:
-    """Keeps a copy of a module's output in the run that is asked for, and counts the runs."""
+    """Keeps a copy of a module's output in the run that is asked for, and counts the runs.
+
+    ``waiting`` are the layers that the pass has not reached; with the last one it ends. None: it
+    goes on. (Hooks that knew each other would be a cycle, and keep graphs until a collection.)
+    """
 
     name: str
     module: nn.Module
     run: int
     select: Key | None
-    reached: Callable[[], None]
+    waiting: set[str] | None
     feature: Tensor | None = None
     runs: int = 0
 
@@ -194,8 +198,11 @@ class _Hook:
         if self.runs == self.run:
             # a copy, which an in-place activation that follows cannot change
             self.feature = picked(output, self.name, self.select).clone()
+            if self.waiting is not None:
+                self.waiting.discard(self.name)
         self.runs += 1
-        self.reached()
+        if self.waiting is not None and not self.waiting:
+            raise _AllReached
 
 
 def capture(
@@ -224,14 +231,11 @@ def capture(
     check_model(model)
     x = _arrays_taken(model, x)
     hooks: list[_Hook] = []
-
-    def reached() -> None:
-        if runs is None and all(hook.feature is not None for hook in hooks):
-            raise _AllReached
-
-    for name in layer_names(model, layers):
+    names = layer_names(model, layers)
+    waiting = {*names} if runs is None else None
+    for name in names:
         module, run = layer_at(model, name)
-        hooks.append(_Hook(name, module, run or 0, for_layer(select, name), reached))
+        hooks.append(_Hook(name, module, run or 0, for_layer(select, name), waiting))
     handles = []
     try:
         handles += [hook.module.register_forward_hook(hook) for hook in hooks]

@@ -5,6 +5,7 @@ The oracle uses nothing of kpnb: a hook of its own, autograd's Jacobian, and sum
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from kpnb import ClosedForm, ImageGrid, Regions, Tokens
 from kpnb.energy import unit_energies
 from kpnb.features import Network
 from kpnb.inputs import read_inputs
+from kpnb.objectives import Aligned, entropy_of, solve
 from kpnb.perturb import Perturbation
 
 EXACT = ClosedForm(rank=None)
@@ -327,3 +329,55 @@ def test_a_run_of_a_shared_module_is_another_feature():
     found = kpnb.entropy(case.model, case.x, ["layer4.0.relu:0", "layer4.0.relu:1"], **case.options)
     one, two = found.values()
     assert (one.entropy - two.entropy).abs().max() > 1e-3
+
+
+# ------------------------------------------------------------- stock networks, at their own size
+
+STOCK = {"resnet50": "fc", "convnext_tiny": "classifier", "vit_b_16": "heads"}
+
+
+@lru_cache(maxsize=1)
+def stock(name: str) -> nn.Module:
+    """torchvision's network for 224 pixels and two classes, with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.get_model(name, weights=None, num_classes=2).eval()
+        if name == "vit_b_16":
+            nn.init.normal_(model.heads.head.weight)  # zeros, as torchvision starts it
+    return model
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_networks_at_their_own_size(name):
+    """With two logits the defaults follow every direction of the feature: H is that of autograd's
+    gradients, summed over patches of 16 pixels, and nothing is estimated.
+    """
+    model, x = stock(name), normal(1, 3, 224, 224).float()
+    quick = ClosedForm(check=1)  # for the linearity, which is not asked for
+    found = kpnb.entropy(model, x, STOCK[name], units=ImageGrid(14), solver=quick, check=False)
+
+    leaf = x.clone().requires_grad_()
+    rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0] for one in model(leaf)[0]]
+    by_pixel = torch.stack(rows).double().square().sum((0, 1, 2))
+    energy = by_pixel.unfold(0, 16, 16).unfold(1, 16, 16).sum((-2, -1)).reshape(1, -1)
+
+    sigma, _ = solve(energy, torch.zeros_like(energy), Aligned(), 0.01)
+    torch.testing.assert_close(found.entropy.double(), entropy_of(sigma), rtol=0, atol=1e-3)
+    assert found.entropy.std() > 0.01  # patches do differ
+    torch.testing.assert_close(found.delta_f2.double(), 1e-4 * energy.sum(1), rtol=1e-3, atol=0)
+    assert (found.rank == 2).all()
+    assert (found.error == 0).all()
+
+
+def test_the_patches_of_a_stock_vision_transformer_are_embedded_alike():
+    """Where a patch becomes a vector, J is the same matrix for each: all have one entropy, -2.8.
+    The sketch of these 150,528 numbers says itself how far it is from that.
+    """
+    model, x = stock("vit_b_16"), normal(1, 3, 224, 224).float()
+    found = kpnb.entropy(model, x, "conv_proj", units=ImageGrid(14))
+    wanted = 1e-4 * 196 * model.conv_proj.weight.double().square().sum()
+    torch.testing.assert_close(found.delta_f2[0].double(), wanted, rtol=0.02, atol=0)
+    off = (found.entropy + 2.8) / found.error
+    assert off.square().mean().sqrt() < 2
+    assert found.error.max() < 0.2
+    assert torch.allclose(found.linearity, torch.ones(1), atol=0.05)

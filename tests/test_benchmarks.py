@@ -2,16 +2,23 @@
 judged here.
 """
 
+import os
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
 from benchmarks import chapters, regression
+from kpnb_book.networks.images import build
 from kpnb_book.run.notebooks import run_notebook
 from tests.test_runner import repository, write
 
@@ -120,19 +127,90 @@ def test_another_tree_is_a_folder_or_a_revision(tmp_path, monkeypatch):
     assert not tree.exists()
 
 
+class Side:
+    """Answers as if it had measured; every call takes longer than the one before."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, name: str, factor: float) -> None:
+        self.name, self.factor, self.calls = name, factor, 0
+
+    def ask(self, what: str, *_request: object) -> object:
+        self.asked.append(f"{self.name} {what}")
+        self.calls += what == "time"
+        return {"time": self.factor * self.calls, "memory": 8 * self.factor}.get(what, [0.01, 0.9])
+
+
 def test_two_sides_take_turns_and_are_set_side_by_side(capsys):
-    asked = []
+    Side.asked.clear()
+    case = {"name": "grid: a case", "settings": {"default": (9, 5, 14)}}
+    rows = regression.compare([case], Side("other", 2.0), Side("this", 1.5), repeats=4)
+    once = [f"{name} {what}" for what in ("quality", "memory") for name in ("other", "this")]
+    turns = ["this time", "other time", "other time", "this time"] * 2
+    assert Side.asked == once + turns
+    line = capsys.readouterr().out.splitlines()[-1]
+    numbers = re.findall(r"\d+\.\d+", line)
+    assert numbers[:4] == ["0.01000", "0.01000", "0.9000", "0.9000"]
+    assert numbers[4:] == ["0.750", "0.750", "0.750", "16.0", "12.0", "0.750"]
+    (row,) = rows
+    assert row.kind == "grid"
+    assert row.ratios == pytest.approx([0.75] * 4)
 
-    class Side:
-        def __init__(self, name: str, seconds: float) -> None:
-            self.name, self.seconds = name, seconds
 
-        def ask(self, what: str, *_request: object) -> object:
-            asked.append(self.name)
-            return self.seconds if what == "time" else [0.01, 0.9]
+def test_three_per_cent_are_judged_by_the_interval(capsys):
+    """Of ratios with a spread of 5 %: few leave it open, many decide, either way."""
+    rng = np.random.default_rng(0)
+    rows = [
+        regression.Row(kind, middle * rng.lognormal(0, 0.05, turns), memory=1.01)
+        for kind, middle, turns in (("grid", 1, 400), ("points", 1.06, 400), ("tokens", 1.01, 4))
+        for _ in range(2)
+    ]
+    regression.summarise(rows)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    said = [re.split(r"\s{2,}", line.strip()) for line in lines]
+    assert [(kind, what) for kind, _, _, what, *_ in said] == [
+        ("grid", "within 3 %"),
+        ("points", "more"),
+        ("tokens", "open: repeat more often"),
+    ]
+    for (_, ratio, interval, *_), middle in zip(said, (1, 1.06, 1.01), strict=True):
+        low, high = map(float, interval.split("-"))
+        assert low <= middle <= high
+        assert low <= float(ratio) <= high
 
-    case = {"name": "a case", "settings": {"default": (9, 5, 14)}}
-    regression.compare([case], Side("other", 2.0), Side("this", 1.5), repeats=4)
-    assert asked == ["other", "this", *["this", "other", "other", "this"] * 2]
-    line = capsys.readouterr().out.splitlines()[-1].split()
-    assert line[-5:] == ["0.01000", "0.01000", "0.9000", "0.9000", "0.750"]
+
+def test_memory_is_counted_at_the_peak():
+    """Two tensors of 4 MiB at a time, whatever came and went; what is kept counts too."""
+
+    def call() -> torch.Tensor:
+        kept = torch.empty(2**20)
+        for _ in range(3):
+            torch.empty(2**20)
+        return kept
+
+    assert regression.peak(call) == 8
+    assert regression.peak(lambda: None) == 0
+
+
+def test_a_side_measures_with_the_kpnb_of_its_tree(tmp_path):
+    """On networks that are built by this tree's code, which the other one may lack."""
+    shutil.copytree(ROOT / "kpnb", tmp_path / "kpnb")
+    with (tmp_path / "kpnb" / "entropy.py").open("a") as file:
+        file.write("\n\ndef entropy(*_args, real=entropy, **options):\n")
+        file.write("    raise SystemExit('the other one')\n")
+    with (tmp_path / "kpnb" / "weights.py").open("a") as file:
+        file.write("\n\ndel renamed  # which our networks import\n")
+    spec = {"name": "vgg11_bn", "num_classes": 3, "input_size": 32, "width": 0.05, "hidden": 8}
+    case = {"kind": "image", "spec": spec, "state": build(**spec).state_dict(), "scale": 1.0}
+    case |= {"x": torch.zeros(1, 3, 32, 32), "masks": torch.ones(1, 32, 32).bool(), "layer": "f"}
+    case |= {"settings": {"default": (2, 2, 3)}}
+    torch.save([case], tmp_path / "cases.pt")
+    done = subprocess.run(
+        [sys.executable, regression.__file__, tmp_path, "--serve", tmp_path / "cases.pt"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "book")))},
+        input='["time", 0, "default"]\n',
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.stderr.strip().endswith("the other one")

@@ -130,7 +130,16 @@ def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, 
     own = tmp_path / "mine.ipynb"
     own.write_text('{"cells": []}')
     assert main(["forecast", str(own)]) == 2
-    assert "mine.ipynb is no chapter" in capsys.readouterr().err
+    assert "mine.ipynb has no plan" in capsys.readouterr().err
+
+
+def test_chapters_without_a_plan_say_so_and_which_have_one(capsys):
+    assert main(["forecast", "05", "-p", "size=32"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: 05_your_own.ipynb has no plan")
+    numbers = said.rpartition(":")[2].replace(",", " ").split()
+    root = Path(__file__).parents[1] / "notebooks"
+    assert numbers == sorted({path.name[:2] for path in root.glob("*.ipynb")} - {"03", "04", "05"})
 
 
 def test_help_names_every_command(capsys):

@@ -5,6 +5,7 @@ made by hand.
 import io
 import json
 import logging
+import shutil
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -316,6 +317,28 @@ def test_set_changes_with_its_files_and_is_kept_in_the_store(name, tmp_path, mon
     for path in [path for path in PIXELS if base in path.parents]:
         picture(path, seed=10_000, width=PIXELS[path].shape[1], height=PIXELS[path].shape[0])
     assert load(name, root=base, size=8, store=store).config != first.config
+
+
+@each
+def test_the_same_tree_elsewhere_is_the_same_set(name, tmp_path, monkeypatch):
+    """Copied with new times under another name; its sets are read from the store, not decoded."""
+    base, store = TREES[name](tmp_path / "here"), Store(tmp_path / "store")
+    other = tmp_path / "on another disk" / "there"
+    shutil.copytree(tmp_path / "here", other, copy_function=shutil.copyfile)
+    splits, seen = ("train", "test"), {}
+    for split in splits:
+        seen[split] = load(name, split, root=base, size=8, store=store)
+    runs = set(store.root.rglob("*.safetensors"))
+    assert len(runs) == 2
+    monkeypatch.setattr(image_set, "read", None)
+    for split in splits:
+        again = load(
+            name, split, root=other / base.relative_to(tmp_path / "here"), size=8, store=store
+        )
+        assert again.config == seen[split].config
+        assert again.names == seen[split].names
+        assert torch.equal(again.images, seen[split].images)
+    assert set(store.root.rglob("*.safetensors")) == runs
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,14 @@ tables say.
 
 import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +25,9 @@ from kpnb_book.figures.report import difference_table, show
 from kpnb_book.networks.images import build
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
+from kpnb_book.studies.chapters import SETTINGS
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.training import Training
 from tests.by_hand import metrics_by_hand
 
 TINY = {
@@ -60,6 +67,25 @@ def draw(root: Path, per_class: int = 24) -> Path:
             picture.save(root / "images" / shape / f"{number}.png")
             mask.save(root / "masks" / shape / f"{number}.png")
     return root
+
+
+def papermill(
+    path: Path, output: Path, parameters: dict[str, object], **variables: object
+) -> nbformat.NotebookNode:
+    """``path`` executed by the command papermill itself; nothing is left in the user's home."""
+    given = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    folders = {name: str(output.parent) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    search = [str(variables.pop("PYTHONPATH", "")), *sys.path]
+    env = os.environ | folders | {name: str(value) for name, value in variables.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", path, output, "--no-progress-bar", *given],
+        cwd=path.parent,
+        env=env | {"PYTHONPATH": os.pathsep.join(search)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    return nbformat.read(output, as_version=4)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +165,27 @@ def test_a_wrapped_and_prefixed_teacher_goes_through_a_study(study, tmp_path):
     )
     with pytest.raises(ValueError, match=r"missing: features\.0\.weight"):
         half.teacher().finish()
+
+
+def test_a_file_of_weights_is_known_by_what_it_holds(study, tmp_path):
+    """A copy of it is the same teacher; another training under its name is not."""
+    file = tmp_path / "here" / "best.pth"
+    file.parent.mkdir()
+    torch.save(build(**study.teacher_spec() | {"seed": 9}).state_dict(), file)
+    shutil.copytree(file.parent, tmp_path / "there")
+    options = TINY | {"dataset": "folder", "data_root": study.settings.data_root}
+
+    def student(where: str) -> Training:
+        weights = str(tmp_path / where / "best.pth")
+        return ImageStudy("laptop", store=study.store, teacher_weights=weights, **options).student(
+            "FC1"
+        )
+
+    here, there = student("here"), student("there")
+    assert here.address == there.address
+    torch.save(build(**study.teacher_spec() | {"seed": 10}).state_dict(), file)
+    assert student("here").address != there.address
+    assert student("there").address == there.address
 
 
 def times_of_runs(store):
@@ -277,6 +324,31 @@ def test_only_free_artwork_is_shown(study, tmp_path):
     shown = embedded.shown(3).tolist()
     assert len(shown) == 3
     assert all(embedded.measured.names[i].startswith("Goog/") for i in shown)
+
+
+def test_plain_papermill_executes_a_chapter(study, tmp_path):
+    """Its numbers are those of a study of the same settings, which finds everything stored."""
+    parameters = {"profile": "smoke", "dataset": "folder", "epochs": 1, "seeds": 0, "layer": "FC1"}
+    parameters |= {"data_root": study.settings.data_root, "device": "cpu"}
+    chapter = Path(__file__).parents[1] / "notebooks" / "11_images_h2.ipynb"
+    page = papermill(chapter, tmp_path / chapter.name, parameters, KPNB_STORE=tmp_path / "store")
+    prefix, glued = "application/papermill.record/text/plain", {}
+    for cell in page.cells:
+        for shown in cell.get("outputs", []):
+            if prefix in shown.get("data", {}):
+                glued[shown.metadata.scrapbook.name] = shown.data[prefix]
+    settings = {SETTINGS.get(name, name): value for name, value in parameters.items()}
+    own = ImageStudy(store=Store(tmp_path / "store"), **settings)
+    roles = {"student": own.student("FC1"), "baseline": own.baseline()}
+    for role, network in roles.items():
+        assert not network.missing()
+        path = measure.distance(own, network, "FC1")[-1].item()
+        assert path > 0
+        assert float(glued[f"h2_{role}_path"]) == pytest.approx(path, rel=1e-6)
+    table = tables.table5(own).set_index("network")
+    gap = table.loc["student", "d_mean"] - table.loc["baseline", "d_mean"]
+    assert float(glued["h2_all"]) == pytest.approx(gap, rel=1e-6, nan_ok=True)
+    assert glued["h2_epochs"] == "1"
 
 
 def test_settings_follow_profile_network_and_overrides():

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import kpnb
+from kpnb import distill
+from kpnb.distill import TensorData
 from kpnb.objectives import Aligned, Converged
+from kpnb.schedule import Schedule
 from kpnb_book.networks.clouds import NETWORKS
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
@@ -45,6 +48,22 @@ def test_every_network_gives_a_table_that_a_count_by_hand_confirms(store, networ
         for name, value in hand.items():
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
     assert tables.accuracies(study)["accuracy"].between(0, 1).all()
+
+
+def test_a_batch_of_one_is_named_before_anything_is_trained(tmp_path):
+    """Behind the maximum over points batch normalisation has one number of each cloud."""
+    study = CloudStudy("smoke", store=Store(tmp_path / "store"), **TINY, batch_size=1)
+    says = r"cannot learn from a batch of one sample .*batch_size"
+    for training in (study.student("FC1"), study.head("FC1"), study.baseline()):
+        with pytest.raises(ValueError, match=says):
+            training.finish()
+    model, path = study.build(**study.spec(0)), study.path("FC1")
+    data = TensorData(study.x[:1], torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ValueError, match=says):
+        distill.student(model, model, path, data, Schedule(1), folder=tmp_path / "own")
+    with pytest.raises(ValueError, match=says):
+        distill.output(model, model, data, Schedule(1), folder=tmp_path / "own")
+    assert not list(tmp_path.rglob("epoch-*"))
 
 
 def test_who_learns_from_what(store):

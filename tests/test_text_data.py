@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -329,6 +330,31 @@ def test_a_rule_of_ones_own(tiny, tmp_path):
     texts = load("squad", tokenizer=tiny, length=48, rule=beginning, threshold=2, root=tmp_path)
     assert (texts.masks.sum(1) == 1).all()
     assert texts.config["rule"].endswith("beginning")
+
+
+@pytest.mark.parametrize("dataset", ["sst2", "squad"])
+def test_the_same_files_elsewhere_are_the_same_texts(dataset, tiny, tmp_path, monkeypatch):
+    """The tokenizer's folder too; with another sentence, or another word in it, they are others."""
+    here, there, store = tmp_path / "here", tmp_path / "there", Store(tmp_path / "store")
+    here.mkdir()
+    write_sst2(here)
+    write_squad(here)
+    shutil.copytree(here, there, copy_function=shutil.copyfile)
+    shutil.copytree(tiny, tmp_path / "model", copy_function=shutil.copyfile)
+    moved = str(tmp_path / "model")
+    how = {"length": 48, "store": store}
+    first = load(dataset, tokenizer=tiny, root=here, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(text, "encode", None)  # nothing can be tokenised
+        again = load(dataset, tokenizer=moved, root=there, **how)
+    assert again.config == first.config
+    assert torch.equal(again.input_ids, first.input_ids)
+    for path in there.glob("*train*"):
+        path.write_text(path.read_text("utf8").replace("great", "grand").replace("city", "town"))
+    assert load(dataset, tokenizer=moved, root=there, **how).config != first.config
+    tokenizer = tmp_path / "model" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text("utf8").replace('"movie"', '"film2"'), "utf8")
+    assert load(dataset, tokenizer=moved, root=here, **how).config != first.config
 
 
 def test_a_stored_set_is_not_tokenised_again(tiny, tmp_path, monkeypatch):

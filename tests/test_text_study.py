@@ -5,6 +5,8 @@ map.
 import html
 import math
 import re
+import shutil
+from dataclasses import asdict
 from typing import ClassVar
 
 import numpy as np
@@ -71,6 +73,41 @@ def test_table_agrees_with_a_count_by_hand(study):
                 np.mean(values) if values else np.nan, nan_ok=True
             )
     assert "undefined" in show(tables.table5(study)).to_html()
+
+
+def test_a_copied_study_is_trained_already_and_one_of_another_model_is_not(study, tmp_path):
+    """Its data and its model's folder lie elsewhere; then the model has another width."""
+    table = tables.table5(study)
+    s = study.settings
+    shutil.copytree(s.data_root, tmp_path / "data", copy_function=shutil.copyfile)
+    shutil.copytree(s.network, tmp_path / "model", copy_function=shutil.copyfile)
+    options = {**asdict(s), "data_root": str(tmp_path / "data")}
+    options["network"] = str(tmp_path / "model")
+    copied = TextStudy("smoke", store=study.store, **options)
+    trainings = [copied.teacher(), copied.baseline(), copied.student("feature")]
+    assert not any(training.missing() for training in trainings)
+    assert tables.table5(copied).equals(table)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text("utf8").replace('"gelu"', '"relu"'), "utf8")
+    other = TextStudy("smoke", store=study.store, **options)
+    assert other.baseline().missing() == [0, 1, 2, 3]
+    assert other.baseline().address != study.baseline().address
+
+
+def test_texts_longer_than_the_encoder_are_named_before_anything_is_trained(study, tmp_path):
+    options = {**asdict(study.settings), "length": 60}
+    long = TextStudy("smoke", store=Store(tmp_path), **options)
+    for training in (
+        long.teacher(),
+        long.student("feature"),
+        long.head("feature"),
+        long.baseline(),
+    ):
+        with pytest.raises(
+            ValueError, match=r"texts of 60 tokens, .* positions for 48: set length"
+        ):
+            training.finish()
+    assert not list(tmp_path.rglob("epoch-*"))
 
 
 def test_entropy_is_that_of_embeddings_at_their_own_scale(study):

@@ -6,6 +6,7 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -240,6 +241,45 @@ def count_measurements(monkeypatch, fail_at: int | None = None) -> list[int]:
 
     monkeypatch.setattr(module, "entropy", counted)
     return calls
+
+
+class Counting(nn.Module):
+    """A network that counts the rows of its passes, and how often weights are loaded."""
+
+    passes: ClassVar[list[int]] = []
+    loads: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes.append(len(x))
+        return self.net(x)
+
+    def load_state_dict(self, *args, **options):
+        self.loads.append(len(self.passes))
+        return super().load_state_dict(*args, **options)
+
+
+def test_an_epoch_costs_one_load_and_one_measurement(tmp_path):
+    """As many passes of as many rows as a call of ``entropy`` for each checkpoint; the layers share
+    them. Only the first epoch is looked at beforehand.
+    """
+    model, layers = Counting(), ["net.5", "net.8"]
+    for epoch in range(4):
+        torch.save({"state_dict": Counting().state_dict()}, tmp_path / f"epoch-{epoch}.pt")
+    counts = {}
+    for check in (True, False):
+        Counting.passes.clear()
+        kpnb.entropy(model, X, layers, units=GRID, check=check)
+        counts[check] = [*Counting.passes]
+    Counting.passes.clear(), Counting.loads.clear()
+    kpnb.trajectory(model, str(tmp_path / "epoch-*.pt"), X, FOREGROUND, layers, **CHEAP)
+    assert len(counts[True]) > len(counts[False]) > 0
+    assert Counting.passes == counts[True] + 3 * counts[False]
+    looked, each = len(counts[True]), len(counts[False])
+    assert Counting.loads == [0, looked, looked + each, looked + 2 * each]
 
 
 def test_stored_work_resumes_and_a_second_call_measures_nothing(trained, tmp_path, monkeypatch):

@@ -1,16 +1,19 @@
 """The page for networks, checkpoints and data of one's own, with all three given."""
 
 import importlib
+import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import kpnb
-from tests.test_study import draw
+from tests.test_study import draw, papermill
 
 PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "05_your_own.ipynb"
 MODULE = """
@@ -30,30 +33,39 @@ class Net(nn.Module):
 """
 
 
+def wrapped(role: str, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict:
+    """What training code of two kinds saves: of DataParallel, and of a compiled network."""
+    if role == "student":
+        parallel = nn.DataParallel(model)
+        return {"state_dict": parallel.state_dict(), "optimizer": optimiser.state_dict()}
+    return {"model": {f"_orig_mod.{k}": v for k, v in model.state_dict().items()}, "loss": 0.5}
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
     """A package, what its training left behind, and a folder of images, as parameters."""
     root = tmp_path_factory.mktemp("theirs")
-    (root / "somebodys_nets.py").write_text(MODULE, "utf8")
+    (root / "somebodys").mkdir()
+    (root / "somebodys" / "nets.py").write_text(MODULE, "utf8")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
-        net = importlib.import_module("somebodys_nets").Net
+        net = importlib.import_module("somebodys.nets").Net
         x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         for seed, role in enumerate(("student", "baseline")):
             torch.manual_seed(seed)
-            model, labels = nn.DataParallel(net()), torch.arange(16) % 2
+            model, labels = net(), torch.arange(16) % 2
             optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
             (root / role).mkdir()
-            for epoch in range(4):
-                file = {"state_dict": model.state_dict(), "optimizer": optimiser.state_dict()}
-                torch.save(file, root / role / f"checkpoint_{epoch}.pth.tar")
+            for epoch in range(8, 12):  # 9 comes before 10
+                file = root / role / f"checkpoint_{epoch}.pth.tar"
+                torch.save(wrapped(role, model, optimiser), file)
                 nn.functional.cross_entropy(model(x), labels).backward()
                 optimiser.step()
         draw(root / "images", 8)
         files = {f"{role}_checkpoints": f"{root}/{role}/*" for role in ("student", "baseline")}
         more = {"size": 32, "grid": 4, "b": 0.01, "images": 5, "profile": "smoke"}
         yield {
-            "model": "somebodys_nets:Net",
+            "model": "somebodys.nets:Net",
             "data_root": str(root / "images"),
             "layer": "features",
             "device": "cpu",
@@ -75,28 +87,80 @@ def execute(parameters: dict, cells: int | None = None) -> dict:
     return space
 
 
-def test_the_page_measures_what_it_is_given(given):
-    page = execute(given)
-    assert page["x"].shape == (5, 3, 32, 32)
-    assert "teacher" not in page  # nothing was trained
-    assert page["units"].count(page["x"]) == 16
-    net = importlib.import_module("somebodys_nets").Net()
+def states_of(given: dict, role: str) -> list[dict]:
+    """The weights of a role by epoch, read and unwrapped without kpnb."""
+    found = []
+    for epoch in range(8, 12):
+        file = Path(given[f"{role}_checkpoints"]).parent / f"checkpoint_{epoch}.pth.tar"
+        saved = torch.load(file, weights_only=True)
+        state = saved["state_dict"] if role == "student" else saved["model"]
+        found.append({name.partition(".")[2]: value for name, value in state.items()})
+    return found
+
+
+def test_plain_papermill_executes_the_page_on_what_it_is_given(given, tmp_path):
+    """Its table is that of ``kpnb.trajectory``, called here, on weights that were read by hand."""
+    package = Path(given["data_root"]).parent
+    page = papermill(PAGE, tmp_path / "page.ipynb", given, PYTHONPATH=package)
+    table = next(cell for cell in page.cells if cell.id == "05-18").outputs[0].data["text/html"]
+    rows = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    start = execute(given, 4)  # images and units; nothing is trained or measured so far
+    x, units, foreground = start["x"], start["units"], start["foreground"]
+    assert x.shape == (5, 3, 32, 32)
+    net = importlib.import_module("somebodys.nets").Net()
+    choices, wanted = kpnb.Choices(b=0.01), []
     for role in ("student", "baseline"):
-        entropies = []
-        for epoch in range(4):
-            file = (
-                Path(given["student_checkpoints"]).parents[1] / role / f"checkpoint_{epoch}.pth.tar"
-            )
-            state = torch.load(file, weights_only=True)["state_dict"]
-            net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
-            found = kpnb.entropy(net, page["x"], "features", units=page["units"])
-            entropies.append(found.entropy)
-        assert torch.equal(page[role].entropy, torch.stack(entropies))
-        points = kpnb.knowledge_points(entropies[-1], page["foreground"], b=0.01)
-        assert page[role].row()["n_fg"] == points.n_fg.mean() > 0
-        assert page["rows"].loc[role, "n_fg"] == points.n_fg.mean()
-    assert np.isfinite(page["found"]["n_fg"].value)
-    assert len(page["recorded"].entropy) == 4
+        states = states_of(given, role)
+        how = {"units": units, "choices": choices}
+        found = kpnb.trajectory(net, states, x, foreground, "features", **how)
+        for epoch, state in enumerate(states):
+            net.load_state_dict(state)
+            one = kpnb.entropy(net, x, "features", units=units)
+            assert torch.equal(found.entropy[epoch], one.entropy)
+        assert found.row()["n_fg"] > 0
+        wanted += [role, *(f"{value:.3f}" for value in found.row().values())]
+    assert rows == wanted
+    printed = str([cell.get("outputs", "") for cell in page.cells])
+    assert "The student has 4 checkpoints and the baseline 4" in printed
+    assert "Your student has" in printed  # the takeaway
+
+
+def test_void_in_masks_is_neither_object_nor_background(given, tmp_path):
+    shutil.copytree(given["data_root"], tmp_path / "images")
+    root = tmp_path / "images"
+    for path in (root / "masks").rglob("*.png"):
+        values = np.asarray(Image.open(path)) // 255
+        values[:, :12] = 255
+        Image.fromarray(values).save(path)
+    given = given | {"data_root": str(root)}
+    with pytest.raises(ValueError, match=r"ambiguous: masks hold 0, 1, 255: say void=255"):
+        execute(given, 4)
+    page = execute(given | {"void": 255})
+    names = [page["data"].names[i] for i in page["measured"]]
+    masks = np.stack([np.asarray(Image.open(root / "masks" / name)) for name in names])
+    cells = masks.reshape(5, 4, 8, 4, 8).swapaxes(2, 3).reshape(5, 16, 64)
+    known, object_ = (cells != 255).sum(-1), (cells == 1).sum(-1)
+    foreground = (2 * object_ >= known) & (known >= 32)
+    background = (2 * object_ < known) & (known >= 32)
+    assert (~foreground & ~background).sum() == 5 * 4  # the first column
+    np.testing.assert_array_equal(page["foreground"], foreground)
+    np.testing.assert_array_equal(page["background"], background)
+    entropy = page["student"].entropy[-1].numpy()
+    level = np.array([h[b].mean() for h, b in zip(entropy, background, strict=True)])
+    points = level[:, None] - entropy > 0.01
+    row = page["rows"].loc["student"]
+    assert row["n_fg"] == (points & foreground).sum(1).mean()
+    assert row["n_bg"] == (points & background).sum(1).mean() > 0
+    shown = page["maps"]["student"]["features"].isnan().numpy()
+    assert (shown == ~(foreground | background)).all()
+    (root / "kpnb.json").write_text('{"void": 255}')
+    again = execute(given, 4)  # the folder says it itself
+    assert torch.equal(again["background"], page["background"])
+
+
+def test_the_embedded_images_have_no_void():
+    with pytest.raises(ValueError, match="void= is for dataset='folder'"):
+        execute({"void": 255, "profile": "smoke"}, 3)
 
 
 def test_what_is_measured_is_of_all_classes(given):

@@ -43,6 +43,22 @@ def contents(files: Iterable[Path], root: Path, store: Any = None) -> dict[Path,
     return held
 
 
+def named(name: str, store: Any = None) -> str:
+    """What stands for the ``name`` of weights or of a model where something is identified.
+
+    For a file, or a folder of a model with its ``config.json``, that is a digest of what it holds;
+    anything else, such as a name on Hugging Face, stands for itself.
+    """
+    path = Path(name).expanduser()
+    if path.suffix and path.is_file():
+        return contents([path], path.parent, store)[path]
+    if not (path / "config.json").is_file():
+        return name
+    files = sorted(file for file in path.glob("[!.]*") if file.is_file())
+    held = contents(files, path, store)
+    return digest([[file.name, held[file]] for file in files])
+
+
 def _state(path: Path) -> list[int]:
     about = path.stat()
     return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from kpnb_book.data import factbook, reviews, text_official
+from kpnb_book.data.contents import named
 from kpnb_book.data.samples import Request, Sample
 from kpnb_book.data.text_set import Row, Spans, TextSet, encode, foreground
 from kpnb_book.hub import source
@@ -71,6 +72,7 @@ def load(
 
     config = {
         **wanted.config,
+        "tokenizer": named(wanted.tokenizer, store),
         "count": len(rows),
         "inputs": list(TextSet.INPUTS),
         "rule": wanted.rule.__qualname__,

@@ -275,13 +275,16 @@ def check_folder(options: argparse.Namespace) -> int:
 def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
     """What the chapter in ``path`` would take.
 
-    Raises UsageError for a notebook that is no chapter, and for what a study cannot be made of.
+    Raises UsageError for a notebook without a plan, and for what a study cannot be made of.
     """
     from kpnb_book.studies.chapters import CHAPTERS, plans_of
     from kpnb_book.studies.plan import forecast
 
     if path.stem[:2] not in CHAPTERS:
-        raise UsageError(f"{path.name} is no chapter with a study: only they have a plan")
+        raise UsageError(
+            f"{path.name} has no plan, because no study of this book says what it trains; these "
+            f"chapters have one: {', '.join(CHAPTERS)}"
+        )
     try:
         return str(forecast(plans_of(path.stem[:2], parameters)))
     except (ValueError, OSError) as error:

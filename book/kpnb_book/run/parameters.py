@@ -141,6 +141,7 @@ RULES = {
     "model": Rule(str, "package.module:function", pattern=r"\w+(\.\w+)*:\w+(\.\w+)*"),
     "student_checkpoints": Rule(str, "a pattern of files or a folder"),
     "baseline_checkpoints": Rule(str, "a pattern of files or a folder"),
+    "void": Rule(int, "a whole number from 0 on, a value in masks", least=0),
     "size": _count(),
     "network": Rule(str, "the name of a network", several=True),
     "teachers": Rule(str, "names of networks in a list", several=True),

@@ -20,7 +20,10 @@ class Settings(settings.Settings):
     """What an image experiment depends on besides; ``size`` in pixels, the rest is that of
     ``networks.images.build``.
 
-    The teacher may be another network, ``teacher_network``: FC1 and FC2 have ``hidden`` units in
+    The teacher may start from ``teacher_weights``: a name of torchvision's ("IMAGENET1K_V1") or a
+    file, wrapped or prefixed as ``kpnb.load_weights`` takes it; None: from random weights.
+
+    It may be another network, ``teacher_network``: FC1 and FC2 have ``hidden`` units in
     all of them, and the VGGs have equal features at Conv; where shapes differ, nothing is adapted
     but an error names both.
 

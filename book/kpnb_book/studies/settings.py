@@ -19,7 +19,7 @@ Count = int | Literal["all"]
 class Settings:
     """What an experiment of any modality depends on; ``resolve`` gives a profile's values.
 
-    dataset, data_root      which data, and the folder it lies in
+    dataset, data_root      which data, and the folder it lies in (None: the set needs none)
     network, layers         name of the network, and the target layers
     b                       threshold of a knowledge point, nats
     seeds, device           one student and one baseline for each seed; where networks run
@@ -28,9 +28,10 @@ class Settings:
     lr                      rate of the baseline; the others have ``teacher_lr`` (None: the same),
                             ``student_lr`` and ``head_lr``
     batch_size              of every training
-    teacher_samples, share  how many samples the teacher, and student and baseline, learn from
-                            ("all": all there are); a share of type float is a part of the teacher's
-    test_samples            held-out samples
+    teacher_samples, share  how many samples the teacher learns from, and student and baseline of
+                            these; a share of type float is a part of the teacher's
+    test_samples            held-out samples. Of all three: the word "all" for all there are, while
+                            None, as for every setting, keeps the profile's number
     analysed                samples of the share that are measured, as the paper measures training
                             samples
     rank, probes, noise     of ``ClosedForm``: more than its defaults, for networks early in

@@ -11,6 +11,7 @@ them is read.
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 import safetensors.torch
@@ -20,6 +21,7 @@ from kpnb.checkpoints import Checkpoints, copied, digest
 from kpnb.distill import NetworkInput, seeded, train
 from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
 from kpnb.schedule import Schedule
+from kpnb_book.data.contents import named
 from kpnb_book.store import Store
 
 Build = Callable[..., nn.Module]
@@ -54,8 +56,8 @@ class Training:
 
     ``model`` is a network, known by its class, its printed structure and the digest of its weights;
     or, faster when everything is stored, a dict of arguments for ``build``, known by them and the
-    name of ``build``; or a training to go on from; or a ``Source``. See ``kpnb.distill.train`` for
-    the rest.
+    name of ``build``, files and folders among them by what they hold; or a training to go on from;
+    or a ``Source``. See ``kpnb.distill.train`` for the rest.
 
     ``log``, ``accuracy`` and ``step_norms`` read JSON only; weights are read, and verified, when
     they are asked for. What is not stored yet, was lost or damaged is computed, and raises what
@@ -77,7 +79,7 @@ class Training:
     def __post_init__(self) -> None:
         if len(self.data) == 0:
             raise ValueError(f"no samples to train on in {dict(self.data.config)}")
-        self.source = source_of(self.model, self.build)
+        self.source = source_of(self.model, self.build, store=self.store)
         config = {
             "model": self.source.identity,
             "teacher": self.teacher_source and self.teacher_source.identity,
@@ -228,7 +230,7 @@ def student(
         data,
         feature_at(layer, teacher_layer, scale),
         schedule,
-        teacher_source=source_of(teacher, build, teacher_epoch),
+        teacher_source=source_of(teacher, build, teacher_epoch, store),
         build=build,
         test=test,
         device=device,
@@ -282,15 +284,19 @@ def output(
         data,
         softened_output(temperature),
         schedule,
-        teacher_source=source_of(teacher, build, teacher_epoch),
+        teacher_source=source_of(teacher, build, teacher_epoch, store),
         build=build,
         test=test,
         device=device,
     )
 
 
-def source_of(model: Model, build: Build | None = None, epoch: int = -1) -> Source:
-    """Where the network ``model`` comes from; of a training, its ``epoch``."""
+def source_of(
+    model: Model, build: Build | None = None, epoch: int = -1, store: Store | None = None
+) -> Source:
+    """Where the network ``model`` comes from; of a training, its ``epoch``. The ``store`` remembers
+    what files of weights hold.
+    """
     if isinstance(model, Source):
         return model
     if isinstance(model, Training):
@@ -305,5 +311,9 @@ def source_of(model: Model, build: Build | None = None, epoch: int = -1) -> Sour
         raise TypeError(
             "a model given as a dict of arguments needs build=, the function that takes them"
         )
-    identity = {"build": f"{build.__module__}.{build.__qualname__}", "arguments": model}
+    arguments = {
+        name: named(str(value), store) if isinstance(value, str | Path) else value
+        for name, value in model.items()
+    }
+    identity = {"build": f"{build.__module__}.{build.__qualname__}", "arguments": arguments}
     return Source(identity, lambda: build(**model))

@@ -1,0 +1,216 @@
+"""``kpnb.entropies`` on data that do not fit: one batch at a time, nothing is kept."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+import kpnb
+from kpnb import _progress
+from tests.models import images, small_net
+
+GRID = kpnb.ImageGrid(4)
+BATCHES = 6
+
+
+def first_of_pair(x: Tensor) -> Any:
+    return x, torch.zeros(len(x))
+
+
+def mapping(x: Tensor) -> Any:
+    return {"input": x}
+
+
+class Watched:
+    """Batches that are made when they are asked for; what is still in memory when the next one is.
+
+    ``events`` is what happened in which order: a batch was made, or its result arrived.
+    """
+
+    def __init__(self, form: Any) -> None:
+        self.form, self.made, self.alive, self.events = form, [], [], []
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(BATCHES):
+            self.alive.append(self.count())
+            self.events.append("batch")
+            x = images(2, seed=number)
+            self.made.append(weakref.ref(x))
+            yield self.form(x)
+            del x  # this generator would keep it
+
+    def count(self) -> int:
+        return sum(made() is not None for made in self.made)
+
+
+@pytest.fixture(autouse=True)
+def collector() -> Iterator[None]:
+    """Some tests switch the collector of cycles off: its moments are not ours to choose."""
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("form", [lambda x: x, first_of_pair, mapping])
+def test_a_batch_is_let_go_when_the_next_one_is_there(form):
+    """One is alive while the next is made, as in any loop; of the results none is kept."""
+    gc.disable()  # nothing waits for it
+    batches, results = Watched(form), []
+    how = {"perturb": "input"} if form is mapping else {}
+    for found in kpnb.entropies(
+        small_net().double(), batches, "8", units=GRID, progress=False, **how
+    ):
+        batches.events.append("result")
+        results.append(weakref.ref(found))
+        del found
+    assert batches.events == ["batch", "result"] * BATCHES
+    assert max(batches.alive) <= 1
+    assert batches.count() == 0
+    assert not any(result() for result in results)
+
+
+def tensors() -> int:
+    return sum(issubclass(type(one), Tensor) for one in gc.get_objects())
+
+
+def measured(model: nn.Module, x: Tensor, **how: Any) -> None:
+    kpnb.entropy(model, x, ["5", "8"], units=GRID, **how)
+
+
+def bounded(model: nn.Module, x: Tensor) -> None:
+    kpnb.lipschitz(model, x, "8", torch.full((2, 16), 0.01).double(), units=GRID, samples=2)
+
+
+def recorded(model: nn.Module, x: Tensor) -> None:
+    foreground = torch.arange(16).expand(2, 16) < 5
+    kpnb.trajectory(
+        model, [model.state_dict(), small_net(seed=1).state_dict()], x, foreground, "8", units=GRID
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        measured,
+        partial(measured, solver=kpnb.ClosedForm(rank=None)),
+        partial(measured, solver=kpnb.Stochastic(steps=2, samples=4)),
+        partial(measured, max_batch=1),
+        lambda model, x: kpnb.capture(model, x, ["5", "8"]),
+        bounded,
+        recorded,
+    ],
+)
+def test_a_call_leaves_nothing_that_waits_for_a_collection(call):
+    """Cycles would keep the graph of a pass, which is most of the memory, until some time later."""
+    model, x = small_net().double(), images(2).requires_grad_()
+    call(model, x)
+    gc.collect()
+    gc.disable()
+    before = tensors()
+    for _ in range(2):
+        call(model, x)
+    assert tensors() == before
+
+
+def test_units_of_a_batch_are_let_go_with_it():
+    made = []
+
+    def units(x: Tensor) -> kpnb.Regions:
+        labels = torch.arange(x[0, 0].numel()).reshape(x.shape[2:]) // 36
+        made.append(weakref.ref(labels))
+        return kpnb.Regions(labels)
+
+    most = 0
+    batches = (images(2, seed=number) for number in range(BATCHES))
+    for _ in kpnb.entropies(small_net().double(), batches, "8", units=units, progress=False):
+        gc.collect()
+        most = max(most, sum(one() is not None for one in made))
+    assert len(made) == BATCHES
+    assert most <= 2
+
+
+class Endless(IterableDataset):
+    """A stream that has no end, of single images with a label."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        number = 0
+        while True:
+            yield images(1, seed=number)[0], number % 5
+            number += 1
+
+
+def test_a_stream_without_an_end_is_measured_as_far_as_it_is_asked():
+    loader = DataLoader(Endless(), batch_size=3)
+    found = kpnb.entropies(small_net().double(), loader, "8", units=GRID, progress=False)
+    one, two = next(found), next(found)
+    whole = torch.cat([images(1, seed=number) for number in range(6)])
+    wanted = kpnb.entropy(small_net().double(), whole, "8", units=GRID).entropy
+    assert torch.allclose(torch.cat([one.entropy, two.entropy]), wanted, atol=1e-9)
+
+
+class Bar(_progress.tqdm):
+    """A bar that remembers what it was asked for and what it counted."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options, self.steps, self.closed = options, [], False
+        super().__init__(**options)
+
+    def update(self, n: int = 1) -> None:
+        self.steps.append(n)
+        super().update(n)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+@pytest.fixture
+def bars(monkeypatch) -> list[Bar]:
+    """The bars that are there to be seen."""
+    shown = []
+
+    def made(**options: Any) -> Bar:
+        bar = Bar(**options)
+        shown.extend([] if options["disable"] else [bar])
+        return bar
+
+    monkeypatch.setattr(_progress, "tqdm", made)
+    return shown
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_progress_counts_batches(bars, known):
+    """Of how many, where the batches have a length. No bar of its own for each of them."""
+    batches = [images(2, seed=number) for number in range(BATCHES)]
+    given, seen = batches if known else (x for x in batches), []
+    for _ in kpnb.entropies(small_net().double(), given, "8", units=GRID):
+        seen.append(len(bars[0].steps))
+    (bar,) = bars
+    assert seen == list(range(BATCHES))  # a batch is done when the next one is asked for
+    assert bar.steps == [1] * BATCHES
+    assert (bar.options["total"], bar.options["unit"]) == (BATCHES if known else None, "batch")
+    assert bar.closed
+
+
+def test_nothing_is_shown_where_that_is_asked_for(bars):
+    list(kpnb.entropies(small_net().double(), [images(2)], "8", units=GRID, progress=False))
+    assert not bars
+
+
+def test_the_bar_goes_away_with_a_failure_and_with_a_break(bars):
+    def failing() -> Iterator[Tensor]:
+        yield images(2)
+        raise OSError("the disk is gone")
+
+    model = small_net().double()
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(kpnb.entropies(model, failing(), "8", units=GRID))
+    for _ in kpnb.entropies(model, [images(2)] * 3, "8", units=GRID):
+        break
+    gc.collect()
+    assert [(bar.steps, bar.closed) for bar in bars] == [([1], True), ([], True)]
