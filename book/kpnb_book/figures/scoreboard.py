@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from kpnb.metrics import BETTER, NAMES
+from kpnb_book.numbers import interval
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import overall, table5
 
@@ -69,7 +70,7 @@ def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFra
                 "effect": d.value,
             }
             row |= {
-                "interval": f"{d.low:+.2g} to {d.high:+.2g}",
+                "interval": interval(d.low, d.high, digits=2, sign=True),
                 "d": d.effect,
                 "p": d.p,
                 "verdict": d.verdict,
