@@ -212,8 +212,8 @@ def turnable(
 
 
 MOST = 0.6  # opacity of the deepest tint: words on it can be read on a light page and on a dark one
-KEY = """the more colour, the further H<sub>i</sub> lies below H\u0304, the mean of the background, and
-the less of the token is discarded (tooltip: H\u0304 \u2212 H<sub>i</sub> in nats) &middot;
+KEY = """the more colour, the further H<sub>i</sub> lies below H\u0304, the mean of the background,
+and the less of the token is discarded (tooltip: H\u0304 \u2212 H<sub>i</sub> in nats) &middot;
 <span style="outline:2px solid">knowledge point</span>: more than <i>b</i> below &middot;
 <u>foreground</u>"""
 
