@@ -27,10 +27,11 @@ document.querySelectorAll("section > .output").forEach((box) => (box.tabIndex = 
   const open = (figure) => {
     large.src = figure.currentSrc;
     large.alt = figure.alt;
-    large.style.width = `${figure.naturalWidth}px`;
     for (const part of [box, scroller]) part.setAttribute("aria-label", figure.alt || "Figure");
     document.documentElement.classList.add("kpnb-still");
     box.showModal();
+    const room = Math.min(scroller.clientWidth, 2 * figure.naturalWidth); // a small one grows, not without end
+    large.style.width = `${Math.max(figure.naturalWidth, room)}px`;
     close.focus();
   };
 
