@@ -2,9 +2,12 @@
 
 import math
 import random
+import re
 
+import pandas as pd
 import pytest
 
+from kpnb_book.figures.report import show
 from kpnb_book.numbers import column, interval, value
 
 NAN = float("nan")
@@ -72,3 +75,12 @@ def test_reading_gives_the_number_back_on_its_side_of_zero():
         step = 0.5 if largest < 1e-3 else 0.005
         assert abs(ends[0] - number) <= step * largest * 1.001
         assert abs(float(value(number)) - number) <= 0.5 * abs(number)
+
+
+def test_tables_of_the_page_write_numbers_so():
+    """No decimals that say nothing, and none lost that say on which side of zero a value lies."""
+    columns = {"share": [100.0, 50.0, NAN], "rho": [0.25, 1.0, -2e-5], "text": ["a", "b", "c"]}
+    page = show(pd.DataFrame(columns), precision=3).to_html()
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
+    rows = [cells[0:3], cells[3:6], cells[6:9]]
+    assert rows == [["100", "0.250", "a"], ["50", "1.000", "b"], ["–", "-0.00002", "c"]]

@@ -14,13 +14,13 @@ SMALLEST = 6  # decimals; what needs more is written with a power of ten
 
 def value(number: float, digits: int = 3, sign: bool = False) -> str:
     """``number`` with ``digits`` significant ones; with ``sign`` a positive one has a plus."""
-    return _written(number, _decimals([number], digits), sign)
+    return written(number, decimals([number], digits), sign)
 
 
 def interval(low: float, high: float, digits: int = 3, sign: bool = False) -> str:
     """``low to high``, where the end further from zero has ``digits`` significant ones."""
-    decimals = _decimals([low, high], digits)
-    ends = [_written(end, decimals, sign) for end in (low, high)]
+    places = decimals([low, high], digits)
+    ends = [written(end, places, sign) for end in (low, high)]
     return DASH if ends == [DASH, DASH] else " to ".join(ends)
 
 
@@ -29,11 +29,11 @@ def column(numbers: Iterable[float], digits: int = 3) -> list[str]:
     ones; whole numbers have none.
     """
     known = list(numbers)
-    decimals = _decimals(known, digits)
-    return [_written(number, decimals) for number in known]
+    places = decimals(known, digits)
+    return [written(number, places) for number in known]
 
 
-def _decimals(numbers: Iterable[float], digits: int) -> int:
+def decimals(numbers: Iterable[float], digits: int) -> int:
     """How many decimals give the largest of ``numbers`` its ``digits`` significant ones."""
     sizes = [abs(number) for number in numbers if math.isfinite(number)]
     largest = max(sizes, default=0.0)
@@ -44,14 +44,15 @@ def _decimals(numbers: Iterable[float], digits: int) -> int:
     return max(0, digits - 1 - exponent)
 
 
-def _written(number: float, decimals: int, sign: bool = False) -> str:
+def written(number: float, places: int, sign: bool = False) -> str:
+    """``number`` with so many decimal ``places``, and more where it would be written as zero."""
     if math.isnan(number):
         return DASH
     if number == 0:
-        return f"{0:.{min(decimals, SMALLEST)}f}"
+        return f"{0:.{min(places, SMALLEST)}f}"
     plus = "+" if sign else ""
     if math.isinf(number):
         return f"{number:{plus}}"
-    if round(number, decimals) == 0:  # one significant digit of its own
-        decimals = -int(f"{number:.0e}".partition("e")[2])
-    return f"{number:{plus}.{decimals}f}" if decimals <= SMALLEST else f"{number:{plus}.0e}"
+    if round(number, places) == 0:  # one significant digit of its own
+        places = -int(f"{number:.0e}".partition("e")[2])
+    return f"{number:{plus}.{places}f}" if places <= SMALLEST else f"{number:{plus}.0e}"
