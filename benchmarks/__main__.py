@@ -20,7 +20,8 @@ chapters  what the chapters took when the book was last built
 
 Times are CPU time but for the last three, so that other work on the machine disturbs little; ratios
 disturb it less than absolute numbers. With everything, what is printed is kept for the page of the
-book as well. Set OMP_NUM_THREADS=1 to compare with other machines.
+book as well; --output benchmarks/results/NAME.txt keeps it for everybody's. Set
+OMP_NUM_THREADS=1 to compare with other machines.
 """
 
 import argparse
@@ -98,20 +99,30 @@ def main() -> None:
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)} (default: all)"
     )
     parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where to keep what is printed (with everything: the page of the book); files in "
+        "benchmarks/results/ are shipped with it",
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="fewer, smaller and less repeated measurements"
     )
     given = parser.parse_args()
     if unknown := set(given.names) - ALL.keys():
         parser.error(f"unknown benchmark {min(unknown)!r}: choose from {', '.join(ALL)}")
-    if given.names:
-        measure(given.names, given.quick)
+    names = given.names or [*ALL]
+    kept = given.output
+    if kept is None and not given.names:
+        kept = find_root() / "book" / "_executed" / "benchmarks.txt"
+    if kept is None:
+        measure(names, given.quick)
         return
     with redirect_stdout(Tee()) as said:
-        measure([*ALL], given.quick)
-    kept = find_root() / "book" / "_executed" / "benchmarks.txt"
+        measure(names, given.quick)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(said.getvalue(), "utf8")
-    print(f"\nkept for the book: {kept}")
+    print(f"\nkept: {kept}")
 
 
 if __name__ == "__main__":

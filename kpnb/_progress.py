@@ -45,6 +45,10 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
+    def say(self, what: str) -> None:
+        """Say from now on that ``what`` is done."""
+        self._bar.set_description(what, refresh=False)
+
     def step(self, n: int = 1, **values: float) -> None:
         """Advance by ``n`` and show ``values``, for example ``loss=0.31``."""
         if values:

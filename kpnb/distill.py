@@ -310,6 +310,7 @@ def compute(
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
+            bar.say(f"{checkpoints.name}, epoch {epoch} of {checkpoints.epochs}")
             previous = checkpoints.tensors(epoch - 1) if epoch else learner.tensors()
             entry = run_epoch(learner, epoch, previous, samples, held_out, bar)
             checkpoints.write(epoch, learner.tensors(), entry)

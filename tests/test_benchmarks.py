@@ -88,21 +88,39 @@ def test_chapters_are_those_that_were_executed(clone, capsys):
     assert cell.startswith("import time; time.sleep(1.2)")
 
 
-def test_page_shows_what_was_kept(tmp_path):
+def test_figures_are_shipped_where_they_are_asked_for(clone, monkeypatch):
+    shipped = clone / "benchmarks" / "results" / "mine.txt"
+    call(monkeypatch, "two", "--output", str(shipped))
+    lines = shipped.read_text("utf8").splitlines()
+    assert [lines[0].split()[0], lines[-1]] == ["processor", "two in full"]
+    assert not (clone / "book" / "_executed" / "benchmarks.txt").exists()
+
+
+def test_page_shows_what_is_shipped_and_what_was_kept(tmp_path):
     swap = runpy.run_path(str(ROOT / "book" / "_ext" / "executed.py"))["swap"]
     app, page = (
         SimpleNamespace(srcdir=tmp_path),
         (ROOT / "book" / "benchmarks.md").read_text("utf8"),
     )
-    assert page.count("MEASURED") == 1
-    source = [page]
-    swap(app, "book/benchmarks", source)
-    assert "```text\nNot measured yet.\n```" in source[0]
-    (tmp_path / "book" / "_executed").mkdir(parents=True)
-    (tmp_path / "book" / "_executed" / "benchmarks.txt").write_text("processor   abc\n")
-    source = [page]
-    swap(app, "book/benchmarks", source)
-    assert "```text\nprocessor   abc\n\n```" in source[0]
+    (tmp_path / "_toc.yml").write_text("")
+
+    def shown() -> str:
+        source = [page]
+        swap(app, "book/benchmarks", source)
+        return source[0]
+
+    assert "No figures are shipped" in shown()
+    assert "Nothing has been measured here yet" in shown()
+    for file, said in (
+        ("book/_executed/benchmarks.txt", "processor   mine\n"),
+        ("benchmarks/results/laptop.txt", "processor   of 2024\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(said)
+    shipped, measured = shown().split("### Measured on the computer")
+    assert "```text\nprocessor   of 2024\n```" in shipped
+    assert "```text\nprocessor   mine\n```" in measured
+    assert "shipped with this version" not in shipped
 
 
 # ---- this tree against another

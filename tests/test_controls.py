@@ -13,8 +13,8 @@ import torch
 
 from kpnb.metrics import BETTER, NAMES, Choices, six_metrics
 from kpnb.points import released_filter
-from kpnb.stats import compare_seeds
-from kpnb_book.figures.scoreboard import HYPOTHESES, paper_signs, scoreboard
+from kpnb.stats import Difference, compare_seeds
+from kpnb_book.figures.scoreboard import HYPOTHESES, outcome, paper_signs, scoreboard
 from kpnb_book.networks.images import build
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
@@ -197,3 +197,17 @@ def test_scoreboard_says_what_the_study_says(study):
             for student, baseline in measure.pairs(study).values()
         ]
         assert row["ours"].split(" / ")[0] == str(sum(BETTER[d.metric] * gap > 0 for gap in gaps))
+
+
+def test_outcome_says_which_way_a_mixed_hypothesis_goes():
+    """Three metrics of two networks: n_fg and n_bg opposite in both, lambda shows in one."""
+
+    def found(n_fg: float, n_bg: float, ratio: float) -> dict[str, Difference]:
+        values = {"n_fg": n_fg, "n_bg": n_bg, "lambda": ratio}
+        return {name: Difference(name, v, v - 0.5, v + 0.5, 9) for name, v in values.items()}
+
+    one, other = found(-1, 1, 1), found(-1, 1, 0)
+    assert outcome([one, other], HYPOTHESES["H1"]) == "mixed (1 of 6 shows, 4 opposite)"
+    assert outcome([other, other], HYPOTHESES["H1"]) == "mixed (0 of 6 show, 4 opposite)"
+    assert outcome([found(1, -1, 1)], HYPOTHESES["H1"]) == "supported"
+    assert outcome([found(0, 0, 0)], HYPOTHESES["H1"]) == "open"

@@ -82,6 +82,26 @@ VIOLATIONS = """([rules, others]) => {
     .then(found => found.violations
       .flatMap(rule => rule.nodes.filter(ours(rule)).map(line(rule))));
 }"""
+# On a telephone: tables that scroll without saying so, and verdicts that are not in sight.
+HIDDEN = """() => {
+  const cut = [...document.querySelectorAll("article *")]
+    .filter(box => box.querySelector(":scope > table, :scope > * > table"))
+    .filter(box => box.scrollWidth > box.clientWidth + 1)
+    .filter(box => ["auto", "scroll"].includes(getComputedStyle(box).overflowX))
+    .filter(box => getComputedStyle(box, "::before").content === "none");
+  const verdicts = [...document.querySelectorAll("article table")]
+    .filter(table => table.querySelector("thead th:last-child")?.textContent.trim() === "verdict")
+    .flatMap(table => [...table.querySelectorAll("tr > :last-child")])
+    .filter(cell => cell.checkVisibility() && cell.getBoundingClientRect().right > innerWidth);
+  return [...cut, ...verdicts].map(part => part.outerHTML.slice(0, 80));
+}"""
+# What a kernel writes to its error stream, and bars of progress.
+LOGS = """() => [...document.querySelectorAll("article .cell_output")]
+  .filter(output => output.querySelector(".stderr")
+    || /waiting for another process|WARNING|INFO|it\\/s\\]|\\d%\\|/.test(output.textContent))
+  .map(output => output.textContent.slice(0, 120))"""
+# A figure at the size at which it was drawn: 10 points of lettering are 15 pixels there.
+AS_DRAWN = """figure => figure.getBoundingClientRect().width >= figure.naturalWidth - 1"""
 DEPEND_ON_LOOK = {
     "runOnly": [
         "color-contrast",
@@ -162,6 +182,9 @@ class Visit:
     views: int = 0
     dead: list[str] = field(default_factory=list)  # controls that change nothing
     lone: list[str] = field(default_factory=list)  # controls outside of any view
+    small: list[str] = field(default_factory=list)  # figures that nothing shows at full size
+    hidden: list[str] = field(default_factory=list)  # verdicts out of sight, boxes without a hint
+    logs: list[str] = field(default_factory=list)  # outputs that are no results
 
 
 def use(control: Locator, kind: str) -> None:
@@ -191,6 +214,24 @@ def dead_controls(page: Page) -> Iterator[str]:
             page.evaluate(FRAME)
             if view.evaluate(SEEN) == before:
                 yield control.evaluate("c => c.outerHTML.slice(0, 120)")
+
+
+def small_figures(page: Page) -> Iterator[str]:
+    """Tap every figure that is smaller than it was drawn; gives those that do not open at that
+    size, and those that cannot be closed again.
+    """
+    large = page.locator("dialog.kpnb-large")
+    for figure in page.locator("article .cell_output img").all():
+        if not figure.is_visible() or figure.evaluate(AS_DRAWN):
+            continue
+        figure.scroll_into_view_if_needed()
+        figure.click()
+        shown = large.locator("img")
+        opened = shown.count() and shown.is_visible() and shown.evaluate(AS_DRAWN)
+        same = opened and shown.get_attribute("alt") == figure.get_attribute("alt")
+        page.keyboard.press("Escape")
+        if not same or large.is_visible():
+            yield figure.evaluate("f => f.outerHTML.slice(0, 120)")
 
 
 def barriers(page: Page, when: str, rules: dict[str, list[str]]) -> list[str]:
@@ -232,7 +273,10 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     seen.wide += page.evaluate(WIDE)
     seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
     seen.views, seen.lone = page.locator(".kpnb-view").count(), page.evaluate(LONE)
+    seen.hidden += page.evaluate(HIDDEN)
+    seen.logs += page.evaluate(LOGS)
     seen.dead += dead_controls(page)
+    seen.small += small_figures(page)
     return seen
 
 
@@ -300,6 +344,72 @@ def test_every_control_of_every_view_changes_it(visits):
 def test_no_control_stands_outside_a_view(visits):
     found = culprits(visits, "lone")
     assert not found
+
+
+def test_every_figure_opens_at_full_size_on_a_telephone(visits):
+    found = culprits(visits, "small")
+    assert not found
+
+
+def test_no_verdict_is_out_of_sight_and_tables_say_that_they_scroll(visits):
+    found = culprits(visits, "hidden")
+    assert not found
+
+
+def test_outputs_are_results_and_not_logs(visits):
+    found = culprits(visits, "logs")
+    assert not found
+
+
+def test_the_large_figure_by_keyboard(browser, address, site):
+    """It opens by Enter, has no barriers, keeps the focus inside, closes by Escape, its button and
+    a click beside it, and gives the focus back.
+    """
+    page = browser.new_page(viewport=TELEPHONE, color_scheme="dark")
+    page.goto(f"{address}/notebooks/{SOME[0]}.html")
+    figure = page.locator("article button.kpnb-zoom").first
+    large = page.locator("dialog.kpnb-large")
+    ways = [
+        lambda: page.keyboard.press("Escape"),
+        lambda: page.keyboard.press("Enter"),  # the focus is on the button
+        lambda: large.click(position={"x": 5, "y": 100}),
+    ]
+    for way in ways:
+        figure.focus()
+        page.keyboard.press("Enter")
+        assert large.is_visible()
+        assert page.evaluate("() => document.activeElement.textContent") == "Close"
+        page.keyboard.press("Tab")
+        page.keyboard.press("Tab")
+        inside = "() => [document.body, ...document.querySelectorAll('.kpnb-large, .kpnb-large *')]"
+        assert page.evaluate(f"({inside})().includes(document.activeElement)")
+        large.locator("button").focus()
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        way()
+        assert not large.is_visible()
+        assert figure.evaluate("button => button === document.activeElement")
+    if AXE.exists():
+        page.evaluate(AXE.read_text("utf8"))
+        figure.click()
+        assert not barriers(page, "large", {})
+    page.close()
+
+
+def test_gallery_leads_to_every_figure(browser, address, site):
+    """Each card has its picture, if the figure has one, and leads to an element that is there."""
+    page = browser.new_page(viewport=DESK)
+    page.goto(f"{address}/book/gallery.html")
+    cards = page.locator("article .sd-card")
+    links = cards.locator("a.sd-stretched-link").evaluate_all("links => links.map(l => l.href)")
+    assert len(links) == cards.count() > len(SOME)
+    for link in links:
+        path, _, label = link.removeprefix(f"{address}/").partition("#")
+        assert f'id="{label}"' in (site / path).read_text("utf8"), link
+    pictures = cards.locator("img")
+    assert pictures.count() > len(SOME)
+    loaded = "pictures => pictures.filter(p => !p.complete || !p.naturalWidth || !p.alt).length"
+    assert pictures.evaluate_all(loaded) == 0
+    page.close()
 
 
 def test_search_finds_a_word(browser, address):

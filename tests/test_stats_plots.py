@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from kpnb.metrics import BETTER, Metrics
 from kpnb.stats import Difference, _difference, compare, tally, verdict
@@ -203,6 +204,9 @@ def test_every_other_figure_draws_on_a_transparent_ground():
         figure.canvas.draw()
         assert figure.get_facecolor()[3] == 0
         assert all(axis.get_facecolor()[3] == 0 for axis in figure.axes)
+        letters = [text for text in figure.findobj(Text) if text.get_text().strip()]
+        # Pixels at the size at which a figure is drawn, and at which a tap opens it.
+        assert min(text.get_fontsize() * figure.dpi / 72 for text in letters) >= 9
     assert len(figures[0].axes) == 6
     assert figures[1].axes[0].get_title().endswith("more expected")
     assert figures[1].axes[1].get_title().endswith("less expected")

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import kpnb
+from kpnb._progress import Progress
 from kpnb.metrics import Choices, agreement, six_metrics
 from kpnb.stats import compare
 from kpnb_book.figures.report import difference_table, show
@@ -308,6 +309,31 @@ def test_layers_measured_together_are_as_if_alone(study, tmp_path):
     for layer, path in zip(("FC1", "Conv"), paths, strict=True):
         found = kpnb.entropy(model, study.x, path, dead="nan", **how).entropy
         assert torch.equal(together[layer]["entropy"][-1], found)
+
+
+def test_progress_says_which_training_of_how_many(study, tmp_path, monkeypatch):
+    """By name and epoch, from the first to the last; what is stored does not count."""
+    lines = []
+    monkeypatch.setattr(Progress, "say", lambda bar, what: lines.append(what))
+    options = asdict(study.settings) | {"layers": ("FC1", "FC2"), "seeds": (3,)}
+    other = ImageStudy("laptop", **options, store=Store(tmp_path))
+    other.baseline(3).finish()
+    of_one = [f"training 1 of 1: baseline, seed 3, epoch {epoch} of 2" for epoch in range(3)]
+    assert lines == of_one
+    lines.clear()
+    tables.accuracies(other)
+    said = list(dict.fromkeys(line.rpartition(", epoch")[0] for line in lines))
+    assert said == [
+        "training 1 of 5: teacher",
+        "training 2 of 5: student of FC1, seed 3",
+        "training 3 of 5: head of student of FC1, seed 3",
+        "training 4 of 5: student of FC2, seed 3",
+        "training 5 of 5: head of student of FC2, seed 3",
+    ]
+    assert lines[-1].endswith("epoch 1 of 1")
+    lines.clear()
+    tables.accuracies(other)
+    assert not lines
 
 
 def test_settings_are_noted_for_whoever_runs_the_notebook(study, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -237,7 +238,7 @@ def test_sweep_gathers_results_and_names_failures(root, capsys, dask_cluster):
     assert metrics["value"].tolist()[::2] == pytest.approx([1 / 3, 1.0], abs=1e-9)
     page = (root / "reruns" / "mini" / "index.html").read_text()
     links = [part.partition('"')[0] for part in page.split('href="')[1:]]
-    assert len(links) == 6
+    assert len(links) == 2 + 4 + 2  # a row's run, and each table as CSV
     assert all((root / "reruns" / "mini" / link).is_file() for link in links)
     assert "AssertionError: two" in page
 
@@ -249,6 +250,32 @@ def test_sweep_gathers_results_and_names_failures(root, capsys, dask_cluster):
     assert main(["sweep", str(file), "--dry-run"]) == 0
     assert capsys.readouterr().out.count("finished  10_mini layers=x,y") == 3
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
+
+
+def test_page_shows_what_varies_and_no_wide_table():
+    """Many results stand below each other, whatever their number; their values are all there."""
+    from kpnb_book.run.tables import gather, page_of
+
+    runs = []
+    for n in (1, 2):
+        results = {f"result_{i}": i * n + 0.25 for i in range(50)} | {"word": "<b>"}
+        record = {"results": results, "tables": {"metrics": [{"role": "student", "rho": n / 3}]}}
+        runs.append((f"10_a-{n}", {"profile": "smoke", "n": n, "b": None}, record))
+    page = page_of("mine", gather(runs), {"10_a n=3": "a <reason>"})
+    first, second = re.findall("<table>(.*?)</table>", page)
+    rows = [re.split("<t[dh]>", row)[1:] for row in re.split("<tr>", first)[1:]]
+    rows = [[re.sub("<[^>]*>", "", cell) for cell in row] for row in rows]
+    assert rows[0] == ["run", "10_a-1", "10_a-2"]
+    assert rows[1] == ["n", "1", "2"]
+    assert len(rows) == 51  # result_0 does not vary
+    assert {len(row) for row in rows} == {3}
+    assert rows[-1] == ["result_49", "49.25", "98.25"]
+    assert "result_0 = 0.250" in page
+    assert re.findall("<th>([^<]*)", second)[1:] == ["n", "rho"]
+    assert "The same in all rows: profile = smoke, b = –, " in page
+    assert ", word = &lt;b&gt;." in page
+    assert "a &lt;reason&gt;" in page
+    assert re.findall(r'href="(\w+\.csv)"', page) == ["results.csv", "metrics.csv"]
 
 
 def test_parquet(root, dask_cluster):

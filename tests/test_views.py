@@ -11,6 +11,7 @@ from base64 import b64decode
 from math import pi
 from types import SimpleNamespace
 
+import matplotlib.colors
 import numpy as np
 import pytest
 import torch
@@ -279,9 +280,13 @@ def test_sliders_change_picture_and_counts_and_pages_get_the_view(monkeypatch):
         shown.add(state)
     found = panel.points(1, "other", "7", 8, 0.0)
     assert f"= {found.n_fg.item():.0f}, N<sup>bg</sup> = {found.n_bg.item():.0f}," in words.value
+    before = bytes(picture.value)
     study.measured.masks[0] = False
-    controls[4].value = 0.1
-    assert "no image has a foreground unit" in words.value
+    study.measured.masks[0, 0, 0] = True  # no cell's larger part
+    controls[3].value = 4
+    assert "not defined: on a grid of 4" in words.value
+    assert bytes(picture.value) != before  # the picture is that of the grid, not the one before
+    assert "N<sup>" not in words.value
     study.measured.masks[0, :3, :3] = True
     assert 0 < panel.seconds() < 60
     given = []
@@ -292,3 +297,24 @@ def test_sliders_change_picture_and_counts_and_pages_get_the_view(monkeypatch):
     panel._ipython_display_()
     assert "kpnb-view" in given[0].html
     assert given[1].children
+
+
+def test_panel_in_jupyter_shows_the_strip_and_names_its_colours():
+    """The fourth panel has every cell at H-bar - H; right of b are as many as are counted."""
+    panel, _, _ = live()
+    choice = {"image": 0, "network": "one", "layer": "4", "grid": 6, "b": 0.05}
+    found, figure = panel.points(**choice), panel.figure(**choice)
+    strip = figure.axes[3]
+    right = {"foreground": 0, "background": 0}
+    dots = 0
+    for group in strip.collections:
+        at = group.get_offsets()[:, 0]
+        dots += len(at)
+        for region in right:
+            colour = matplotlib.colors.to_rgb(COLOUR[region])
+            if len(at) and np.allclose(group.get_facecolor()[0, :3], colour):
+                right[region] += int((at > 0.05).sum())
+    assert dots == 36
+    assert right == {"foreground": found.n_fg.item(), "background": found.n_bg.item()}
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["on the object", "on the background"]

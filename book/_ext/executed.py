@@ -1,23 +1,29 @@
 """Show notebooks/NN_name.ipynb with the results of its executed copy, book/_executed/NN_name.ipynb.
 
 The table of contents names the source notebooks, so that the launch and download buttons lead to
-real files. The page book/executed.md gets a table of the copies, and the page of the benchmarks
-what `python -m benchmarks` has kept there, if it was run. Scripts that `make vendor` has fetched
-are used instead of their CDN, and the pages then need no network.
+real files, and says of each hypothesis what was found. The page book/executed.md gets a table of
+the copies, the gallery their figures, and the page of the benchmarks the figures that the
+repository ships and what `python -m benchmarks` has kept here, if it was run. Scripts that
+`make vendor` has fetched are used instead of their CDN, and the pages then need no network.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 
 from kpnb_book.run.chapters import notebooks_of
+from kpnb_book.run.gallery import gallery
 from kpnb_book.run.provenance import table
+from kpnb_book.run.rerun import results_of
+from kpnb_book.run.source import title_of
 
 log = logging.getLogger(__name__)
-TABLE = "<!-- table of executed notebooks -->"
+KINDS = {"1": "images", "2": "clouds", "3": "sentiment", "4": "questions"}  # by chapter 10 to 49
 
 
 def use_vendored_scripts(app: Sphinx, config: Config) -> None:
@@ -27,19 +33,51 @@ def use_vendored_scripts(app: Sphinx, config: Config) -> None:
         config["nb_ipywidgets_js"] = {"vendor/html-manager/embed.js": {}}
 
 
-def swap(app: Sphinx, docname: str, source: list[str]) -> None:
-    executed = Path(app.srcdir, "book", "_executed")
-    if docname == "book/benchmarks":
-        kept = executed / "benchmarks.txt"
-        source[0] = source[0].replace(
-            "MEASURED", kept.read_text("utf8") if kept.exists() else "Not measured yet."
-        )
+def say_what_was_found(app: Sphinx, config: Config) -> None:
+    """Put the verdict behind the title of each chapter on a hypothesis, in the table of contents:
+    the first word of what the executed scoreboard says.
+    """
+    scoreboard = Path(app.srcdir, "book", "_executed", "90_scoreboard.ipynb")
+    if not scoreboard.exists():
+        return
+    found = results_of(nbformat.read(scoreboard, as_version=4))["results"]
+    for docname, page in config.external_site_map.items():
+        chapter = re.fullmatch(r"notebooks/([1-4])\d_\w+_h([123])", docname)
+        if chapter and (said := found.get(f"sb_{KINDS[chapter[1]]}_H{chapter[2]}")):
+            title = title_of(Path(app.srcdir, f"{docname}.ipynb"))
+            page.title = f"{title} ({said.split()[0]})"
+
+
+def computed(docname: str, root: Path) -> dict[str, str]:
+    """What the text of a page holds the place for, by the words that hold it."""
+    executed = root / "book" / "_executed"
+    copies = [executed / path.name for path in notebooks_of(root)]
     if docname == "book/executed":
-        copies = [executed / path.name for path in notebooks_of(Path(app.srcdir))]
-        source[0] = source[0].replace(TABLE, table(copies))
+        return {"<!-- table of executed notebooks -->": table(copies)}
+    if docname == "book/gallery":
+        return {"<!-- gallery -->": gallery(copies, executed / "gallery")}
+    if docname == "book/benchmarks":
+        shipped = sorted((root / "benchmarks" / "results").glob("*.txt"))
+        return {
+            "SHIPPED": _figures(shipped) or "No figures are shipped with this version.",
+            "MEASURED": _figures([executed / "benchmarks.txt"])
+            or "Nothing has been measured here yet: `python -m benchmarks` does it.",
+        }
+    return {}
+
+
+def _figures(files: list[Path]) -> str:
+    """What the benchmarks have printed into ``files``, as MyST."""
+    there = [file.read_text("utf8").rstrip() for file in files if file.exists()]
+    return "\n\n".join(f"```text\n{text}\n```" for text in there)
+
+
+def swap(app: Sphinx, docname: str, source: list[str]) -> None:
+    for place, text in computed(docname, Path(app.srcdir)).items():
+        source[0] = source[0].replace(place, text)
     if not docname.startswith("notebooks/"):
         return
-    copy = executed / (Path(docname).name + ".ipynb")
+    copy = Path(app.srcdir, "book", "_executed", Path(docname).name + ".ipynb")
     if not copy.exists():
         log.warning("no executed copy of this notebook: run `make book`", location=docname)
         return
@@ -52,5 +90,6 @@ def swap(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", use_vendored_scripts)
+    app.connect("config-inited", say_what_was_found, priority=950)  # once _toc.yml is read
     app.connect("source-read", swap)
     return {"parallel_read_safe": True}

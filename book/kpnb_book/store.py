@@ -38,14 +38,15 @@ class Run(Artefacts):
 
     def __init__(self, root: Path, kind: str, config: dict[str, Any]) -> None:
         self.root, self.kind, self.config = root, file_name("kind", kind), config
+        self.said = self.kind  # what progress bars call it
         origin = {"kind": kind, "config": config, "kpnb": __version__}
         self.address = f"{kind}/{digest(origin)[:20]}"
         super().__init__(root / self.address, self.address, origin)
 
     @property
     def name(self) -> str:
-        """The kind, which is what progress bars call it."""
-        return self.kind
+        """What progress bars call it: the kind, unless who computes it has ``said`` more."""
+        return self.said
 
     def _where(self) -> tuple[str, str]:
         remedy = "make it a writable folder, or set KPNB_STORE to another folder"

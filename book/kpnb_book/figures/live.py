@@ -6,6 +6,7 @@ networks, measured once, in a view without a kernel.
 """
 
 import io
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import kpnb
-from kpnb.points import KnowledgePoints
+from kpnb.points import KnowledgePoints, background_level
 from kpnb_book.figures import plots
 from kpnb_book.figures.views import View, explorable
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import solver_of
 
 GRIDS = (4, 8, 16, 32)
+NO_CELL = (
+    "no cell lies for its larger part on the object, or none on the background; take a finer one"
+)
 
 
 class Live:
@@ -51,21 +55,38 @@ class Live:
         how = {"units": units, "scale": self.study.settings.scale, "solver": solver, "dead": "nan"}
         return kpnb.entropy(self.networks[network], x, self.study.path(layer), **how).entropy.cpu()
 
+    def regions(self, image: int, grid: int) -> tuple[Tensor, Tensor]:
+        """Cells of the object and of the background, bool ``[1, grid * grid]`` each."""
+        measured = self.study.measured.subset([int(self.chosen[image])])
+        return measured.regions(kpnb.ImageGrid(grid))
+
+    def defined(self, image: int, grid: int) -> bool:
+        """Whether the image has cells of both regions: on a coarse grid a small object may be no
+        cell's larger part.
+        """
+        return all(bool(region.any()) for region in self.regions(image, grid))
+
     def points(self, image: int, network: str, layer: str, grid: int, b: float) -> KnowledgePoints:
         """Knowledge points of one of the chosen images on a grid of its own, ``[1, grid *
-        grid]``.
+        grid]``; raises ValueError where they are not defined.
         """
-        measured = self.study.measured.subset([int(self.chosen[image])])
-        foreground, background = measured.regions(kpnb.ImageGrid(grid))
+        foreground, background = self.regions(image, grid)
         entropy = self._entropy(image, network, layer, grid)
         return kpnb.knowledge_points(entropy, foreground, b=b, background=background)
 
     def figure(self, image: int, network: str, layer: str, grid: int, b: float) -> Figure:
-        """The image, its entropy map and its knowledge points."""
-        found = self.points(image, network, layer, grid, b)
+        """The image, its entropy map, its knowledge points if they are defined, and all cells by
+        their entropy.
+        """
+        foreground, background = self.regions(image, grid)
         picture = self.study.measured.images[self.chosen[image]]
-        entropy = self._entropy(image, network, layer, grid)[0]
-        return plots.one_image(picture, entropy, found.points[0], found.foreground[0], (grid, grid))
+        entropy = self._entropy(image, network, layer, grid)
+        gaps = background_level(entropy, background) - entropy
+        gaps = gaps.where(foreground | background, torch.nan)[0]
+        points = torch.zeros_like(foreground[0])
+        if self.defined(image, grid):
+            points = self.points(image, network, layer, grid, b).points[0]
+        return plots.one_image(picture, entropy[0], gaps, points, foreground[0], (grid, grid), b)
 
     def seconds(self, image: int = 0) -> float:
         """How long a change of the grid takes: network, knowledge points and picture; nothing is
@@ -81,6 +102,18 @@ class Live:
         buffer = io.BytesIO()
         self.figure(**choice).savefig(buffer, format="png")
         return buffer.getvalue()
+
+    def _said(self, image: int, network: str, layer: str, grid: int, b: float) -> str:
+        """The counts in words."""
+        if not self.defined(image, grid):
+            return f"Knowledge points are not defined: on a grid of {grid}, {NO_CELL}"
+        found = self.points(image, network, layer, grid, b)
+        ratio = found.ratio.item()
+        share = "undefined" if math.isnan(ratio) else f"{ratio:.2f}"
+        counts = (
+            f"N<sup>fg</sup> = {found.n_fg.item():.0f}, N<sup>bg</sup> = {found.n_bg.item():.0f}"
+        )
+        return f"{counts}, \u03bb = {share}"
 
     def widget(self) -> ipywidgets.Widget:
         """Sliders, and a picture that follows them; below it the counts and how long the change
@@ -102,18 +135,9 @@ class Live:
         def follow(change: object = None) -> None:
             begun = time.perf_counter()
             choice = {name: control.value for name, control in controls.items()}
-            try:
-                picture.value = self._png(**choice)
-            except ValueError as error:
-                # On a coarse grid a small object may be no cell's larger part.
-                words.value = str(error)
-                return
-            took, found = time.perf_counter() - begun, self.points(**choice)
-            counts = (found.n_fg.item(), found.n_bg.item(), found.ratio.item())
-            words.value = (
-                "N<sup>fg</sup> = {:.0f}, N<sup>bg</sup> = {:.0f}, \u03bb = {:.2f}".format(*counts)
-            )
-            words.value += f" ({1000 * took:.0f} ms)"
+            picture.value = self._png(**choice)
+            took = time.perf_counter() - begun
+            words.value = f"{self._said(**choice)} ({1000 * took:.0f} ms)"
 
         for name, control in controls.items():
             control.description = control.description or name

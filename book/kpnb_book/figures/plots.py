@@ -221,18 +221,45 @@ def point_maps(
     return figure
 
 
+def _strip(axis: Axes, gaps: Tensor, foreground: Tensor, b: float) -> None:
+    """Every cell as a dot at H-bar - H, ``gaps [n]`` nats, the object's above the background's."""
+    height = (torch.arange(len(gaps)) * 0.618034) % 1  # golden ratio: even, and always the same
+    for row, region in enumerate(("background", "foreground")):
+        inside = foreground if region == "foreground" else ~foreground
+        for chosen, alpha in ((inside & (gaps > b), 1), (inside & (gaps <= b), 0.4)):
+            y = row + 0.7 * (height[chosen] - 0.5)
+            axis.scatter(gaps[chosen], y, s=7, color=COLOUR[region], alpha=alpha, lw=0)
+    axis.axvline(b, color=GREY, lw=1.5)
+    axis.text(b, 1.62, f" b = {b:.2f}", va="top")
+    axis.set(xlabel="$\\bar{H} - H_i$ (nats)", xlim=(-0.6, 1.2), ylim=(-0.5, 1.65))
+    axis.set_yticks([0, 1], ["background", "object"])
+    axis.set_xticks([-0.5, 0, 0.5, 1])
+    axis.set_box_aspect(1)
+    axis.spines[["left", "bottom"]].set_visible(True)
+
+
 @_styled
 def one_image(
-    image: Tensor, entropy: Tensor, points: Tensor, foreground: Tensor, shape: tuple[int, int]
+    image: Tensor,
+    entropy: Tensor,
+    gaps: Tensor,
+    points: Tensor,
+    foreground: Tensor,
+    shape: tuple[int, int],
+    b: float,
 ) -> Figure:
-    """An image ``[3, S, S]``, its entropy map and its knowledge points, ``[n]`` each, on a grid of
-    ``shape``.
+    """An image ``[3, S, S]``, its entropy map, its knowledge points, and every cell by how far it
+    lies below the background's mean, ``gaps``; ``[n]`` each, on a grid of ``shape``.
     """
-    figure, axes = _panels(1, ["input", "entropy (dark: kept)", "knowledge points"], size=2.2)
+    titles = ["input", "entropy (dark: kept)", "knowledge points", "right of the line: counts"]
+    figure, axes = _panels(1, titles, size=2.2)
+    figure.set_size_inches(9.6, 3.5)
     _picture(axes[0, 0], image)
     axes[0, 1].imshow(entropy.reshape(shape).numpy(), cmap="cividis", extent=(0, 1, 1, 0))
     chosen = {COLOUR["foreground"]: points & foreground, COLOUR["background"]: points & ~foreground}
     _marked(axes[0, 2], image, shape, chosen)
+    _strip(axes[0, 3], gaps.clamp(-0.6, 1.2), foreground, b)
+    _key(figure, ["on the object", "on the background"], chosen, marker="s")
     return figure
 
 

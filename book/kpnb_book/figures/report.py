@@ -1,6 +1,7 @@
 """Results on a page: values that the prose can quote, and tables."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ from pandas.io.formats.style import Styler
 
 from kpnb.metrics import NAMES, Choices
 from kpnb.stats import Difference, tally, verdict
+from kpnb_book import numbers
 from kpnb_book.figures.views import View
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import table5
@@ -37,7 +39,7 @@ def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
 
 def interval(d: Difference) -> str:
     """The 95 % interval of a difference in words."""
-    return f"{d.low:.3g} to {d.high:.3g}"
+    return numbers.interval(d.low, d.high)
 
 
 def glue_pairs(
@@ -63,13 +65,19 @@ def glue_pairs(
 
 
 def show(table: pd.DataFrame, precision: int = 2) -> Styler:
-    """A table for the page: symbols for the metrics, rounded numbers, a dash for what is undefined,
-    no index.
+    """A table for the page: symbols for the metrics, a dash for what is undefined, no index.
+
+    Numbers of a column have equally many decimals, ``precision`` at most and no more than they
+    need.
     """
     renamed = table.rename(
         columns=lambda name: " ".join(HTML.get(word, word) for word in name.split(" "))
     )
-    return renamed.style.format(precision=precision, na_rep="\N{EN DASH}").hide(axis="index")
+    style = renamed.style.format(na_rep=numbers.DASH).hide(axis="index")
+    for name in renamed.select_dtypes("float"):
+        places = min(precision, numbers.decimals(renamed[name], digits=4))
+        style = style.format(partial(numbers.written, places=places), subset=[name])
+    return style
 
 
 def table_rows(study: Study, setting: str = "", choices: Choices | None = None) -> pd.DataFrame:

@@ -2,11 +2,14 @@
 verdict.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from kpnb.metrics import BETTER, NAMES
+from kpnb.stats import Difference, tally, verdict
+from kpnb_book.numbers import interval
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import overall, table5
 
@@ -69,10 +72,23 @@ def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFra
                 "effect": d.value,
             }
             row |= {
-                "interval": f"{d.low:+.2g} to {d.high:+.2g}",
+                "interval": interval(d.low, d.high, digits=2, sign=True),
                 "d": d.effect,
                 "p": d.p,
                 "verdict": d.verdict,
             }
             rows.append(row | {"seeds": d.seeds})
     return pd.DataFrame(rows)
+
+
+def outcome(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -> str:
+    """The verdict on a hypothesis; of a mixed one also which way its comparisons go, of each of
+    the ``pairs`` in each of its ``metrics``: "mixed (1 of 3 shows, 2 opposite)".
+    """
+    word = verdict(pairs, metrics)
+    if word != "mixed":
+        return word
+    counts = sum((tally(pairs, metric) for metric in metrics), Counter())
+    verb = "shows" if counts["shows"] == 1 else "show"
+    said = f"{counts['shows']} of {counts.total()} {verb}, {counts['opposite']} opposite"
+    return f"{word} ({said})"

@@ -211,48 +211,61 @@ def turnable(
     return View(f'<div class="kpnb-view">{canvas}{call}<div>{key}</div></div>')
 
 
-KEY = "the more colour, the less of the token is discarded "
-KEY += "(tooltip: nats above the text's mean) &middot; "
-KEY += '<span style="outline:2px solid">knowledge point</span> &middot; <u>foreground</u>'
+MOST = 0.6  # opacity of the deepest tint: words on it can be read on a light page and on a dark one
+KEY = """the more colour, the further H<sub>i</sub> lies below H\u0304, the mean of the background,
+and the less of the token is discarded (tooltip: H\u0304 \u2212 H<sub>i</sub> in nats) &middot;
+<span style="outline:2px solid">knowledge point</span>: more than <i>b</i> below &middot;
+<u>foreground</u>"""
 
 
 def heat_map(texts: Any, entropies: Mapping[str, Tensor], index: int, b: float = 0.2) -> View:
-    """The text ``index`` once for each title, to be opened and closed; the last three are open. A
-    slider moves ``b``.
+    """The text ``index``, with its question if it has one, once for each title, to be opened and
+    closed; the last three are open. A slider moves ``b``.
 
     texts       a ``data.text.TextSet`` of N texts
-    entropies   by title, ``[N, T]`` nats; coloured is the difference to the text's mean, because
-                networks with other embeddings have another mean; the colour scale is common to all
+    entropies   by title, ``[N, T]`` nats; coloured is how far a token lies below the background's
+                mean, from which the threshold counts as well; the colour scale is common to all
                 titles
 
     The colour is a translucent layer, so that the text keeps the page's own in light and dark mode;
     knowledge points are framed, the foreground is underlined, and every token has its number as a
     tooltip.
     """
-    row, parts = texts.rows[texts.names[index]], []
-    levels = torch.stack(
-        [entropy[index] - entropy[index].nanmean() for entropy in entropies.values()]
-    )
-    known = levels[~levels.isnan()]
-    shades = 0.4 * (known.max() - levels) / (known.max() - known.min())
-    for (title, entropy), *values in zip(entropies.items(), levels, shades, strict=True):
+    parts = []
+    gaps = torch.stack([(background_level(h, ~texts.masks) - h)[index] for h in entropies.values()])
+    top = gaps[~gaps.isnan()].quantile(0.98).clamp(min=1e-6)
+    shades = MOST * (gaps / top).clamp(0, 1)
+    for (title, entropy), gap, shade in zip(entropies.items(), gaps, shades, strict=True):
         found = knowledge_points(entropy, texts.masks, b=b)
-        gaps = (background_level(entropy, ~texts.masks) - entropy)[index]
-        columns = (texts.offsets[index], texts.masks[index], found.points[index], gaps, *values)
-        body = _marked(row.text, zip(*(column.tolist() for column in columns), strict=True))
+        columns = (texts.masks[index], found.points[index], gap, shade)
+        body = _body(texts, index, [*zip(*(column.tolist() for column in columns), strict=True)])
         last = title in [*entropies][-3:]
         # Of many texts a screen reader says three.
         shown, live = (" open", ' role="status"') if last else ("", "")
         summary = f"{escape(title)} &middot; <span data-counts{live}>{_said(found, index)}</span>"
-        parts.append(f"<details{shown}><summary>{summary}</summary><p>{body}</p></details>")
-    if row.question:
-        parts.insert(0, f"<p><em>{escape(row.question)}</em></p>")
+        parts.append(f"<details{shown}><summary>{summary}</summary>{body}</details>")
     key = 'style="color:inherit;text-align:left"'
     parts = [f"<div>{_threshold(b)}</div>", *parts, f"<figcaption {key}>{KEY}</figcaption>"]
     body = "".join(parts) + _call("tokens", "parentElement")
     return View(
         f'<figure class="kpnb-view" style="line-height:1.9;text-align:left">{body}</figure>'
     )
+
+
+def _body(texts: Any, index: int, marks: Sequence[tuple[Any, ...]]) -> str:
+    """A text with ``marks`` for each of its tokens, below its question: whose tokens are units as
+    well.
+    """
+    row, of_text = texts.rows[texts.names[index]], texts.offsets[index].tolist()
+    body = f"<p>{_marked(row.text, zip(of_text, marks, strict=True))}</p>"
+    if not row.question:
+        return body
+    from kpnb_book.data.text import question_offsets  # views of pictures need no tokenizer
+
+    asked = texts.counts[index] & (texts.token_type_ids[index] == 0)
+    of_question = [marks[token] for token in asked.nonzero().flatten().tolist()]
+    tokens = zip(question_offsets(texts, index), of_question, strict=True)
+    return f"<p><em>{_marked(row.question, tokens)}</em></p>{body}"
 
 
 def _said(found: KnowledgePoints, index: int) -> str:
@@ -263,17 +276,17 @@ def _said(found: KnowledgePoints, index: int) -> str:
     return f"N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, \u03bb = {share}"
 
 
-def _marked(text: str, tokens: Iterable[tuple[Any, ...]]) -> str:
+def _marked(text: str, tokens: Iterable[tuple[Sequence[int], tuple[Any, ...]]]) -> str:
     """The text with its tokens marked; what lies between them stays as it is."""
     body, done = "", 0
-    for (start, end), inside, point, gap, level, shade in tokens:
+    for (start, end), (inside, point, gap, shade) in tokens:
         if end:
             look = f"background:rgba(230,159,0,{shade:.2f})"
             look += ";outline:2px solid" if point else ""
             word = escape(text[start:end])
             word = f"<u>{word}</u>" if inside else word
             marks = f'data-gap="{gap:.6f}"{" data-fg" if inside else ""} '
-            marks += f'style="{look}" title="{level:+.2f} nats"'
+            marks += f'style="{look}" title="{gap:+.2f} nats"'
             body += f"{escape(text[done:start])}<span {marks}>{word}</span>"
             done = end
     return body + escape(text[done:])

@@ -1,8 +1,10 @@
 """The commands of ``kpnb`` that run notebooks, and their options."""
 
 import argparse
+import re
+import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from kpnb_book.run.parameters import (
     read_assignments,
     resolve_folders,
 )
-from kpnb_book.run.source import defaults_of, parameters_of, title_of
+from kpnb_book.run.source import defaults_of, lead_of, parameters_of, title_of
 
 Commands = argparse._SubParsersAction
 
@@ -82,8 +84,10 @@ def _add_sweep(commands: Commands) -> None:
 
 
 def _add_list(commands: Commands) -> None:
-    names = commands.add_parser("list", help="list the notebooks and their parameters")
-    names.add_argument("notebook", nargs="?", help="of this one only: number (10), name or path")
+    names = commands.add_parser("list", help="list the notebooks, or the parameters of one")
+    names.add_argument(
+        "notebook", nargs="?", help="say the parameters of this one: number (10), name or path"
+    )
     names.set_defaults(do=list_notebooks)
 
 
@@ -211,35 +215,29 @@ def run_many(options: argparse.Namespace) -> int:
 
 
 def list_notebooks(options: argparse.Namespace) -> int:
-    """``kpnb list``: the notebooks with their titles and parameters."""
+    """``kpnb list``: what every notebook is about; of one, its parameters as well."""
     root = find_root()
     if options.notebook:
-        paths = [find_notebook(options.notebook, root)]
-    else:
-        paths = [path for path in notebooks_of(root) if path.is_file()]
-    width = max((len(path.stem) for path in paths), default=0)
-    for path in paths:
-        print(f"{path.stem:{width}}  {title_of(path)}".rstrip())
-    print(
-        "\nParameters, their defaults and meanings" + ("" if options.notebook else " [notebooks]")
-    )
-    for line in _parameter_lines(paths):
-        print(f"  {line}")
+        path = find_notebook(options.notebook, root)
+        print(_about(path))
+        print("\nParameters, their defaults and meanings:")
+        for name, known in parameters_of(path).items():
+            print(f"  {f'{name} = {known.default}':<22}  {known.help}".rstrip())
+        return 0
+    for path in notebooks_of(root):
+        if path.is_file():
+            print(_about(path))
+    print("\nParameters of one of them: kpnb list 10")
     return 0
 
 
-def _parameter_lines(paths: Sequence[Path]) -> list[str]:
-    """Each parameter once, and the numbers of the notebooks that have it if there are several."""
-    having: dict[tuple[str, str, str], list[Path]] = {}
-    for path in paths:
-        for name, known in parameters_of(path).items():
-            having.setdefault((name, known.default, known.help), []).append(path)
-    lines = []
-    for (name, default, about), those in having.items():
-        numbers = "all" if those == paths else " ".join(path.stem[:2] for path in those)
-        where = f"  [{numbers}]" if len(paths) > 1 else ""
-        lines.append(f"{f'{name} = {default}':<22}  {about}{where}".rstrip())
-    return lines
+def _about(path: Path) -> str:
+    """Number and title of a notebook, and below them its first sentence."""
+    number = re.match(r"\d*", path.name)[0] or path.name
+    indent = " " * (len(number) + 2)
+    title = f"{number}  {title_of(path) or path.stem}"
+    options = {"width": 100, "initial_indent": indent, "subsequent_indent": indent}
+    return "\n".join([title, *textwrap.wrap(lead_of(path), **options)])
 
 
 def forecast_one(options: argparse.Namespace) -> int:

@@ -53,6 +53,19 @@ def title_of(path: Path) -> str:
     return ""
 
 
+def lead_of(path: Path) -> str:
+    """The first sentence below the first heading of a notebook, without markup; "" without one."""
+    for cell in cells_of(path):
+        if cell.kind == "markdown" and (
+            found := re.search(r"^# +.+\n\s*((?:.+\n?)+)", cell.source, re.MULTILINE)
+        ):
+            text = " ".join(line.lstrip("> ") for line in found[1].splitlines())
+            text = re.sub(r"\{[\w:]+\}`([^`]*)`", r"\1", text)  # a role of MyST
+            text = re.sub(r"[*`$]", "", text)
+            return re.split(r"(?<=[.?!])\s", text, maxsplit=1)[0].strip()
+    return ""
+
+
 def python(source: str) -> str:
     """A code cell as Python: lines that only IPython understands are comments."""
     return re.sub(r"^(\s*)[%!]", r"\1#", source, flags=re.MULTILINE)

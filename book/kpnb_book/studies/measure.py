@@ -26,7 +26,7 @@ from kpnb.sampling import Stochastic
 from kpnb_book.store import Run
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.training import Training
+from kpnb_book.studies.training import Training, announce
 
 Scope = Literal["all", "below", "layer", "layer steps"]
 Solver = ClosedForm | Stochastic
@@ -97,7 +97,7 @@ class Measurement:
         epochs = [n for n in self.numbers if any(n in missing for missing in lacking.values())]
         if epochs:
             self.training.finish()
-        what = f"entropy of {self.training.kind} at {', '.join(layers)}"
+        what = f"entropy of {self.training.label} at {', '.join(layers)}"
         with Progress(len(epochs), what, hidden=not epochs) as bar:
             for epoch in epochs:
                 self._store(epoch, [layer for layer in layers if epoch in lacking[layer]])
@@ -252,6 +252,8 @@ def every_pair(
 ) -> dict[tuple[str, int], tuple[Metrics, Metrics]]:
     """``pair`` for every layer and seed of the study, by both."""
     layers, seeds = study.settings.layers, study.settings.seeds
+    students = [study.student(layer, seed) for layer in layers for seed in seeds]
+    announce([*map(study.baseline, seeds), *students])
     for seed in seeds:  # a baseline is measured at all layers, which takes one call
         Measurement(study, study.baseline(seed), layers).finish()
     return {

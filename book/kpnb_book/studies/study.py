@@ -163,7 +163,9 @@ class Study(ABC):
         """Cross-entropy on all training samples, the rate falling along a cosine."""
         s = self.settings
         schedule = self.schedule(s.teacher_epochs, s.teacher_lr or s.lr, TEACHER_SEED, cosine=True)
-        return self.classifier(self.teacher_spec(), self.train, schedule, kind="teacher")
+        found = self.classifier(self.teacher_spec(), self.train, schedule, kind="teacher")
+        found.label = "teacher"
+        return found
 
     def baseline(self, seed: int = 0) -> Training:
         """Cross-entropy on the share: the network that learns from scratch."""
@@ -176,7 +178,7 @@ class Study(ABC):
 
         ``teacher_epoch=0`` takes the teacher before its training, for a control.
         """
-        return training.student(
+        found = training.student(
             self.store,
             self.spec(seed),
             self.share,
@@ -187,12 +189,16 @@ class Study(ABC):
             teacher_epoch=teacher_epoch,
             **self.how,
         )
+        found.label = f"student of {layer}, seed {seed}"
+        return found
 
     def head(self, layer: str, seed: int = 0) -> Training:
         """The student of ``layer`` with what lies above it trained on the share's labels."""
         student, path = self.student(layer, seed), self.path(layer)
         schedule = self.schedule(self.settings.head_epochs, self.settings.head_lr, seed)
-        return training.head(self.store, student, path, self.share, schedule, **self.how)
+        found = training.head(self.store, student, path, self.share, schedule, **self.how)
+        found.label = f"head of {student.label}"
+        return found
 
     def classifier(
         self, model: Model, data: Any, schedule: Schedule, kind: str = "baseline"

@@ -9,6 +9,7 @@ from kpnb.metrics import Choices
 from kpnb.stats import Chance, Difference, compare_seeds, holm
 from kpnb_book.studies.measure import Scope, every_pair
 from kpnb_book.studies.study import TEACHER_SEED, Study
+from kpnb_book.studies.training import announce
 
 
 def table5(study: Study, choices: Choices | None = None, scope: Scope = "all") -> pd.DataFrame:
@@ -26,6 +27,9 @@ def table5(study: Study, choices: Choices | None = None, scope: Scope = "all") -
 
 def accuracies(study: Study) -> pd.DataFrame:
     """Held-out scores of every network, students after their head was trained."""
+    s = study.settings
+    heads = [study.head(layer, seed) for seed in s.seeds for layer in s.layers]
+    announce([study.teacher(), *map(study.baseline, s.seeds), *heads])
     return pd.DataFrame(list(_scores(study)))
 
 

@@ -9,7 +9,7 @@ them is read.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
@@ -62,7 +62,8 @@ class Training:
     ``log``, ``accuracy`` and ``step_norms`` read JSON only; weights are read, and verified, when
     they are asked for. What is not stored yet, was lost or damaged is computed, and raises what
     ``train`` raises. Everywhere ``epoch`` counts from 0, and -1 is the last one, number ``epochs``.
-    ``address`` is that of the ``run`` in its store. Raises ValueError without data.
+    ``address`` is that of the ``run`` in its store. ``label`` is what is shown of it while it runs,
+    such as "student of FC1, seed 0". Raises ValueError without data.
     """
 
     store: Store
@@ -75,6 +76,7 @@ class Training:
     build: Build | None = None
     test: Data | None = None
     device: str = "cpu"
+    label: str = ""
 
     def __post_init__(self) -> None:
         if len(self.data) == 0:
@@ -91,6 +93,7 @@ class Training:
         self.run = self.store.run(self.kind, config)
         self.address, self.epochs = self.run.address, self.schedule.epochs
         self.checkpoints = Checkpoints(self.run, self.epochs)
+        self.label = self.label or f"{self.kind}, seed {self.schedule.seed}"
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -162,9 +165,11 @@ class Training:
     def finish(self) -> Self:
         """Compute every epoch that is not stored, in order, and what that takes."""
         if self.missing():
+            announce([self])
             with seeded(self.schedule.seed, -1):
                 model = self.source.make()
                 teacher = self.teacher_source.make() if self.teacher_source else None
+            self.run.said = f"training {_place()}: {self.label}"
             train(
                 model,
                 self.data,
@@ -176,6 +181,35 @@ class Training:
                 device=self.device,
             )
         return self
+
+
+_announced: dict[str, Training] = {}  # by address; some of them may be stored by now
+
+
+def announce(trainings: Iterable[Training]) -> None:
+    """Say that ``trainings`` and what they require are going to be finished, so that progress can
+    say how many of how many; what is stored already does not count.
+
+    What was announced before is forgotten, unless one of these belongs to it.
+    """
+    missing = [training for training in trainings if training.missing()]
+    if not any(training.address in _announced for training in missing):
+        _announced.clear()
+    for training in missing:
+        _add(training)
+
+
+def _add(training: Training) -> None:
+    if training.missing():
+        for required in training.requires():
+            _add(required)
+        _announced.setdefault(training.address, training)
+
+
+def _place() -> str:
+    """Which of the announced trainings is next: "3 of 14"."""
+    stored = sum(not training.missing() for training in _announced.values())
+    return f"{stored + 1} of {len(_announced)}"
 
 
 Model = Training | nn.Module | Mapping[str, Any] | Source

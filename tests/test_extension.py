@@ -1,0 +1,93 @@
+"""What the pages get when they are built: the gallery of the executed notebooks, and the verdicts
+in the table of contents.
+"""
+
+import io
+import re
+import runpy
+from base64 import b64encode
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
+
+from kpnb_book.run.gallery import WIDTH, gallery
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTENSION = runpy.run_path(str(ROOT / "book" / "_ext" / "executed.py"))
+
+
+def drawn(width: int, height: int) -> str:
+    """A picture as Jupyter stores it."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    return b64encode(file.getvalue()).decode()
+
+
+def figure(name: str, caption: str, data: dict[str, str]) -> nbformat.NotebookNode:
+    about = {"figure": {"name": name, "caption": caption}, "image": {"alt": f"alt of {name}"}}
+    outputs = [new_output("display_data", data)]
+    return new_code_cell("plot()", metadata={"mystnb": about}, outputs=outputs)
+
+
+def test_gallery_has_every_figure_with_a_caption(tmp_path):
+    cells = [
+        new_markdown_cell("# A title"),
+        figure("fig-one", "First. And *more*.", {"image/png": drawn(1000, 300)}),
+        new_code_cell("x", outputs=[new_output("display_data", {"image/png": drawn(9, 9)})]),
+        figure("fig-view", "To explore.", {"text/html": "<canvas>"}),
+    ]
+    copies = [tmp_path / name for name in ("10_a.ipynb", "11_b.ipynb", "12_none.ipynb")]
+    nbformat.write(new_notebook(cells=cells), copies[0])
+    nbformat.write(new_notebook(cells=cells[:1]), copies[1])  # has no figure
+    page = gallery(copies, tmp_path / "gallery")
+    assert re.findall(r"^## (.*)", page, re.MULTILINE) == ["{doc}`A title <../notebooks/10_a>`"]
+    assert re.findall(r"^:link: (.*)", page, re.MULTILINE) == ["fig-one", "fig-view"]
+    assert re.findall(r"^:link-alt: (.*)", page, re.MULTILINE) == ["First", "To explore"]
+    assert re.findall(r"^:alt: (.*)", page, re.MULTILINE) == ["alt of fig-one"]
+    (small,) = (tmp_path / "gallery").iterdir()
+    with Image.open(small) as picture:
+        assert picture.size == (WIDTH, 300 * WIDTH // 1000)
+    assert f"```{{image}} {tmp_path.name}/gallery/{small.name}" in page
+    assert "First. And *more*." in page
+    assert page.count("explored on its page") == 1
+
+
+def test_gallery_of_nothing_says_so(tmp_path):
+    assert "Nothing has been executed yet" in gallery([tmp_path / "none.ipynb"], tmp_path / "x")
+
+
+def glued(name: str, text: str) -> nbformat.NotebookNode:
+    prefix = "application/papermill.record/"
+    metadata = {"scrapbook": {"name": name, "mime_prefix": prefix}}
+    return new_output("display_data", {f"{prefix}text/plain": repr(text)}, metadata=metadata)
+
+
+def test_table_of_contents_says_what_was_found(tmp_path):
+    """Of the hypotheses only, only what the executed scoreboard says, and nothing without it."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("10_images_h1", "22_clouds_h3", "41_qa_h2", "61_noise"):
+        title = new_notebook(cells=[new_markdown_cell(f"# About {name}")])
+        nbformat.write(title, tmp_path / "notebooks" / f"{name}.ipynb")
+    names = ["book/index", *(f"notebooks/{path.stem}" for path in tmp_path.glob("notebooks/*"))]
+
+    def titles() -> dict[str, str]:
+        site = {name: SimpleNamespace(title=None) for name in names}
+        app, config = SimpleNamespace(srcdir=tmp_path), SimpleNamespace(external_site_map=site)
+        EXTENSION["say_what_was_found"](app, config)
+        return {name: page.title for name, page in site.items() if page.title}
+
+    assert titles() == {}
+    board = tmp_path / "book" / "_executed" / "90_scoreboard.ipynb"
+    board.parent.mkdir(parents=True)
+    outputs = [
+        glued("sb_images_H1", "supported"),
+        glued("sb_clouds_H3", "mixed (1 of 4 shows, 2 opposite)"),
+    ]
+    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=outputs)]), board)
+    assert titles() == {
+        "notebooks/10_images_h1": "About 10_images_h1 (supported)",
+        "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed)",
+    }
