@@ -30,27 +30,34 @@ class Spread:
     """What makes a mean of differences ``[S, N]`` vary: images crossed with seeds, both drawn at
     random.
 
+    seeds       S
+    images      how many count: N, or fewer where some are defined for few of the seeds
     of_seeds    variance of the seeds' means
     of_images   variance of the images' means, less the part of ``rest`` in it; negative where chance
                 has it so
-    rest        variance of what is peculiar to one seed and one image
+    rest        variance of what is peculiar to one seed and one image, in one seed
     """
 
     seeds: int
-    images: int
+    images: float
     of_seeds: float
     of_images: float
     rest: float
 
     @classmethod
     def of(cls, gaps: np.ndarray) -> "Spread":
-        """Of ``gaps [S, N]`` without NaN, from two seeds and two images on."""
-        seeds, images = gaps.shape
-        by_seed, by_image = gaps.mean(1), gaps.mean(0)
-        left = gaps - by_seed[:, None] - by_image + gaps.mean()
-        rest = float(np.square(left).sum() / ((seeds - 1) * (images - 1)))
-        of_images = by_image.var(ddof=1) - rest / seeds
-        return cls(seeds, images, float(by_seed.var(ddof=1)), float(of_images), rest)
+        """Of ``gaps [S, N]`` with two seeds and two images at least; every seed and every image has
+        a value that is not NaN.
+        """
+        known = ~np.isnan(gaps)
+        by_seed, by_image, weight = _mean(gaps, 1), _mean(gaps, 0), _weights(gaps)
+        value, images = by_seed.mean(), 1 / np.square(weight).sum()
+        left = np.where(known, gaps - by_seed[:, None] - by_image + value, 0)
+        rest = np.square(left).sum() / max(1, known.sum() - sum(gaps.shape) + 1)
+        in_images = (weight / known.sum(0)).sum() * rest
+        spread = (weight * np.square(by_image - value)).sum() * images / (images - 1)
+        seeds, of_seeds = len(gaps), float(by_seed.var(ddof=1))
+        return cls(seeds, images, of_seeds, float(spread - in_images), float(in_images * seeds))
 
     def half_width(self, level: float, seeds: int | None = None) -> float:
         """Half of the interval of level ``1 - level``, from these seeds or from so many.
@@ -101,6 +108,7 @@ class Difference:
     """Student minus baseline: the value, its 95 % interval, and the numbers of images and of
     trainings behind it.
 
+    images       how many count: those with a value, fewer where some have one in few trainings only
     p            of a test of no difference (NaN: none was made)
     effect       Cohen's d of paired values: the mean over the standard deviation over the images
     low90, high90    the 90 % interval
@@ -158,6 +166,12 @@ class Difference:
         return apart or within
 
 
+def _weights(gaps: np.ndarray) -> np.ndarray:
+    """What each image contributes to the mean of the seeds' means of ``gaps [S, N]``, ``[N]``."""
+    known = ~np.isnan(gaps)
+    return (known / known.sum(1, keepdims=True)).mean(0)
+
+
 def _mean(values: np.ndarray, axis: int, where: np.ndarray | bool = True) -> np.ndarray:
     """Mean of what is defined; NaN where nothing is."""
     known = ~np.isnan(values) & where
@@ -200,7 +214,7 @@ def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> 
     every = np.arange(len(gaps))
 
     def mean(image: np.ndarray, seed: np.ndarray = every, axis: int = -1) -> np.ndarray:
-        return gaps[seed[..., :, None], image[..., None, :]].mean((-2, -1))
+        return _mean(gaps[seed[..., :, None], image[..., None, :]], -1).mean(-1)
 
     drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]
     found = stats.bootstrap(drawn, mean, method="percentile", n_resamples=4000, batch=500, rng=rng)
@@ -236,31 +250,32 @@ def _resampled(
     """Intervals by a percentile bootstrap, and p for other images only."""
     ends = (LEVEL / 2, 1 - LEVEL / 2, LEVEL, 1 - LEVEL)
     low, high, low90, high90 = np.quantile(_bootstrap(gaps, over_seeds, rng), ends).tolist()
-    p = NAN if over_seeds else _permuted(gaps.mean(0), rng)
+    p = NAN if over_seeds else _permuted(_mean(gaps, 0), rng)
     return replace(base, low=low, high=high, low90=low90, high90=high90, p=p)
 
 
 def _difference(
     metric: str, gaps: ArrayLike, chance: Chance, seed: int, delta: float = NAN
 ) -> Difference:
-    """From ``gaps [S, N]``, over the images where every training of both networks defines the
-    value.
-    """
+    """From ``gaps [S, N]``: the mean of the seeds' means, each over the images that it defines."""
     values = np.asarray(gaps, float)
-    known = values[:, ~np.isnan(values).any(0)]
-    seeds, images = known.shape
-    if images < 2:
-        return Difference(metric, NAN, NAN, NAN, images, seeds, delta=delta)
-    value = float(known.mean())
+    known = ~np.isnan(values)
+    values = values[known.any(1)][:, known.any(0)]
+    seeds, many = values.shape
+    if many < 2:
+        return Difference(metric, NAN, NAN, NAN, many, seeds, delta=delta)
+    value = float(_mean(values, 1).mean())
+    images = round(1 / np.square(_weights(values)).sum())
     base = Difference(metric, value, value, value, images, seeds, delta=delta)
-    if np.ptp(known) == 0:
+    if np.nanmin(values) == np.nanmax(values):
         return replace(base, low90=value, high90=value)
-    deviation = known.var(1, ddof=1).mean() ** 0.5
+    squares = np.square(values - _mean(values, 1)[:, None])
+    deviation = np.sqrt(np.nansum(squares) / max(1, np.sum(~np.isnan(values)) - seeds))
     base = replace(base, effect=float(value / deviation) if deviation else NAN)
     if chance == "seeds" and seeds > 1:
-        return _over_seeds(base, known)
+        return _over_seeds(base, values)
     rng = np.random.default_rng(seed)
-    return _resampled(base, known, chance == "bootstrap" and seeds > 1, rng)
+    return _resampled(base, values, chance == "bootstrap" and seeds > 1, rng)
 
 
 def judge(
@@ -271,8 +286,8 @@ def judge(
 ) -> dict[str, Difference]:
     """A comparison for each metric from values that were computed before.
 
-    gaps     student minus baseline ``[S, N]`` by metric, of S seeds on the same N images, NaN where
-             undefined (``paired``)
+    gaps     student minus baseline by metric, of S seeds on the same N images, NaN where undefined
+             (``paired``): ``[S, N]``, or ``[S, L, N]`` of layers that are averaged
     chance   as in ``compare_seeds``
     delta    by metric, a difference that is too small to matter; where it is not given, no
              difference is called negligible
@@ -280,9 +295,46 @@ def judge(
     one_of("chance", chance, get_args(Chance))
     small = delta or {}
     return {
-        metric: _difference(metric, values, chance, seed, small.get(metric, NAN))
+        metric: _difference(metric, _one_layer(values), chance, seed, small.get(metric, NAN))
         for metric, values in gaps.items()
     }
+
+
+def seed_means(gaps: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """The mean difference of each seed, ``[S]`` by metric, over the images where it is defined for
+    that seed; ``gaps`` as for ``judge``.
+    """
+    return {metric: _mean(_one_layer(values), -1) for metric, values in gaps.items()}
+
+
+def predicted(values: ArrayLike, more: int = 1, level: float = LEVEL) -> tuple[float, float]:
+    """Where the mean of so many ``more`` trainings lies in all but ``level`` of cases.
+
+    values   ``[S]``, a mean of each training so far (``seed_means``); NaN are left out
+
+    The t interval of a prediction: both means vary, that of the trainings so far and that of those
+    to come. Raises ``ValueError`` for fewer than two trainings.
+    """
+    from scipy import special
+
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    count = len(known)
+    if count < 2:
+        raise ValueError(f"a prediction needs two trainings at least; got {count}")
+    error = known.std(ddof=1) * np.sqrt(1 / count + 1 / more)
+    half = -special.stdtrit(count - 1, level / 2) * error
+    return float(known.mean() - half), float(known.mean() + half)
+
+
+def _one_layer(gaps: ArrayLike) -> np.ndarray:
+    """``[S, N]`` of ``[S, N]`` or ``[S, L, N]``."""
+    values = np.asarray(gaps, float)
+    if values.ndim not in (2, 3):
+        raise ValueError(
+            f"differences are [seeds, images] or [seeds, layers, images]; got {values.shape}"
+        )
+    return values if values.ndim == 2 else _mean(values, 1)
 
 
 def compare(
@@ -321,7 +373,7 @@ def compare_seeds(
     """
     gaps = [[_gaps(*metrics_of_pair(*pair)) for pair in pairs] for pairs in trainings]
     means = {
-        metric: np.stack([_mean(np.stack([gap[metric] for gap in pairs]), 0) for pairs in gaps])
+        metric: [_mean(np.stack([gap[metric] for gap in pairs]), 0) for pairs in gaps]
         for metric in BETTER
     }
     return judge(means, chance, seed, delta)

@@ -87,14 +87,15 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
 def false_positives(
     nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
 ) -> dict[str, float]:
-    """How many comparisons that should be "open" are not: ``count`` of ``total``, ``rate`` and its
+    """How many comparisons without any effect are called "shows" or "opposite": ``count`` of ``total``, ``rate`` and its
     95 % interval.
 
     The interval takes the comparisons for independent; those that share networks are not, so it is
     too narrow.
     """
     words = [pair[metric].verdict for pair in nulls for metric in metrics]
-    wrong = len(words) - Counter(words)["open"]
+    counts = Counter(words)
+    wrong = counts["shows"] + counts["opposite"]
     interval = binomtest(wrong, len(words)).proportion_ci()
     return {
         "count": wrong,
