@@ -33,8 +33,8 @@ class Spread:
     seeds       S
     images      how many count: N, or fewer where some are defined for few of the seeds
     of_seeds    variance of the seeds' means
-    of_images   variance of the images' means, less the part of ``rest`` in it; negative where chance
-                has it so
+    of_images   variance of the images' means, less the part of ``rest`` in it; negative where
+                chance has it so
     rest        variance of what is peculiar to one seed and one image, in one seed
     """
 

@@ -1,5 +1,5 @@
-"""The rule for verdicts: by hand, against the t tests of SciPy, and as often as it says on simulated
-trainings; stored tables against the same comparison of live networks.
+"""The rule for verdicts: by hand, against the t tests of SciPy, and as often as it says on
+simulated trainings; arrays against the same comparison of networks.
 """
 
 from dataclasses import replace

@@ -87,8 +87,8 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
 def false_positives(
     nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
 ) -> dict[str, float]:
-    """How many comparisons without any effect are called "shows" or "opposite": ``count`` of ``total``, ``rate`` and its
-    95 % interval.
+    """How many comparisons without any effect are called "shows" or "opposite": ``count`` of
+    ``total``, ``rate`` and its 95 % interval.
 
     The interval takes the comparisons for independent; those that share networks are not, so it is
     too narrow.

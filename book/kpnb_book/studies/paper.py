@@ -1,5 +1,5 @@
-"""The paper's own result tables: which student belongs to which baseline, and how large a difference
-they lead to expect.
+"""The paper's own result tables: which student belongs to which baseline, and how large a
+difference they lead to expect.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,5 @@
-"""From stored tables to comparisons: what the paper asks, and what is left of it beyond place, beyond
-a smooth target and beyond the path.
+"""From stored tables to comparisons: what the paper asks, and what is left of it beyond place,
+beyond a smooth target and beyond the path.
 
 Tables are the data frames of ``book/results``: ``samples`` has a row for each seed, layer, network
 (``student``, ``baseline``, ...) and sample, ``networks`` one for each seed, layer and network.
@@ -44,9 +44,9 @@ class Question:
     same_units: bool = True
 
 
-PAPER = Question("paper", "student", "baseline", SIX)
+BY_PAPER = Question("paper", "student", "baseline", SIX)
 QUESTIONS = (
-    PAPER,
+    BY_PAPER,
     Question("place", "student", "baseline", {m: f"place_{m}" for m in POINTS}, POINTS),
     Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in POINTS}, POINTS),
     Question("smooth target", "untrained", "baseline", SIX),
@@ -96,7 +96,7 @@ def seeds_of(samples: pd.DataFrame, *roles: str) -> list[int]:
     return sorted(found[found == layers * len(roles)].index)
 
 
-def gaps(samples: pd.DataFrame, question: Question = PAPER) -> dict[str, np.ndarray]:
+def gaps(samples: pd.DataFrame, question: Question = BY_PAPER) -> dict[str, np.ndarray]:
     """Differences ``[S, L, N]`` by metric, for ``judge``; without any seed that has both networks,
     S is 0.
     """
