@@ -17,14 +17,13 @@ from kpnb.points import knowledge_points
 from kpnb_book.studies import paper
 from kpnb_book.studies.replication import (
     agreement,
-    by_seed,
     coverage,
     false_positives,
     networks_of,
     null_gaps,
     replication,
 )
-from kpnb_book.studies.verdicts import seeds_of, unanswered, verdicts
+from kpnb_book.studies.verdicts import by_seed, estimates, seeds_of, unanswered, verdicts
 from tests.simulated import LEVELS, tables
 
 PAPER = paper.read()
@@ -141,6 +140,24 @@ def test_the_order_of_rows_does_not_matter():
     samples, networks = tables(seeds=4)
     mixed = samples.sample(frac=1, random_state=0)
     pd.testing.assert_frame_equal(judged(mixed, networks), judged(samples, networks))
+
+
+def test_estimates_of_distances_are_in_proportion_to_the_baseline():
+    samples, networks = tables({"student": {"d": -0.1}}, seeds=4)
+    frame = judged(samples, networks).loc["paper"]
+    seeds = by_seed(samples)
+    unit = samples.loc[samples["network"] == "baseline", "d"].mean()
+    for found in estimates(samples, "images", PAPER):
+        scale = 1.0 if not found.relative else frame.loc[found.metric, "value"] / found.value
+        assert found.relative == (found.metric in ("d_mean", "d_var"))
+        assert found.seeds * scale == pytest.approx(seeds[found.metric].to_numpy())
+        assert found.delta * scale == pytest.approx(frame.loc[found.metric, "delta"])
+        assert found.verdict == frame.loc[found.metric, "verdict"]
+        if found.metric == "d_mean":
+            assert scale == pytest.approx(unit)
+    paper_row = {"student": 44.48, "baseline": 28.27}  # VGG-11, FC1 on ILSVRC2013, Table 5
+    counts = estimates(samples, "images", PAPER)[0].paper
+    assert np.isclose(counts, paper_row["student"] - paper_row["baseline"]).any()
 
 
 # ---- planted truths
@@ -321,7 +338,7 @@ def test_false_positives_do_not_depend_on_an_effect():
 def test_the_rule_errs_in_5_percent_of_families_at_most():
     wrong = total = 0
     for draw in range(8):
-        samples, _ = tables(seeds=20, samples=12, layers=("FC1",), seed=draw)
+        samples, _ = tables(seeds=20, samples=60, layers=("FC1",), seed=draw)
         found = false_positives(samples, draws=25)["families"]
         wrong, total = wrong + found["count"], total + found["total"]
     assert total == 200

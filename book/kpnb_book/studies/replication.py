@@ -13,32 +13,18 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from kpnb.metrics import NAMES
-from kpnb.stats import Difference, holm, judge, paired, predicted, seed_means
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, gaps, seeds_of, values
+from kpnb.stats import Difference, holm, judge, paired, predicted
+from kpnb_book.studies.verdicts import SIX, seeds_of, values
 
 NULL = ("baseline", "student")
 """Networks of one kind, whose trainings differ in nothing but their seed."""
-
-
-def by_seed(
-    samples: pd.DataFrame, chosen: Sequence[int] | None = None, question: Question = BY_PAPER
-) -> pd.DataFrame:
-    """Student minus baseline in each seed, means over layers and samples: a row a seed, a column a
-    metric.
-
-    chosen   the samples that count (None: all)
-    """
-    kept = samples if chosen is None else samples[samples["sample"].isin(chosen)]
-    seeds = seeds_of(kept, question.student, question.other)
-    index = pd.Index(seeds, name="seed")
-    return pd.DataFrame(seed_means(gaps(kept, question)), index=index)
 
 
 def replication(stored: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """A row for each metric: where the mean of the own seeds lies, and where the stored seeds say
     that it should, in 95 of 100 cases.
 
-    stored, own   ``by_seed`` on the same samples, with no seed in common
+    stored, own   ``verdicts.by_seed`` on the same samples, with no seed in common
 
     Columns: metric, own, seeds (of the own), stored, low, high, inside. Raises ``ValueError`` when
     a seed is in both: it would say nothing of further ones.

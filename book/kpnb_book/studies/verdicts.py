@@ -5,7 +5,7 @@ Tables are the data frames of ``book/results``: ``samples`` has a row for each s
 (``student``, ``baseline``, ...) and sample, ``networks`` one for each seed, layer and network.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kpnb.metrics import NAMES
-from kpnb.stats import LEVEL, NAN, Difference, holm, judge, paired
+from kpnb.stats import LEVEL, NAN, Difference, holm, judge, paired, seed_means
 from kpnb_book.studies import paper
 
 KIND = {"ImageStudy": "images", "CloudStudy": "clouds"}
@@ -107,6 +107,20 @@ def gaps(samples: pd.DataFrame, question: Question = BY_PAPER) -> dict[str, np.n
     return {metric: found[metric] for metric in question.metrics}
 
 
+def by_seed(
+    samples: pd.DataFrame, chosen: Sequence[int] | None = None, question: Question = BY_PAPER
+) -> pd.DataFrame:
+    """Student minus baseline in each seed, means over layers and samples: a row a seed, a column a
+    metric.
+
+    chosen   the samples that count (None: all)
+    """
+    kept = samples if chosen is None else samples[samples["sample"].isin(chosen)]
+    seeds = seeds_of(kept, question.student, question.other)
+    index = pd.Index(seeds, name="seed")
+    return pd.DataFrame(seed_means(gaps(kept, question)), index=index)
+
+
 def answers(samples: pd.DataFrame, question: Question) -> bool:
     """Whether the tables have what is asked: two seeds of both networks, and every column."""
     asked = question.columns.values()
@@ -165,3 +179,40 @@ def unanswered(samples: pd.DataFrame, networks: pd.DataFrame) -> Iterator[str]:
     """Names of the questions that the tables do not answer."""
     table = prepared(samples, networks)
     return (question.name for question in QUESTIONS if not answers(table, question))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One metric on one axis: what the paper's pairs say, what our seeds say, and how sure it is.
+
+    paper, seeds   student minus baseline: in the paper's pairs ``[P]``, and in our seeds ``[S]``
+    relative       whether everything here is in proportion to the baseline, as for distances
+    """
+
+    metric: str
+    paper: np.ndarray
+    seeds: np.ndarray
+    value: float
+    low: float
+    high: float
+    delta: float
+    verdict: str
+    relative: bool
+
+
+def estimates(samples: pd.DataFrame, kind: str, tables: pd.DataFrame) -> list[Estimate]:
+    """What the paper asks of one study, an ``Estimate`` for each metric."""
+    ours, every = means(samples), by_seed(samples)
+    plain, ratios = (
+        found.xs(kind, level="kind")
+        for found in (paper.differences(tables), paper.proportions(tables))
+    )
+    found = []
+    for metric, d in decided(samples, BY_PAPER, paper.deltas(tables, kind, ours)).items():
+        relative = metric in paper.scaled(kind)
+        unit = ours[metric] if relative else 1.0
+        theirs = (ratios if relative else plain)[metric].dropna().to_numpy()
+        seeds = every[metric].dropna().to_numpy() / unit
+        sizes = (size / unit for size in (d.value, d.low, d.high, d.delta))
+        found.append(Estimate(metric, theirs, seeds, *sizes, d.verdict, relative))
+    return found
