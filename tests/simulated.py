@@ -1,9 +1,13 @@
 """Stored tables with known effects, in the columns of ``book/results``."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from kpnb_book.studies.results import KEY, Results, Rows
 
 LEVELS = {"n_fg": 25.0, "n_bg": 9.0, "lambda": 0.7, "d": 0.4, "share": 0.35, "rho": 0.5}
 SPREADS = {"n_fg": 5.0, "n_bg": 3.0, "lambda": 0.1, "d": 0.1, "share": 0.1, "rho": 0.1}
@@ -48,3 +52,22 @@ def tables(
                 parts.append(pd.DataFrame({**where, "sample": range(samples), **columns, **place}))
                 networks.append({**where, "accuracy": 0.4, "path": path})
     return pd.concat(parts, ignore_index=True), pd.DataFrame(networks)
+
+
+def write(
+    folder: Path,
+    study: str = "ImageStudy",
+    effects: Mapping[str, Mapping[str, float]] | None = None,
+    **options: Any,
+) -> None:
+    """Stored tables of a ``study`` (its class's name) in ``folder``."""
+    found, networks = tables(effects, **options)
+    places = networks[KEY]
+    if study == "ImageStudy":
+        rng = np.random.default_rng(0)
+        counts = rng.integers(0, found["sample"].nunique(), (len(places), 16))
+        cells = pd.DataFrame(counts, columns=[f"cell{number}" for number in range(16)])
+        places = pd.concat([places, cells], axis="columns")
+    else:
+        places = places.iloc[:0]
+    Results(folder).add({"study": study}, Rows(networks, found, places))

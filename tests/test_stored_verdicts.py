@@ -4,6 +4,7 @@ planted.
 
 import csv
 from collections import defaultdict
+from dataclasses import dataclass
 from math import exp, log
 
 import numpy as np
@@ -15,6 +16,7 @@ from scipy import stats
 from kpnb.metrics import NAMES
 from kpnb.points import knowledge_points
 from kpnb_book.studies import paper
+from kpnb_book.studies.evidence import place_counts
 from kpnb_book.studies.replication import (
     agreement,
     coverage,
@@ -177,18 +179,23 @@ def entropies(liking: torch.Tensor, gen: torch.Generator) -> torch.Tensor:
     return -1.0 * (torch.rand(liking.shape, generator=gen) < liking)
 
 
+@dataclass(frozen=True)
+class Discs:
+    """What ``place_counts`` asks of a study."""
+
+    foreground: torch.Tensor
+
+    def other_regions(self, shift: int) -> tuple[torch.Tensor, torch.Tensor]:
+        others = self.foreground.roll(-shift, 0)
+        return others, ~others
+
+
 def counted(entropy: torch.Tensor, own: torch.Tensor) -> dict[str, np.ndarray]:
-    """The columns of ``samples`` that tell of points: by own masks, and by those of 15 others."""
-
-    def three(shift: int) -> torch.Tensor:
-        found = knowledge_points(entropy, own.roll(-shift, 0))
-        return torch.stack([found.n_fg.double(), found.n_bg.double(), found.ratio.double()])
-
-    place = torch.stack([three(shift) for shift in range(1, 16)]).nanmean(0)
-    columns = dict(zip(("n_fg", "n_bg", "lambda"), three(0).numpy(), strict=True))
-    return columns | dict(
-        zip(("place_n_fg", "place_n_bg", "place_lambda"), place.numpy(), strict=True)
-    )
+    """The columns of ``samples`` that tell of points: by own masks, and by those of others."""
+    found = knowledge_points(entropy, own)
+    values = [found.n_fg, found.n_bg, found.ratio, *place_counts(Discs(own), found.points)]
+    names = ("n_fg", "n_bg", "lambda", "place_n_fg", "place_n_bg", "place_lambda")
+    return {name: value.double().numpy() for name, value in zip(names, values, strict=True)}
 
 
 def planted(student_likes: str, seeds: int = 8, count: int = 60) -> pd.DataFrame:
@@ -304,7 +311,7 @@ def test_builds_and_single_seeds_lie_inside_as_often_as_they_should():
     for draw in range(12):
         stored = by_seed(tables(seeds=20, samples=10, layers=("FC1",), seed=draw)[0])
         own = by_seed(tables(seeds=2, samples=10, layers=("FC1",), first=100, seed=99 + draw)[0])
-        found = agreement({"FC1": replication(stored, own)})
+        found = agreement([replication(stored, own)])
         inside, total = inside + found["count"], total + found["total"]
         alone.append(coverage(stored)["rate"])
     assert total == 12 * len(NAMES)

@@ -5,8 +5,7 @@ A study's trainings are drawn anew with every seed. So the stored seeds say wher
 many further ones lies in 95 of 100 cases, and a build whose seeds lie there replicates them.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -49,6 +48,18 @@ def share(hits: int, total: int) -> dict[str, float]:
     found = binomtest(hits, total).proportion_ci()
     rate = {"count": hits, "total": total, "rate": hits / total}
     return rate | {"low": found.low, "high": found.high}
+
+
+def pooled(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The ``share`` over all of these."""
+    every = list(found)
+    return share(sum(each["count"] for each in every), sum(each["total"] for each in every))
+
+
+def agreement(found: Iterable[pd.DataFrame]) -> dict[str, float]:
+    """Over several ``replication`` tables, of studies or of builds, the ``share`` of inside."""
+    inside = pd.concat(found)["inside"]
+    return share(int(inside.sum()), len(inside))
 
 
 def coverage(stored: pd.DataFrame) -> dict[str, float]:
@@ -117,9 +128,3 @@ def false_positives(
 
 def _claims(d: Difference) -> bool:
     return d.verdict in ("shows", "opposite")
-
-
-def agreement(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Over several builds' ``replication`` tables by name, the ``share`` of cells inside."""
-    inside = pd.concat(tables.values())["inside"]
-    return share(int(inside.sum()), len(inside))
