@@ -6,21 +6,101 @@ network. An interval over the images of one training knows nothing of the second
 it need not hold for the next training.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from kpnb._messages import one_of
 from kpnb.metrics import BETTER, Metrics
 from kpnb.trajectory import Trajectory, metrics_of_pair
 
 LEVEL = 0.05
+MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
+NAN = float("nan")
 Chance = Literal["images", "bootstrap", "seeds"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What makes a mean of differences ``[S, N]`` vary: images crossed with seeds, both drawn at
+    random.
+
+    seeds       S
+    images      how many count: N, or fewer where some are defined for few of the seeds
+    of_seeds    variance of the seeds' means
+    of_images   variance of the images' means, less the part of ``rest`` in it; negative where
+                chance has it so
+    rest        variance of what is peculiar to one seed and one image, in one seed
+    """
+
+    seeds: int
+    images: float
+    of_seeds: float
+    of_images: float
+    rest: float
+
+    @classmethod
+    def of(cls, gaps: np.ndarray) -> "Spread":
+        """Of ``gaps [S, N]`` with two seeds and two images at least; every seed and every image has
+        a value that is not NaN.
+        """
+        known = ~np.isnan(gaps)
+        by_seed, by_image, weight = _mean(gaps, 1), _mean(gaps, 0), _weights(gaps)
+        value, images = by_seed.mean(), 1 / np.square(weight).sum()
+        left = np.where(known, gaps - by_seed[:, None] - by_image + value, 0)
+        rest = np.square(left).sum() / max(1, known.sum() - sum(gaps.shape) + 1)
+        in_images = (weight / known.sum(0)).sum() * rest
+        spread = (weight * np.square(by_image - value)).sum() * images / (images - 1)
+        seeds, of_seeds = len(gaps), float(by_seed.var(ddof=1))
+        return cls(seeds, images, of_seeds, float(spread - in_images), float(in_images * seeds))
+
+    def half_width(self, level: float, seeds: int | None = None) -> float:
+        """Half of the interval of level ``1 - level``, from these seeds or from so many.
+
+        The half-widths of the t interval over the seeds' means and of that over the images' means,
+        added in squares. What is peculiar to one seed and one image counts in both, so this errs on
+        the wide side, never below either.
+        """
+        from scipy import special  # SciPy's functions are loaded by those who compare
+
+        seeds = seeds or self.seeds
+        of_images = max(0.0, self.of_images + self.rest / seeds)
+        squares = self.of_seeds / seeds, of_images / self.images
+        t = special.stdtrit((seeds - 1, self.images - 1), level / 2)
+        return float(np.hypot(*(t * np.sqrt(squares))))
+
+    def mixed_half_width(self, level: float) -> float:
+        """The same from a mixed model with random seeds and images, which counts everything once.
+
+        Moments estimate its variances (on a full table, as here, they are those of restricted
+        maximum likelihood as long as none comes out negative), Satterthwaite's rule its degrees of
+        freedom. With few seeds it covers the truth less often than it says.
+        """
+        from scipy import special
+
+        cells = self.seeds * self.images
+        rest = self.rest / cells
+        of_seeds = max(self.of_seeds / self.seeds, rest)
+        of_images = max(self.of_images / self.images + rest, rest)
+        square = of_seeds + of_images - rest
+        free = np.array([self.seeds - 1, self.images - 1, (self.seeds - 1) * (self.images - 1)])
+        uncertain = (np.square([of_seeds, of_images, rest]) / free).sum()
+        if not square:
+            return 0.0
+        return float(-special.stdtrit(square**2 / uncertain, level / 2) * np.sqrt(square))
+
+    def p(self, value: float) -> float:
+        """P of no difference: the level whose interval around ``value`` ends at 0."""
+        from scipy import optimize
+
+        if self.half_width(1e-9) <= abs(value):
+            return 0.0
+        return float(optimize.brentq(lambda level: self.half_width(level) - abs(value), 1e-9, 1))
 
 
 @dataclass(frozen=True)
@@ -28,12 +108,20 @@ class Difference:
     """Student minus baseline: the value, its 95 % interval, and the numbers of images and of
     trainings behind it.
 
-    ``p`` belongs to a test of no difference (NaN: none was made). ``effect`` is Cohen's d of paired
-    values: the mean over the standard deviation over the images.
+    images       how many count: those with a value, fewer where some have one in few trainings only
+    p            of a test of no difference (NaN: none was made)
+    effect       Cohen's d of paired values: the mean over the standard deviation over the images
+    low90, high90    the 90 % interval
+    delta        a difference that is too small to matter (NaN: nobody has said)
+    spread       what makes the value vary (None: over one training, or by a bootstrap)
+    tests        how many comparisons p is corrected for
 
-    ``verdict``: "shows" when the whole interval lies on the side the hypothesis wants, "opposite"
-    when it lies on the other, else "open"; and "open" when p, corrected where several comparisons
-    are made (``holm``), is above 0.05. A rule stated before any result.
+    ``verdict``, a rule stated before any result:
+    "shows" or "opposite" when the whole 95 % interval lies on the side the hypothesis wants, or on
+    the other, and p, corrected where several comparisons are made (``holm``), is at most 0.05;
+    else "negligible" when the 90 % interval lies within plus or minus delta, which is two one-sided
+    tests at 5 %;
+    else "open".
     """
 
     metric: str
@@ -42,65 +130,96 @@ class Difference:
     high: float
     images: int
     seeds: int = 1
-    p: float = float("nan")
-    effect: float = float("nan")
+    p: float = NAN
+    effect: float = NAN
+    low90: float = NAN
+    high90: float = NAN
+    delta: float = NAN
+    spread: Spread | None = None
+    tests: int = 1
 
     @property
     def verdict(self) -> str:
-        """ "shows", "opposite" or "open", by the rule above."""
-        wanted = BETTER[self.metric]
-        if self.p > LEVEL or not (self.low > 0 or self.high < 0):
-            return "open"
-        return "shows" if wanted * self.low > 0 else "opposite"
+        """ "shows", "opposite", "negligible" or "open", by the rule above."""
+        if (self.low > 0 or self.high < 0) and not self.p > LEVEL:
+            return "shows" if BETTER[self.metric] * self.low > 0 else "opposite"
+        if -self.delta < self.low90 and self.high90 < self.delta:
+            return "negligible"
+        return "open"
+
+    @property
+    def seeds_needed(self) -> float:
+        """How many seeds would decide, were the value and its spread to stay as they are.
+
+        Either way: the interval excludes 0, at a level divided by ``tests``, or the 90 % interval
+        lies within delta. Infinite where no number of seeds does with these images; NaN where the
+        spread of seeds is not known. An open difference needs more than it has.
+        """
+        if self.spread is None:
+            return NAN
+        decides = bisect_left(range(2, MOST_SEEDS), True, key=self._decided)
+        return decides + 2 if decides + 2 < MOST_SEEDS else float("inf")
+
+    def _decided(self, seeds: int) -> bool:
+        """Whether this value would be decided, had it come from so many ``seeds``."""
+        apart = self.spread.half_width(LEVEL / self.tests, seeds) < abs(self.value)
+        within = abs(self.value) + self.spread.half_width(2 * LEVEL, seeds) < self.delta
+        return apart or within
 
 
-def _gaps(student: Metrics, baseline: Metrics) -> dict[str, Tensor]:
-    """Student minus baseline in each image, ``[N]``: for D_var the squared deviations, whose mean
-    is the variance.
+def _weights(gaps: np.ndarray) -> np.ndarray:
+    """What each image contributes to the mean of the seeds' means of ``gaps [S, N]``, ``[N]``."""
+    known = ~np.isnan(gaps)
+    return (known / known.sum(1, keepdims=True)).mean(0)
+
+
+def _mean(values: np.ndarray, axis: int, where: np.ndarray | bool = True) -> np.ndarray:
+    """Mean of what is defined; NaN where nothing is."""
+    known = ~np.isnan(values) & where
+    with np.errstate(invalid="ignore"):
+        return np.sum(values, axis, where=known) / known.sum(axis)
+
+
+def paired(
+    student: Mapping[str, ArrayLike], baseline: Mapping[str, ArrayLike]
+) -> dict[str, np.ndarray]:
+    """Student minus baseline in each image, ``[..., N]`` by metric, which ``judge`` takes.
+
+    student, baseline   values ``[..., N]`` by metric, NaN where undefined: those of ``NAMES``
+                        without "d_var", or some of them
+
+    D_var is no mean over images. For it (with "d_mean") stand the squared deviations from each
+    network's own mean, over the images where both are defined; their mean is the variance.
     """
-    both = ~(student.distance + baseline.distance).isnan()
     ours, theirs = (
-        {**m.per_image(), "d_var": (m.distance - m.distance[both].mean()).square()}
-        for m in (student, baseline)
+        {name: np.asarray(values, float) for name, values in side.items()}
+        for side in (student, baseline)
     )
-    return {name: (ours[name] - theirs[name]).cpu().double() for name in BETTER}
+    gaps = {name: ours[name] - theirs[name] for name in ours}
+    if "d_mean" in gaps:
+        both = ~np.isnan(gaps["d_mean"])
+        squares = [
+            np.square(side["d_mean"] - _mean(side["d_mean"], -1, both)[..., None])
+            for side in (ours, theirs)
+        ]
+        gaps["d_var"] = squares[0] - squares[1]
+    return gaps
 
 
-def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> tuple[float, float]:
-    """Percentile bootstrap over images, the same for every training since all measure the same; and
-    over seeds.
+def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> np.ndarray:
+    """Means of resampled ``gaps [S, N]``: of images, the same for every training since all measure
+    the same; and of seeds.
     """
     from scipy import stats  # takes half a second, which only those wait who compare
 
     every = np.arange(len(gaps))
 
     def mean(image: np.ndarray, seed: np.ndarray = every, axis: int = -1) -> np.ndarray:
-        return gaps[seed[..., :, None], image[..., None, :]].mean((-2, -1))
+        return _mean(gaps[seed[..., :, None], image[..., None, :]], -1).mean(-1)
 
     drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]
     found = stats.bootstrap(drawn, mean, method="percentile", n_resamples=4000, batch=500, rng=rng)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
-def _crossed(gaps: np.ndarray) -> tuple[float, float, float]:
-    """Interval and p for images crossed with seeds, both drawn at random.
-
-    The half-widths of the t interval over the seeds' means and of that over the images' means,
-    added in squares. What is peculiar to one seed and one image counts in both, so this errs on the
-    wide side, never below either.
-    """
-    from scipy import optimize, stats
-
-    value, free = gaps.mean(), np.array(gaps.shape) - 1
-    errors = [stats.sem(gaps.mean(1)), stats.sem(gaps.mean(0))]
-
-    def half(level: float) -> float:
-        return float(np.hypot(*stats.t.isf(level / 2, free) * errors))
-
-    p = 0.0
-    if half(1e-9) > abs(value):
-        p = optimize.brentq(lambda level: half(level) - abs(value), 1e-9, 1)
-    return float(value - half(LEVEL)), float(value + half(LEVEL)), float(p)
+    return found.bootstrap_distribution
 
 
 def _permuted(means: np.ndarray, rng: np.random.Generator) -> float:
@@ -111,43 +230,133 @@ def _permuted(means: np.ndarray, rng: np.random.Generator) -> float:
     return float(stats.permutation_test((means,), np.mean, **flipped).pvalue)
 
 
-def _difference(metric: str, gaps: Tensor, chance: Chance, seed: int) -> Difference:
-    """From ``gaps [S, N]``, over the images where every training of both networks defines the
-    value.
-    """
-    known, nan = gaps[:, ~gaps.isnan().any(0)].numpy(), float("nan")
-    seeds, images = known.shape
-    if images < 2:
-        return Difference(metric, nan, nan, nan, images, seeds)
-    value = float(known.mean())
-    if np.ptp(known) == 0:
-        return Difference(metric, value, value, value, images, seeds)
+def _over_seeds(base: Difference, gaps: np.ndarray) -> Difference:
+    """Intervals and p for other images and other seeds, by Student's t."""
+    spread = Spread.of(gaps)
+    half, half90 = spread.half_width(LEVEL), spread.half_width(2 * LEVEL)
+    return replace(
+        base,
+        low=base.value - half,
+        high=base.value + half,
+        low90=base.value - half90,
+        high90=base.value + half90,
+        p=spread.p(base.value),
+        spread=spread,
+    )
+
+
+def _resampled(
+    base: Difference, gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator
+) -> Difference:
+    """Intervals by a percentile bootstrap, and p for other images only."""
+    ends = (LEVEL / 2, 1 - LEVEL / 2, LEVEL, 1 - LEVEL)
+    low, high, low90, high90 = np.quantile(_bootstrap(gaps, over_seeds, rng), ends).tolist()
+    p = NAN if over_seeds else _permuted(_mean(gaps, 0), rng)
+    return replace(base, low=low, high=high, low90=low90, high90=high90, p=p)
+
+
+def _difference(
+    metric: str, gaps: ArrayLike, chance: Chance, seed: int, delta: float = NAN
+) -> Difference:
+    """From ``gaps [S, N]``: the mean of the seeds' means, each over the images that it defines."""
+    values = np.asarray(gaps, float)
+    known = ~np.isnan(values)
+    values = values[known.any(1)][:, known.any(0)]
+    seeds, many = values.shape
+    if many < 2:
+        return Difference(metric, NAN, NAN, NAN, many, seeds, delta=delta)
+    value = float(_mean(values, 1).mean())
+    images = round(1 / np.square(_weights(values)).sum())
+    base = Difference(metric, value, value, value, images, seeds, delta=delta)
+    if np.nanmin(values) == np.nanmax(values):
+        return replace(base, low90=value, high90=value)
+    squares = np.square(values - _mean(values, 1)[:, None])
+    deviation = np.sqrt(np.nansum(squares) / max(1, np.sum(~np.isnan(values)) - seeds))
+    base = replace(base, effect=float(value / deviation) if deviation else NAN)
     if chance == "seeds" and seeds > 1:
-        low, high, p = _crossed(known)
-    else:
-        rng, over_seeds = np.random.default_rng(seed), chance == "bootstrap" and seeds > 1
-        low, high = _bootstrap(known, over_seeds, rng)
-        p = nan if over_seeds else _permuted(known.mean(0), rng)
-    spread = known.var(1, ddof=1).mean() ** 0.5
-    effect = float(value / spread) if spread else nan
-    return Difference(metric, value, low, high, images, seeds, p, effect)
+        return _over_seeds(base, values)
+    rng = np.random.default_rng(seed)
+    return _resampled(base, values, chance == "bootstrap" and seeds > 1, rng)
+
+
+def judge(
+    gaps: Mapping[str, ArrayLike],
+    chance: Chance = "seeds",
+    seed: int = 0,
+    delta: Mapping[str, float] | None = None,
+) -> dict[str, Difference]:
+    """A comparison for each metric from values that were computed before.
+
+    gaps     student minus baseline by metric, of S seeds on the same N images, NaN where undefined
+             (``paired``): ``[S, N]``, or ``[S, L, N]`` of layers that are averaged
+    chance   as in ``compare_seeds``
+    delta    by metric, a difference that is too small to matter; where it is not given, no
+             difference is called negligible
+    """
+    one_of("chance", chance, get_args(Chance))
+    small = delta or {}
+    return {
+        metric: _difference(metric, _one_layer(values), chance, seed, small.get(metric, NAN))
+        for metric, values in gaps.items()
+    }
+
+
+def seed_means(gaps: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
+    """The mean difference of each seed, ``[S]`` by metric, over the images where it is defined for
+    that seed; ``gaps`` as for ``judge``.
+    """
+    return {metric: _mean(_one_layer(values), -1) for metric, values in gaps.items()}
+
+
+def predicted(values: ArrayLike, more: int = 1, level: float = LEVEL) -> tuple[float, float]:
+    """Where the mean of so many ``more`` trainings lies in all but ``level`` of cases.
+
+    values   ``[S]``, a mean of each training so far (``seed_means``); NaN are left out
+
+    The t interval of a prediction: both means vary, that of the trainings so far and that of those
+    to come. Raises ``ValueError`` for fewer than two trainings.
+    """
+    from scipy import special
+
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    count = len(known)
+    if count < 2:
+        raise ValueError(f"a prediction needs two trainings at least; got {count}")
+    error = known.std(ddof=1) * np.sqrt(1 / count + 1 / more)
+    half = -special.stdtrit(count - 1, level / 2) * error
+    return float(known.mean() - half), float(known.mean() + half)
+
+
+def _one_layer(gaps: ArrayLike) -> np.ndarray:
+    """``[S, N]`` of ``[S, N]`` or ``[S, L, N]``."""
+    values = np.asarray(gaps, float)
+    if values.ndim not in (2, 3):
+        raise ValueError(
+            f"differences are [seeds, images] or [seeds, layers, images]; got {values.shape}"
+        )
+    return values if values.ndim == 2 else _mean(values, 1)
 
 
 def compare(
-    student: Metrics | Trajectory, baseline: Metrics | Trajectory, seed: int = 0
+    student: Metrics | Trajectory,
+    baseline: Metrics | Trajectory,
+    seed: int = 0,
+    delta: Mapping[str, float] | None = None,
 ) -> dict[str, Difference]:
     """Student minus baseline for each of the six metrics, measured on the same images: for these
     two trainings.
 
     Raises ``ValueError`` for trajectories that were measured on other inputs or otherwise.
     """
-    return compare_seeds([[(student, baseline)]], "images", seed)
+    return compare_seeds([[(student, baseline)]], "images", seed, delta)
 
 
 def compare_seeds(
     trainings: Sequence[Sequence[tuple[Metrics | Trajectory, Metrics | Trajectory]]],
     chance: Chance = "seeds",
     seed: int = 0,
+    delta: Mapping[str, float] | None = None,
 ) -> dict[str, Difference]:
     """Student minus baseline for each of the six metrics, over several trainings measured on the
     same images.
@@ -159,16 +368,25 @@ def compare_seeds(
                 or a hierarchical ``"bootstrap"`` over seeds and images, which needs many seeds: its
                 interval cannot leave the range of the seeds' means, so where seeds are what
                 matters, three of them cover the truth 3 times in 4
+    delta       as in ``judge``
 
     With one seed only the images can be allowed for.
     """
-    one_of("chance", chance, get_args(Chance))
     gaps = [[_gaps(*metrics_of_pair(*pair)) for pair in pairs] for pairs in trainings]
     means = {
-        m: torch.stack([torch.stack([gap[m] for gap in pairs]).nanmean(0) for pairs in gaps])
-        for m in BETTER
+        metric: [_mean(np.stack([gap[metric] for gap in pairs]), 0) for pairs in gaps]
+        for metric in BETTER
     }
-    return {metric: _difference(metric, values, chance, seed) for metric, values in means.items()}
+    return judge(means, chance, seed, delta)
+
+
+def _gaps(student: Metrics, baseline: Metrics) -> dict[str, np.ndarray]:
+    """``paired`` of two networks, ``[N]``."""
+    sides = [
+        {name: values.cpu().double().numpy() for name, values in side.per_image().items()}
+        for side in (student, baseline)
+    ]
+    return paired(*sides)
 
 
 def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
@@ -181,12 +399,12 @@ def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
     corrected, p = dict(found), 0.0
     for left, name in zip(range(len(tested), 0, -1), tested, strict=True):
         p = max(p, min(1.0, left * found[name].p))
-        corrected[name] = replace(found[name], p=p)
+        corrected[name] = replace(found[name], p=p, tests=len(tested))
     return corrected
 
 
 def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:
-    """How many student/baseline pairs come out as "shows", "open" and "opposite" in one metric."""
+    """How many student/baseline pairs come out with each verdict in one metric."""
     return Counter(pair[metric].verdict for pair in pairs)
 
 

@@ -23,7 +23,7 @@ from kpnb_book.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-WRITTEN_OUT = ("_from_scratch", "_your_own")  # all in the page: no study, text that code writes
+WRITTEN_OUT = ("_from_scratch", "_your_own", "_evidence")  # no study, text that code writes
 WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith(WRITTEN_OUT)]
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
@@ -172,6 +172,7 @@ def test_solutions_say_what_comes_out():
     levels, changes = results("51_grid_and_threshold.ipynb")[0]
     assert levels > 0.9
     assert abs(changes) < 0.3
+    assert results("80_evidence.ipynb") == [33]
     ratio = results("90_scoreboard.ipynb")[0]
     assert 0.3 < ratio < 0.7
     assert np.isfinite(ratio)

@@ -135,7 +135,7 @@ def test_every_claim_that_code_writes_is_computed(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_written_out_reads_as_well_in_jupyterlab(path):
-    if path.stem.endswith(("_from_scratch", "_your_own")):
+    if path.stem.endswith(("_from_scratch", "_your_own", "_evidence")):
         raw = re.compile(r"\{[a-z:]+\}`|^[`:]{3,}\{", re.M)
         assert not [text for text in cells(path, "markdown") if raw.search(text)]
 

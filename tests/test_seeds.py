@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from kpnb.metrics import BETTER, NAMES, Metrics
-from kpnb.stats import Difference, _bootstrap, _crossed, compare, compare_seeds, holm
+from kpnb.stats import Difference, compare, compare_seeds, holm, judge
 from kpnb_book.studies.controls import false_positives
 
 
@@ -27,12 +27,18 @@ def gaps(
     return sum(parts) + rng.standard_normal((seeds, images))
 
 
+def judged_once(values: np.ndarray, chance: str = "seeds") -> tuple[float, float, float]:
+    """Interval and p of a metric that is ``values [S, N]``."""
+    d = judge({"n_fg": values}, chance)["n_fg"]
+    return d.low, d.high, d.p
+
+
 @pytest.mark.parametrize("by_seed", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("seeds", [2, 3, 6])
 def test_interval_over_seeds_covers_the_truth_as_often_as_it_says(seeds, by_seed):
     """At least 93 in 100 (of 1,000) whether seeds matter or not."""
     rng = np.random.default_rng(0)
-    found = [_crossed(gaps(rng, seeds, 60, by_seed, 1.0)) for _ in range(1000)]
+    found = [judged_once(gaps(rng, seeds, 60, by_seed, 1.0)) for _ in range(1000)]
     assert np.mean([low <= 0 <= high for low, high, _ in found]) >= 0.93
     assert np.mean([p <= 0.05 for *_, p in found]) <= 0.07
 
@@ -42,17 +48,17 @@ def test_what_ignores_seeds_or_bootstraps_three_of_them_covers_too_rarely():
     rng = np.random.default_rng(0)
     drawn = [gaps(rng, 3, 60, 1.0, 1.0) for _ in range(150)]
     share = {}
-    for over_seeds in (False, True):
-        found = [_bootstrap(values, over_seeds, rng) for values in drawn]
-        share[over_seeds] = np.mean([low <= 0 <= high for low, high in found])
-    assert share[False] < 0.5
-    assert 0.6 < share[True] < 0.88
+    for chance in ("images", "bootstrap"):
+        found = [judged_once(values, chance) for values in drawn]
+        share[chance] = np.mean([low <= 0 <= high for low, high, _ in found])
+    assert share["images"] < 0.5
+    assert 0.6 < share["bootstrap"] < 0.88
 
 
 def test_without_one_source_of_chance_it_is_the_t_test_of_the_other():
     values = np.random.default_rng(1).standard_normal(7) + 0.5
     for crossed in (values[:, None].repeat(9, 1), values[None].repeat(4, 0)):
-        low, high, p = _crossed(crossed)
+        low, high, p = judged_once(crossed)
         test = stats.ttest_1samp(values, 0)
         assert (low, high) == pytest.approx(tuple(test.confidence_interval()))
         assert p == pytest.approx(test.pvalue)
@@ -71,7 +77,7 @@ def test_difference_over_seeds_is_the_mean_over_seeds_and_layers():
     for name in ("n_fg", "n_bg", "lambda", "d_mean", "rho"):
         d = found[name]
         assert (d.value, d.images, d.seeds) == (pytest.approx(values.mean()), 30, 3)
-        assert (d.low, d.high, d.p) == pytest.approx(_crossed(values))
+        assert (d.low, d.high, d.p) == pytest.approx(judged_once(values))
         assert d.effect == pytest.approx(values.mean() / np.sqrt(values.var(1, ddof=1).mean()))
     spread = np.mean([[a.numpy().var() - b.numpy().var() for a, b in layers] for layers in draw])
     assert found["d_var"].value == pytest.approx(spread)

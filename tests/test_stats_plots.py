@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from kpnb.metrics import BETTER, Metrics
-from kpnb.stats import Difference, _difference, compare, tally, verdict
+from kpnb.stats import Difference, compare, judge, tally, verdict
 from kpnb_book.figures import plots
 
 
@@ -40,7 +40,7 @@ def test_interval_is_that_of_a_paired_mean():
 def test_interval_covers_the_truth_as_often_as_it_says():
     """60 images, true difference 0.3: between 88 and 99 of 100 intervals of 95 % hold it."""
     gaps = [metrics(2 * s, 0.3, 60).n_fg - metrics(2 * s + 1, 0.0, 60).n_fg for s in range(100)]
-    found = [_difference("n_fg", gap[None], "images", seed=0) for gap in gaps]
+    found = [judge({"n_fg": gap[None]}, "images")["n_fg"] for gap in gaps]
     assert 88 <= sum(d.low <= 0.3 <= d.high for d in found) <= 99
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import shtab
 
 from kpnb_book.run import commands as notebooks
-from kpnb_book.run import storage
+from kpnb_book.run import evidence, storage
 from kpnb_book.run.errors import NotebookError, UsageError
 
 
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     notebooks.add(commands)
+    evidence.add(commands)
     storage.add(commands)
     return top
 

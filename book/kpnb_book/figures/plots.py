@@ -37,6 +37,8 @@ SERIES = (
     "#E69F00",
     "#56B4E9",
 )  # lines that have no colour of their own
+VERDICT = {"shows": COLOUR["teacher"], "opposite": COLOUR["student"]}
+VERDICT |= {"negligible": SERIES[0], "open": GREY}
 KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
     "background": GREY,
     "object": "#CC79A7",
@@ -413,9 +415,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, by_metric in enumerate(found.values()):
             d = by_metric[metric]
-            colour = {"shows": COLOUR["teacher"], "opposite": COLOUR["student"], "open": GREY}[
-                d.verdict
-            ]
+            colour = VERDICT[d.verdict]
             axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
             axis.plot([d.value], [row], "o", color=colour)
             beside = {

@@ -11,13 +11,13 @@ from kpnb.metrics import NAMES, Choices
 from kpnb.stats import Difference, tally, verdict
 from kpnb_book import numbers
 from kpnb_book.figures.views import View
+from kpnb_book.studies import paper
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import table5
 
 _HTML = ("N<sup>fg</sup>", "N<sup>bg</sup>", "λ", "D<sub>mean</sub>", "D<sub>var</sub>", "ρ")
 HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
-PAPER = Path(__file__).parents[2] / "paper_tables.csv"
 
 
 def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
@@ -97,11 +97,7 @@ def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
     The paper's "Distilling from X", and "pair of: ..." in the baseline's row, become "teacher X"; a
     layer that all rows share is left out. So the table fits into the page.
     """
-    theirs = (
-        pd.read_csv(PAPER, dtype={"table": str})
-        .query(f"table == '{table}'")
-        .dropna(axis="columns", how="all")
-    )
+    theirs = paper.read().query(f"table == '{table}'").dropna(axis="columns", how="all")
     rows = pd.concat({"ours": ours, "paper": theirs}, names=["source"]).reset_index("source")
     rows = rows[["source", *theirs.columns[1:]]].fillna({"setting": ""})
     shorter = rows["setting"].str.replace("^(pair of: )?Distilling from", "teacher", regex=True)

@@ -10,12 +10,13 @@ import pandas as pd
 from kpnb.metrics import BETTER, NAMES
 from kpnb.stats import Difference, tally, verdict
 from kpnb_book.numbers import interval
+from kpnb_book.studies.paper import differences
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import overall, table5
 
 HYPOTHESES = {"H1": ("n_fg", "n_bg", "lambda"), "H2": ("d_mean", "d_var"), "H3": ("rho",)}
-MODALITIES = {"SQuAD": "text", "SST-2": "text", "ModelNet40+background": "clouds"}
-"""Of the paper's data sets; the others are images."""
+MODALITIES = {"sentiment": "text", "questions": "text"}
+"""Of the kinds of data in the paper's tables; the others are modalities of their own."""
 
 
 def _advantage(values: pd.DataFrame) -> pd.DataFrame:
@@ -29,18 +30,12 @@ def paper_signs(tables: pd.DataFrame) -> pd.DataFrame:
     """In how many of the paper's student/baseline pairs the student is better, of those that give
     both values.
 
-    tables   ``book/paper_tables.csv``; the n-th student of a table, data set, network and layer
-             belongs to the n-th baseline there
+    tables   ``paper.read()``
 
     Returns a row for each modality, with the columns ("better", metric) and ("pairs", metric).
     """
-    keys = ["role", "table", "dataset", "network", "layer"]
-    found = _advantage(
-        tables.assign(number=tables.groupby(keys).cumcount()).set_index([*keys, "number"])[[*NAMES]]
-    )
-    modality = found.index.get_level_values("dataset").map(
-        lambda name: MODALITIES.get(name, "images")
-    )
+    found = differences(tables) * pd.Series(BETTER)
+    modality = found.index.get_level_values("kind").map(lambda name: MODALITIES.get(name, name))
     counts = {"better": found > 0, "pairs": found.notna()}
     return pd.concat(
         {name: count.groupby(modality).sum() for name, count in counts.items()}, axis=1

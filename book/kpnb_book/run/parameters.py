@@ -17,6 +17,7 @@ from kpnb_book.run.source import defaults_of
 PROFILES = ("smoke", "laptop", "paper")
 PATHS = {  # parameters that are one, and what lies there
     "data_root": "folder",
+    "results": "folder",
     "student_checkpoints": "folder, and no file that fits,",
     "baseline_checkpoints": "folder, and no file that fits,",
 }
@@ -138,6 +139,7 @@ RULES = {
     "profile": Rule(str, f"one of {', '.join(PROFILES)}", pattern="|".join(PROFILES)),
     "dataset": Rule(str, "the name of a data set"),
     "data_root": Rule(str, "a folder"),
+    "results": Rule(str, "a folder"),
     "model": Rule(str, "package.module:function", pattern=r"\w+(\.\w+)*:\w+(\.\w+)*"),
     "student_checkpoints": Rule(str, "a pattern of files or a folder"),
     "baseline_checkpoints": Rule(str, "a pattern of files or a folder"),
@@ -162,6 +164,7 @@ RULES = {
     "pool": Rule(str, "first, mean or all", pattern="first|mean|all"),
     "threshold": Rule(float, "a number from 0 on", least=0),
     "factor": Rule(float, "a number above 0", above=0),
+    "draws": _count(),
     "images": _count(),
     "image": Rule(int, "a whole number from 0 on", least=0),
     "classes": Rule(int, "a whole number from 2 on", least=2),
@@ -198,9 +201,9 @@ def resolve_folders(path: Path, parameters: Mapping[str, Any], here: Path) -> di
     """``parameters`` with the folders among them as seen from the caller's folder ``here``, because
     a notebook runs in its own.
 
-    ``data_root`` is a folder, checkpoints are one or a pattern of files, and ``network`` is where
-    it has a slash in it and is there. Raises UsageError for a relative path, but that of a
-    ``network``, that is neither ``here`` nor beside the notebook.
+    ``data_root`` and ``results`` are folders, checkpoints are one or a pattern of files, and
+    ``network`` is where it has a slash in it and is there. Raises UsageError for a relative path,
+    but that of a ``network``, that is neither ``here`` nor beside the notebook.
     """
     resolved = dict(parameters)
     for name in (*PATHS, "network"):

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
+
 from kpnb.units import Points
 from kpnb_book.data.cloud_set import CloudSet
 from kpnb_book.data.clouds import load
@@ -134,6 +137,13 @@ class CloudStudy(Study):
             store=self.store,
         )
         return drawn(clouds, count, seed=0)
+
+    def other_regions(self, shift: int) -> tuple[Tensor, Tensor]:
+        """As ``Study.other_regions``: a point is what the nearest point of the other cloud is."""
+        points = self.measured.points
+        nearest = torch.cdist(points, points.roll(-shift, 0)).argmin(-1)
+        foreground = self.foreground.roll(-shift, 0).gather(1, nearest)
+        return foreground, ~foreground
 
     def path(self, layer: str) -> str:
         return layer_path(self.settings.network, layer)

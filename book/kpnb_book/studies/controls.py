@@ -33,11 +33,23 @@ SHUFFLED = 4  # networks that learn labels in random order
 
 def shuffled_baseline(study: Study, seed: int = 0) -> Training:
     """A baseline that learns the share with its labels in random order."""
-    share = study.share
-    order = torch.randperm(len(share), generator=torch.Generator().manual_seed(seed))
-    config = {**share.config, "labels": f"shuffled with seed {seed}"}
-    shuffled = replace(share, labels=share.labels[order], config=config)
+    shuffled = random_labels(study.share, seed)
     return study.classifier(study.spec(seed), shuffled, study.baseline(seed).schedule)
+
+
+def random_labels_teacher(study: Study, seed: int = 0) -> Training:
+    """A teacher that learns its samples with their labels in random order: it fits, and knows
+    nothing of the classes.
+    """
+    shuffled, teacher = random_labels(study.train, seed), study.teacher()
+    return study.classifier(study.teacher_spec(), shuffled, teacher.schedule, kind="teacher")
+
+
+def random_labels(data: Any, seed: int) -> Any:
+    """The samples with their labels in random order."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    config = {**data.config, "labels": f"shuffled with seed {seed}"}
+    return replace(data, labels=data.labels[order], config=config)
 
 
 def controls_plan(study: Study, baselines: int) -> Plan:
@@ -75,14 +87,15 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
 def false_positives(
     nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
 ) -> dict[str, float]:
-    """How many comparisons that should be "open" are not: ``count`` of ``total``, ``rate`` and its
-    95 % interval.
+    """How many comparisons without any effect are called "shows" or "opposite": ``count`` of
+    ``total``, ``rate`` and its 95 % interval.
 
     The interval takes the comparisons for independent; those that share networks are not, so it is
     too narrow.
     """
     words = [pair[metric].verdict for pair in nulls for metric in metrics]
-    wrong = len(words) - Counter(words)["open"]
+    counts = Counter(words)
+    wrong = counts["shows"] + counts["opposite"]
     interval = binomtest(wrong, len(words)).proportion_ci()
     return {
         "count": wrong,

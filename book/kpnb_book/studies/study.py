@@ -136,6 +136,12 @@ class Study(ABC):
         """Background units, bool ``[N, n]``: all others, where none belongs to neither."""
         return ~self.foreground
 
+    def other_regions(self, shift: int) -> tuple[Tensor, Tensor]:
+        """Foreground and background of each measured sample as the regions of the sample ``shift``
+        places further on would have it, both bool ``[N, n]``: what lies where its object lies.
+        """
+        return self.foreground.roll(-shift, 0), self.background.roll(-shift, 0)
+
     @cached_property
     def x(self) -> Any:
         """The measured samples as the networks see them, ``[N, ...]`` on the device; of texts
@@ -172,18 +178,25 @@ class Study(ABC):
         schedule = self.schedule(self.settings.epochs, self.settings.lr, seed)
         return self.classifier(self.spec(seed), self.share, schedule)
 
-    def student(self, layer: str, seed: int = 0, teacher_epoch: int = -1) -> Training:
+    def student(
+        self,
+        layer: str,
+        seed: int = 0,
+        teacher_epoch: int = -1,
+        teacher: Training | None = None,
+    ) -> Training:
         """The teacher's feature at ``layer`` learned on the share, from the baseline's initial
         weights.
 
-        ``teacher_epoch=0`` takes the teacher before its training, for a control.
+        ``teacher_epoch=0`` takes the teacher before its training, and ``teacher`` another one, for
+        controls.
         """
         found = training.student(
             self.store,
             self.spec(seed),
             self.share,
             self.schedule(self.settings.epochs, self.settings.student_lr, seed),
-            teacher=self.teacher(),
+            teacher=teacher or self.teacher(),
             layer=self.path(layer),
             teacher_layer=self.teacher_path(layer),
             teacher_epoch=teacher_epoch,

@@ -145,6 +145,19 @@ class TextStudy(Study):
         """Words and punctuation, without special tokens."""
         return Tokens(self.measured.counts)
 
+    def other_regions(self, shift: int) -> tuple[Tensor, Tensor]:
+        """As ``Study.other_regions``: a token is what the token at the same place of the other text
+        is, the first the first and the last the last, whatever the lengths.
+        """
+        counts, masks = self.measured.counts, self.foreground
+        foreground = torch.zeros_like(masks)
+        for i, mine in enumerate(counts):
+            other = (i + shift) % len(counts)
+            theirs = masks[other, counts[other]]
+            place = torch.linspace(0, len(theirs) - 1, int(mine.sum())).round().long()
+            foreground[i, mine] = theirs[place]
+        return foreground, counts & ~foreground
+
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         """The measured texts with the word embeddings of ``model``, at the scale of those."""
         own = {

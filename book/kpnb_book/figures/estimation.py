@@ -1,0 +1,178 @@
+"""Figures of stored evidence: estimation plots, where knowledge points lie, and replications.
+
+Every metric has an axis of its own, one strip below the other, so that a figure can be read on a
+telephone. Nothing is computed here.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kpnb.metrics import BETTER, SYMBOL
+from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _styled
+from kpnb_book.studies.verdicts import Estimate
+
+WIDE = 4.6  # of a strip with its words, inches
+TALL = 0.62
+LOWER = 0.0  # our seeds
+UPPER = 1.0  # what they are compared with
+
+
+def _strips(count: int) -> tuple[Figure, list[Axes]]:
+    """So many axes below each other, with nothing but their ticks."""
+    size = (WIDE, TALL * count + 0.5)
+    figure, axes = plt.subplots(count, 1, figsize=size, squeeze=False)
+    figure.get_layout_engine().set(h_pad=0.015, hspace=0.0)
+    for axis in axes[:, 0]:
+        axis.set(yticks=[], ylim=(-0.6, 1.5))
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(labelsize=9, length=3, pad=1)
+        axis.locator_params(axis="x", nbins=5)
+    return figure, list(axes[:, 0])
+
+
+def _limits(axis: Axes, whole: Sequence[float], most: np.ndarray) -> None:
+    """Show all of ``whole`` and 90 % of ``most``."""
+    ends = [*whole, *(np.quantile(most, (0.05, 0.95)) if len(most) else ())]
+    known = [end for end in ends if np.isfinite(end)]
+    low, high = min(known), max(known)
+    room = 0.06 * (high - low) or 1.0
+    axis.set_xlim(low - room, high + room)
+
+
+def _dots(axis: Axes, values: np.ndarray, height: float, colour: str, marker: str = "o") -> None:
+    """``values`` about a height, none on top of the next; what lies beyond the axis is an arrow at
+    its end.
+    """
+    low, high = axis.get_xlim()
+    heights = height + 0.16 * np.sin(2.4 * np.arange(len(values)))
+    inside = (values >= low) & (values <= high)
+    look = {"s": 16, "alpha": 0.55, "lw": 0, "color": colour, "clip_on": False}
+    axis.scatter(values[inside], heights[inside], marker=marker, **look)
+    for beyond, end, arrow in ((values < low, low, "<"), (values > high, high, ">")):
+        axis.scatter(np.full(beyond.sum(), end), heights[beyond], marker=arrow, **look)
+
+
+def _interval(axis: Axes, low: float, high: float, height: float, colour: str) -> None:
+    look = {"color": colour, "lw": 3, "solid_capstyle": "butt", "zorder": 3}
+    axis.plot([low, high], [height, height], **look)
+
+
+def _named(axis: Axes, symbol: str, words: str, colour: str) -> None:
+    """The metric on the left, what is found on the right."""
+    beside = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
+    axis.annotate(symbol, (-0.02, 0.5), ha="right", fontsize=11, **beside)
+    axis.annotate(words, (1.02, 0.5), ha="left", fontsize=9, color=colour, **beside)
+
+
+def _written(found: Estimate) -> str:
+    """Value, interval and verdict."""
+    unit, scale = (" %", 100) if found.relative else ("", 1)
+    value, low, high = (scale * size for size in (found.value, found.low, found.high))
+    return f"{value:+.2g}{unit}\n({low:+.2g} to {high:+.2g})\n{found.verdict}"
+
+
+def _estimate(axis: Axes, found: Estimate) -> None:
+    """A strip of ``estimation``."""
+    scale = 100 if found.relative else 1
+    small, colour = found.delta * scale, VERDICT[found.verdict]
+    low, high = found.low * scale, found.high * scale
+    seeds, paper = found.seeds * scale, found.paper * scale
+    _limits(axis, [*seeds, low, high, -small, small, 0], paper)
+    axis.axvspan(-small, small, color=GREY, alpha=0.22, lw=0)
+    axis.axvline(0, color=GREY, lw=1)
+    _dots(axis, paper, UPPER, COLOUR["baseline"], "D")
+    _dots(axis, seeds, LOWER, COLOUR["foreground"])
+    _interval(axis, low, high, LOWER, colour)
+    axis.plot([found.value * scale], [LOWER], "o", color=colour, ms=7, mec="white", zorder=4)
+    wanted = "\N{RIGHTWARDS ARROW}" if BETTER[found.metric] > 0 else "\N{LEFTWARDS ARROW}"
+    _named(axis, f"{SYMBOL[found.metric]} {wanted}", _written(found), colour)
+    if found.relative:
+        axis.xaxis.set_major_formatter("{x:g} %")
+
+
+@_styled
+def estimation(found: Mapping[str, Sequence[Estimate]]) -> Figure:
+    """Student minus baseline, a strip for each metric of each kind of data.
+
+    found   by title, estimates of the metrics
+
+    Upper dots are the paper's pairs, lower dots our seeds, the bar is the 95 % interval of their
+    mean, and the grey band is what is too small to matter. The arrow points where the hypothesis
+    wants the student to be. Distances are in proportion to the baseline.
+    """
+    figure, axes = _strips(sum(len(each) for each in found.values()))
+    strips = iter(axes)
+    for title, each in found.items():
+        for number, estimate in enumerate(each):
+            axis = next(strips)
+            _estimate(axis, estimate)
+            if not number:
+                axis.set_title(title, fontsize=10, fontweight="bold", pad=3)
+    names = {
+        "the paper's pairs": ("D", COLOUR["baseline"]),
+        "our seeds": ("o", COLOUR["foreground"]),
+    }
+    _legend(figure, names, {"too small to matter": GREY})
+    return figure
+
+
+def _legend(figure: Figure, dots: Mapping[str, tuple[str, str]], bands: Mapping[str, str]) -> None:
+    """Name markers and bands below the strips."""
+    handles = [plt.Line2D([], [], marker=m, ls="", color=colour) for m, colour in dots.values()]
+    handles += [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.22) for colour in bands.values()]
+    options = {"loc": "outside lower center", "ncols": 3, "fontsize": 8, "handletextpad": 0.3}
+    figure.legend(handles, [*dots, *bands], **options, columnspacing=1.0)
+
+
+@_styled
+def replications(found: pd.DataFrame, stored: pd.DataFrame, own: pd.DataFrame) -> Figure:
+    """Own seeds beside the stored ones, a strip for each metric.
+
+    found         ``replication.replication``
+    stored, own   ``verdicts.by_seed``
+
+    Upper dots are the stored seeds, lower dots the own ones, the line their mean. It should lie in
+    the band, where the stored seeds say that it does in 95 of 100 cases.
+    """
+    figure, axes = _strips(len(found))
+    for axis, row in zip(axes, found.to_dict("records"), strict=True):
+        before, after = (table[row["metric"]].dropna().to_numpy() for table in (stored, own))
+        _limits(axis, [*before, *after, row["low"], row["high"]], np.empty(0))
+        axis.axvspan(row["low"], row["high"], color=GREY, alpha=0.22, lw=0)
+        colour = COLOUR["teacher"] if row["inside"] else COLOUR["student"]
+        _dots(axis, before, UPPER, COLOUR["baseline"], "D")
+        _dots(axis, after, LOWER, COLOUR["foreground"])
+        axis.plot([row["own"]] * 2, [LOWER - 0.4, LOWER + 0.4], color=colour, lw=3)
+        words = f"{row['own']:+.2g}\n({row['low']:+.2g} to {row['high']:+.2g})"
+        _named(
+            axis,
+            SYMBOL[row["metric"]],
+            words + ("\ninside" if row["inside"] else "\noutside"),
+            colour,
+        )
+    names = {"stored seeds": ("D", COLOUR["baseline"]), "own seeds": ("o", COLOUR["foreground"])}
+    _legend(figure, names, {"expected of their mean": GREY})
+    return figure
+
+
+@_styled
+def point_places(shares: Mapping[str, np.ndarray]) -> Figure:
+    """Where knowledge points lie on average, one map a network, on one colour scale.
+
+    shares   by network, ``[rows, columns]``: the share of images in which a cell is one
+    """
+    figure, axes = plt.subplots(1, len(shares), figsize=(WIDE, 2.1), squeeze=False)
+    highest = max(float(share.max()) for share in shares.values())
+    for axis, (name, share) in zip(axes[0], shares.items(), strict=True):
+        shown = axis.imshow(share, cmap="cividis", vmin=0, vmax=highest)
+        axis.set(xticks=[], yticks=[], title=name)
+        axis.spines[:].set_visible(False)
+    label = "share of images"
+    bar = figure.colorbar(shown, ax=axes, label=label, shrink=0.85, format="{x:.0%}")
+    bar.outline.set_visible(False)
+    return figure

@@ -1,0 +1,170 @@
+"""Stored evidence: tables of numbers under ``book/results``, committed, one folder a study.
+
+``settings.json``       what the study was: its settings and the version of the method
+``networks.csv``        a row for each seed, layer and network: accuracy, feature error, path,
+                        linearity, and where and how long it was computed
+``samples.csv.gz``      a row for each seed, layer, network and measured sample: ``SAMPLE``
+``places.csv.gz``       of grids: in how many samples each cell is a knowledge point
+
+No row depends on another, so that seeds can be computed in any order, by several processes, and are
+kept when the next one fails.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from kpnb.checkpoints import replace_file
+
+RESULTS = Path(__file__).parents[2] / "results"
+KEY = ["seed", "layer", "network"]
+NETWORK = [
+    "accuracy",  # held-out; of students with their head
+    "feature_error",  # held-out, relative; of students
+    "path",  # weight distance D after the last epoch
+    "linearity",  # of the last epoch, mean over samples
+    "seconds",
+    "machine",
+    "versions",
+    "date",
+]
+SAMPLE = [
+    "n_fg",
+    "n_bg",
+    "lambda",
+    "d",  # weight distance at m-hat, inside Eq. 8
+    "share",  # d as a share of the network's whole path
+    "d_equal",  # d while student and baseline have gone at most the shorter of both paths
+    "rho",
+    "place_n_fg",  # the same points, judged by the regions of other samples
+    "place_n_bg",
+    "place_lambda",
+]
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is known of some networks: frames with the columns ``KEY``, and those named above."""
+
+    networks: pd.DataFrame
+    samples: pd.DataFrame
+    places: pd.DataFrame
+
+
+class Stale(ValueError):
+    """Stored evidence belongs to other settings, or another version of the method."""
+
+
+class Results:
+    """The tables of one study in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What ``settings.json`` says; None when there are no tables."""
+        path = self.folder / "settings.json"
+        return json.loads(path.read_text("utf8")) if path.is_file() else None
+
+    def check(self, origin: Mapping[str, Any]) -> None:
+        """Raise :class:`Stale` when there are tables of another ``origin``."""
+        theirs = self.origin
+        if theirs is not None and (differing := differences(theirs, origin)):
+            raise Stale(
+                f"the evidence in {self.folder.name} is stale, it belongs to other settings: "
+                + "; ".join(differing)
+            )
+
+    def seeds(self) -> list[int]:
+        """Seeds that the tables hold."""
+        if self.origin is None:
+            return []
+        networks = pd.read_csv(self.folder / "networks.csv", usecols=["seed"])
+        return sorted(networks["seed"].unique().tolist())
+
+    def read(self) -> Rows:
+        """All rows. Raises FileNotFoundError when there are none."""
+        return Rows(*(self._frame(name) for name in ("networks.csv", *ZIPPED)))
+
+    def add(self, origin: Mapping[str, Any], rows: Rows) -> None:
+        """Write ``rows`` beside those that are there; a network that is there is replaced.
+
+        Other processes may do the same at the same time. Raises :class:`Stale` for another origin.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            self.check(origin)
+            if self.origin is not None:
+                rows = merged(self.read(), rows)
+            for name, frame in zip(ZIPPED, (rows.samples, rows.places), strict=True):
+                replace_file(self.folder / name, zipped(table(frame)))
+            replace_file(self.folder / "networks.csv", table(rows.networks).encode())
+            text = json.dumps(origin, indent=1, sort_keys=True) + "\n"
+            replace_file(self.folder / "settings.json", text.encode())
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        return pd.read_csv(self.folder / name, keep_default_na=False, na_values=[""])
+
+
+ZIPPED = ("samples.csv.gz", "places.csv.gz")
+
+
+def merged(before: Rows, new: Rows) -> Rows:
+    """The rows of both; of a network that both have, the new ones."""
+    pairs = (
+        (before.networks, new.networks),
+        (before.samples, new.samples),
+        (before.places, new.places),
+    )
+    return Rows(*(_merged(old, fresh) for old, fresh in pairs))
+
+
+def _merged(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
+    if old.empty or fresh.empty:
+        return fresh if old.empty else old
+    again = old.set_index(KEY).index.isin(fresh.set_index(KEY).index)
+    order = [*KEY, *(["sample"] if "sample" in old else [])]
+    both = pd.concat([old[~again], fresh], ignore_index=True)
+    return both.sort_values(order, kind="stable", ignore_index=True)
+
+
+def table(frame: pd.DataFrame) -> str:
+    """``frame`` as CSV, numbers with ``DIGITS`` digits, nothing where a value is undefined."""
+    return frame.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+
+
+def zipped(text: str) -> bytes:
+    """``text``, packed; the same bytes for the same text."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="") as file:
+        file.write(text.encode())
+    return buffer.getvalue()
+
+
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What differs between two origins, in words: "settings.epochs was 20, is 30"."""
+    old, new = flat(json.loads(json.dumps(theirs))), flat(json.loads(json.dumps(ours)))
+    return [
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return found

@@ -1,0 +1,218 @@
+"""From stored tables to comparisons: what the paper asks, and what is left of it beyond place,
+beyond a smooth target and beyond the path.
+
+Tables are the data frames of ``book/results``: ``samples`` has a row for each seed, layer, network
+(``student``, ``baseline``, ...) and sample, ``networks`` one for each seed, layer and network.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kpnb.metrics import NAMES
+from kpnb.stats import LEVEL, NAN, Difference, holm, judge, paired, seed_means
+from kpnb_book.studies import paper
+
+KIND = {"ImageStudy": "images", "CloudStudy": "clouds"}
+KIND |= {"TextStudy": "sentiment", "QuestionStudy": "questions"}
+"""Kinds of data of the studies, by the names of their classes."""
+SIX = {"n_fg": "n_fg", "n_bg": "n_bg", "lambda": "lambda", "d_mean": "d", "rho": "rho"}
+"""Columns of ``samples`` by metric; D_var comes with the distances."""
+POINTS = ("n_fg", "n_bg", "lambda")
+SPEED = ("d_mean", "d_var")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One comparison of two networks.
+
+    name           in tables
+    student, other   roles; the second is subtracted
+    columns        of ``samples`` (as ``prepared``) by metric
+    metrics        which of the six are compared, all corrected for each other
+    same_units     whether values are those of the paper's metrics, so that its delta applies
+    """
+
+    name: str
+    student: str
+    other: str
+    columns: Mapping[str, str]
+    metrics: tuple[str, ...] = NAMES
+    same_units: bool = True
+
+
+BY_PAPER = Question("paper", "student", "baseline", SIX)
+QUESTIONS = (
+    BY_PAPER,
+    Question("place", "student", "baseline", {m: f"place_{m}" for m in POINTS}, POINTS),
+    Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in POINTS}, POINTS),
+    Question("smooth target", "untrained", "baseline", SIX),
+    Question("beyond a smooth target", "student", "untrained", SIX),
+    Question("labels in random order", "random-labels", "baseline", SIX),
+    Question("beyond labels in random order", "student", "random-labels", SIX),
+    Question("length of the path", "student", "baseline", {"d_mean": "path"}, ("d_mean",), False),
+    Question("share of the path", "student", "baseline", {"d_mean": "share"}, SPEED, False),
+    Question("equal rates", "equal-rate", "baseline", {"d_mean": "d"}, SPEED),
+    Question("equal length of the path", "student", "baseline", {"d_mean": "d_equal"}, SPEED),
+)
+"""What is asked of stored tables; a question whose networks they lack is left out."""
+
+
+def prepared(samples: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
+    """``samples`` with two kinds of columns that follow from others.
+
+    left_n_fg, left_n_bg, left_lambda   the value less what place alone gives
+    path                                the network's whole path, the same for all of its samples
+    """
+    left = {f"left_{metric}": samples[metric] - samples[f"place_{metric}"] for metric in POINTS}
+    keys = ["seed", "layer", "network"]
+    return samples.assign(**left).merge(networks[[*keys, "path"]], on=keys, how="left")
+
+
+def values(
+    samples: pd.DataFrame, role: str, columns: Mapping[str, str], seeds: list[int]
+) -> dict[str, np.ndarray]:
+    """One network's values ``[S, L, N]`` by metric, of these seeds, every layer and every sample.
+
+    A seed without a row there is NaN.
+    """
+    chosen = samples[samples["network"] == role].set_index(["seed", "layer", "sample"])
+    every = [seeds, sorted(samples["layer"].unique()), sorted(samples["sample"].unique())]
+    filled = chosen.reindex(pd.MultiIndex.from_product(every))
+    shape = [len(part) for part in every]
+    return {
+        metric: filled[column].to_numpy(float).reshape(shape) for metric, column in columns.items()
+    }
+
+
+def seeds_of(samples: pd.DataFrame, *roles: str) -> list[int]:
+    """Seeds of which the tables have all of these networks at every layer, in order."""
+    layers = samples["layer"].nunique()
+    chosen = samples[samples["network"].isin(roles)]
+    found = chosen[["seed", "layer", "network"]].drop_duplicates().groupby("seed").size()
+    return sorted(found[found == layers * len(roles)].index)
+
+
+def gaps(samples: pd.DataFrame, question: Question = BY_PAPER) -> dict[str, np.ndarray]:
+    """Differences ``[S, L, N]`` by metric, for ``judge``; without any seed that has both networks,
+    S is 0.
+    """
+    roles = (question.student, question.other)
+    seeds = seeds_of(samples, *roles)
+    sides = [values(samples, role, question.columns, seeds) for role in roles]
+    found = paired(*sides)
+    return {metric: found[metric] for metric in question.metrics}
+
+
+def by_seed(
+    samples: pd.DataFrame, chosen: Sequence[int] | None = None, question: Question = BY_PAPER
+) -> pd.DataFrame:
+    """Student minus baseline in each seed, means over layers and samples: a row a seed, a column a
+    metric.
+
+    chosen   the samples that count (None: all)
+    """
+    kept = samples if chosen is None else samples[samples["sample"].isin(chosen)]
+    seeds = seeds_of(kept, question.student, question.other)
+    index = pd.Index(seeds, name="seed")
+    return pd.DataFrame(seed_means(gaps(kept, question)), index=index)
+
+
+def answers(samples: pd.DataFrame, question: Question) -> bool:
+    """Whether the tables have what is asked: two seeds of both networks, and every column."""
+    asked = question.columns.values()
+    known = all(column in samples and samples[column].notna().any() for column in asked)
+    return known and len(seeds_of(samples, question.student, question.other)) > 1
+
+
+def means(samples: pd.DataFrame, role: str = "baseline") -> dict[str, float]:
+    """The six metrics of a network, means over seeds and layers."""
+    found = values(samples, role, SIX, seeds_of(samples, role))
+    average = {metric: float(np.nanmean(each)) for metric, each in found.items()}
+    with np.errstate(invalid="ignore"):
+        average["d_var"] = float(np.nanmean(np.nanvar(found["d_mean"], axis=-1)))
+    return average
+
+
+def decided(
+    samples: pd.DataFrame, question: Question, delta: Mapping[str, float] | None = None
+) -> dict[str, Difference]:
+    """The answer to one question by metric: intervals for other samples and other seeds, tests
+    corrected for the number of metrics.
+    """
+    return holm(judge(gaps(samples, question), delta=delta if question.same_units else None))
+
+
+def verdicts(
+    samples: pd.DataFrame, networks: pd.DataFrame, kind: str, tables: pd.DataFrame
+) -> pd.DataFrame:
+    """A row for each question and metric that the tables of one study answer.
+
+    kind     of data, whose pairs in the paper's ``tables`` (``paper.read()``) give delta
+
+    Columns: question, metric, value, low, high, low90, high90, low_mixed, high_mixed (95 % by a
+    mixed model of seeds and samples, as a check), p (corrected), delta, verdict, seeds, samples,
+    seeds_needed.
+    """
+    table = prepared(samples, networks)
+    delta = paper.deltas(tables, kind, means(table))
+    rows = []
+    for question in QUESTIONS:
+        if answers(table, question):
+            rows += [_row(question, d) for d in decided(table, question, delta).values()]
+    return pd.DataFrame(rows)
+
+
+def _row(question: Question, d: Difference) -> dict[str, Any]:
+    half = d.spread.mixed_half_width(LEVEL) if d.spread else NAN
+    row = {"question": question.name, "metric": d.metric, "value": d.value}
+    row |= {"low": d.low, "high": d.high, "low90": d.low90, "high90": d.high90}
+    row |= {"low_mixed": d.value - half, "high_mixed": d.value + half, "p": d.p}
+    row |= {"delta": d.delta, "verdict": d.verdict, "seeds": d.seeds, "samples": d.images}
+    return row | {"seeds_needed": d.seeds_needed}
+
+
+def unanswered(samples: pd.DataFrame, networks: pd.DataFrame) -> Iterator[str]:
+    """Names of the questions that the tables do not answer."""
+    table = prepared(samples, networks)
+    return (question.name for question in QUESTIONS if not answers(table, question))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One metric on one axis: what the paper's pairs say, what our seeds say, and how sure it is.
+
+    paper, seeds   student minus baseline: in the paper's pairs ``[P]``, and in our seeds ``[S]``
+    relative       whether everything here is in proportion to the baseline, as for distances
+    """
+
+    metric: str
+    paper: np.ndarray
+    seeds: np.ndarray
+    value: float
+    low: float
+    high: float
+    delta: float
+    verdict: str
+    relative: bool
+
+
+def estimates(samples: pd.DataFrame, kind: str, tables: pd.DataFrame) -> list[Estimate]:
+    """What the paper asks of one study, an ``Estimate`` for each metric."""
+    ours, every = means(samples), by_seed(samples)
+    plain, ratios = (
+        found.xs(kind, level="kind")
+        for found in (paper.differences(tables), paper.proportions(tables))
+    )
+    found = []
+    for metric, d in decided(samples, BY_PAPER, paper.deltas(tables, kind, ours)).items():
+        relative = metric in paper.scaled(kind)
+        unit = ours[metric] if relative else 1.0
+        theirs = (ratios if relative else plain)[metric].dropna().to_numpy()
+        seeds = every[metric].dropna().to_numpy() / unit
+        sizes = (size / unit for size in (d.value, d.low, d.high, d.delta))
+        found.append(Estimate(metric, theirs, seeds, *sizes, d.verdict, relative))
+    return found
