@@ -94,19 +94,35 @@ CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
     ),
 }
 
-ENOUGH = {"images": 112, "clouds": 112, "sentiment": 256, "questions": 160}
+ENOUGH = {"images": 112, "clouds": 112, "sentiment": 256, "questions": 160, "sst2": 512}
 """Measured samples, so many that each metric is defined for at least a hundred."""
 
-_PLAIN = [
+_ALL = [
     Evidence("images", ImageStudy, {"analysed": ENOUGH["images"]}),
+    Evidence(
+        "tiny-imagenet",
+        ImageStudy,
+        {
+            "dataset": "tiny-imagenet",
+            "layers": ("Conv", "FC1", "FC2"),
+            "analysed": ENOUGH["images"],
+        },
+        ("untrained", "random-labels", "equal-rate"),
+    ),
     Evidence("pointnet", CloudStudy, {"network": "pointnet", "analysed": ENOUGH["clouds"]}),
     Evidence("pointnet2", CloudStudy, {"network": "pointnet2", "analysed": ENOUGH["clouds"]}),
     Evidence("dgcnn", CloudStudy, {"network": "dgcnn", "analysed": ENOUGH["clouds"]}),
     Evidence("pointconv", CloudStudy, {"network": "pointconv", "analysed": ENOUGH["clouds"]}),
     Evidence("sentiment", TextStudy, {"analysed": ENOUGH["sentiment"]}),
     Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}),
+    Evidence(
+        "sst2",
+        TextStudy,
+        {"dataset": "sst2", "analysed": ENOUGH["sst2"]},
+        ("untrained", "random-labels", "equal-rate"),
+    ),
 ]
-STUDIES = {each.name: each for each in _PLAIN}
+STUDIES = {each.name: each for each in _ALL}
 
 
 def networks(evidence: Evidence, study: Study, seed: int) -> Iterator[tuple[str, str, Training]]:
@@ -127,14 +143,18 @@ def plan(evidence: Evidence, study: Study, seeds: Iterable[int]) -> Plan:
 
 
 def collect(
-    evidence: Evidence, seeds: Iterable[int], results: Results, **overrides: Any
+    evidence: Evidence,
+    seeds: Iterable[int],
+    results: Results,
+    store: Store | None = None,
+    **overrides: Any,
 ) -> list[int]:
     """Compute the ``seeds`` that the tables lack, and write each as soon as it is there.
 
     Returns them. A seed that was interrupted goes on where it stopped. Raises ``Stale`` when the
     tables belong to other settings.
     """
-    store = Store()
+    store = store or Store()
     study = evidence.study(store, **overrides)
     origin = evidence.origin(study)
     results.check(origin)

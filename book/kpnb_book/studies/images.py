@@ -29,7 +29,8 @@ class Settings(settings.Settings):
 
     The laptop's rates were chosen among 0.02, 0.05, 0.1 and 0.2 before any knowledge point was
     counted: ``lr`` by the baseline's held-out accuracy, ``student_lr`` by the student's held-out
-    feature error.
+    feature error, both on a seed that no result rests on. Its share is 2,000 of the 8,000 images:
+    of 1,000 students learn their teacher's feature to a held-out error of 0.55, of 2,000 to 0.45.
     """
 
     dataset: str = "emoji"
@@ -64,7 +65,7 @@ class ImageStudy(Study):
             "analysed": 12,
             "seeds": (0, 1),
         },
-        "laptop": {"seeds": (0, 1, 2)},
+        "laptop": {"share": 2000, "seeds": (0, 1, 2)},
         "paper": {
             "network": "vgg16",
             "layers": ("Conv", "FC1", "FC2", "FC3"),
