@@ -1,9 +1,12 @@
-"""Results on a page: values that the prose can quote, and tables."""
+"""Results on a page: values by name, sentences that quote them, and tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import pandas as pd
+from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
 from kpnb.metrics import NAMES, Choices
@@ -19,21 +22,44 @@ HTML = dict(zip(NAMES, _HTML, strict=True))
 """Symbols of the metrics in tables, where pages do not typeset mathematics."""
 
 
+GLUED: dict[str, Any] = {}
+"""What this notebook has glued, by name."""
+
+
 def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
-    """Name results so that pages can quote them with ``{glue:text}`` or ``{glue:any}``; outside a
-    book nothing happens.
+    """Name results, for :func:`say`, and for other pages, which quote them with ``{glue:text}`` or
+    ``{glue:any}``.
 
     Numbers become plain Python numbers: those of NumPy and torch cannot be formatted in the text. A
     DataFrame is for ``kpnb run`` and ``kpnb sweep``, which collect its rows (ten decimals).
     """
+    plain = str | int | Styler | pd.DataFrame | View
+    named = {n: value if isinstance(value, plain) else float(value) for n, value in values.items()}
+    GLUED.update(named)
     try:
         from myst_nb import glue as paste
-    except ImportError:
+    except ImportError:  # other pages are of no concern without the book's packages
         return
     with pd.option_context("display.html.table_schema", True):
-        for name, value in values.items():
-            kept = isinstance(value, str | int | Styler | pd.DataFrame | View)
-            paste(name, value if kept else float(value), display=False)
+        for name, value in named.items():
+            paste(name, value, display=False)
+
+
+def say(text: str) -> Markdown:
+    """``text`` as a cell's output, with glued values in it: ``{{h1_n_fg_mean:+.2f}}`` is a name and
+    how the value is written.
+
+    As an output, a sentence with its numbers reads the same in a notebook as on a page. Raises
+    ``LookupError`` for a name that was not glued.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name, form = found.groups(default="")
+        if name not in GLUED:
+            raise LookupError(f"the text quotes {name}, which this notebook has not glued")
+        return format(GLUED[name], form)
+
+    return Markdown(re.sub(r"\{\{(\w+)(?::([^{}]*))?\}\}", value, text.strip()))
 
 
 def interval(d: Difference) -> str:
