@@ -16,7 +16,7 @@ VENDOR := book/_assets/vendor
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vendor book pdf test lint links clean
+.PHONY: help setup vendor book pdf test lab lint links clean
 
 help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -52,6 +52,9 @@ pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
 
 test: $(STAMP) vendor  ## run the test-suite
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+lab: $(STAMP)  ## run every notebook in JupyterLab, in a browser, and read what it shows
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.jupyterlab
 
 lint: $(STAMP)  ## ruff, who imports whom, and notebooks without outputs
 	@$(BIN)/ruff check .

@@ -6,11 +6,21 @@ current line goes there and nothing is printed, so that they hold results only.
 """
 
 import os
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TextIO
 
 from tqdm import tqdm
+
+
+def _stream() -> TextIO:
+    """Where a bar is shown: standard error; in a notebook standard output, because Jupyter paints
+    the place of a bar red that was on standard error, long after it has gone.
+    """
+    in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
+    return sys.stdout if in_notebook else sys.stderr
 
 
 class Progress:
@@ -36,7 +46,7 @@ class Progress:
             desc=what,
             unit=unit,
             initial=done,
-            file=self._sink,
+            file=self._sink or _stream(),
             leave=False,
             disable=hidden,
             delay=delay,
