@@ -10,8 +10,8 @@ standard error, lines of a log, pictures that do not load, figures that are not 
 files that do not exist, and controls of the live panel that do not answer within a second. Exit
 status 1 when there is any.
 
-Notebooks are copied, and so is what they link to; results go to a store that is removed. Nobody's
-settings of Jupyter are read or changed.
+Notebooks are copied, and so is what they link to; results go to a store that is removed. The user's
+settings of Jupyter are neither read nor changed.
 """
 
 import argparse
@@ -141,6 +141,13 @@ class Report:
     formulas: int = 0
     answers: dict[str, float] = field(default_factory=dict)  # seconds, by control of the live panel
     faults: list[str] = field(default_factory=list)
+
+    def count(self, cells: Sequence[dict[str, Any]]) -> None:
+        """Note how much ``cells``, as ``READ`` gives them, show."""
+        shown = [part for cell in cells for part in cell["parts"]]
+        self.cells = len(cells)
+        self.figures = sum(part["figures"] for part in shown)
+        self.formulas = sum(part["formulas"] for part in shown)
 
     def row(self) -> str:
         """A line of the table."""
@@ -306,11 +313,11 @@ def copy_book(root: Path, profile: str) -> None:
         shutil.copy(ROOT / name, root)
     for path in root.glob("notebooks/*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
-        for cell in notebook.cells:
-            if "parameters" in cell.metadata.get("tags", []):
-                cell.source = re.sub(
-                    r'^profile = "\w+"', f'profile = "{profile}"', cell.source, flags=re.M
-                )
+        (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+        line = re.compile(r'^profile = "\w+"', re.MULTILINE)
+        cell.source, count = line.subn(f'profile = "{profile}"', cell.source)
+        if count != 1:
+            raise RuntimeError(f"{path.name}: its parameters set no profile that can be changed")
         nbformat.write(notebook, path)
 
 
@@ -356,39 +363,53 @@ def read(page: Page) -> list[dict[str, Any]]:
     return last
 
 
-def turn(control: Locator) -> None:
-    """Move a slider by one step, or choose the next entry of a list."""
+def ways(control: Locator) -> list[str]:
+    """What a reader may do to a control: the keys that move a slider to its ends, where it is not
+    yet, or the next entry of a list, if there is one.
+    """
     if control.evaluate("c => c.tagName") == "SELECT":
-        control.evaluate(
-            """c => { c.selectedIndex = (c.selectedIndex + 1) % c.options.length;
-                      c.dispatchEvent(new Event("change", { bubbles: true })); }"""
-        )
-        return
-    at_end = control.evaluate("c => c.getAttribute('aria-valuenow') === c.ariaValueMax")
-    control.press("ArrowLeft" if at_end else "ArrowRight")
+        return ["next"] if control.evaluate("c => c.options.length") > 1 else []
+    now, low, high = (control.get_attribute(f"aria-value{name}") for name in ("now", "min", "max"))
+    if low == high:
+        return []
+    return ["End"] if now == low else ["Home", "End"]
+
+
+def turn(control: Locator, way: str) -> None:
+    """Use a control in one of its ``ways``."""
+    if way == "next":
+        index = control.evaluate("c => (c.selectedIndex + 1) % c.options.length")
+        control.select_option(index=index)
+    else:
+        control.press(way)
+
+
+def answer(page: Page, panel: Locator, control: Locator, way: str) -> float:
+    """Seconds until a use of a control has changed what its panel shows; infinity if nothing
+    does.
+    """
+    before, start = panel.evaluate(LOOK), time.perf_counter()
+    turn(control, way)
+    changed = f"([panel, before]) => ({LOOK})(panel) !== before"
+    seen = [panel.element_handle(), before]
+    try:
+        page.wait_for_function(changed, arg=seen, timeout=1000 * PATIENCE)
+    except Late:
+        return math.inf
+    return time.perf_counter() - start
 
 
 def panel_answers(page: Page) -> dict[str, float]:
-    """Use each control of the live panels once; how many seconds later each had changed what is
-    seen (infinity for one that changed nothing). Lists of one entry are left out.
-    """
-    taken = {}
+    """Use each control of the live panels; gives its slowest :func:`answer`."""
+    taken: dict[str, float] = {}
     for panel in page.locator(".jp-OutputArea-output > .jupyter-widgets").all():
         for box in panel.locator(".widget-inline-hbox:has(select, [role=slider])").all():
-            control = box.locator("select, [role=slider]").first
-            if control.evaluate("c => c.options?.length === 1"):
-                continue
-            before, start = panel.evaluate(LOOK), time.perf_counter()
-            turn(control)
-            seen = f"([panel, before]) => ({LOOK})(panel) !== before"
-            try:
-                page.wait_for_function(
-                    seen, arg=[panel.element_handle(), before], timeout=1000 * PATIENCE
-                )
-                taken[box.locator("label").inner_text()] = time.perf_counter() - start
-            except Late:
-                taken[box.locator("label").inner_text()] = math.inf
-            page.wait_for_function(READY, timeout=1000 * START)
+            name, control = box.locator("label"), box.locator("select, [role=slider]").first
+            for way in ways(control):
+                seconds = answer(page, panel, control, way)
+                label = name.inner_text()
+                taken[label] = max(taken.get(label, 0.0), seconds)
+                wait_until_quiet(page, PATIENCE)
     return taken
 
 
@@ -414,17 +435,13 @@ def look_at(
         run_all(page, lab, f"notebooks/{path.name}", timeout)
         report.seconds = time.perf_counter() - start
         cells = read(page)
-        shown = [part for cell in cells for part in cell["parts"]]
-        report.cells = len(cells)
-        report.formulas = sum(part["formulas"] for part in shown)
-        report.figures = sum(part["figures"] for part in shown)
         choose(page, "File", "Save Notebook")
         page.wait_for_function(SAVED, timeout=1000 * START)
         saved = nbformat.read(path, as_version=4)
+        report.count(cells)
         report.faults += [*cell_faults(cells, saved), *broken_links(cells, lab)]
-        report.faults += [
-            f"a control changes nothing: {control}" for control in dead_controls(page)
-        ]
+        dead = dead_controls(page)
+        report.faults += [f"a control changes nothing: {control}" for control in dead]
         report.answers = panel_answers(page)
     except Late as late:
         report.faults.append(f"does not come to an end: {str(late).splitlines()[0]}")
