@@ -25,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -61,6 +62,8 @@ HIGHEST = 16_000  # pixels that a screenshot may be high
 START = 60.0  # seconds for JupyterLab, and for a kernel, to start
 ANSWER = 1.0  # seconds that a reader waits for the live panel
 PATIENCE = 20.0  # seconds after which a control is taken for dead
+# Set by a signal. An exception out of a signal's handler would leave playwright hanging.
+STOP = threading.Event()
 
 READY = """() => {
   const name = document.querySelector(".jp-Toolbar-kernelName")?.textContent ?? "No Kernel";
@@ -333,19 +336,24 @@ def choose(page: Page, menu: str, entry: str) -> None:
 def run_all(page: Page, lab: Lab, path: str, timeout: float) -> None:
     """Open a notebook and choose Run - Run All Cells; returns when the kernel is idle again."""
     page.goto(f"{lab.url}lab/tree/{path}?reset&token={lab.token}")
-    page.wait_for_function(READY, timeout=1000 * START)
+    wait_for(page, READY, START)
     choose(page, "Run", "Run All Cells")
-    page.wait_for_function(BEGUN, timeout=1000 * START)
-    wait_until_quiet(page, timeout)
+    wait_for(page, BEGUN, START)
+    wait_for(page, QUIET, timeout, looks=5)
 
 
-def wait_until_quiet(page: Page, timeout: float) -> None:
-    """Wait until the kernel has been idle for half a second, with nothing left to execute."""
-    end, looks = time.monotonic() + timeout, 0
-    while looks < 5:
+def wait_for(page: Page, holds: str, seconds: float, looks: int = 1) -> None:
+    """Wait until a condition holds at several ``looks`` in a row, a tenth of a second apart.
+
+    Raises TimeoutError of playwright after that many ``seconds``.
+    """
+    end, held = time.monotonic() + seconds, 0
+    while held < looks:
+        if STOP.is_set():
+            raise KeyboardInterrupt
         if time.monotonic() > end:
-            raise Late(f"its cells take more than {timeout:.0f} s")
-        looks = looks + 1 if page.evaluate(QUIET) else 0
+            raise Late(f"more than {seconds:.0f} s")
+        held = held + 1 if page.evaluate(holds) else 0
         page.wait_for_timeout(100)
 
 
@@ -354,7 +362,7 @@ def read(page: Page) -> list[dict[str, Any]]:
     last: list[dict[str, Any]] = []
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
-        page.wait_for_function(LOADED)
+        wait_for(page, LOADED, START)
         cells = page.evaluate(READ)
         if cells == last:
             break
@@ -409,7 +417,7 @@ def panel_answers(page: Page) -> dict[str, float]:
                 seconds = answer(page, panel, control, way)
                 label = name.inner_text()
                 taken[label] = max(taken.get(label, 0.0), seconds)
-                wait_until_quiet(page, PATIENCE)
+                wait_for(page, QUIET, PATIENCE, looks=5)
     return taken
 
 
@@ -436,7 +444,7 @@ def look_at(
         report.seconds = time.perf_counter() - start
         cells = read(page)
         choose(page, "File", "Save Notebook")
-        page.wait_for_function(SAVED, timeout=1000 * START)
+        wait_for(page, SAVED, START)
         saved = nbformat.read(path, as_version=4)
         report.count(cells)
         report.faults += [*cell_faults(cells, saved), *broken_links(cells, lab)]
@@ -528,8 +536,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else nothing would be tidied up
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: STOP.set())
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (BrowserError, UsageError, RuntimeError) as error:
         sys.exit(f"error: {error}")
