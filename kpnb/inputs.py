@@ -199,7 +199,9 @@ def _token_ids(input_ids: Any, table: nn.Module) -> Tensor:
     weight = getattr(table, "weight", None)
     if isinstance(weight, Tensor):
         ids = ids.to(weight.device, torch.int64)
-        if ids.min() < 0 or ids.max() >= len(weight):
+        # Other tables than PyTorch's own may have rows for a choice of tokens only.
+        plain = type(table) is nn.Embedding
+        if plain and (ids.min() < 0 or ids.max() >= len(weight)):
             raise ValueError(
                 f"input_ids from {int(ids.min())} to {int(ids.max())}, but the model has "
                 f"embeddings for 0 to {len(weight) - 1}: is it another model's tokenizer?"
