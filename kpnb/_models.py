@@ -6,10 +6,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
-def check_model(model: object, what: str = "the model") -> None:
-    """Raise ``TypeError`` for what is no module, ``ValueError`` for one without shapes."""
+def check_module(model: object, what: str = "the model") -> None:
+    """Raise ``TypeError`` for what is no module."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what} is a torch.nn.Module; got {type(model).__name__}")
+
+
+def check_model(model: object, what: str = "the model") -> None:
+    """Raise ``TypeError`` for what is no module, ``ValueError`` for one without shapes."""
+    check_module(model, what)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(value):
             raise ValueError(f"{name!r} has no shape yet: run a batch through {what} first")

@@ -492,9 +492,8 @@ def check_arguments(
     check_model(model)
     if teacher is not None:
         check_model(teacher, "the teacher")
-    for name, given in (("data", data), ("test", test)):
-        methods = hasattr(given, "batch") and hasattr(given, "__len__")
-        if given is not None and not methods:
+    for name, given in (("data", data), ("test", data if test is None else test)):
+        if not (hasattr(given, "batch") and hasattr(given, "__len__")):
             raise TypeError(
                 f"{name} must be TensorData(x, y), or an object with __len__ and "
                 f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"

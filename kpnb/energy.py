@@ -61,14 +61,24 @@ class UnitEnergy:
     """``energy [B, n]``: s of every unit; ``deviation [B, n]``: its standard error (0 where s is
     exact).
 
-    Both are NaN for units that a sample does not have. ``feature [B, d]`` is the unperturbed
-    feature they belong to; ``rank`` is how many of its directions were taken exactly.
+    Both are NaN for units that a sample does not have (``exists [B, n]`` is NaN, else 1).
+    ``feature [B, d]`` is the unperturbed feature they belong to; ``rank`` is how many of its
+    directions were taken exactly.
     """
 
     energy: Tensor
     deviation: Tensor
     feature: Tensor
+    exists: Tensor
     rank: int
+
+    @property
+    def finite(self) -> Tensor:
+        """Samples whose feature and energies are finite, bool ``[B]``. A NaN among the energies may
+        also be a unit that the sample lacks.
+        """
+        known = self.energy.isfinite() | self.exists.isnan()
+        return self.feature.isfinite().all(-1) & known.all(-1)
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def exact_energies(jacobian: Jacobian, changes: Tensor | None = None) -> UnitEne
         total = total + jacobian.energy(row)
         rank += 1
     total = total * jacobian.exists  # NaN also when no coordinate was taken
-    return UnitEnergy(total, torch.zeros_like(total), jacobian.flat, rank)
+    return UnitEnergy(total, torch.zeros_like(total), jacobian.flat, jacobian.exists, rank)
 
 
 def sketched_energies(
@@ -172,7 +182,7 @@ def sketched_energies(
     rest, variance = rescaled(probed, times)
     if solver.shrink:
         rest, variance = shrunk(rest, variance, energies)
-    return UnitEnergy(exact + rest, variance.sqrt(), jacobian.flat, rank)
+    return UnitEnergy(exact + rest, variance.sqrt(), jacobian.flat, jacobian.exists, rank)
 
 
 def feature_changes(

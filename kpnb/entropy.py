@@ -88,16 +88,13 @@ def _closed_form(
 ) -> dict[str, Fields]:
     """The fields of ``Entropy`` for one batch, by layer."""
     results = {}
-    exists = perturbation.exists()
     for layer, found in unit_energies(perturbation, layers, solver).items():
         sigma, error = solve(found.energy, found.deviation, objective, perturbation.tau)
         delta_f2 = perturbation.tau**2 * widest(found.energy).nansum(-1)
-        # a NaN among energies is a unit that a sample lacks, unless the sample has the unit
-        finite = found.feature.isfinite().all(-1) & (found.energy.isfinite() | ~exists).all(-1)
         results[layer] = {
             "entropy": entropy_of(sigma),
             "sigma": sigma,
-            "delta_f2": delta_f2.where(finite, torch.nan),
+            "delta_f2": delta_f2.where(found.finite, torch.nan),
             "linearity": _linearity(perturbation, layer, found, sigma, solver.check),
             "error": error,
             "rank": torch.full_like(delta_f2, found.rank),

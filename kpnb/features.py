@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._messages import unknown
-from kpnb._models import check_model
+from kpnb._models import check_module
 from kpnb._tensors import described, taken_to
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -228,7 +228,7 @@ def capture(
     another type than the model's. Other errors of the model's own get a note of what it was called
     with.
     """
-    check_model(model)
+    check_module(model)
     x = _arrays_taken(model, x)
     hooks: list[_Hook] = []
     names = layer_names(model, layers)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kpnb._messages import unknown
+from kpnb._models import check_module
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,7 @@ def load_weights(
 def loaded(model: nn.Module, source: Source, entry: str | None, prefix: str | None) -> list[str]:
     """``load_weights`` without a word in the log."""
     where = named(source)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model is a torch.nn.Module; got {type(model).__name__}")
+    check_module(model)
     own = model.state_dict(keep_vars=True)
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise ValueError("the model is on the meta device, without memory: model.to_empty() first")

@@ -254,6 +254,11 @@ def test_other_bad_input_is_named():
         entropy(model, x.to("meta"), "8", units=GRID)
     with pytest.raises(ValueError, match="rank = 20"):
         ClosedForm(rank=20)
+    with pytest.raises(ValueError, match="lr=-1 must be positive"):
+        Stochastic(lr=-1)
+    for clamp in ((1.0, 0.1), (0.0, 1.0)):
+        with pytest.raises(ValueError, match="a lower and an upper bound of sigma"):
+            Stochastic(clamp=clamp)
 
 
 def test_everything_is_created_on_the_inputs_device(monkeypatch):

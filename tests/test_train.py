@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
 from kpnb.checkpoints import Checkpoints
@@ -210,6 +213,257 @@ def test_layers_and_networks_may_return_tuples():
     learned = distill.student(Recurrent(), Recurrent(), "lstm", data, schedule, test=data)
     assert learned.log[3]["test_feature_error"] < learned.log[0]["test_feature_error"]
     assert distill.head(learned.load(Recurrent()), "lstm", data, schedule).log[3]["accuracy"] > 0
+
+
+class Wrapped(nn.Module):
+    """``smooth`` in two blocks, whose outputs ``wrap`` puts beside another tensor."""
+
+    def __init__(self, seed: int, wrap, unwrap) -> None:
+        super().__init__()
+        layers = smooth(seed)
+        self.below, self.above = Wrapping(layers[:3], wrap), Wrapping(layers[3:], wrap)
+        self.unwrap = unwrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.above(self.unwrap(self.below(x)))
+
+
+class Wrapping(nn.Module):
+    def __init__(self, inner: nn.Module, wrap) -> None:
+        super().__init__()
+        self.inner, self.wrap = inner, wrap
+
+    def forward(self, x: Tensor) -> Any:
+        found = self.inner(x)
+        return self.wrap(found, torch.zeros_like(found))
+
+
+# how a block returns a tensor beside another; how it is had; what has to be said to have it
+WRAPPINGS = {
+    "dict": (lambda f, o: {"other": o, "logits": f}, lambda out: out["logits"], "logits"),
+    "tuple": (lambda f, o: (o, f), lambda out: out[1], 1),
+    "nested": (lambda f, o: {"all": [o, (f,)]}, lambda out: out["all"][1][0], ("all", 1, 0)),
+    "model output": (
+        lambda f, o: BaseModelOutputWithPooling(last_hidden_state=o, pooler_output=f),
+        lambda out: out.pooler_output,
+        "pooler_output",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WRAPPINGS)
+@pytest.mark.parametrize("both", [True, False], ids=["both", "student"])
+def test_the_part_of_an_output_can_be_named(form: str, both: bool):
+    """The same weights as without wrapping: baseline, student at a layer and at its end, head."""
+    wrap, unwrap, key = WRAPPINGS[form]
+    data, schedule = points(24), Schedule(epochs=2, lr=0.1, batch_size=8)
+    plain = (lambda f, o: f), (lambda out: out)
+    teacher = Wrapped(1, *((wrap, unwrap) if both else plain))
+
+    def trained(how, select, theirs) -> list[dict[str, Tensor]]:
+        model = Wrapped(0, *how)
+        one = {} if select is None else {"select": select}
+        two = one | ({} if select is None else {"teacher_select": theirs})
+        learned = distill.student(model, teacher_for[how], "below", data, schedule, **two)
+        everywhere = {"": select, "below": select} if select is not None else None
+        return [
+            distill.baseline(model, data, schedule, test=data, **one).state(),
+            learned.state(),
+            distill.output(model, teacher_for[how], data, schedule, **two).state(),
+            distill.head(
+                learned.load(Wrapped(0, *how)), "below", data, schedule, select=everywhere
+            ).state(),
+        ]
+
+    teacher_for = {plain: Wrapped(1, *plain), (wrap, unwrap): teacher}
+    wanted = trained(plain, None, None)
+    # {} is no part of any layer; None would be the student's
+    found = trained((wrap, unwrap), key, key if both else {})
+    assert all(same(one, two) for one, two in zip(found, wanted, strict=True))
+
+
+def test_an_output_whose_part_is_not_clear_says_what_is_there():
+    wrap, unwrap, _ = WRAPPINGS["dict"]
+    model, data, schedule = Wrapped(0, wrap, unwrap), points(8), Schedule(epochs=1)
+    message = r"layer '' returns dict of 'other': \[2, 3\], 'logits': \[2, 3\]: choose with select="
+    with pytest.raises(TypeError, match=message):
+        distill.baseline(model, data, schedule)
+    with pytest.raises(TypeError, match=r"layer 'below' returns dict .*choose with select="):
+        distill.student(model, model, "below", data, schedule)
+    with pytest.raises(TypeError, match=r"layer 'below' returns dict .*choose with select="):
+        distill.student(model, model, "below", data, schedule, select="logits", teacher_select={})
+    with pytest.raises(TypeError, match="has no 'logit'"):
+        distill.baseline(model, data, schedule, select="logit")
+
+
+def test_a_folder_knows_which_part_was_taken(tmp_path: Path):
+    wrap, unwrap, _ = WRAPPINGS["tuple"]
+    model, data, schedule = Wrapped(0, wrap, unwrap), points(8), Schedule(epochs=1)
+    distill.baseline(model, data, schedule, select=1, folder=tmp_path)
+    distill.baseline(model, data, Schedule(epochs=2), select=1, folder=tmp_path)
+    with pytest.raises(ValueError, match="another training, whose select is"):
+        distill.baseline(model, data, Schedule(epochs=3), select=0, folder=tmp_path)
+
+
+def shared(seed: int = 0) -> nn.Sequential:
+    """One activation under two names."""
+    layers, tanh = smooth(seed), nn.Tanh()
+    return nn.Sequential(layers[0], tanh, layers[2], tanh, layers[4])
+
+
+def test_a_run_of_a_shared_module_can_be_distilled():
+    """As with modules of their own, under both names; without a run it is an error that says so."""
+    data, schedule = points(24), Schedule(epochs=2, lr=0.1, batch_size=8)
+    for name in ("1", "3"):
+        for run, own in enumerate(("1", "3")):
+            layer = f"{name}:{run}"
+            found = distill.student(shared(), shared(1), layer, data, schedule)
+            wanted = distill.student(smooth(), smooth(1), own, data, schedule)
+            assert same(found.state(), wanted.state())
+            one, two = found.load(shared()), wanted.load(smooth())
+            assert same(
+                distill.head(one, layer, data, schedule).state(),
+                distill.head(two, own, data, schedule).state(),
+            )
+        message = rf"layer '{name}' runs 2 times in a pass: .*'{name}:0' to '{name}:1'"
+        with pytest.raises(ValueError, match=message):
+            distill.student(shared(), smooth(1), name, data, schedule, teacher_layer="1")
+        with pytest.raises(ValueError, match=message):
+            distill.student(smooth(), shared(1), "1", data, schedule, teacher_layer=name)
+        with pytest.raises(ValueError, match=message):
+            distill.head(shared(), name, data, schedule)
+    with pytest.raises(RuntimeError, match=r"never reached layer '1:2' \(it runs 2 times\)"):
+        distill.student(shared(), shared(1), "1:2", data, schedule)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.end = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.layer(x.transpose(0, 1)).mean(0))
+
+
+def test_features_without_samples_in_front_are_named():
+    data, schedule = TensorData(torch.randn(9, 5, 3), torch.arange(9) % 2), Schedule(epochs=1)
+    with pytest.raises(ValueError, match=r"teacher's 'layer' is \[5, 9, 4\] for 9 samples: to be"):
+        distill.student(TimeFirst(), TimeFirst(), "layer", data, schedule)
+    one, two = TimeFirst(), nn.Sequential(nn.Flatten(), nn.Linear(15, 4))
+    with pytest.raises(ValueError, match=r"student's 'layer' is \[5, 2, 4\] for 2 samples"):
+        distill.student(one, two, "layer", data, schedule, teacher_layer="1")
+
+
+@pytest.mark.parametrize("labels", [torch.int32, torch.uint8, "int16", list, "bool"])
+def test_data_may_be_arrays_and_labels_any_integers(labels):
+    plain, schedule = points(24), Schedule(epochs=2, lr=0.1, batch_size=8)
+    y = plain.y
+    if labels == "bool":
+        y, plain = plain.y > 0, TensorData(plain.x, (plain.y > 0).long())
+    elif labels is list:
+        y = plain.y.tolist()
+    else:
+        y = plain.y.numpy().astype(str(labels).removeprefix("torch."))
+        y = torch.from_numpy(y) if isinstance(labels, torch.dtype) else y
+    data = TensorData(plain.x.numpy(), y)
+    found = distill.baseline(network(), data, schedule, test=data)
+    assert same(found.state(), distill.baseline(network(), plain, schedule).state())
+    named = TensorData({"input": plain.x.numpy()}, y)
+    assert same(distill.baseline(network(), named, schedule).state(), found.state())
+
+
+PAIR = (torch.randn(6, 5).double(), torch.arange(6) % 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DataLoader(TensorDataset(*PAIR)),
+        TensorDataset(*PAIR),
+        PAIR,
+        PAIR[0],
+        PAIR[0].numpy(),
+        None,
+    ],
+    ids=["loader", "data set", "pair", "tensor", "array", "None"],
+)
+def test_data_of_another_kind_are_named(data):
+    fine, schedule = TensorData(*PAIR), Schedule(epochs=1)
+    kind = type(data).__name__
+    message = rf"data must be TensorData\(x, y\), or an object .*; got {kind}"
+    for train in (
+        lambda: distill.baseline(network(), data, schedule),
+        lambda: distill.student(network(), network(1), "4", data, schedule),
+        lambda: distill.output(network(), network(1), data, schedule),
+        lambda: distill.head(network(), "4", data, schedule),
+        lambda: distill.train(network(), data, schedule, labels_only()),
+    ):
+        with pytest.raises(TypeError, match=message):
+            train()
+    if data is not None:
+        with pytest.raises(TypeError, match=r"test must be TensorData"):
+            distill.baseline(network(), fine, schedule, test=data)
+
+
+class Arrays(TensorData):
+    def batch(self, index: Tensor, device: str = "cpu"):
+        return self.x[index].numpy(), self.y[index]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        (lambda x, y: TensorData(x.float(), y), ValueError, "computes in torch.float64, the input"),
+        (lambda x, y: TensorData(x.long(), y), ValueError, "the input is torch.int64"),
+        (lambda x, y: TensorData(x, y + 1), ValueError, "from 1 to 3, .* for the classes 0 to 2"),
+        (lambda x, y: TensorData(x, y - 1), ValueError, "labels from -1 to"),
+        (lambda x, y: TensorData(x, y.float()), ValueError, r"class numbers.*torch.float32 \(2,\)"),
+        (lambda x, y: TensorData(x, y[:, None]), ValueError, r"integers \[2\]; got .*\(2, 1\)"),
+        (lambda x, y: TensorData(x, y[:4]), ValueError, r"with one N; y is torch.int64 \(4,\)"),
+        (lambda x, y: TensorData(x, ["a"] * 6), TypeError, "labels y must come as a tensor"),
+        (lambda x, y: TensorData(x, 3), ValueError, "one N"),
+        (lambda x, y: TensorData([x, "a"], y), TypeError, "the inputs 'x' must come as a tensor"),
+        (lambda x, y: Arrays(x, y), TypeError, r"Arrays\.batch gives tensors, .*got ndarray"),
+        (lambda x, y: TensorData(x[:0], y[:0]), ValueError, "no samples to train on"),
+    ],
+)
+def test_data_that_do_not_fit_are_named_before_training(data, error, message, tmp_path: Path):
+    with pytest.raises(error, match=message):
+        distill.baseline(network(), data(*PAIR), Schedule(epochs=1), folder=tmp_path)
+    assert not list(tmp_path.glob("epoch-*"))
+
+
+def test_probabilities_and_ignored_labels_are_labels():
+    x, y = PAIR
+    schedule = Schedule(epochs=1, lr=0.1, batch_size=6)
+    certain = TensorData(x, F.one_hot(y, 3).double())
+    one, two = (distill.baseline(smooth(), d, schedule) for d in (certain, TensorData(x, y)))
+    torch.testing.assert_close(one.state(), two.state())
+    ignored = TensorData(torch.cat([x, 9 * x]), torch.cat([y, torch.full_like(y, -100)]))
+    whole = Schedule(epochs=1, lr=0.1, batch_size=12)
+    torch.testing.assert_close(distill.baseline(smooth(), ignored, whole).state(), two.state())
+
+
+def test_networks_of_another_kind_are_named():
+    data, schedule = TensorData(*PAIR), Schedule(epochs=1)
+    with pytest.raises(TypeError, match=r"the model is a torch\.nn\.Module; got function"):
+        distill.baseline(lambda x: x, data, schedule)
+    with pytest.raises(TypeError, match=r"the teacher is a torch\.nn\.Module; got function"):
+        distill.output(network(), lambda x: x, data, schedule)
+    with pytest.raises(ValueError, match=r"has no shape yet: .* through the teacher first"):
+        distill.output(network(), nn.LazyLinear(3), data, schedule)
+    with pytest.raises(ValueError, match=r"needs logits \[B, K\].*\(2,\)"):
+        distill.baseline(
+            nn.Sequential(smooth(), nn.Linear(3, 1), nn.Flatten(0)).double(), data, schedule
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_weight_norm_of_the_old_form_is_trained_after_a_pass():
+    model = nn.utils.weight_norm(nn.Linear(5, 3)).double()
+    fresh = distill.baseline(model, points(), Schedule(epochs=2)).state()
+    model(points().x)  # which leaves a tensor with a graph in the module
+    assert same(distill.baseline(model, points(), Schedule(epochs=2)).state(), fresh)
 
 
 def test_labels_may_be_anything_that_the_loss_does_not_look_at():

@@ -340,6 +340,8 @@ def test_sources_of_other_kinds():
     assert same(model, source)
     with pytest.raises(TypeError, match="a state dict, a network or a file; got NoneType"):
         load_weights(model, None)
+    with pytest.raises(TypeError, match=r"the model is a torch\.nn\.Module; got function"):
+        load_weights(lambda x: x, {})
 
 
 def test_reading_without_a_model():
