@@ -72,6 +72,7 @@ def load(
 
     config = {
         **wanted.config,
+        "recipe": 2,  # raise it when the same rows become other tensors
         "tokenizer": named(wanted.tokenizer, store),
         "count": len(rows),
         "inputs": list(TextSet.INPUTS),
@@ -81,14 +82,3 @@ def load(
     whole = {"asks": asks, "rows": {row.name: row for row in rows}}
     kept = store if wanted.rule is foreground else None
     return TextSet.made(kept, config, ("negative", "positive"), samples(), **whole)
-
-
-def question_offsets(texts: TextSet, index: int) -> list[tuple[int, int]]:
-    """First character of each token of a text's question, and the one behind its last, in order; a
-    question is never cut. Nothing for a text without one.
-
-    ``TextSet.offsets`` are those of the text alone.
-    """
-    tokenize = AutoTokenizer.from_pretrained(**source(texts.config["tokenizer"]))
-    question = texts.rows[texts.names[index]].question
-    return tokenize(question, add_special_tokens=False, verbose=False).encodings[0].offsets

@@ -45,7 +45,8 @@ class TextSet(SampleSet):
     attention_mask: Tensor  # int64 [N, T]: 0 for padding
     token_type_ids: Tensor  # int64 [N, T]: 0 for a question, 1 for its passage; else 0
     counts: Tensor  # bool [N, T]: a unit of kpnb.Tokens, which special tokens and padding are not
-    # int64 [N, T, 2]: first character of each token in its text, and the one behind its last; or 0
+    # int64 [N, T, 2]: first character of each token in its text (its question, if it is of that), and
+    # the one behind its last; or 0
     offsets: Tensor
     ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
     sizes: Tensor  # int64 [N]: tokens of the whole text, of which at most T are here
@@ -121,7 +122,8 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
     offsets = np.array(found.offsets)
     keep, words = _window(row, of_text, offsets, length)
     end = length - len(keep)
-    places = np.pad(np.where(of_text[:, None], offsets, 0)[keep], ((0, end), (0, 0)))
+    places = np.pad(np.where(part[:, None] >= 0, offsets, 0)[keep], ((0, end), (0, 0)))
+    inside = covered(places, spans) & np.pad(of_text[keep], (0, end))
     of_tokens = {
         "input_ids": np.array(found.ids),
         "attention_mask": np.ones(len(part), np.int64),
@@ -131,7 +133,7 @@ def encode(row: Row, found: Any, length: int, spans: Spans) -> dict[str, np.ndar
     return {name: np.pad(values[keep], (0, end)) for name, values in of_tokens.items()} | {
         "offsets": places,
         "ends": np.searchsorted(keep, words),
-        "masks": covered(places, spans),
+        "masks": inside,
         "sizes": np.array(len(part)),
         "labels": np.array(row.label),
     }

@@ -256,16 +256,15 @@ def _body(texts: Any, index: int, marks: Sequence[tuple[Any, ...]]) -> str:
     """A text with ``marks`` for each of its tokens, below its question: whose tokens are units as
     well.
     """
-    row, of_text = texts.rows[texts.names[index]], texts.offsets[index].tolist()
-    body = f"<p>{_marked(row.text, zip(of_text, marks, strict=True))}</p>"
+    row, places = texts.rows[texts.names[index]], texts.offsets[index].tolist()
+    asked = texts.token_type_ids[index].tolist()
+    tokens = list(zip(places, marks, asked, strict=True))
+    of_text = [(place, mark) for place, mark, kind in tokens if kind or not row.question]
+    body = f"<p>{_marked(row.text, of_text)}</p>"
     if not row.question:
         return body
-    from kpnb_book.data.text import question_offsets  # views of pictures need no tokenizer
-
-    asked = texts.counts[index] & (texts.token_type_ids[index] == 0)
-    of_question = [marks[token] for token in asked.nonzero().flatten().tolist()]
-    tokens = zip(question_offsets(texts, index), of_question, strict=True)
-    return f"<p><em>{_marked(row.question, tokens)}</em></p>{body}"
+    of_question = [(place, mark) for place, mark, kind in tokens if not kind]
+    return f"<p><em>{_marked(row.question, of_question)}</em></p>{body}"
 
 
 def _said(found: KnowledgePoints, index: int) -> str:
