@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kpnb._models import check_model, private_copy
 from kpnb._tensors import described
-from kpnb.checkpoints import with_prefix
+from kpnb.checkpoints import HELPER, with_prefix
 from kpnb.features import Key, capture, check_runs, modules_below, parameters_below
 from kpnb.losses import TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
@@ -32,7 +32,8 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 class Learner:
     """A copy of a network with what its training needs.
 
-    trained    the parameters that move, by name
+    trained    the network's parameters that move, by name
+    helpers    what the loss trains besides, for each of its layers, see ``losses.Loss``
     resting    modules in which nothing is trained; they stay in evaluation mode
     select     which part of a layer's output is looked at, see ``features.picked``
     rows       samples that go through the network at a time
@@ -68,15 +69,35 @@ class Learner:
         self.resting = resting_modules(self.model, x, objective, select)
         self.rows = schedule.batch_size + 1  # of the largest batch, see batches
         self.whole = why_whole(self.model, self.resting, objective)
-        self.optimiser = optimiser_for([*self.trained.values()], schedule)
         self.constants: list[dict[str, float]] = [{} for _ in objective.layers]
+        self.train_with(nn.ModuleList())
+
+    def add_helpers(self, outputs: Mapping[str, Tensor], targets: Sequence[Tensor]) -> None:
+        """Make the loss's helpers, if it has any, for the shapes of these outputs and targets."""
+        loss = self.objective.definition
+        if loss is not None and loss.helper is not None:
+            self.train_with(self.objective.helpers(outputs, targets))
+
+    def train_with(self, helpers: nn.ModuleList) -> None:
+        """Let the optimiser move ``helpers`` too."""
+        self.helpers = helpers
+        self.whole = self.whole or why_whole(helpers, [], self.objective)
+        besides = {f"{HELPER}{name}": p for name, p in helpers.named_parameters()}
+        self.moving = self.trained | besides
+        self.optimiser = optimiser_for([*self.moving.values()], self.schedule)
 
     def train_mode(self, rate: float) -> None:
         """Training mode, but for what rests; and the learning rate."""
         self.model.train()
+        self.helpers.train()
         for module in self.resting:
             module.eval()
         self.optimiser.param_groups[0]["lr"] = rate
+
+    def eval_mode(self) -> None:
+        """Evaluation mode."""
+        self.model.eval()
+        self.helpers.eval()
 
     def outputs(self, x: NetworkInput) -> dict[str, Tensor]:
         """What the objective looks at, by the name of its layer."""
@@ -98,13 +119,33 @@ class Learner:
         outputs = self.outputs(x)
         if self.objective.labels:
             check_labels(outputs[""], labels)
-        loss = objective_value(self.objective, self.constants, outputs, targets, labels)
+        loss = self.objective_value(outputs, targets, labels)
         return loss, scores(self.objective, outputs, targets, labels)
 
+    def objective_value(
+        self, outputs: Mapping[str, Tensor], targets: Sequence[Tensor], labels: Tensor
+    ) -> Tensor:
+        """What is minimised for a batch: the loss, summed over its layers, and the labels' part."""
+        objective = self.objective
+        parts = []
+        for i, target in enumerate(targets):
+            pair = (outputs[objective.layers[i]], target)
+            if self.helpers:
+                pair = self.helpers[i](*pair)
+            known = {**objective.parameters, **self.constants[i]}
+            value = objective.definition.value(*pair, labels, known)
+            parts.append(objective.loss_weight * value)
+        if objective.labels:
+            parts.append(objective.labels * cross_entropy(outputs[""], labels))
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers and the optimiser's state: all that the next epoch starts from."""
+        """Weights, buffers, helpers and the optimiser's state: all that the next epoch starts
+        from.
+        """
         found = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for name, parameter in self.trained.items():
+        found |= {f"{HELPER}{name}": value for name, value in self.helpers.state_dict().items()}
+        for name, parameter in self.moving.items():
             state = self.optimiser.state[parameter]
             for prefix, key in OPTIMISER_STATE.items():
                 if state.get(key) is not None:
@@ -116,8 +157,9 @@ class Learner:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to what ``tensors`` returned."""
         self.model.load_state_dict(with_prefix(tensors, "model."))
+        self.helpers.load_state_dict(with_prefix(tensors, HELPER))
         self.optimiser.state.clear()
-        for name, parameter in self.trained.items():
+        for name, parameter in self.moving.items():
             for prefix, key in OPTIMISER_STATE.items():
                 value = tensors.get(f"{prefix}.{name}")
                 if value is not None:
@@ -138,24 +180,6 @@ class Learner:
             ).item()
             for name, parameter in self.model.named_parameters()
         }
-
-
-def objective_value(
-    objective: TrainingObjective,
-    constants: Sequence[Mapping[str, float]],
-    outputs: Mapping[str, Tensor],
-    targets: Sequence[Tensor],
-    labels: Tensor,
-) -> Tensor:
-    """What is minimised for a batch: the loss, summed over its layers, and the labels' part."""
-    parts = []
-    if objective.loss:
-        for layer, target, more in zip(objective.layers, targets, constants, strict=True):
-            function = objective.definition.function
-            parts.append(function(outputs[layer], target, **objective.parameters, **more))
-    if objective.labels:
-        parts.append(objective.labels * cross_entropy(outputs[""], labels))
-    return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
 
 def check_labels(logits: Tensor, labels: Tensor) -> None:

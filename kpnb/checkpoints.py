@@ -30,6 +30,9 @@ from kpnb import __version__
 
 log = logging.getLogger(__name__)
 
+HELPER = "helper "
+"""How names of a loss's helpers start; with a space, as no name of a network's own does."""
+
 
 class Item(NamedTuple):
     """One artefact: its tensors (contiguous, on the CPU) and its JSON part."""
@@ -189,9 +192,10 @@ class Artefacts:
 class Checkpoints:
     """A training's epochs 0 (before its first step) to ``epochs`` as artefacts of a folder.
 
-    Their tensors are ``model.<name>`` for weights and buffers and, for the optimiser's state,
-    ``momentum.<name>`` (SGD) or ``mean.``, ``square.`` and ``step.<name>`` (AdamW). Their JSON part
-    is the epoch's entry of the log.
+    Their tensors are ``model.<name>`` for weights and buffers, ``helper <name>`` for what a loss
+    trains besides (a regressor) and, for the optimiser's state, ``momentum.<name>`` (SGD) or
+    ``mean.``, ``square.`` and ``step.<name>`` (AdamW). Their JSON part is the epoch's entry of the
+    log.
 
     folder: a path, artefacts, or None for a temporary folder that goes when this object does.
     epochs: the last epoch; None: the last of those that are there without a gap.
@@ -216,8 +220,9 @@ class Checkpoints:
         """Per epoch: epoch, loss, accuracy, test_accuracy, seconds, lr, device, norms; NaN where
         undefined.
 
-        Loss and accuracy are means over the epoch's batches, as trained. With a teacher there are
-        also feature_error and test_feature_error, ``sum ||f_T - f_S||^2 / sum ||f_T||^2``.
+        Loss and accuracy are means over the epoch's batches, as trained. With a loss that needs
+        outputs of one shape there are also feature_error and test_feature_error, ``sum ||f_T -
+        f_S||^2 / sum ||f_T||^2``.
         Raises ``FileNotFoundError`` for an epoch that is not there.
         """
         entries = [self.artefacts.info(epoch_name(epoch)) for epoch in range(self.epochs + 1)]

@@ -32,7 +32,7 @@ from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described
 from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture, check_runs
-from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
+from kpnb.losses import TrainingObjective, labels_only, softened_output
 from kpnb.schedule import Schedule
 
 Folder = str | os.PathLike[str] | Artefacts | None
@@ -121,19 +121,28 @@ def student(
     schedule: Schedule,
     *,
     teacher_layer: str | None = None,
-    scale: str = "energy",
+    loss: str = "feature",
+    parameters: Mapping[str, Any] | None = None,
+    weight: float | None = None,
+    labels: float = 0.0,
     select: Select = None,
     teacher_select: Select = None,
     test: Data | None = None,
     folder: Folder = None,
     device: str = "cpu",
 ) -> Checkpoints:
-    """Distil the teacher's feature into ``layer`` of a student; what lies above stays as it is.
+    """Distil what the teacher has at ``layer`` into a student; what lies above stays as it is,
+    unless the labels count.
 
-    ``teacher_layer`` where the teacher's has another name; ``scale``: see
-    :func:`kpnb.losses.feature`.
+    ``teacher_layer`` where the teacher's has another name; "" is a network's output. ``loss`` is a
+    name in :data:`kpnb.losses.LOSSES`, with its ``parameters`` and its ``weight`` (None: that of
+    its paper); ``labels`` is the weight of their cross-entropy. For several layers pass a
+    :class:`kpnb.losses.TrainingObjective` to :func:`train`.
     """
-    objective = feature_at(layer, teacher_layer, scale)
+    theirs = None if teacher_layer is None else (teacher_layer,)
+    objective = TrainingObjective(
+        loss, (layer,), theirs, parameters or {}, labels=labels, weight=weight
+    )
     return train(
         model,
         data,
@@ -290,6 +299,10 @@ class Samples(NamedTuple):
         labels = labels if labels.is_floating_point() else labels.long()
         return x, labels, [of_layer[index].to(device) for of_layer in self.targets]
 
+    def first(self, device: str) -> tuple[NetworkInput, Tensor, list[Tensor]]:
+        """The same of the first two samples, which show what fits together."""
+        return self.batch(torch.arange(min(2, len(self.data))), device)
+
 
 def compute(
     checkpoints: Checkpoints,
@@ -303,8 +316,7 @@ def compute(
     """Compute the ``missing`` epochs in order, each from the one before it, and write them."""
     sets = [data] if test is None or len(test) == 0 else [data, test]
     samples, *held_out = with_targets(sets, answers, learner)
-    learner.constants = learner.objective.constants(samples.targets)
-    check_before_training(learner, samples)
+    prepare(learner, samples)
     if settings:
         checkpoints.artefacts.get("training", lambda: ({}, settings))
     total = len(data) * sum(epoch > 0 for epoch in missing)
@@ -388,7 +400,7 @@ def train_epoch(
 def evaluate(learner: Learner, samples: Samples, rows: int) -> dict[str, float]:
     """Scores on held-out samples in evaluation mode, as ``test_...``."""
     means = Means()
-    learner.model.eval()
+    learner.eval_mode()
     for batch in batches(torch.arange(len(samples.data)), learner.schedule.batch_size):
         for piece in batch.split(rows):
             _, scores = learner.forward(*samples.batch(piece, learner.device))
@@ -570,38 +582,41 @@ def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
 
 
-def check_before_training(learner: Learner, samples: Samples) -> None:
-    """Raise ValueError for what would fail in the middle of an epoch."""
+def prepare(learner: Learner, samples: Samples) -> None:
+    """Take from the teacher what the loss needs, and raise ValueError for what would fail in the
+    middle of an epoch.
+    """
     if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
         raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
-    x, labels, _ = samples.batch(torch.arange(min(2, len(samples.data))), learner.device)
-    learner.model.eval()
-    with torch.no_grad():
+    x, labels, targets = samples.first(learner.device)
+    learner.eval_mode()
+    with seeded(0), torch.no_grad():
         outputs = learner.outputs(x)
     if learner.objective.labels:
         check_labels(outputs[""], labels)
         if isinstance(samples.data, TensorData):
             check_classes(samples.data.y, outputs[""].shape[1])
-    check_shapes(learner, samples, outputs)
+    check_shapes(learner, outputs, targets)
     check_batch_of_one(learner, samples.data)
+    learner.constants = learner.objective.constants(samples.targets)
+    with seeded(learner.schedule.seed, -2):  # no epoch, nor the -1 that networks are built with
+        learner.add_helpers(outputs, targets)
+        with torch.no_grad():
+            learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
 
 
-def check_shapes(learner: Learner, samples: Samples, outputs: Mapping[str, Tensor]) -> None:
+def check_shapes(
+    learner: Learner, outputs: Mapping[str, Tensor], targets: Sequence[Tensor]
+) -> None:
     """Raise ValueError for layers of different shapes, unless the loss takes them."""
     objective = learner.objective
     if objective.loss is None:
         return
-    for name in objective.layers:
-        what = f"the student's {name or 'output'!r}"
-        check_samples_first(outputs[name], what, min(2, len(samples.data)))
-    if not objective.definition.same_shape:
-        return
-    for ours, theirs, target in zip(
-        objective.layers, objective.theirs, samples.targets, strict=True
-    ):
+    for ours, theirs, target in zip(objective.layers, objective.theirs, targets, strict=True):
+        check_samples_first(outputs[ours], f"the student's {ours or 'output'!r}", len(target))
         one = list(outputs[ours].shape[1:])
         other = list(target.shape[1:])
-        if one != other:
+        if one != other and objective.definition.same_shape:
             raise ValueError(
                 f"of a sample the student's {ours or 'output'!r} is {one}, the teacher's "
                 f"{theirs or 'output'!r} {other}: choose layers of one shape"
@@ -609,10 +624,20 @@ def check_shapes(learner: Learner, samples: Samples, outputs: Mapping[str, Tenso
 
 
 def check_batch_of_one(learner: Learner, data: Data) -> None:
-    """Raise ValueError where batch normalisation would get a single value for each channel."""
+    """Raise ValueError where batch normalisation would get a single value for each channel, or a
+    loss that compares samples a single one.
+    """
     size = learner.schedule.batch_size
     smallest = min(len(batch) for batch in batches(torch.arange(len(data)), size))
-    if smallest > 1 or not (learner.trained and batch_norms(learner.model, learner.resting)):
+    if smallest > 1 or not learner.trained:
+        return
+    loss = learner.objective.definition
+    if loss is not None and not loss.per_sample:
+        raise ValueError(
+            f"the loss {learner.objective.loss} compares the samples of a batch, but one has a "
+            f"single sample ({len(data)} samples, batch_size={size}): choose a larger batch_size"
+        )
+    if not batch_norms(learner.model, learner.resting):
         return
     before = copied(learner.tensors())
     learner.train_mode(rate=0.0)

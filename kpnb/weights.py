@@ -242,6 +242,8 @@ def _plain_entry(found: Collection[str], where: str) -> str:
 
 def _without_optimiser(state: dict[str, Any]) -> dict[str, Any]:
     """The weights alone of one of kpnb's own checkpoints; any other state dict as it is."""
+    # "helper 0.map.weight" is of a loss; no name of a network's own has a space
+    state = {name: value for name, value in state.items() if "helper " not in name}
     weights = {name for name in state if name.startswith("model.")}
     others = [name.partition(".") for name in state if name not in weights]
     own = all(first in OPTIMISER and f"model.{rest}" in weights for first, _, rest in others)

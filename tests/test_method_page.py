@@ -1,4 +1,6 @@
-"""The method page finds every equation in one hop: each name of its table is followed."""
+"""The method page, and that of the losses, find every equation in one hop: each name of their
+tables is followed.
+"""
 
 import importlib
 import inspect
@@ -9,16 +11,28 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kpnb import losses
+
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGE = (BOOK / "method.md").read_text("utf8")
+LOSSES = (BOOK / "losses.md").read_text("utf8")
 NOTATION = (BOOK / "notation.md").read_text("utf8")
 
 LINK = r"\{download\}`[\w.]+ <([\w./]+\.py)>`"
-# What a docstring calls the works that the table names.
+# What a docstring calls the works that the tables name.
 CALLED = {
     "halko2011finding": "Halko",
     "meyer2021hutch": "Hutch++",
     "james1961estimation": "James and Stein",
+    "hinton2015distilling": "Hinton",
+    "romero2014fitnets": "Romero",
+    "zagoruyko2017paying": "Zagoruyko and Komodakis",
+    "zhao2022decoupled": "Zhao",
+    "tung2019similarity": "Tung and Mori",
+    "park2019relational": "Park",
+    "passalis2018learning": "Passalis and Tefas",
+    "tian2020contrastive": "Tian",
+    "oord2018representation": "van den Oord",
 }
 
 
@@ -30,8 +44,8 @@ class Line(NamedTuple):
     file: Path
 
 
-def table() -> list[Line]:
-    section = PAGE.partition("(where)=")[2].partition("\n(")[0]
+def table(page: str, start: str) -> list[Line]:
+    section = page.partition(f"({start})=")[2].partition("\n(")[0]
     lines = []
     for line in section.splitlines():
         if line.startswith("|") and "{download}" in line:
@@ -41,7 +55,8 @@ def table() -> list[Line]:
     return lines
 
 
-TABLE = table()
+METHOD = table(PAGE, "where")
+TABLE = METHOD + table(LOSSES, "losses-table")
 
 
 def module_of(file: Path) -> Any:
@@ -78,11 +93,43 @@ each_name = pytest.mark.parametrize(
 
 
 def test_the_table_has_every_equation():
-    assert set().union(*(expected(line.source) for line in TABLE)) == set(range(1, 10))
-    text = " ".join(line.source for line in TABLE)
+    assert set().union(*(expected(line.source) for line in METHOD)) == set(range(1, 10))
+    text = " ".join(line.source for line in METHOD)
     labels = set(re.findall(r":label: (eq-[a-z]+)", PAGE))
     assert labels == set(re.findall(r"\{eq\}`(eq-[a-z]+)`", text)) == {"eq-energy", "eq-flow"}
     assert all(line.names for line in TABLE)
+
+
+def test_the_page_of_the_losses_has_each_with_its_defaults():
+    """And each of their equations is in the table."""
+    found = {}
+    for line in LOSSES.partition("(losses-table)=")[2].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0].startswith("`") and cells[0] != "`loss`":
+            pairs = re.findall(r'`(\w+)="?([\w.]+)"?`', cells[3])
+            found[cells[0].strip("`")] = (dict(pairs), float(cells[4]))
+    expected = {}
+    for name, loss in losses.LOSSES.items():
+        defaults = {key: f"{v:g}" if v != str(v) else v for key, v in loss.parameters().items()}
+        expected[name] = (defaults, loss.weight)
+    assert found == expected
+    labels = set(re.findall(r":label: (loss-\w+)", LOSSES)) - {"loss-objective"}
+    assert labels == set(re.findall(r"\{eq\}`(loss-\w+)`", LOSSES))
+    named = {name for line in TABLE for name in line.names}
+    functions = {loss.function.__name__ for loss in losses.LOSSES.values()}
+    assert functions <= named
+    assert {loss.helper.__name__ for loss in losses.LOSSES.values() if loss.helper} <= named
+
+
+def test_the_examples_of_the_losses_run(monkeypatch):
+    """One after the other, as a reader would; the new loss is known to this test alone."""
+    monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
+    blocks = re.findall(r"```python\n(.*?)```", LOSSES, re.S)
+    assert len(blocks) == 2
+    done: dict[str, Any] = {}
+    exec("\n".join(blocks), done)
+    assert done["learned"].log[-1]["loss"] > 0
+    assert done["ends"].log[-1]["loss"] < done["ends"].log[1]["loss"]
 
 
 @each_name

@@ -67,7 +67,8 @@ def test_student_and_head_are_what_plain_loops_give(adamw: bool):
     """||f_T - f_S||^2 at a layer, then the labels' loss on frozen features."""
     data, teacher = points(), smooth(1)
     schedule = Schedule(epochs=2, lr=0.02, batch_size=37, weight_decay=0.0, adamw=adamw)
-    learned = distill.student(smooth(), teacher, "2", data, schedule, scale="sum")
+    scale = {"scale": "sum"}
+    learned = distill.student(smooth(), teacher, "2", data, schedule, parameters=scale)
     whole = distill.head(learned.load(smooth()), "2", data, schedule)
 
     model, kind = smooth(), torch.optim.AdamW if adamw else torch.optim.SGD
