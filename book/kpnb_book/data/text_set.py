@@ -45,8 +45,8 @@ class TextSet(SampleSet):
     attention_mask: Tensor  # int64 [N, T]: 0 for padding
     token_type_ids: Tensor  # int64 [N, T]: 0 for a question, 1 for its passage; else 0
     counts: Tensor  # bool [N, T]: a unit of kpnb.Tokens, which special tokens and padding are not
-    # int64 [N, T, 2]: first character of each token in its text (its question, if it is of that), and
-    # the one behind its last; or 0
+    # int64 [N, T, 2]: first character of each token in its text, or in its question, and the one
+    # behind its last; or 0
     offsets: Tensor
     ends: Tensor  # int64 [N, 2]: the answer's first and last token; or 0, 0
     sizes: Tensor  # int64 [N]: tokens of the whole text, of which at most T are here
