@@ -139,7 +139,9 @@ def test_chapters_without_a_plan_say_so_and_which_have_one(capsys):
     assert said.startswith("error: 05_your_own.ipynb has no plan")
     numbers = said.rpartition(":")[2].replace(",", " ").split()
     root = Path(__file__).parents[1] / "notebooks"
-    assert numbers == sorted({path.name[:2] for path in root.glob("*.ipynb")} - {"03", "04", "05", "80"})
+    assert numbers == sorted(
+        {path.name[:2] for path in root.glob("*.ipynb")} - {"03", "04", "05", "80"}
+    )
 
 
 def test_help_names_every_command(capsys):
