@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpnb.metrics import BETTER, SYMBOL
+from kpnb_book import numbers
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _styled
 from kpnb_book.studies.verdicts import Estimate
 
@@ -72,8 +73,9 @@ def _named(axis: Axes, symbol: str, words: str, colour: str) -> None:
 def _written(found: Estimate) -> str:
     """Value, interval and verdict."""
     unit, scale = (" %", 100) if found.relative else ("", 1)
-    value, low, high = (scale * size for size in (found.value, found.low, found.high))
-    return f"{value:+.2g}{unit}\n({low:+.2g} to {high:+.2g})\n{found.verdict}"
+    value = numbers.value(scale * found.value, digits=2, sign=True)
+    interval = numbers.interval(scale * found.low, scale * found.high, digits=2, sign=True)
+    return f"{value}{unit}\n({interval})\n{found.verdict}"
 
 
 def _estimate(axis: Axes, found: Estimate) -> None:
@@ -148,7 +150,8 @@ def replications(found: pd.DataFrame, stored: pd.DataFrame, own: pd.DataFrame) -
         _dots(axis, before, UPPER, COLOUR["baseline"], "D")
         _dots(axis, after, LOWER, COLOUR["foreground"])
         axis.plot([row["own"]] * 2, [LOWER - 0.4, LOWER + 0.4], color=colour, lw=3)
-        words = f"{row['own']:+.2g}\n({row['low']:+.2g} to {row['high']:+.2g})"
+        interval = numbers.interval(row["low"], row["high"], digits=2, sign=True)
+        words = f"{numbers.value(row['own'], digits=2, sign=True)}\n({interval})"
         _named(
             axis,
             SYMBOL[row["metric"]],

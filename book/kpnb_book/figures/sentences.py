@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
+from kpnb_book import numbers
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored
 
@@ -15,8 +16,12 @@ WORDS = ("shows", "opposite", "negligible", "open")
 
 def outcome(row: Mapping[str, float]) -> str:
     """A row of ``board.board``: value, interval, verdict."""
-    numbers = f"{row['value']:+.2g} ({row['low']:+.2g} to {row['high']:+.2g})"
-    return f"{numbers}, **{row['verdict']}**"
+    interval = numbers.interval(row["low"], row["high"], digits=2, sign=True)
+    return f"{_difference(row)} ({interval}), **{row['verdict']}**"
+
+
+def _difference(row: Mapping[str, float]) -> str:
+    return numbers.value(row["value"], digits=2, sign=True)
 
 
 def tallied(verdicts: Iterable[str]) -> str:
@@ -48,8 +53,8 @@ def words(board: pd.DataFrame) -> pd.DataFrame:
 def _cell(row: Mapping[str, Any]) -> str:
     needed = row["seeds_needed"]
     if row["verdict"] != "open" or pd.isna(needed):
-        return f"{row['value']:+.2g} {row['verdict']}"
-    return f"{row['value']:+.2g} open ({needed:,.0f} seeds)".replace("inf", "no number of")
+        return f"{_difference(row)} {row['verdict']}"
+    return f"{_difference(row)} open ({needed:,.0f} seeds)".replace("inf", "no number of")
 
 
 def total(board: pd.DataFrame, question: str) -> str:
@@ -145,7 +150,8 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         ]
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
-            f"weights travel {ratio:.2g} times as far as the baseline's; {'; '.join(parts)}."
+            f"weights travel {numbers.value(ratio, digits=2)} times as far as the baseline's; "
+            f"{'; '.join(parts)}."
         )
     return "\n".join(lines)
 
