@@ -257,7 +257,6 @@ def test_the_quickstart_runs_in_jupyterlab(seen):
     assert max(report.answers.values()) < math.inf
 
 
-@pytest.mark.xfail(strict=True, reason="its texts are written in MyST; take the mark off with that")
 def test_the_quickstart_reads_well_in_jupyterlab(seen):
     assert not seen.quickstart.faults
 

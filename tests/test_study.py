@@ -388,7 +388,7 @@ def test_settings_follow_profile_network_and_overrides():
     assert ImageStudy.resolve("laptop", layers=["FC1", "FC2"]).layers == ("FC1", "FC2")
     assert ImageStudy.resolve("paper").layers == ("Conv", "FC1", "FC2", "FC3")
     assert ImageStudy.resolve("laptop", share="all").share == "all"
-    assert ImageStudy.resolve("laptop", share=None).share == 1000
+    assert ImageStudy.resolve("laptop", share=None).share == 2000
 
 
 @pytest.mark.parametrize(
