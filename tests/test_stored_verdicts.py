@@ -138,6 +138,16 @@ def test_a_seed_without_one_of_its_networks_does_not_count():
     pd.testing.assert_frame_equal(found, expected)
 
 
+def test_a_network_without_any_point_on_an_object_is_left_out_where_it_is_undefined():
+    samples, networks = tables(seeds=5)
+    idle = (samples["seed"] == 2) & (samples["network"] == "baseline")
+    samples.loc[idle, ["d", "share", "d_equal", "rho"]] = np.nan
+    frame = judged(samples, networks)
+    assert frame.loc[("paper", "rho"), "seeds"] == frame.loc[("paper", "d_var"), "seeds"] == 4
+    assert frame.loc[("paper", "n_fg"), "seeds"] == 5
+    assert frame.loc["paper", "delta"].notna().all()
+
+
 def test_the_order_of_rows_does_not_matter():
     samples, networks = tables(seeds=4)
     mixed = samples.sample(frac=1, random_state=0)

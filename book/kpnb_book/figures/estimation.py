@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpnb.metrics import BETTER, SYMBOL
-from kpnb_book import numbers
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _styled
+from kpnb_book.numbers import interval, value
 from kpnb_book.studies.verdicts import Estimate
 
 WIDE = 4.6  # of a strip with its words, inches
@@ -73,9 +73,8 @@ def _named(axis: Axes, symbol: str, words: str, colour: str) -> None:
 def _written(found: Estimate) -> str:
     """Value, interval and verdict."""
     unit, scale = (" %", 100) if found.relative else ("", 1)
-    value = numbers.value(scale * found.value, digits=2, sign=True)
-    interval = numbers.interval(scale * found.low, scale * found.high, digits=2, sign=True)
-    return f"{value}{unit}\n({interval})\n{found.verdict}"
+    ends = interval(scale * found.low, scale * found.high, digits=2, sign=True)
+    return f"{value(scale * found.value, 2, sign=True)}{unit}\n({ends})\n{found.verdict}"
 
 
 def _estimate(axis: Axes, found: Estimate) -> None:
@@ -150,14 +149,10 @@ def replications(found: pd.DataFrame, stored: pd.DataFrame, own: pd.DataFrame) -
         _dots(axis, before, UPPER, COLOUR["baseline"], "D")
         _dots(axis, after, LOWER, COLOUR["foreground"])
         axis.plot([row["own"]] * 2, [LOWER - 0.4, LOWER + 0.4], color=colour, lw=3)
-        interval = numbers.interval(row["low"], row["high"], digits=2, sign=True)
-        words = f"{numbers.value(row['own'], digits=2, sign=True)}\n({interval})"
-        _named(
-            axis,
-            SYMBOL[row["metric"]],
-            words + ("\ninside" if row["inside"] else "\noutside"),
-            colour,
-        )
+        ends = interval(row["low"], row["high"], digits=2, sign=True)
+        where = "inside" if row["inside"] else "outside"
+        words = f"{value(row['own'], 2, sign=True)}\n({ends})\n{where}"
+        _named(axis, SYMBOL[row["metric"]], words, colour)
     names = {"stored seeds": ("D", COLOUR["baseline"]), "own seeds": ("o", COLOUR["foreground"])}
     _legend(figure, names, {"expected of their mean": GREY})
     return figure

@@ -2,32 +2,33 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
-from kpnb_book import numbers
+from kpnb_book.figures.report import HTML
+from kpnb_book.numbers import interval, value
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored
 
-WORDS = ("shows", "opposite", "negligible", "open")
+WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible", "open": "open"}
+LEFT = {"paper": "paper", "beyond place": "beyond place"}
+LEFT |= {"beyond a smooth target": "beyond smooth", "share of the path": "share of path"}
+"""The paper's question, and what is left against each control: headings by question."""
 
 
 def outcome(row: Mapping[str, float]) -> str:
     """A row of ``board.board``: value, interval, verdict."""
-    interval = numbers.interval(row["low"], row["high"], digits=2, sign=True)
-    return f"{_difference(row)} ({interval}), **{row['verdict']}**"
-
-
-def _difference(row: Mapping[str, float]) -> str:
-    return numbers.value(row["value"], digits=2, sign=True)
+    ends = interval(row["low"], row["high"], digits=2, sign=True)
+    return f"{value(row['value'], 2, sign=True)} ({ends}), **{row['verdict']}**"
 
 
 def tallied(verdicts: Iterable[str]) -> str:
-    """ "3 shows, 0 opposite, 2 negligible, 1 open"."""
+    """ "3 show, 0 opposite, 2 negligible, 1 open"."""
     counts = Counter(verdicts)
-    return ", ".join(f"{counts[word]} {word}" for word in WORDS)
+    return ", ".join(f"{counts[word]} {said}" for word, said in WORDS.items())
 
 
 def answered(board: pd.DataFrame, question: str) -> pd.DataFrame:
@@ -38,23 +39,25 @@ def answered(board: pd.DataFrame, question: str) -> pd.DataFrame:
 
 
 def words(board: pd.DataFrame) -> pd.DataFrame:
-    """Value and verdict, a row for each study and question, a column for each metric; where it is
-    open, the number of seeds that would decide.
+    """Value and verdict, a row for each study and metric, a column for each question of ``LEFT``;
+    where it is open, the number of seeds that would decide in brackets.
     """
     if board.empty:
         return board
-    rows = board.assign(cell=[_cell(row) for row in board.to_dict("records")])
-    keys = ["study", "question"]
-    table = rows.pivot(index=keys, columns="metric", values="cell")
-    order = pd.MultiIndex.from_frame(rows[keys].drop_duplicates())
-    return table.reindex(index=order, columns=[*NAMES]).fillna("").reset_index()
+    rows = board[board["question"].isin(LEFT)]
+    rows = rows.assign(cell=[_cell(row) for row in rows.to_dict("records")])
+    table = rows.pivot(index=["study", "metric"], columns="question", values="cell")
+    order = pd.MultiIndex.from_product([rows["study"].unique(), NAMES], names=["study", "metric"])
+    whole = table.reindex(index=order, columns=[*LEFT]).astype(object)
+    found = whole.fillna("").reset_index()
+    return found.assign(metric=found["metric"].map(HTML)).rename(columns=LEFT)
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    needed = row["seeds_needed"]
+    found, needed = f"{value(row['value'], 2, sign=True)} {row['verdict']}", row["seeds_needed"]
     if row["verdict"] != "open" or pd.isna(needed):
-        return f"{_difference(row)} {row['verdict']}"
-    return f"{_difference(row)} open ({needed:,.0f} seeds)".replace("inf", "no number of")
+        return found
+    return f"{found} ({needed:,.0f})" if isfinite(needed) else f"{found} (no number)"
 
 
 def total(board: pd.DataFrame, question: str) -> str:
@@ -118,16 +121,20 @@ def smooth(board: pd.DataFrame) -> str:
     for study in control.index.unique("study") if len(control) else ():
         shown, alike, left = (_showing(each.loc[study]) for each in (whole, control, beyond))
         lines.append(
-            f"- **{study}**: the student shows {shown} against the baseline; the student of an "
-            f"untrained teacher shows {alike}; the one shows {left} against the other."
+            f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
+            f"student of an untrained teacher; against the latter, {left} for the former."
         )
     return "\n".join(lines)
 
 
 def _showing(rows: pd.DataFrame) -> str:
-    """Symbols of the metrics that show."""
-    metrics = rows.index[rows["verdict"] == "shows"]
-    return ", ".join(SYMBOL[metric] for metric in metrics) or "nothing"
+    """Which metrics show, and which are opposite: "$\\lambda$ shows, $\\rho$ is opposite"."""
+    parts = []
+    for word, verb in (("shows", ("shows", "show")), ("opposite", ("is opposite", "are opposite"))):
+        metrics = [SYMBOL[metric] for metric in rows.index[rows["verdict"] == word]]
+        if metrics:
+            parts.append(f"{', '.join(metrics)} {verb[len(metrics) > 1]}")
+    return ", ".join(parts) or "nothing shows"
 
 
 def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
@@ -150,8 +157,7 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         ]
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
-            f"weights travel {numbers.value(ratio, digits=2)} times as far as the baseline's; "
-            f"{'; '.join(parts)}."
+            f"weights travel {value(ratio, 2)} times as far as the baseline's; {'; '.join(parts)}."
         )
     return "\n".join(lines)
 

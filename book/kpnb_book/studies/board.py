@@ -12,7 +12,8 @@ from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.results import KEY, RESULTS, Results
 from kpnb_book.studies.verdicts import KIND, Estimate, estimates, verdicts
 
-ROLES = ("student", "baseline", "untrained", "equal-rate", "random-labels")
+SHOWN = ("student", "baseline", "untrained")
+"""Networks whose points are shown where they lie."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,6 @@ def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
     means = here.groupby("network")[cells].mean() / each.samples["sample"].nunique()
     return {
         role: means.loc[role].to_numpy(float).reshape(rows, rows)
-        for role in ROLES
+        for role in SHOWN
         if role in means.index
     }

@@ -129,12 +129,10 @@ def answers(samples: pd.DataFrame, question: Question) -> bool:
 
 
 def means(samples: pd.DataFrame, role: str = "baseline") -> dict[str, float]:
-    """The six metrics of a network, means over seeds and layers."""
-    found = values(samples, role, SIX, seeds_of(samples, role))
-    average = {metric: float(np.nanmean(each)) for metric, each in found.items()}
-    with np.errstate(invalid="ignore"):
-        average["d_var"] = float(np.nanmean(np.nanvar(found["d_mean"], axis=-1)))
-    return average
+    """The six metrics of a network, means over seeds and layers of what each has."""
+    groups = samples[samples["network"] == role].groupby(["seed", "layer"])
+    average = {metric: float(groups[column].mean().mean()) for metric, column in SIX.items()}
+    return average | {"d_var": float(groups["d"].var(ddof=0).mean())}
 
 
 def decided(
