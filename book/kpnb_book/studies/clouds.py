@@ -14,7 +14,7 @@ from kpnb_book.data.cloud_set import CloudSet
 from kpnb_book.data.clouds import load
 from kpnb_book.networks.clouds import NETWORKS, TITLES, build, layer_path
 from kpnb_book.studies import settings
-from kpnb_book.studies.settings import Count
+from kpnb_book.studies.settings import OWN, Count
 from kpnb_book.studies.study import Study, drawn
 
 
@@ -76,6 +76,7 @@ class CloudStudy(Study):
             "analysed": 20,
             "lr": 0.02,
             "student_lr": 0.2,
+            "seeds": OWN[:1],
             "rank": 24,
             "probes": 12,
             "noise": 30,

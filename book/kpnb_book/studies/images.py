@@ -12,6 +12,7 @@ from kpnb_book.data.image_set import ImageSet
 from kpnb_book.data.images import load
 from kpnb_book.networks.images import build, layer_path
 from kpnb_book.studies import settings
+from kpnb_book.studies.settings import OWN
 from kpnb_book.studies.study import Study, drawn
 
 
@@ -65,7 +66,7 @@ class ImageStudy(Study):
             "analysed": 12,
             "seeds": (0, 1),
         },
-        "laptop": {"share": 2000, "seeds": (0, 1, 2)},
+        "laptop": {"share": 2000, "seeds": OWN[:2]},
         "paper": {
             "network": "vgg16",
             "layers": ("Conv", "FC1", "FC2", "FC3"),

@@ -13,6 +13,8 @@ from kpnb._messages import one_of
 
 ALL = "all"  # every sample that there is, or every layer of an encoder
 Count = int | Literal["all"]
+OWN = (100, 101, 102)
+"""Seeds that a build trains itself: beyond those that stored evidence has."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from kpnb_book.data.text import load
 from kpnb_book.data.text_set import TextSet
 from kpnb_book.networks.text import build
 from kpnb_book.studies import settings
-from kpnb_book.studies.settings import ALL, Count
+from kpnb_book.studies.settings import ALL, OWN, Count
 from kpnb_book.studies.study import Study, drawn
 from kpnb_book.studies.training import Schedule, Training
 
@@ -91,7 +91,7 @@ class TextStudy(Study):
             "probes": 4,
             "noise": 6,
         },
-        "laptop": LAPTOP,
+        "laptop": LAPTOP | {"seeds": OWN[:1]},
         "paper": LAPTOP
         | {
             "network": "bert-base-uncased",
@@ -204,6 +204,7 @@ class QuestionStudy(TextStudy):
         "laptop": TextStudy.LAPTOP
         | SIZE
         | {
+            "seeds": OWN[:1],
             "teacher_samples": 3000,
             "share": 1300,
             "test_samples": 300,
