@@ -27,6 +27,7 @@ CLAIMS = {
     "a count": rf"\b(\d+|{SMALL}) (of|/)( the)? (\d+|{SMALL})\b",
     "a verdict": rf"\*\*({'|'.join(VERDICTS)})\*\*",
 }
+QUOTED = r"\{\{(\w+)(?::[^{}]*)?\}\}"  # what ``report.say`` puts a glued value for
 NO_PROSE = (
     r"^(`{3,})(?!\{)[\s\S]*?^\1\s*$",  # code blocks, but not directives such as admonitions
     r"^(`{3,}|:{3,})\{[\w:-]+\}.*$",  # the first line of a directive
@@ -119,8 +120,17 @@ def test_every_claim_is_glued(path):
     assert not [claim for text in texts for claim in claims(text)]
 
 
+def templates(path: Path) -> Iterator[str]:
+    """The sentences that a notebook's ``report.say`` puts glued values into."""
+    for node in ast.walk(ast.parse("\n".join(cells(path, "code")))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "say":
+            yield node.args[0].value
+
+
 def said(path: Path) -> Iterator[str]:
     """The text that a notebook's code shows as Markdown, with a word for each computed value."""
+    for template in templates(path):
+        yield re.sub(QUOTED, "VALUE", template)
     for node in ast.walk(ast.parse("\n".join(cells(path, "code")))):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Markdown":
             parts = getattr(node.args[0], "values", [node.args[0]])
@@ -135,15 +145,17 @@ def test_every_claim_that_code_writes_is_computed(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_written_out_reads_as_well_in_jupyterlab(path):
-    if path.stem.endswith(("_from_scratch", "_your_own", "_evidence")):
-        raw = re.compile(r"\{[a-z:]+\}`|^[`:]{3,}\{", re.M)
-        assert not [text for text in cells(path, "markdown") if raw.search(text)]
+    raw = re.compile(r"\{[a-z:]+\}`|^[`:]{3,}\{", re.M)
+    assert not [text for text in [*cells(path, "markdown"), *said(path)] if raw.search(text)]
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, FRONT], ids=lambda path: path.stem)
 def test_every_quoted_value_is_glued_somewhere(path):
-    texts = [FRONT.read_text("utf8")] if path == FRONT else cells(path, "markdown")
-    for page, name in (reference for text in texts for reference in quoted(text)):
+    if path == FRONT:
+        references = [*quoted(FRONT.read_text("utf8"))]
+    else:
+        references = [("", name) for text in templates(path) for name in re.findall(QUOTED, text)]
+    for page, name in references:
         source = (path.parent / page).resolve() if page else path
         assert source in NOTEBOOKS, f"{name} is quoted from {page}, which is no notebook"
         assert re.fullmatch(possible(source), name), (
