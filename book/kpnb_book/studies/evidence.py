@@ -103,7 +103,7 @@ _ALL = [
         "tiny-imagenet",
         ImageStudy,
         {
-            "dataset": "tiny-imagenet",
+            "dataset": "tiny",
             "layers": ("Conv", "FC1", "FC2"),
             "analysed": ENOUGH["images"],
         },
