@@ -43,7 +43,9 @@ class Entropy:
     error       ``[N, n]`` nats: standard error of H_i due to the random probes, 0 where it is exact
                 (NaN from the stochastic learner: repeat it with another seed instead)
     rank        ``[N]``: feature directions whose energy is exact (NaN from the stochastic learner)
-    settings    everything that produced the result, ready for JSON
+    settings    everything that produced the result, ready for JSON; from the stochastic learner
+                also the step at which each sample ``stopped``, and the passes that all of them
+                took, ``forwards`` and ``backwards`` (the look at the network before is not counted)
 
     Units that a sample does not have (special and padding tokens) are NaN everywhere.
     """
@@ -105,7 +107,7 @@ def _closed_form(
 def _stochastic(
     perturbation: Perturbation, layers: Sequence[str], solver: Stochastic, objective: Objective
 ) -> dict[str, Fields]:
-    """The fields of ``Entropy`` for one batch, by layer."""
+    """The fields of ``Entropy`` for one batch, by layer, and what each sample took."""
     results = {}
     for layer in layers:
         learned = learn_sigma(perturbation, layer, solver, objective)
@@ -116,6 +118,9 @@ def _stochastic(
             "linearity": torch.full_like(learned.delta_f2, torch.nan),
             "error": torch.full_like(learned.sigma, torch.nan),
             "rank": torch.full_like(learned.delta_f2, torch.nan),
+            "stopped": learned.stopped,
+            "forwards": torch.full_like(learned.stopped, learned.forwards),
+            "backwards": torch.full_like(learned.stopped, learned.backwards),
         }
     return results
 
@@ -148,14 +153,14 @@ def _measured(
         parts.append(part)
         bar.step(min(rows, samples - done))
         done += rows
-    precision = torch.promote_types(perturbation.x.dtype, torch.float32)
-    return {
-        layer: {
-            name: torch.cat([part[layer][name].detach().to(precision) for part in parts])
-            for name in TENSORS
-        }
-        for layer in layers
-    }
+    return {layer: _joined([part[layer] for part in parts], perturbation.x) for layer in layers}
+
+
+def _joined(parts: Sequence[Fields], x: Tensor) -> Fields:
+    """The batches' fields of one layer behind one another, in the precision of ``x`` or float32."""
+    precision = torch.promote_types(x.dtype, torch.float32)
+    whole = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+    return whole | {name: whole[name].to(precision) for name in TENSORS}
 
 
 def undefined(
@@ -306,7 +311,10 @@ def entropy(
         problems |= {name: problem for name, problem in found.items() if problem}
     _report(problems, names)
     results = {
-        name: Entropy(**fields[name], settings=_settings(name, perturbation, solver, objective))
+        name: Entropy(
+            **{tensor: fields[name][tensor] for tensor in TENSORS},
+            settings=_settings(name, perturbation, solver, objective) | _taken(fields[name]),
+        )
         for name in names
         if name not in problems
     }
@@ -341,6 +349,14 @@ def _settings(
         "dtype": str(x.dtype),
         "precision": str(widest(x.new_empty(0)).dtype),  # of what follows the features
     }
+
+
+def _taken(fields: Fields) -> dict[str, Any]:
+    """What the stochastic learner took, ready for JSON; nothing of the closed form."""
+    if "stopped" not in fields:
+        return {}
+    passes = {name: int(fields[name].sum()) for name in ("forwards", "backwards")}
+    return {"stopped": fields["stopped"].tolist(), **passes}
 
 
 def _bar(samples: int, shown: bool) -> Progress:

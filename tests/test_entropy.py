@@ -129,6 +129,101 @@ def test_bf16_learner_runs_and_stays_near():
     )
 
 
+class Counting(nn.Module):
+    """Hands images on, and counts them: those that come, and those whose gradient comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards = 0
+        self.backwards = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += len(x)
+        if x.requires_grad:
+            x.register_hook(self._back)
+        return x
+
+    def _back(self, gradient: torch.Tensor) -> None:
+        self.backwards += len(gradient)
+
+
+def counted(solver: Stochastic, x: torch.Tensor, **options: object) -> dict[str, torch.Tensor]:
+    """The entropies ``[N, n]`` and sigmas, and at which steps the samples stopped; the passes that
+    the settings tell are those that were made.
+    """
+    counting = Counting()
+    model = nn.Sequential(counting, *small_net()).to(x.dtype)
+    found = entropy(model, x, "9", units=GRID, solver=solver, check=False, **options)
+    told = found.settings["forwards"], found.settings["backwards"]
+    assert told == (counting.forwards, counting.backwards)
+    stopped = torch.tensor(found.settings["stopped"])
+    return {"entropy": found.entropy, "sigma": found.sigma, "stopped": stopped}
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 64])
+def test_passes_of_the_learner_are_those_that_it_tells(max_batch):
+    x = images(5, dtype=torch.float32)
+    for stop in ("aligned", "released", None):
+        counted(Stochastic(samples=4, stop=stop), x, max_batch=max_batch)
+
+
+def test_the_learner_stops_where_it_is_aligned():
+    """A batch goes on until its last sample is there; none of them changes once it has stopped."""
+    x, at_once = images(4, dtype=torch.float32), {"max_batch": 64}
+    full = counted(Stochastic(samples=16), x, **at_once)
+    early = counted(Stochastic(samples=16, stop="aligned"), x, **at_once)
+    assert full["stopped"].tolist() == [80] * 4
+    steps = early["stopped"].tolist()
+    assert len(set(steps)) > 1
+    assert torch.equal(early["sigma"], full["sigma"])
+    for n in (steps.index(min(steps)), steps.index(max(steps))):
+        before = counted(Stochastic(steps=steps[n] - 1, samples=16), x, **at_once)
+        there = counted(Stochastic(steps=steps[n], samples=16), x, **at_once)
+        assert torch.equal(early["sigma"][n], there["sigma"][n])
+        assert torch.equal(early["entropy"][n], there["entropy"][n])
+        assert before["entropy"][n].mean() < -2.8, "it had been there a step before"
+
+
+def test_the_learner_stops_where_the_release_does():
+    x = images(3, dtype=torch.float32)
+    full, released = (counted(Stochastic(samples=8, stop=s), x) for s in (None, "released"))
+    assert released["stopped"].tolist() == [60] * 3
+    assert torch.equal(released["sigma"], full["sigma"])
+
+
+def test_a_slow_descent_is_pushed_after_three_quarters_as_in_the_release():
+    """At half the rate no sample is aligned after 60 steps of 80. The last 20 have half again the
+    weight: the path is that of dv/dt = 2 w - 4 q v, solved in two pieces with the full Jacobian.
+    """
+    x, n, weight = images(2, dtype=torch.float32), 16, 7.0
+    rate = 0.01**2 * n / 512
+    solver = Stochastic(samples=96, lr=rate, stop="released")
+    found = counted(solver, x, objective=Aligned(mean=-2.65), max_batch=192)
+    assert found["stopped"].tolist() == [80, 80]
+    energy = jacobian_energies(small_net().float(), 9, x, 4).double()
+    q = energy / energy.mean(-1, keepdim=True)
+    v = torch.ones_like(q)
+    ends = []
+    for steps, w in ((60, weight), (20, 1.5 * weight)):
+        decay = torch.exp(-4 * q * steps * rate / (n * 0.01**2))
+        unpushed = weight / (2 * q) + (v - weight / (2 * q)) * decay
+        v = w / (2 * q) + (v - w / (2 * q)) * decay
+        ends.append(unpushed)
+    sigma = found["sigma"].double()
+    pushed, plain = ((sigma / (0.01 * end.sqrt())).log().mean(-1) for end in (v, ends[-1]))
+    assert (pushed.abs() < 0.015).all()
+    assert (plain.abs() > 0.04).all()
+
+
+def test_what_is_no_number_stops_at_once_and_holds_nobody_up():
+    x = images(3, dtype=torch.float32)
+    x[1] *= 1e38  # overflows
+    found = counted(Stochastic(samples=8, stop="aligned"), x, dead="nan")
+    alone = counted(Stochastic(samples=8, stop="aligned"), x[[0, 2]])
+    assert found["stopped"][1] == 1
+    assert torch.equal(found["stopped"][[0, 2]], alone["stopped"])
+
+
 def test_rescaled_neighbouring_layers_give_the_same_entropy():
     """Section 3.2's coherency test: weights and bias of a layer times 4, the next layer's weight
     over 4.
@@ -256,6 +351,11 @@ def test_other_bad_input_is_named():
         ClosedForm(rank=20)
     with pytest.raises(ValueError, match="lr=-1 must be positive"):
         Stochastic(lr=-1)
+    with pytest.raises(ValueError, match="stop = 'early'; choose 'aligned', 'released' or None"):
+        Stochastic(stop="early")
+    learner = Stochastic(stop="released")
+    with pytest.raises(ValueError, match="stop='released' waits for the mean entropy of Aligned"):
+        entropy(model, x, "8", units=GRID, solver=learner, objective=Converged(0.1))
     for clamp in ((1.0, 0.1), (0.0, 1.0)):
         with pytest.raises(ValueError, match="a lower and an upper bound of sigma"):
             Stochastic(clamp=clamp)
