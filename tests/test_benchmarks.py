@@ -17,9 +17,11 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import chapters, regression
+from benchmarks import chapters, fullsize, regression, solvers
+from kpnb.units import ImageGrid
 from kpnb_book.networks.images import build
 from kpnb_book.run.notebooks import run_notebook
+from tests.models import images, small_net
 from tests.test_runner import repository, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +123,46 @@ def test_page_shows_what_is_shipped_and_what_was_kept(tmp_path):
     assert "```text\nprocessor   of 2024\n```" in shipped
     assert "```text\nprocessor   mine\n```" in measured
     assert "shipped with this version" not in shipped
+
+
+class Few:
+    """Two images and their foreground: what ``solvers`` wants of a study, in small."""
+
+    x = images(2, dtype=torch.float32)
+    units = ImageGrid(4)
+    foreground = torch.arange(16).expand(2, -1) < 8
+    settings = SimpleNamespace(b=0.2)
+
+    @staticmethod
+    def path(_layer: str) -> str:
+        return "8"
+
+
+def test_the_learner_is_compared_in_both_ways_to_stop(capsys):
+    """Passes an image: 60 steps as released, two thirds of that or so when aligned."""
+    solvers.against_the_learner(Few, small_net(), "FC1", images=2, samples=2)
+    said = capsys.readouterr().out
+    rows = re.findall(
+        r"(as released|stopped when aligned) +([\d.]+) ms +([\d,]+) +(\d+)$", said, re.M
+    )
+    assert [name for name, *_ in rows] == ["as released", "stopped when aligned"]
+    released, aligned = (int(passes) for _, _, passes, _ in rows)
+    assert released == 60 * 2
+    assert 50 < aligned < 110
+    for pair in ("closed form, exact", "as released, exact", "stopped when aligned, two seeds"):
+        assert pair in said
+
+
+def test_a_row_of_the_paper_counts_the_passes_that_the_release_makes(capsys):
+    """Of an image and a checkpoint: eight maps, 60 x 96 forwards and as many backwards for each."""
+    fullsize.row(closed=0.5, step=0.25)
+    said = capsys.readouterr().out
+    released, aligned = re.findall(
+        r"learner, (?:as|stopped).* +([\d.]+) s and +([\d,]+) passes", said
+    )[:2]
+    assert released == ("30.0", f"{8 * 2 * 5760:,}")
+    assert aligned == ("19.5", f"{8 * 2 * 39 * 96:,}")
+    assert "as released takes 60 times as long" in said
 
 
 # ---- this tree against another

@@ -7,7 +7,6 @@ and figures are made of.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb._progress import Progress
+from kpnb.checkpoints import Item
 from kpnb.energy import ClosedForm
 from kpnb.entropy import Entropy, entropy
 from kpnb.learning import weight_distance
@@ -113,11 +113,19 @@ class Measurement:
         return {layer: self._read(layer) for layer in self.layers}
 
     def _read(self, layer: str) -> dict[str, Tensor]:
-        run, items = self.run(layer), []
-        for epoch in self.numbers:
-            again = partial(self._measure, epoch, [layer])  # should it be damaged
-            items.append(run.get(artefact(epoch), lambda again=again: stored(again()[layer])))
+        items = [self._item(epoch, layer) for epoch in self.numbers]
         return {key: torch.stack([item.tensors[key] for item in items]) for key in items[0].tensors}
+
+    def origins(self, layer: str) -> list[dict[str, Any]]:
+        """Of every epoch, the settings of its ``Entropy`` at ``layer``, ready for JSON."""
+        self.finish()
+        return [self._item(epoch, layer).info for epoch in self.numbers]
+
+    def _item(self, epoch: int, layer: str) -> Item:
+        def again() -> tuple[dict[str, Tensor], dict[str, Any]]:  # should it be damaged
+            return stored(self._measure(epoch, [layer])[layer])
+
+        return self.run(layer).get(artefact(epoch), again)
 
     def _store(self, epoch: int, layers: Sequence[str]) -> None:
         """Measure all ``layers`` while the first one's run is locked, and write the others too."""
