@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from kpnb import __version__
@@ -58,6 +57,8 @@ class Artefacts:
         self.path = Path(folder).expanduser().absolute()
         self.identity = identity
         self.origin = origin
+        from filelock import FileLock  # brings asyncio: not every import of kpnb waits for that
+
         self._lock = FileLock(self.path / ".lock")  # one object: who holds it may ask again
 
     @property
@@ -143,6 +144,8 @@ class Artefacts:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder's lock, so that of several processes one works here at a time."""
+        from filelock import Timeout
+
         with self._explained():
             self.path.mkdir(parents=True, exist_ok=True)
             try:

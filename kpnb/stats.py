@@ -206,7 +206,7 @@ def paired(
     return gaps
 
 
-def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> np.ndarray:
+def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: "np.random.Generator") -> np.ndarray:
     """Means of resampled ``gaps [S, N]``: of images, the same for every training since all measure
     the same; and of seeds.
     """
@@ -222,7 +222,7 @@ def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator) -> 
     return found.bootstrap_distribution
 
 
-def _permuted(means: np.ndarray, rng: np.random.Generator) -> float:
+def _permuted(means: np.ndarray, rng: "np.random.Generator") -> float:
     """P of no difference, when the sign of every image's mean could as well be the other."""
     from scipy import stats
 
@@ -246,7 +246,7 @@ def _over_seeds(base: Difference, gaps: np.ndarray) -> Difference:
 
 
 def _resampled(
-    base: Difference, gaps: np.ndarray, over_seeds: bool, rng: np.random.Generator
+    base: Difference, gaps: np.ndarray, over_seeds: bool, rng: "np.random.Generator"
 ) -> Difference:
     """Intervals by a percentile bootstrap, and p for other images only."""
     ends = (LEVEL / 2, 1 - LEVEL / 2, LEVEL, 1 - LEVEL)

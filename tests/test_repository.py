@@ -219,6 +219,20 @@ def test_kpnb_needs_six_packages_and_nothing_else():
     assert imported("kpnb") <= names
 
 
+HEAVY = ("scipy", "filelock", "asyncio", "numpy.random", "pandas", "matplotlib", "torchvision")
+
+
+def test_importing_kpnb_takes_little_more_than_torch():
+    """What takes long to import, and few calls need, waits for the first of them."""
+    code = (
+        "import sys, torch; before = {*sys.modules}; import kpnb; print(*{*sys.modules} - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added = set(done.stdout.split())
+    assert "kpnb.entropy" in added
+    assert not added & {*HEAVY}
+
+
 def test_extras_bring_what_the_book_imports():
     extras = PROJECT["optional-dependencies"]
     brought = [line for extra in extras if extra != "test" for line in extras[extra]]
