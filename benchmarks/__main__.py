@@ -4,6 +4,7 @@
                                         # trained
     python -m benchmarks --quick        # everything, small: minutes
     python -m benchmarks speed memory   # only these
+    python -m benchmarks gpu FOLDER     # on a CUDA card: at most 8 minutes; gpu --help says more
     python -m benchmarks.regression OTHER   # whether anything got slower or less exact than in
                                             # another clone or revision
 
@@ -29,25 +30,34 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
 import torch
 
-from benchmarks import chapters, clouds, fullsize, memory, solvers, speed, sweep
-from kpnb_book.run.notebooks import find_root
+
+def later(module: str, name: str = "run") -> Callable[[bool], None]:
+    """A benchmark whose module is imported when it runs: the card's needs none of the others."""
+
+    def run(quick: bool) -> None:
+        getattr(import_module(f"benchmarks.{module}"), name)(quick)
+
+    return run
+
 
 ALL = {
-    "speed": speed.run,
-    "scaling": speed.scaling,
-    "memory": memory.run,
-    "solvers": solvers.run,
-    "clouds": clouds.run,
-    "fullsize": fullsize.run,
-    "sweep": sweep.run,
-    "chapters": chapters.run,
+    "speed": later("speed"),
+    "scaling": later("speed", "scaling"),
+    "memory": later("memory"),
+    "solvers": later("solvers"),
+    "clouds": later("clouds"),
+    "fullsize": later("fullsize"),
+    "sweep": later("sweep"),
+    "chapters": later("chapters"),
 }
 
 
@@ -90,6 +100,9 @@ def measure(names: list[str], quick: bool) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["gpu"]:  # options of its own, and not a part of everything
+        import_module("benchmarks.gpu").main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -114,6 +127,8 @@ def main() -> None:
     names = given.names or [*ALL]
     kept = given.output
     if kept is None and not given.names:
+        from kpnb_book.run.notebooks import find_root
+
         kept = find_root() / "book" / "_executed" / "benchmarks.txt"
     if kept is None:
         measure(names, given.quick)

@@ -2,12 +2,14 @@
 judged here.
 """
 
+import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -17,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import chapters, fullsize, regression, solvers
+from benchmarks import chapters, fullsize, gpu, regression, solvers
 from kpnb.units import ImageGrid
 from kpnb_book.networks.images import build
 from kpnb_book.run.notebooks import run_notebook
@@ -163,6 +165,85 @@ def test_a_row_of_the_paper_counts_the_passes_that_the_release_makes(capsys):
     assert released == ("30.0", f"{8 * 2 * 5760:,}")
     assert aligned == ("19.5", f"{8 * 2 * 39 * 96:,}")
     assert "as released takes 60 times as long" in said
+
+
+# ---- on a card
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory) -> dict:
+    """What the miniature on the CPU has written, as JSON and as a page."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        gpu.main([str(folder), "--price", "3"])
+    page = (folder / "gpu.md").read_text("utf8")
+    return json.loads((folder / "gpu.json").read_text("utf8")) | {"page": page}
+
+
+def test_without_a_card_every_part_runs_in_miniature_and_says_so(miniature):
+    assert "There is no CUDA card here" in miniature["page"]
+    assert miniature["machine"]["card"] == "none: on the CPU"
+    for name, part in miniature["parts"].items():
+        assert f"## {name}" in miniature["page"]
+        assert part["rows"]
+        assert not part["left_out"]
+
+
+def test_energies_in_other_precisions_are_as_far_off_as_they_must_be(miniature):
+    """The exact ones in float64 are the reference itself; the sketch has its own error, and float32
+    adds little to it.
+    """
+    rows = [r for r in miniature["parts"]["correctness"]["rows"] if "precision" in r]
+    gaps = {(r["what"].split()[0], r["precision"], r["layer"]): r["mean_error"] for r in rows}
+    for layer in {layer for _, _, layer in gaps}:
+        assert gaps["exact", "float64", layer] == 0
+        assert 0 < gaps["exact", "float32", layer] < 1e-3 < gaps["exact", "bfloat16", layer]
+        assert gaps["sketched", "float32", layer] < 0.1
+
+
+def test_a_batch_that_does_not_fit_is_halved_to_the_same_result(miniature):
+    rows = miniature["parts"]["correctness"]["rows"]
+    (row,) = (row for row in rows if row["what"].startswith("out of memory"))
+    assert row["halved"] == 4  # 64 images, of which four fit
+    assert row["max_error"] < 1e-3
+
+
+def test_the_row_is_the_sum_of_its_trainings_and_maps(miniature):
+    part = miniature["parts"]["row"]["rows"]
+    epochs = {r["what"].split()[-1]: r["seconds"] for r in part if r["what"].startswith("an epoch")}
+    maps = {r["layer"]: r["seconds"] for r in part if "layer" in r}
+    hours = {r["what"].split()[-1]: r for r in part if "hours" in r}
+    layers = len(maps) - 1
+    assert hours["training"]["hours"] == pytest.approx(
+        150 * (layers * epochs["student"] + epochs["baseline"]) / 3600
+    )
+    assert hours["measuring"]["hours"] == pytest.approx(151 * 5994 * sum(maps.values()) / 3600)
+    assert hours["together"]["cost"] == pytest.approx(3 * hours["together"]["hours"])
+
+
+def test_the_cards_benchmark_needs_nothing_of_the_book():
+    """No more than kpnb and torchvision, and it is found by the command."""
+    code = (
+        "import sys; sys.argv[1:] = ['gpu', '--help']\n"
+        "import benchmarks.__main__ as command\n"
+        "try:\n    command.main()\nfinally:\n    print('book:', 'kpnb_book' in sys.modules)"
+    )
+    where = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "book")))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
+    assert done.stdout.startswith("usage: python -m benchmarks gpu")
+    assert done.stdout.endswith("book: False\n")
+
+
+def test_a_part_whose_time_is_up_names_what_it_leaves_out():
+    part = gpu.Part(seconds=0.2)
+    seen = []
+    for name, pause in part.each([("a", 0.3), ("b", 0), ("c", 0)]):
+        seen.append(name)
+        time.sleep(pause)
+    assert seen == ["a"]
+    assert part.left_out == ["b", "c"]
+    assert "Left out: b; c." in gpu.report({}, {"speed": part}, "")
 
 
 # ---- this tree against another

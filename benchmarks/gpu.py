@@ -1,0 +1,591 @@
+"""kpnb on a CUDA card: is it right there, how fast is it, and what does a row of the paper cost?
+
+    python -m benchmarks gpu FOLDER                     # at most 8 minutes
+    python -m benchmarks gpu FOLDER --minutes 4 --price 2.5     # an hour of the card costs 2.5
+
+It needs torchvision beside what kpnb needs, no network and no data: weights and images are random.
+It writes FOLDER/gpu.json and FOLDER/gpu.md. Without a card it says so and runs a miniature of every
+part on the CPU, whose times mean nothing.
+
+correctness   the energies on the card against the CPU in float64; what float32, TF32 and bfloat16
+              cost in error; memory by ``max_batch``; a batch for which the memory really runs out
+speed         maps a second (a map is the entropy of one image at one layer) beside a bare loop of
+              the same autograd calls, the time of a matrix product with as many operations, and the
+              learner with the settings of the 2020 release in both its ways to stop
+row           VGG-16 at full width on CUB-200-2011, as in the paper's Table 5: some epochs and some
+              maps are timed, all of them are extrapolated
+
+Each part has a share of the minutes. When that is spent, it leaves out the rest and says what.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import vgg
+
+import kpnb
+from kpnb import distill
+from kpnb._memory import log as memory_log
+from kpnb._memory import out_of_memory
+from kpnb.features import capture, explaining
+from kpnb.schedule import Schedule
+
+CLOSED, EXACT = kpnb.ClosedForm(), kpnb.ClosedForm(rank=None)
+SHARES = {"correctness": 0.25, "speed": 0.5, "row": 0.25}  # of the minutes
+# Steps of the learner with 96 samples: 5,760 passes, and about 3,700 (benchmarks/solvers.py).
+STEPS = {"as released": 60, "stopped when aligned": 39}
+SAMPLES = kpnb.Stochastic().samples
+IMAGES, EPOCHS, CLASSES = 5994, 150, 200  # training images and classes of CUB-200-2011
+
+
+@dataclass
+class Part:
+    """What a part has found so far, and when its time is up."""
+
+    seconds: float
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def each(self, cases: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """The named ``cases`` while there is time; the names of the others are kept."""
+        for name, case in cases:
+            if time.monotonic() - self.began < self.seconds:
+                yield name, case
+            else:
+                self.left_out.append(name)
+
+    def add(self, **row: Any) -> None:
+        self.rows.append(row)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with random weights, and the layers at which it is measured."""
+
+    build: Callable[[], nn.Module]
+    layers: tuple[str, ...]
+    pixels: int = 224
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is: in full for a card, in miniature without one."""
+
+    networks: dict[str, Network]
+    batches: tuple[int, ...]
+    pool: int  # images in the calls whose memory is looked at
+    product: int  # rows and columns of the matrix product
+    repeats: int
+    epoch: int  # images of an epoch that is timed
+    batch_size: int
+
+
+def _vgg(plan: list[int | str], hidden: int, pixels: int, classes: int = 10) -> nn.Module:
+    """A narrow VGG of torchvision's own parts."""
+    features = vgg.make_layers(plan)
+    width = plan[-2]
+    side = pixels // 2 ** plan.count("M")
+    head = nn.Sequential(nn.Linear(width * side**2, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    return nn.Sequential(features, nn.Flatten(), head)
+
+
+def small() -> Network:
+    """A network whose whole Jacobian is soon computed."""
+    plan = [8, "M", 16, "M"]
+    return Network(lambda: _vgg(plan, 48, 32), ("0.5", "2.1", "2.2"), 32)
+
+
+def full() -> Sizes:
+    models = torchvision.models
+    blocks = tuple(f"encoder.layers.encoder_layer_{block}" for block in (2, 5, 8, 11))
+    classified = {"num_classes": CLASSES}
+    networks = {
+        "vgg16": Network(
+            lambda: models.vgg16(**classified),
+            ("features.30", "classifier.1", "classifier.4", "classifier.6"),
+        ),
+        "alexnet": Network(
+            lambda: models.alexnet(**classified),
+            ("features.12", "classifier.2", "classifier.5", "classifier.6"),
+        ),
+        "resnet50": Network(
+            lambda: models.resnet50(**classified), ("layer1", "layer2", "layer3", "layer4")
+        ),
+        "vit_b_16": Network(lambda: models.vit_b_16(**classified), blocks),
+    }
+    return Sizes(networks, (8, 32, 128, 512), 256, 8192, 3, 1024, 64)
+
+
+def miniature() -> Sizes:
+    transformer = Network(
+        lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10),
+        ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"),
+        32,
+    )
+    return Sizes({"vgg16": small(), "vit_b_16": transformer}, (2,), 4, 64, 1, 4, 2)
+
+
+# ----------------------------------------------------------------------------------- how to measure
+
+
+def made(network: Network, device: torch.device) -> nn.Module:
+    """The network with the same random weights each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return network.build().eval().to(device)
+
+
+def images(count: int, pixels: int, device: torch.device) -> Tensor:
+    """Random images ``[count, 3, pixels, pixels]``, the same on every device."""
+    x = torch.randn(count, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+    return x.to(device)
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median wall time of ``run``, after one run that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        wait(device)
+        start = time.perf_counter()
+        run()
+        wait(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 products and convolutions may be computed in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def under_bf16(model: nn.Module, x: Tensor) -> Any:
+    """How the model is called under bfloat16 autocast."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return model(x)
+
+
+def entropies(
+    model: nn.Module, x: Tensor, layers: Sequence[str], rows: int, **how: Any
+) -> dict[str, kpnb.Entropy]:
+    """``kpnb.entropy`` without its look at the network and without a bar."""
+    grid = min(16, x.shape[-1] // 2)
+    how = {"units": kpnb.ImageGrid(grid), "dead": "nan", "check": False, "progress": False} | how
+    return kpnb.entropy(model, x, [*layers], max_batch=rows, **how)
+
+
+def peak(run: Callable[[], object], device: torch.device) -> float | None:
+    """MiB that ``run`` adds at its peak; None where nobody counts."""
+    if device.type != "cuda":
+        run()
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+# -------------------------------------------------------------------------------------- correctness
+
+
+def correctness(part: Part, device: torch.device, sizes: Sizes) -> None:
+    """Everything that a card could do differently."""
+    steps = {"precision": precisions, "memory": memory, "out of memory": halving}
+    with tf32(False):
+        for _, step in part.each(steps.items()):
+            step(part, device, sizes)
+
+
+def precisions(part: Part, device: torch.device, _sizes: Sizes) -> None:
+    """Distance of H to the exact one, computed on the CPU in float64, at every layer (nats)."""
+    network = small()
+    model, x = made(network, torch.device("cpu")).double(), images(4, 32, torch.device("cpu"))
+    exact = entropies(model, x.double(), network.layers, 32, solver=EXACT)
+    kinds = {
+        "float64": (torch.float64, False, {}),
+        "float32": (torch.float32, False, {}),
+        "TF32": (torch.float32, True, {}),
+        "bfloat16": (torch.float32, False, {"forward": under_bf16}),
+    }
+    solvers = {"exact": EXACT, "sketched": CLOSED}
+    cases = [((name, kind), (solvers[name], kinds[kind])) for name in solvers for kind in kinds]
+    for (name, kind), (solver, (dtype, fast, how)) in cases:
+        moved = made(network, device).to(dtype)
+        with tf32(fast):
+            found = entropies(moved, x.to(device, dtype), network.layers, 32, solver=solver, **how)
+        for layer, wanted in exact.items():
+            gap = (found[layer].entropy.cpu().double() - wanted.entropy).abs()
+            row = {"what": f"{name} energies", "precision": kind, "layer": layer}
+            part.add(**row, mean_error=gap.nanmean().item(), max_error=_largest(gap))
+
+
+def _largest(values: Tensor) -> float:
+    """The largest that is a number; NaN when none is."""
+    known = values[~values.isnan()]
+    return known.max().item() if len(known) else float("nan")
+
+
+def memory(part: Part, device: torch.device, sizes: Sizes) -> None:
+    """Peak memory by ``max_batch``, which bounds it, and not the number of images."""
+    name, network = next(iter(sizes.networks.items()))
+    model, layer = made(network, device), network.layers[1]
+    for rows in sizes.batches:
+        for count in (sizes.pool // 2, sizes.pool):
+            x = images(count, network.pixels, device)
+            run = lambda x=x, rows=rows: entropies(model, x, [layer], rows)  # noqa: E731
+            title = {"what": f"memory of {name}", "layer": layer, "images": count}
+            part.add(**title, max_batch=rows, peak_mib=peak(run, device))
+
+
+class Greedy(nn.Module):
+    """Asks for more memory than there is when more than ``rows`` images come; for machines whose
+    memory is not to be filled.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.rows:
+            torch.empty(2**60)
+        return x
+
+
+class Said(logging.Handler):
+    """Counts how often a batch was halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.times += "does not fit into memory" in record.getMessage()
+
+
+@contextmanager
+def counted() -> Iterator[Said]:
+    """How often batches are halved meanwhile."""
+    said = Said()
+    memory_log.addHandler(said)
+    try:
+        yield said
+    finally:
+        memory_log.removeHandler(said)
+
+
+@contextmanager
+def crowded(device: torch.device, room: float) -> Iterator[None]:
+    """Only so many MiB of the card's memory are free."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    ballast = torch.empty(max(0, free - int(room * 2**20)), dtype=torch.uint8, device=device)
+    try:
+        yield
+    finally:
+        del ballast
+        torch.cuda.empty_cache()
+
+
+def halving(part: Part, device: torch.device, sizes: Sizes) -> None:
+    """A call with too large a ``max_batch`` halves it until it fits; the result stays."""
+    name, network = next(iter(sizes.networks.items()))
+    few, many = 4, 64
+    model, layer = made(network, device), network.layers[1]
+    x = images(many, network.pixels, device)
+    wanted = entropies(model, x, [layer], few)[layer].entropy
+    if device.type == "cuda":
+        need = peak(lambda: entropies(model, x[:many], [layer], few), device)
+        tight = crowded(device, 3 * need + 256)  # and what the libraries want for themselves
+    else:
+        model, layer, tight = nn.Sequential(Greedy(few), model), f"1.{layer}", nullcontext()
+    with tight, counted() as said:
+        found = entropies(model, x, [layer], many)[layer].entropy
+    row = {"what": f"out of memory, {name}", "images": many, "max_batch": many}
+    part.add(**row, halved=said.times, max_error=_largest((found - wanted).abs()))
+
+
+# -------------------------------------------------------------------------------------------- speed
+
+
+def bare_loop(model: nn.Module, x: Tensor, layers: Sequence[str]) -> None:
+    """As many forward and backward passes as the closed form makes, and nothing else."""
+    with explaining(model, x.device):
+        leaf = x.clone().requires_grad_(True)
+        features = capture(model, leaf.clone(), layers)
+        with torch.no_grad():
+            for _ in range(CLOSED.noise):
+                capture(model, x, layers)
+            for layer in layers:
+                capture(model, x, [layer])
+        for feature in features.values():
+            vector = torch.ones_like(feature)
+            for _ in range(CLOSED.rank + CLOSED.probes):
+                torch.autograd.grad(feature, leaf, vector, retain_graph=True)
+
+
+def product_rate(device: torch.device, size: int, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+    return 2 * size**3 / seconds(lambda: a @ b, device, 9)
+
+
+def learner_step(
+    model: nn.Module, x: Tensor, layer: str, device: torch.device, repeats: int
+) -> float:
+    """Seconds of one of the learner's steps for one image, 96 samples in one pass."""
+    one, two = (kpnb.Stochastic(steps=steps) for steps in (1, 4))
+    times = [
+        seconds(lambda s=s: entropies(model, x[:1], [layer], SAMPLES, solver=s), device, repeats)
+        for s in (one, two)
+    ]
+    return (times[1] - times[0]) / 3
+
+
+def speed(part: Part, device: torch.device, sizes: Sizes) -> None:
+    """Maps a second of every network, in TF32 as its users run it."""
+    with tf32(True):
+        for kind, dtype in (("TF32", torch.float32), ("bfloat16", torch.bfloat16)):
+            rate = product_rate(device, sizes.product, dtype)
+            part.add(what="matrix product", precision=kind, tflops=rate / 1e12)
+        rate = 1e12 * part.rows[0]["tflops"]
+        for name, network in part.each(sizes.networks.items()):
+            one_network(part, name, network, rate, device, sizes)
+
+
+def one_network(
+    part: Part, name: str, network: Network, rate: float, device: torch.device, sizes: Sizes
+) -> None:
+    """Batch sizes up to what fits, all layers in one call and each alone; and the learner."""
+    model, layers = made(network, device), network.layers
+    asked = {"all": layers} | {layer: (layer,) for layer in layers}
+    step = {}
+    for layer in layers:
+        one = images(1, network.pixels, device)
+        step[layer] = learner_step(model, one, layer, device, sizes.repeats)
+    cases = [(f"{name}, {what}, {b}", (what, b)) for b in sizes.batches for what in asked]
+    too_large = False
+    for title, (what, batch) in part.each(cases):
+        if too_large:
+            part.left_out.append(f"{title}: does not fit into memory")
+            continue
+        try:
+            x = images(batch, network.pixels, device)
+            row = one_batch(model, x, asked[what], rate, device, sizes.repeats)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            too_large = True
+            part.left_out.append(f"{title}: does not fit into memory")
+            continue
+        learner = sum(step[layer] for layer in asked[what]) / len(asked[what])
+        ways = {
+            f"ratio to learner {way}": steps * learner * row["maps_a_second"]
+            for way, steps in STEPS.items()
+        }
+        part.add(what=name, layer=what, batch=batch, **row, **ways)
+
+
+def one_batch(
+    model: nn.Module,
+    x: Tensor,
+    layers: Sequence[str],
+    rate: float,
+    device: torch.device,
+    repeats: int,
+) -> dict[str, float]:
+    """Maps a second; and the time of the bare loop and of a matrix product with as many operations,
+    as shares of the time that the maps took.
+    """
+    bare = seconds(lambda: bare_loop(model, x, layers), device, repeats)
+    with counted() as said:
+        whole = seconds(lambda: entropies(model, x, layers, len(x)), device, repeats)
+    with FlopCounterMode(display=False) as counter:
+        bare_loop(model, x, layers)
+    least = counter.get_total_flops() / rate
+    return {
+        "maps_a_second": len(x) * len(layers) / whole,
+        "of bare loop": bare / whole,
+        "of matrix product": least / whole,
+        "halved": said.times,  # what the bare loop had room for may be too much with its sketch
+    }
+
+
+# ---------------------------------------------------------------------------------------------- row
+
+
+def row(part: Part, device: torch.device, sizes: Sizes, price: float) -> None:
+    """Hours of a row of Table 5: four students and a baseline, measured after every epoch.
+
+    A student is measured at its layer, the baseline at all four. The epoch of every student is
+    taken to cost what that of one at the last layer does, which trains the most.
+    """
+    name, network = next(iter(sizes.networks.items()))
+    model, layers = made(network, device), network.layers
+    timed = {"student": layers[-1], "baseline": None}
+    epochs = {}
+    for role, layer in part.each(timed.items()):
+        epochs[role] = epoch_seconds(model, layer, network.pixels, device, sizes)
+        part.add(what=f"an epoch of a {role}", network=name, seconds=epochs[role] * IMAGES)
+    maps = {}
+    for title, asked in part.each([("all", layers), *((layer, (layer,)) for layer in layers)]):
+        x = images(sizes.batches[0], network.pixels, device)
+        run = lambda x=x, asked=asked: entropies(model, x, asked, len(x))  # noqa: E731
+        with tf32(True):
+            maps[title] = seconds(run, device, sizes.repeats) / len(x)
+        part.add(what="an image's maps", network=name, layer=title, seconds=maps[title])
+    if part.left_out:
+        return
+    training = EPOCHS * IMAGES * (len(layers) * epochs["student"] + epochs["baseline"]) / 3600
+    measuring = (EPOCHS + 1) * IMAGES * sum(maps.values()) / 3600
+    hours = {"training": training, "measuring": measuring, "together": training + measuring}
+    for what, hour in hours.items():
+        part.add(what=f"the row, {what}", network=name, hours=hour, cost=price * hour)
+
+
+def epoch_seconds(
+    model: nn.Module, layer: str | None, pixels: int, device: torch.device, sizes: Sizes
+) -> float:
+    """Seconds an image and epoch of a training by ``kpnb.distill``: of the second epoch and third,
+    because the first one warms up.
+    """
+    data = (images(sizes.epoch, pixels, torch.device("cpu")), torch.arange(sizes.epoch) % 10)
+
+    def train(epochs: int) -> float:
+        how = Schedule(epochs=epochs, batch_size=sizes.batch_size, lr=1e-4)
+        start = time.perf_counter()
+        if layer is None:
+            found = distill.baseline(model, data, how, device=str(device))
+        else:
+            found = distill.student(model, model, layer, data, how, device=str(device))
+        found.load()
+        wait(device)
+        return time.perf_counter() - start
+
+    one = train(1)
+    return max(train(3) - one, 0.0) / 2 / sizes.epoch
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Card, versions and revision that the figures belong to."""
+    folder = Path(__file__).parent
+    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "none: on the CPU"
+    return {
+        "card": card,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "python": platform.python_version(),
+        "kpnb": kpnb.__version__,
+        "revision": found.stdout.strip() or "unknown",
+        "measured": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same columns as one Markdown table, the others as tables of their own."""
+    lines: list[str] = []
+    before: list[str] = []
+    for each in rows:
+        if [*each] != before:
+            before = [*each]
+            lines += ["", f"| {' | '.join(before)} |", "|---" * len(before) + "|"]
+        lines.append(f"| {' | '.join(map(shown, each.values()))} |")
+    return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def report(about: dict[str, Any], parts: dict[str, Part], note: str) -> str:
+    """The page: what the figures belong to, and each part with what it left out."""
+    lines = ["# kpnb on a GPU", "", note, ""]
+    lines += [f"- {key}: {value}" for key, value in about.items()]
+    for name, part in parts.items():
+        lines += ["", f"## {name}", table(part.rows)]
+        if part.left_out:
+            lines += ["", f"Left out: {'; '.join(part.left_out)}."]
+    return "\n".join(lines) + "\n"
+
+
+def measure(device: torch.device, sizes: Sizes, minutes: float, price: float) -> dict[str, Part]:
+    """All parts, each within its share of the time."""
+    runs = {
+        "correctness": lambda part: correctness(part, device, sizes),
+        "speed": lambda part: speed(part, device, sizes),
+        "row": lambda part: row(part, device, sizes, price),
+    }
+    parts = {}
+    for name, run in runs.items():
+        parts[name] = Part(60 * minutes * SHARES[name])
+        print(f"{name} ...", flush=True)
+        run(parts[name])
+    return parts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for gpu.json and gpu.md")
+    parser.add_argument("--minutes", type=float, default=7, help="for all parts; then a part ends")
+    parser.add_argument("--price", type=float, default=0.0, help="of an hour of the card")
+    given = parser.parse_args(arguments)
+    there = torch.cuda.is_available()
+    device = torch.device("cuda" if there else "cpu")
+    note = "Measured on a card." if there else (
+        "There is no CUDA card here: a miniature on the CPU, whose times mean nothing."
+    )  # fmt: skip
+    print(note)
+    parts = measure(device, full() if there else miniature(), given.minutes, given.price)
+    about = machine(device)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    kept = {"note": note, "machine": about, "minutes": given.minutes, "price": given.price}
+    kept["parts"] = {name: asdict(part) for name, part in parts.items()}
+    (given.folder / "gpu.json").write_text(json.dumps(kept, indent=1) + "\n", "utf8")
+    text = report(about, parts, note)
+    (given.folder / "gpu.md").write_text(text, "utf8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
