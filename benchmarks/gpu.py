@@ -476,7 +476,8 @@ def epoch_seconds(
     """Seconds an image and epoch of a training by ``kpnb.distill``: of the second epoch and third,
     because the first one warms up.
     """
-    data = (images(sizes.epoch, pixels, torch.device("cpu")), torch.arange(sizes.epoch) % 10)
+    x = images(sizes.epoch, pixels, torch.device("cpu"))
+    data = distill.TensorData(x, torch.arange(sizes.epoch) % 10)
 
     def train(epochs: int) -> float:
         how = Schedule(epochs=epochs, batch_size=sizes.batch_size, lr=1e-4)
