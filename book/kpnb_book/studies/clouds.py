@@ -42,7 +42,7 @@ class Settings(settings.Settings):
     dropout: float = 0.0
     scale: float = 0.4
     batch_size: int = 16
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = OWN[:1]
     share: Count | float = 0.1
 
 
@@ -76,7 +76,6 @@ class CloudStudy(Study):
             "analysed": 20,
             "lr": 0.02,
             "student_lr": 0.2,
-            "seeds": OWN[:1],
             "rank": 24,
             "probes": 12,
             "noise": 30,

@@ -64,7 +64,7 @@ class ImageStudy(Study):
             "share": 192,
             "test_samples": 96,
             "analysed": 12,
-            "seeds": (0, 1),
+            "seeds": OWN[:2],
         },
         "laptop": {"share": 2000, "seeds": OWN[:2]},
         "paper": {

@@ -59,7 +59,7 @@ class TextStudy(Study):
         "dataset": "reviews",
         "network": "minilm",
         "layers": ("feature",),
-        "seeds": (0,),
+        "seeds": OWN[:1],
         "epochs": 6,
         "teacher_epochs": 2,
         "head_epochs": 2,
@@ -91,7 +91,7 @@ class TextStudy(Study):
             "probes": 4,
             "noise": 6,
         },
-        "laptop": LAPTOP | {"seeds": OWN[:1]},
+        "laptop": LAPTOP,
         "paper": LAPTOP
         | {
             "network": "bert-base-uncased",
@@ -204,7 +204,6 @@ class QuestionStudy(TextStudy):
         "laptop": TextStudy.LAPTOP
         | SIZE
         | {
-            "seeds": OWN[:1],
             "teacher_samples": 3000,
             "share": 1300,
             "test_samples": 300,
