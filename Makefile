@@ -16,10 +16,10 @@ VENDOR := book/_assets/vendor
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup vendor book pdf test lab lint links clean
+.PHONY: help setup vendor book evidence-check pdf test lab lint links clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 19
 	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), WORKERS ($(WORKERS)), PYTHON ($(PYTHON)), VENV ($(VENV)),"
 	@echo "           TORCH=cpu for the small build of PyTorch, without CUDA"
 
@@ -46,6 +46,9 @@ $(VENDOR)/package.json: package.json
 
 book: $(STAMP) vendor  ## execute every notebook and build the HTML book
 	@$(BIN)/kpnb build --profile $(PROFILE) --workers $(WORKERS)
+
+evidence-check: $(STAMP)  ## compute a seed of each stored study again, and compare
+	@OMP_NUM_THREADS=1 $(BIN)/kpnb evidence-check --workers $(WORKERS)
 
 pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
 	@$(BIN)/python -m kpnb_book.run.pdf

@@ -193,7 +193,7 @@ def test_seeds_are_kept_and_not_computed_again(shapes, store, tmp_path, monkeypa
     monkeypatch.setattr(evidence, "seed_rows", None)  # would fail
     assert collect(shapes, [0], results, store) == []
     assert (results.folder / "samples.csv.gz").read_bytes() == before
-    assert not list((store.root / "evidence").iterdir())
+    assert not evidence.folder_of(store, "shapes-0").exists()
     text = gzip.decompress(before).decode()
     assert text.startswith("seed,layer,network,sample,n_fg")
     assert zipped(text) == before
@@ -201,13 +201,13 @@ def test_seeds_are_kept_and_not_computed_again(shapes, store, tmp_path, monkeypa
 
 def test_an_interrupted_seed_goes_on(shapes, store, tmp_path, monkeypatch):
     """What was trained before the interruption is not trained again; the tables keep the others."""
-    results, whole = Results(tmp_path / "shapes"), evidence.rows_of
+    results, rows_of = Results(tmp_path / "shapes"), evidence.rows_of
     collect(shapes, [0], results, store)
 
-    def interrupted(study, layer, name, training, seed):
+    def interrupted(study, layer, name, training, seed, whole):
         if name == "untrained":
             raise KeyboardInterrupt
-        return whole(study, layer, name, training, seed)
+        return rows_of(study, layer, name, training, seed, whole=whole)
 
     monkeypatch.setattr(evidence, "rows_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -216,7 +216,7 @@ def test_an_interrupted_seed_goes_on(shapes, store, tmp_path, monkeypatch):
     left = shapes.study(Store(store.root / "evidence" / "shapes-1"))
     assert left.student("FC1", 1).missing() == []
 
-    monkeypatch.setattr(evidence, "rows_of", whole)
+    monkeypatch.setattr(evidence, "rows_of", rows_of)
     assert collect(shapes, [0, 1], results, store) == [1]
     again = results.read()
     assert again.networks["seed"].tolist() == [0] * 5 + [1] * 5

@@ -1,27 +1,64 @@
-"""The commands that compute stored evidence: ``kpnb evidence``, and its check."""
+"""The commands of stored evidence: ``kpnb evidence`` computes it, ``kpnb evidence-check`` computes
+some of it again.
+"""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from kpnb_book.run.errors import UsageError
+from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.parameters import read_assignments
+
+if TYPE_CHECKING:
+    from kpnb_book.studies.evidence import Evidence
+    from kpnb_book.studies.results import Results
 
 Commands = argparse._SubParsersAction
 
 
 def add(commands: Commands) -> None:
-    """Add ``kpnb evidence`` to the commands."""
+    """Add the commands to those of ``kpnb``."""
     example = "Example: kpnb evidence images --seeds 0-19; it goes on where it was interrupted"
     parser = commands.add_parser(
         "evidence",
         help="compute the seeds that verdicts rest on, into book/results",
         epilog=example,
     )
-    parser.add_argument("study", help="images, pointnet, sentiment, ...")
-    parser.add_argument("--seeds", default="0-19", help="as 0-19 or 3,5 (%(default)s)")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="images, pointnet, sst2, ...")
+    parser.add_argument("--seeds", help="as 0-19 or 3,5 (default: all that were stated before)")
+    parser.add_argument(
+        "--only", metavar="ROLE", help="these networks alone: student, baseline, untrained, ..."
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="remove tables that belong to other settings or code, and begin anew",
+    )
     parser.add_argument(
         "--forecast", action="store_true", help="say what is left to do and how long it takes"
     )
+    _add_places(parser)
+    parser.set_defaults(do=run)
+    _add_check(commands)
+
+
+def _add_check(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "evidence-check",
+        help="compute one seed of each study again, and compare with book/results",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all that have tables")
+    parser.add_argument("--seed", type=int, help="default: the lowest of the tables")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="studies at a time (%(default)s)"
+    )
+    _add_places(parser)
+    parser.set_defaults(do=run_check)
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Where the data are, and the tables."""
     parser.add_argument(
         "-p",
         dest="parameters",
@@ -33,32 +70,99 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the tables (default: book/results)"
     )
-    parser.set_defaults(do=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """``kpnb evidence``."""
-    from kpnb_book.studies.evidence import STUDIES, collect, plan
+    """``kpnb evidence``: one study after the other."""
+    chosen = [study_of(name) for name in options.names]
+    for evidence in chosen:
+        try:
+            _run_one(evidence, options)
+        except (ValueError, OSError) as error:
+            raise UsageError(f"evidence of {evidence.name}: {error}") from error
+    return 0
+
+
+def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
+    from kpnb_book.studies.evidence import collect, plans
     from kpnb_book.studies.plan import forecast
+
+    results = results_of(evidence, options.output)
+    seeds = evidence.seeds if options.seeds is None else several_seeds(options.seeds)
+    overrides = read_assignments(options.parameters)
+    if options.forecast:
+        print(evidence.name)
+        print(forecast(plans(evidence, seeds, results, only=options.only, **overrides)))
+        return
+    done = collect(evidence, seeds, results, only=options.only, renew=options.replace, **overrides)
+    print(f"{len(done)} seeds computed, {len(results.seeds())} in {results.folder}")
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """``kpnb evidence-check``; 1 when something differs."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    overrides = read_assignments(options.parameters)
+    names = options.names or _with_tables(options.output, overrides)
+    for name in names:
+        study_of(name)
+    # Processes of their own, so that each has the threads that the tables were computed with.
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        tasks = [
+            pool.submit(check_one, name, options.output, options.seed, overrides) for name in names
+        ]
+        agree = [_reported(task.result()) for task in tasks]
+    print(f"{sum(agree)} of {len(agree)} studies agree with their tables")
+    return int(not all(agree))
+
+
+def _with_tables(folder: Path | None, overrides: Mapping[str, Any]) -> list[str]:
+    """The studies that have tables; without those whose data are not here."""
+    from kpnb_book.studies.evidence import STUDIES
+
+    known = [each for each in STUDIES.values() if results_of(each, folder).origin is not None]
+    chosen = [each for each in known if "data_root" in overrides or not each.official]
+    for each in known:
+        if each not in chosen:
+            print(f"{each.name}: left out, name it with -p data_root=FOLDER to check it")
+    return [each.name for each in chosen]
+
+
+def _reported(found: tuple[bool, str]) -> bool:
+    agrees, text = found
+    print(text, flush=True)
+    return agrees
+
+
+def check_one(
+    name: str, folder: Path | None, seed: int | None, overrides: Mapping[str, Any]
+) -> tuple[bool, str]:
+    """Whether a study agrees with its tables, and what there is to say."""
+    from kpnb_book.studies.again import again
+
+    evidence = study_of(name)
+    try:
+        found = again(evidence, results_of(evidence, folder), seed=seed, **overrides)
+    except (ValueError, OSError) as error:
+        return False, f"{name}: {error}"
+    return not found.differing, str(found)
+
+
+def study_of(name: str) -> "Evidence":
+    """The study of that name. Raises UsageError when there is none."""
+    from kpnb_book.studies.evidence import STUDIES
+
+    if name not in STUDIES:
+        raise UsageError(unknown("study", name, STUDIES))
+    return STUDIES[name]
+
+
+def results_of(evidence: "Evidence", folder: Path | None) -> "Results":
+    """Its tables in ``folder`` (default: the book's)."""
     from kpnb_book.studies.results import RESULTS, Results
 
-    if options.study not in STUDIES:
-        raise UsageError(f"no study {options.study!r}; known: {', '.join(STUDIES)}")
-    evidence = STUDIES[options.study]
-    seeds = several_seeds(options.seeds)
-    overrides = read_assignments(options.parameters)
-    results = Results((options.output or RESULTS) / evidence.name)
-    try:
-        if options.forecast:
-            missing = [seed for seed in seeds if seed not in results.seeds()]
-            study = evidence.study(**overrides)
-            print(forecast([plan(evidence, study, missing)]))
-            return 0
-        done = collect(evidence, seeds, results, **overrides)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"evidence of {evidence.name}: {error}") from error
-    print(f"{len(done)} seeds computed, {len(results.seeds())} in {results.folder}")
-    return 0
+    return Results((folder or RESULTS) / evidence.name)
 
 
 def several_seeds(text: str) -> list[int]:

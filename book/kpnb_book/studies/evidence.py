@@ -6,11 +6,12 @@ The number of seeds is stated before (``SEEDS``), nothing is looked at in betwee
 has as many as the verdict beside which it stands.
 """
 
+import json
 import math
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,10 +20,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from kpnb import __version__
+from kpnb._messages import one_of
 from kpnb._progress import Progress
+from kpnb.checkpoints import digest
 from kpnb.learning import learning_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.points import knowledge_points
@@ -30,15 +34,17 @@ from kpnb_book.store import Store
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.measure import Measurement, distance
+from kpnb_book.studies.measure import Measurement, artefact, distance
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows
+from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows, Stale, differences
+from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.text import QuestionStudy, TextStudy
-from kpnb_book.studies.training import Training
+from kpnb_book.studies.training import Training, announce
 
 METHOD = 1
 """Raise it when the numbers change though no setting does: stored evidence is stale then."""
+PROFILE = "laptop"
 SEEDS = range(20)
 SHIFTS = range(1, 16)  # the samples whose regions judge a sample, so many places further on
 SHARED = ("images", "clouds", "texts", "teacher")  # kinds of runs that all seeds have in common
@@ -52,32 +58,52 @@ class Evidence:
     kind        the study's class
     overrides   of its laptop profile
     controls    names in ``CONTROLS``
+    seeds       how many, stated before any is computed
+    official    whether the data are the paper's own, which a reader has to bring
     """
 
     name: str
-    kind: Callable[..., Study]
+    kind: type[Study]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     controls: tuple[str, ...] = ("untrained", "equal-rate")
+    seeds: range = SEEDS
+    official: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What the networks of a seed are."""
+        return "baseline", "student", *self.controls
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
         """The study, at its laptop settings but for ``overrides``."""
-        return self.kind("laptop", store=store, **{**self.overrides, **overrides})
+        return self.kind(PROFILE, store=store, **{**self.overrides, **overrides})
 
     def origin(self, study: Study) -> dict[str, Any]:
-        """What the tables belong to, in JSON's types: without the device and the data's folder,
+        """What the tables belong to, in JSON's types."""
+        return self.stated(study.settings) | {
+            "samples": len(study.measured),
+            "measured": digest(study.measured.config)[:20],
+        }
+
+    def stated(self, settings: Settings) -> dict[str, Any]:
+        """As much of it as can be said without the data: without the device and the data's folder,
         on which no number depends, and without the seeds.
         """
-        settings = asdict(study.settings)
+        values = asdict(settings)
         for name in ("device", "data_root", "seeds"):
-            del settings[name]
-        return {
-            "name": self.name,
-            "study": type(study).__name__,
-            "settings": settings,
-            "method": METHOD,
-            "networks": ["baseline", "student", *self.controls],
-            "samples": len(study.measured),
-        }
+            del values[name]
+        study = {"name": self.name, "study": self.kind.__name__, "profile": PROFILE}
+        return study | {"settings": values, "method": METHOD}
+
+    def outdated(self, results: Results) -> list[str]:
+        """What the tables belong to that is otherwise today, in words; for pages, without the
+        data. Empty when there are no tables.
+        """
+        theirs = results.origin
+        if theirs is None:
+            return []
+        ours = self.stated(self.kind.resolve(PROFILE, **self.overrides))
+        return differences({name: theirs.get(name) for name in ours}, ours)
 
 
 def at_equal_rate(study: Study, layer: str, seed: int) -> Training:
@@ -97,49 +123,63 @@ CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
 ENOUGH = {"images": 112, "clouds": 112, "sentiment": 256, "questions": 160, "sst2": 512}
 """Measured samples, so many that each metric is defined for at least a hundred."""
 
+OFFICIAL = ("untrained", "random-labels", "equal-rate")  # controls on the paper's own data
+
+
+def _clouds(network: str, seeds: range = SEEDS) -> Evidence:
+    settings = {"network": network, "analysed": ENOUGH["clouds"]}
+    return Evidence(network, CloudStudy, settings, seeds=seeds)
+
+
+def _tiny_imagenet(network: str, title: str, seeds: range) -> Evidence:
+    settings = {
+        "dataset": "tiny",
+        "network": network,
+        "layers": ("Conv", "FC1", "FC2"),
+        "analysed": ENOUGH["images"],
+    }
+    name = f"tiny-imagenet-{title}"
+    return Evidence(name, ImageStudy, settings, OFFICIAL, seeds, official=True)
+
+
 _ALL = [
     Evidence("images", ImageStudy, {"analysed": ENOUGH["images"]}),
-    Evidence(
-        "tiny-imagenet",
-        ImageStudy,
-        {
-            "dataset": "tiny",
-            "layers": ("Conv", "FC1", "FC2"),
-            "analysed": ENOUGH["images"],
-        },
-        ("untrained", "random-labels", "equal-rate"),
-    ),
-    Evidence("pointnet", CloudStudy, {"network": "pointnet", "analysed": ENOUGH["clouds"]}),
-    Evidence("pointnet2", CloudStudy, {"network": "pointnet2", "analysed": ENOUGH["clouds"]}),
-    Evidence("dgcnn", CloudStudy, {"network": "dgcnn", "analysed": ENOUGH["clouds"]}),
-    Evidence("pointconv", CloudStudy, {"network": "pointconv", "analysed": ENOUGH["clouds"]}),
+    _tiny_imagenet("vgg11_bn", "vgg11", SEEDS),
+    _clouds("pointnet"),
+    _clouds("pointnet2"),
+    _clouds("dgcnn", range(10)),
+    _clouds("pointconv", range(10)),
     Evidence("sentiment", TextStudy, {"analysed": ENOUGH["sentiment"]}),
-    Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}),
     Evidence(
-        "sst2",
-        TextStudy,
-        {"dataset": "sst2", "analysed": ENOUGH["sst2"]},
-        ("untrained", "random-labels", "equal-rate"),
+        "sst2", TextStudy, {"dataset": "sst2", "analysed": ENOUGH["sst2"]}, OFFICIAL, official=True
     ),
+    Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}),
 ]
 STUDIES = {each.name: each for each in _ALL}
 
 
-def networks(evidence: Evidence, study: Study, seed: int) -> Iterator[tuple[str, str, Training]]:
-    """Layer, name and training of each network of a ``seed``."""
-    for layer in study.settings.layers:
-        yield layer, "baseline", study.baseline(seed)
-    for layer in study.settings.layers:
-        yield layer, "student", study.student(layer, seed)
-        for name in evidence.controls:
-            yield layer, name, CONTROLS[name](study, layer, seed)
+def networks(
+    evidence: Evidence, study: Study, seed: int, roles: Collection[str] | None = None
+) -> Iterator[tuple[str, str, Training]]:
+    """Layer, role and training of each network of a ``seed``, of these ``roles`` (None: all)."""
+    make = {"baseline": lambda study, layer, seed: study.baseline(seed), "student": student_of}
+    make |= CONTROLS
+    for role in evidence.roles:
+        if roles is None or role in roles:
+            for layer in study.settings.layers:
+                yield layer, role, make[role](study, layer, seed)
 
 
-def plan(evidence: Evidence, study: Study, seeds: Iterable[int]) -> Plan:
-    """What is trained and measured for the ``seeds``."""
-    every = [(t, layer) for seed in seeds for layer, _, t in networks(evidence, study, seed)]
-    heads = [study.head(layer, seed) for seed in seeds for layer in study.settings.layers]
-    return Plan.measuring(study, every).also(*heads)
+def student_of(study: Study, layer: str, seed: int) -> Training:
+    """The student of a layer."""
+    return study.student(layer, seed)
+
+
+def plan(evidence: Evidence, study: Study, seed: int, roles: Collection[str] | None = None) -> Plan:
+    """What is trained and measured for a ``seed``."""
+    chosen = list(networks(evidence, study, seed, roles))
+    heads = [study.head(layer, seed) for layer, role, _ in chosen if role == "student"]
+    return Plan.measuring(study, [(each, layer) for layer, _, each in chosen]).also(*heads)
 
 
 def collect(
@@ -147,60 +187,201 @@ def collect(
     seeds: Iterable[int],
     results: Results,
     store: Store | None = None,
+    *,
+    only: str | None = None,
+    renew: bool = False,
     **overrides: Any,
 ) -> list[int]:
-    """Compute the ``seeds`` that the tables lack, and write each as soon as it is there.
+    """Compute what the tables lack of the ``seeds``, and write each seed as soon as it is there.
 
-    Returns them. A seed that was interrupted goes on where it stopped. Raises ``Stale`` when the
-    tables belong to other settings.
+    only    networks of one role alone, as "untrained"
+    renew   whether stale tables are removed first
+
+    Returns the seeds that were computed; one that another process computes is left to it. A seed
+    that was interrupted goes on where it stopped. Raises ``Stale`` when the tables belong to other
+    settings or other code.
     """
     store = store or Store()
     study = evidence.study(store, **overrides)
-    origin = evidence.origin(study)
-    results.check(origin)
-    missing = sorted(set(seeds) - set(results.seeds()))
-    if missing:
-        study.teacher().finish()
-    with Progress(len(missing), f"seeds of {evidence.name}", hidden=not missing) as bar:
-        for seed in missing:
+    check(evidence, study, results, renew)
+    todo = left(evidence, seeds, results, store, only)
+    done = []
+    with Progress(len(todo), f"seeds of {evidence.name}", "seed", hidden=not todo) as bar:
+        for number, seed in enumerate(todo, 1):
             start = time.perf_counter()
             with of_one_seed(store, f"{evidence.name}-{seed}") as apart:
-                rows = seed_rows(evidence, evidence.study(apart, **overrides), seed)
-                results.add(origin, rows)
+                # Another process may have written it in the meantime.
+                roles = lacking(evidence, seed, results, only)
+                if apart is not None and roles:
+                    own = evidence.study(apart, **overrides)
+                    results.add(evidence.origin(own), seed_rows(evidence, own, seed, roles))
+                    done.append(seed)
             bar.step()
-            print(f"{evidence.name}: seed {seed}, {time.perf_counter() - start:.0f} s", flush=True)
-    return missing
+            what = "is computed by another process" if apart is None else "is done"
+            took = f"{time.perf_counter() - start:.0f} s, {number} of {len(todo)}"
+            print(f"{evidence.name}: seed {seed} {what} ({took})", flush=True)
+    return done
+
+
+def lacking(
+    evidence: Evidence, seed: int, results: Results, only: str | None = None
+) -> tuple[str, ...]:
+    """Roles whose networks the tables lack of a ``seed``; of one role alone with ``only``."""
+    if only is not None:
+        one_of("network", only, evidence.roles)
+    known = results.networks()
+    wanted = evidence.roles if only is None else (only,)
+    return tuple(role for role in wanted if (seed, role) not in known)
+
+
+def left(
+    evidence: Evidence,
+    seeds: Iterable[int],
+    results: Results,
+    store: Store,
+    only: str | None = None,
+) -> list[int]:
+    """The ``seeds`` that the tables lack, and those whose networks should have been deleted, but
+    the process was killed before that.
+    """
+
+    def has_remains(seed: int) -> bool:
+        folder = folder_of(store, f"{evidence.name}-{seed}")
+        return folder.exists() and not lacking(evidence, seed, results)
+
+    return [
+        seed
+        for seed in sorted(set(seeds))
+        if lacking(evidence, seed, results, only) or has_remains(seed)
+    ]
+
+
+def plans(
+    evidence: Evidence,
+    seeds: Iterable[int],
+    results: Results,
+    store: Store | None = None,
+    only: str | None = None,
+    **overrides: Any,
+) -> Iterator[Plan]:
+    """What ``collect`` would do, seed by seed. Raises ``Stale`` as it does."""
+    store = store or Store()
+    study = evidence.study(store, **overrides)
+    check(evidence, study, results)
+    for seed in sorted(set(seeds)):
+        if roles := lacking(evidence, seed, results, only):
+            begun = folder_of(store, f"{evidence.name}-{seed}")
+            own = evidence.study(Store(begun), **overrides) if begun.exists() else study
+            yield plan(evidence, own, seed, roles)
+
+
+def check(evidence: Evidence, study: Study, results: Results, renew: bool = False) -> None:
+    """Raise ``Stale`` when the tables belong to other settings, or when today's code would train or
+    measure any of their networks otherwise; or remove them, with ``renew``.
+
+    Addresses are compared; nothing is computed, and no run is read.
+    """
+    try:
+        results.check(evidence.origin(study))
+        if results.origin is not None:
+            compare_addresses(evidence, study, results)
+    except Stale as error:
+        if not renew:
+            raise Stale(f"{error}. With --replace they are removed and computed anew") from error
+        print(f"{error}: its tables are removed", flush=True)
+        results.remove()
+
+
+def compare_addresses(evidence: Evidence, study: Study, results: Results) -> None:
+    """Raise ``Stale`` at the first network that has another address today."""
+    stored = results.read().networks.set_index(KEY)
+    for seed in results.seeds():
+        for layer, role, training in networks(evidence, study, seed):
+            if (seed, layer, role) not in stored.index:
+                continue
+            for what, ours in addresses(study, layer, training).items():
+                theirs = stored[what].get((seed, layer, role)) if what in stored else "unknown"
+                if theirs != ours:
+                    raise Stale(
+                        f"the evidence in {results.folder.name} is stale: {what} of the {role} at "
+                        f"{layer}, seed {seed}, was {theirs}, is {ours}"
+                    )
+
+
+def addresses(study: Study, layer: str, training: Training) -> dict[str, str]:
+    """What determines a network and its entropies, as the store addresses them."""
+    measured = Measurement(study, training, (layer,)).run(layer)
+    return {"training": training.address, "measurement": measured.address}
+
+
+def folder_of(store: Store, name: str) -> Path:
+    """Where the networks of one seed are kept until its rows are written."""
+    return store.root / "evidence" / name
 
 
 @contextmanager
-def of_one_seed(store: Store, name: str) -> Iterator[Store]:
+def of_one_seed(store: Store, name: str, anew: bool = False) -> Iterator[Store | None]:
     """A store for the networks of one seed, which is deleted in the end: hundreds of networks with
-    their weights of every epoch would fill a disk. Data and teacher are those of ``store``.
+    their weights of every epoch would fill a disk. Data and teachers are those of ``store``.
 
-    It stays when the work in it was interrupted, so that it can be taken up.
+    It stays when the work in it was interrupted, so that it can be taken up, unless all is to be
+    computed ``anew``. None while another process works in it.
     """
-    folder = store.root / "evidence" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in SHARED:
-        (store.root / kind).mkdir(exist_ok=True)
-        if not (folder / kind).is_symlink():
-            (folder / kind).symlink_to(store.root / kind, target_is_directory=True)
-    yield Store(folder)
-    shutil.rmtree(folder)  # of links to folders only the links
+    folder = folder_of(store, name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield None
+        return
+    try:
+        if anew and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        for kind in SHARED:
+            (store.root / kind).mkdir(exist_ok=True)
+            if not (folder / kind).is_symlink():
+                (folder / kind).symlink_to(store.root / kind, target_is_directory=True)
+        yield Store(folder)
+        shutil.rmtree(folder)  # of links to folders only the links
+    finally:
+        lock.release()
 
 
-def seed_rows(evidence: Evidence, study: Study, seed: int) -> Rows:
-    """The rows of all networks of one ``seed``."""
-    # A baseline is measured at all layers, which takes one call.
-    Measurement(study, study.baseline(seed), study.settings.layers).finish()
-    found = [rows_of(study, *each, seed) for each in networks(evidence, study, seed)]
+def seed_rows(
+    evidence: Evidence,
+    study: Study,
+    seed: int,
+    roles: Collection[str] | None = None,
+    whole: Study | None = None,
+) -> Rows:
+    """The rows of the networks of one ``seed``, of these ``roles`` (None: all); ``whole`` as in
+    ``rows_of``.
+    """
+    planned = plan(evidence, study, seed, roles)
+    announce(planned.trainings)
+    for measurement in planned.measurements:  # a baseline is measured at all layers in one call
+        measurement.finish()
+    chosen = networks(evidence, study, seed, roles)
+    found = [rows_of(study, *each, seed, whole=whole) for each in chosen]
     return Rows(*(pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)))
 
 
 def rows_of(
-    study: Study, layer: str, name: str, training: Training, seed: int
+    study: Study,
+    layer: str,
+    name: str,
+    training: Training,
+    seed: int,
+    *,
+    whole: Study | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Frames of one network: its own row, those of the samples, that of the cells."""
+    """Frames of one network: its own row, those of the samples, that of the cells.
+
+    whole   the study whose first measured samples are those of ``study``, for the regions of other
+            samples; None: the study itself
+    """
     measured = Measurement(study, training, (layer,)).values()[layer]
     path = distance(study, training, layer)
     found = six_metrics(
@@ -211,12 +392,14 @@ def rows_of(
         background=study.background,
     )
     where = {"seed": seed, "layer": layer, "network": name}
-    network = where | scores(study, layer, name, training, seed) | provenance(training)
+    network = where | scores(study, layer, name, training, seed)
+    network |= addresses(study, layer, training) | provenance(study, layer, training)
     network["path"] = path[-1].item()
     network["linearity"] = measured["linearity"][-1].nanmean().item()
 
     shorter = shorter_path(study, layer, name, seed)
     columns = sample_columns(study, found, measured["entropy"], path, shorter)
+    columns |= place_columns(whole or study, found)
     samples = pd.DataFrame({"sample": range(len(found.n_fg))} | columns)
     return (
         pd.DataFrame([network])[[*KEY, *NETWORK]],
@@ -242,25 +425,43 @@ def scores(study: Study, layer: str, name: str, training: Training, seed: int) -
     }
 
 
-def provenance(training: Training) -> dict[str, Any]:
-    """Where a network was trained, with what, when, and how long it took."""
-    threads = torch.get_num_threads()
+def provenance(study: Study, layer: str, training: Training) -> dict[str, Any]:
+    """Where a network was trained and measured, with what, when, and how long it took."""
+    measured = Measurement(study, training, (layer,))
+    seconds = sum(entry.get("seconds", 0.0) for entry in training.log)
+    for epoch in measured.numbers:
+        sidecar = measured.run(layer).path / f"{artefact(epoch)}.json"
+        seconds += json.loads(sidecar.read_text("utf8"))["seconds"]
     return {
-        "seconds": round(sum(entry.get("seconds", 0.0) for entry in training.log), 1),
-        "machine": f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}",
-        "versions": f"torch {torch.__version__}, kpnb {__version__}",
+        "seconds": round(seconds, 1),
+        "machine": machine(study.settings.device),
+        "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def versions() -> str:
+    """Of the packages on which the numbers depend."""
+    return f"torch {torch.__version__}, kpnb {__version__}"
+
+
+def machine(device: str = "cpu") -> str:
+    """What the processor is called, and how many threads it has; before it the GPU, if one is
+    used.
+    """
+    threads = torch.get_num_threads()
+    found = f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
+    is_gpu = torch.device(device).type == "cuda"
+    return f"{torch.cuda.get_device_name(device)}, {found}" if is_gpu else found
 
 
 def sample_columns(
     study: Study, found: Metrics, entropy: Tensor, path: Tensor, shorter: float | None
 ) -> dict[str, list[float]]:
-    """The columns ``SAMPLE``, ``N`` values each, from a network's ``entropy [M + 1, N, n]`` and
-    ``path [M + 1]``; ``shorter`` is the length of the shorter path of a pair, if there is one.
+    """The columns of ``SAMPLE`` that a sample's own regions give, ``N`` values each, from a
+    network's ``entropy [M + 1, N, n]`` and ``path [M + 1]``; ``shorter`` is the length of the
+    shorter path of a pair, if there is one.
     """
-    n_fg, n_bg, ratio = place_counts(study, found.points[-1])
-    undefined = found.n_fg.isnan()
     values = {
         "n_fg": found.n_fg,
         "n_bg": found.n_bg,
@@ -269,11 +470,21 @@ def sample_columns(
         "share": found.distance / path[-1],
         "d_equal": distance_within(study, entropy, path, shorter),
         "rho": found.rho,
-        "place_n_fg": n_fg.where(~undefined, torch.nan),
-        "place_n_bg": n_bg.where(~undefined, torch.nan),
-        "place_lambda": ratio.where(~undefined, torch.nan),
     }
-    return {name: values[name].tolist() for name in SAMPLE}
+    return {name: value.tolist() for name, value in values.items()}
+
+
+def place_columns(study: Study, found: Metrics) -> dict[str, list[float]]:
+    """The columns of ``SAMPLE`` that the regions of other samples give; undefined where the
+    sample's own numbers are.
+    """
+    undefined = found.n_fg.isnan()
+    names = ("place_n_fg", "place_n_bg", "place_lambda")
+    counts = place_counts(study, found.points[-1])
+    return {
+        name: count.where(~undefined, torch.nan).tolist()
+        for name, count in zip(names, counts, strict=True)
+    }
 
 
 def distance_within(study: Study, entropy: Tensor, path: Tensor, length: float | None) -> Tensor:
@@ -292,14 +503,14 @@ def distance_within(study: Study, entropy: Tensor, path: Tensor, length: float |
 def place_counts(study: Study, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a liking for a place alone gives: foreground and background points and lambda, ``[N]``
     each, of the same ``points [N, n]`` judged by the regions of other samples, mean over
-    ``SHIFTS``.
+    ``SHIFTS``; they may be those of the first measured samples only.
 
     The points stay as they are: the level that decides is still that of the sample's own
     background.
     """
     on, off, ratio = [], [], []
     for shift in SHIFTS:
-        foreground, background = study.other_regions(shift)
+        foreground, background = (each[: len(points)] for each in study.other_regions(shift))
         inside = (points & foreground).sum(-1).double()
         outside = (points & background).sum(-1).double()
         on.append(inside)

@@ -1,8 +1,8 @@
 """Stored evidence: tables of numbers under ``book/results``, committed, one folder a study.
 
-``settings.json``       what the study was: its settings and the version of the method
-``networks.csv``        a row for each seed, layer and network: accuracy, feature error, path,
-                        linearity, and where and how long it was computed
+``settings.json``       what the study was: its settings, the version of the method, and the
+                        networks that the tables hold
+``networks.csv``        a row for each seed, layer and network: ``NETWORK``
 ``samples.csv.gz``      a row for each seed, layer, network and measured sample: ``SAMPLE``
 ``places.csv.gz``       of grids: in how many samples each cell is a knowledge point
 
@@ -30,7 +30,9 @@ NETWORK = [
     "feature_error",  # held-out, relative; of students
     "path",  # weight distance D after the last epoch
     "linearity",  # of the last epoch, mean over samples
-    "seconds",
+    "training",  # address of the training in a store: what determines it
+    "measurement",  # that of its entropies
+    "seconds",  # of both
     "machine",
     "versions",
     "date",
@@ -60,7 +62,7 @@ class Rows:
 
 
 class Stale(ValueError):
-    """Stored evidence belongs to other settings, or another version of the method."""
+    """Stored evidence belongs to other settings, another version of the method, or other code."""
 
 
 class Results:
@@ -76,20 +78,23 @@ class Results:
         return json.loads(path.read_text("utf8")) if path.is_file() else None
 
     def check(self, origin: Mapping[str, Any]) -> None:
-        """Raise :class:`Stale` when there are tables of another ``origin``."""
+        """Raise :class:`Stale` when there are tables of another ``origin``, whatever their networks
+        are.
+        """
         theirs = self.origin
         if theirs is not None and (differing := differences(theirs, origin)):
-            raise Stale(
-                f"the evidence in {self.folder.name} is stale, it belongs to other settings: "
-                + "; ".join(differing)
-            )
+            raise Stale(f"the evidence in {self.folder.name} is stale: {'; '.join(differing)}")
 
     def seeds(self) -> list[int]:
         """Seeds that the tables hold."""
+        return sorted({seed for seed, _ in self.networks()})
+
+    def networks(self) -> set[tuple[int, str]]:
+        """Seed and name of the networks that the tables hold; each is there at all layers."""
         if self.origin is None:
-            return []
-        networks = pd.read_csv(self.folder / "networks.csv", usecols=["seed"])
-        return sorted(networks["seed"].unique().tolist())
+            return set()
+        known = self._frame("networks.csv")
+        return set(zip(known["seed"].tolist(), known["network"], strict=True))
 
     def read(self) -> Rows:
         """All rows. Raises FileNotFoundError when there are none."""
@@ -100,16 +105,26 @@ class Results:
 
         Other processes may do the same at the same time. Raises :class:`Stale` for another origin.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / ".lock"):
+        with self._locked():
             self.check(origin)
             if self.origin is not None:
                 rows = merged(self.read(), rows)
             for name, frame in zip(ZIPPED, (rows.samples, rows.places), strict=True):
                 replace_file(self.folder / name, zipped(table(frame)))
             replace_file(self.folder / "networks.csv", table(rows.networks).encode())
-            text = json.dumps(origin, indent=1, sort_keys=True) + "\n"
+            here = {**origin, "networks": list(dict.fromkeys(rows.networks["network"]))}
+            text = json.dumps(here, indent=1, sort_keys=True) + "\n"
             replace_file(self.folder / "settings.json", text.encode())
+
+    def remove(self) -> None:
+        """Remove the tables."""
+        with self._locked():
+            for name in ("settings.json", "networks.csv", *ZIPPED):  # without the first none counts
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _locked(self) -> FileLock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")
 
     def _frame(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.folder / name, keep_default_na=False, na_values=[""])
@@ -142,6 +157,11 @@ def table(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
 
 
+def as_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """``frame`` with every value as it is written, "" where it is undefined."""
+    return pd.read_csv(io.StringIO(table(frame)), dtype=str, keep_default_na=False)
+
+
 def zipped(text: str) -> bytes:
     """``text``, packed; the same bytes for the same text."""
     buffer = io.BytesIO()
@@ -151,8 +171,12 @@ def zipped(text: str) -> bytes:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """What differs between two origins, in words: "settings.epochs was 20, is 30"."""
+    """What differs between two origins, in words: "settings.epochs was 20, is 30"; the networks do
+    not count, because some may be added later.
+    """
     old, new = flat(json.loads(json.dumps(theirs))), flat(json.loads(json.dumps(ours)))
+    for origin in (old, new):
+        origin.pop("networks", None)
     return [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted({*old, *new})
