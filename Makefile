@@ -19,7 +19,7 @@ STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 .PHONY: help setup vendor book evidence-check pdf test lab lint links clean
 
 help:  ## show this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 19
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 23
 	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), WORKERS ($(WORKERS)), PYTHON ($(PYTHON)), VENV ($(VENV)),"
 	@echo "           TORCH=cpu for the small build of PyTorch, without CUDA"
 

@@ -15,11 +15,32 @@ from kpnb_book.run.errors import UsageError
 from kpnb_book.run.evidence import several_seeds
 from kpnb_book.store import Store
 from kpnb_book.studies import evidence, measure
+from kpnb_book.studies.again import again, compared, predicted_means
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import Evidence, collect, distance_within, networks, seed_rows
+from kpnb_book.studies.evidence import (
+    STUDIES,
+    Evidence,
+    collect,
+    distance_within,
+    networks,
+    plans,
+    seed_rows,
+)
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.results import KEY, SAMPLE, Results, Rows, Stale, differences, zipped
+from kpnb_book.studies.plan import forecast
+from kpnb_book.studies.results import (
+    KEY,
+    NETWORK,
+    RESULTS,
+    SAMPLE,
+    Results,
+    Rows,
+    Stale,
+    differences,
+    merged,
+    zipped,
+)
 from kpnb_book.studies.text import TextStudy
 from tests.test_study import TINY, draw
 from tests.tiny_text import tiny_model, write_sst2
@@ -194,6 +215,9 @@ def test_seeds_are_kept_and_not_computed_again(shapes, store, tmp_path, monkeypa
     assert collect(shapes, [0], results, store) == []
     assert (results.folder / "samples.csv.gz").read_bytes() == before
     assert not evidence.folder_of(store, "shapes-0").exists()
+    (evidence.folder_of(store, "shapes-0") / "student").mkdir(parents=True)  # killed at the end
+    assert collect(shapes, [0], results, store) == []
+    assert not evidence.folder_of(store, "shapes-0").exists()
     text = gzip.decompress(before).decode()
     assert text.startswith("seed,layer,network,sample,n_fg")
     assert zipped(text) == before
@@ -237,6 +261,198 @@ def test_where_the_data_lie_makes_no_difference(shapes, store):
     one = shapes.origin(shapes.study(store))
     moved = shapes.overrides["data_root"] + "/."
     assert differences(one, shapes.origin(shapes.study(store, data_root=moved))) == []
+
+
+@pytest.fixture
+def tables(shapes, study, rows, tmp_path) -> Results:
+    """The tables of seed 0, written without computing it again."""
+    results = Results(tmp_path / "shapes")
+    results.add(shapes.origin(study), rows)
+    return results
+
+
+def changed(rows: Rows, part: str, column: str, value: object, **where: object) -> Rows:
+    """The rows with another value in one place."""
+    frame = getattr(rows, part).copy()
+    place = pd.concat([frame[name] == each for name, each in where.items()], axis=1).all(axis=1)
+    assert place.sum() == 1
+    frame.loc[place, column] = value
+    return replace(rows, **{part: frame})
+
+
+def role_of(rows: Rows, *names: str) -> Rows:
+    frames = (rows.networks, rows.samples, rows.places)
+    return Rows(*(frame[frame["network"].isin(names)] for frame in frames))
+
+
+def test_rows_name_what_determines_them(rows, study, tables):
+    assert list(rows.networks) == [*KEY, *NETWORK]
+    student = study.student("FC1", 0)
+    entropies = measure.Measurement(study, student, ("FC1",)).run("FC1")
+    mine = of(rows.networks, "student").iloc[0]
+    assert (mine["training"], mine["measurement"]) == (student.address, entropies.address)
+    stored = tables.origin
+    assert stored["samples"] == len(study.measured) == 6
+    assert stored["profile"] == "laptop"
+    assert sorted(stored["networks"]) == sorted(["baseline", "student", *CONTROLS])
+    assert not {"device", "data_root", "seeds"} & {*stored["settings"]}
+
+
+@pytest.mark.parametrize("what", ["training", "measurement"])
+def test_evidence_of_other_code_is_stale(shapes, study, rows, store, tables, what, monkeypatch):
+    """Planted: the code gives another address, though no setting differs."""
+    other = changed(rows, "networks", what, "student/0", network="untrained")
+    tables.add(shapes.origin(study), role_of(other, "untrained"))
+    monkeypatch.setattr(evidence, "seed_rows", lambda *_: rows)
+    with pytest.raises(Stale, match=rf"{what} of the untrained at FC1, seed 0, was student/0, is "):
+        collect(shapes, [0], tables, store)
+    assert collect(shapes, [0], tables, store, renew=True) == [0]
+    assert collect(shapes, [0], tables, store) == []
+
+
+def test_tables_without_addresses_are_stale(shapes, study, rows, store, tmp_path):
+    results, old = Results(tmp_path), rows.networks.drop(columns=["training", "measurement"])
+    results.add(shapes.origin(study), replace(rows, networks=old))
+    with pytest.raises(Stale, match="was unknown, is baseline/"):
+        collect(shapes, [0], results, store)
+
+
+def test_networks_are_added_to_a_seed(shapes, study, rows, store, tmp_path):
+    """A control alone, then the others; the tables are the same as if all came together."""
+    parts, whole = Results(tmp_path / "parts"), Results(tmp_path / "whole")
+    assert collect(shapes, [0], parts, store, only="equal-rate") == [0]
+    assert parts.origin["networks"] == ["equal-rate"]
+    names = ["baseline", "student", "untrained", "random-labels"]
+    assert sorted(evidence.lacking(shapes, 0, parts)) == sorted(names)
+    assert collect(shapes, [0], parts, store, only="equal-rate") == []
+    parts.add(shapes.origin(study), role_of(rows, *names))
+    whole.add(shapes.origin(study), rows)
+    for name in ("samples.csv.gz", "places.csv.gz", "settings.json"):
+        assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    with pytest.raises(ValueError, match="untrained"):
+        collect(shapes, [0], parts, store, only="untrain")
+
+
+def test_the_order_of_seeds_leaves_no_trace(rows, shapes, study, tmp_path):
+    origin, written = shapes.origin(study), []
+    for name, order in {"a": (0, 1, 2), "b": (2, 0, 1)}.items():
+        results = Results(tmp_path / name)
+        for seed in order:
+            frames = (rows.networks, rows.samples, rows.places)
+            results.add(origin, Rows(*(frame.assign(seed=seed) for frame in frames)))
+        written.append([file.read_bytes() for file in sorted(results.folder.glob("[!.]*"))])
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
+
+
+def test_a_seed_is_computed_by_one_process(shapes, store, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evidence, "seed_rows", None)  # would fail
+    with evidence.of_one_seed(store, "shapes-0") as apart:
+        assert apart is not None
+        with evidence.of_one_seed(store, "shapes-0") as second:
+            assert second is None
+        assert apart.root.is_dir()
+        assert collect(shapes, [0], Results(tmp_path), store) == []
+    assert "seed 0 is computed by another process" in capsys.readouterr().out
+    assert not apart.root.exists()
+
+
+def test_what_is_left_to_do(shapes, store, tables):
+    """Of a seed: baseline, student, head, three controls; teachers are there by now."""
+    assert not forecast(plans(shapes, [0], tables, store))
+    one = forecast(plans(shapes, [0, 1], tables, store))
+    assert one.trainings == 6
+    assert one.measurements == 5 * 3  # networks, epochs 0 to 2
+    both = forecast(plans(shapes, [1, 2], tables, store))
+    assert both.trainings == 12
+    alone = forecast(plans(shapes, [1, 2], tables, store, only="untrained"))
+    assert (alone.trainings, alone.measurements) == (2, 2 * 3)
+    with pytest.raises(Stale):
+        forecast(plans(shapes, [1], tables, store, b=0.1))
+
+
+def test_what_pages_can_say_of_stale_tables_without_the_data(shapes, tables, monkeypatch):
+    assert shapes.outdated(tables) == []
+    assert shapes.outdated(Results(tables.folder / "none")) == []
+    other = replace(shapes, overrides={**shapes.overrides, "b": 0.3, "data_root": "nowhere"})
+    assert other.outdated(tables) == ["settings.b was 0.05, is 0.3"]
+    monkeypatch.setattr(evidence, "METHOD", 2)
+    assert shapes.outdated(tables) == ["method was 1, is 2"]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_tables_are_of_today(name):
+    assert STUDIES[name].outdated(Results(RESULTS / name)) == []
+
+
+def test_stored_evidence_computed_again_is_the_same(shapes, study, rows, store, tables):
+    found = again(shapes, tables, store, samples=4)
+    assert (found.exact, found.differing) == (True, ())
+    assert found.numbers == 2 * (4 + 4 * len(SAMPLE))
+
+    planted = changed(rows, "samples", "place_lambda", 0.123, network="student", sample=2)
+    planted = changed(planted, "networks", "path", 9, network="baseline")
+    tables.add(shapes.origin(study), planted)
+    found = again(shapes, tables, store, samples=4)
+    assert len(found.differing) == 2
+    assert "baseline at FC1: path is stored as 9, is " in str(found)
+    assert "student at FC1, sample 2: place_lambda is stored as 0.123, is " in str(found)
+
+
+def test_every_changed_number_is_noticed(rows):
+    for column in SAMPLE:
+        planted = changed(rows, "samples", column, 0.987654, network="student", sample=0)
+        assert len(compared(planted, rows)[0]) == 1, column
+    missing = replace(rows, samples=rows.samples[rows.samples["sample"] != 3])
+    differing, numbers = compared(missing, rows)
+    assert len(differing) > 5 * 5
+    assert numbers == 5 * (4 + 6 * len(SAMPLE))
+
+
+def test_on_another_machine_means_lie_within_the_spread_of_seeds(rows):
+    """Planted: seeds that vary by a hundredth, and a network that is off by a tenth."""
+    own, seeds = role_of(rows, "student", "baseline"), []
+    for seed, factor in enumerate((0.99, 1.0, 1.01, 0.995, 1.005)):
+        frames = {"networks": own.networks.copy(), "samples": own.samples.copy()}
+        for part, columns in {"networks": ["path", "accuracy"], "samples": SAMPLE}.items():
+            frames[part][columns] *= factor
+            frames[part]["seed"] = seed
+        seeds.append(replace(own, **frames))
+    stored = seeds[0]
+    for each in seeds[1:]:
+        stored = merged(stored, each)
+    differing, numbers = predicted_means(stored, own)
+    assert numbers > 10
+    assert differing == []
+    off = own.samples.assign(d=own.samples["d"] * 1.2)
+    differing, _ = predicted_means(stored, replace(own, samples=off))
+    assert [each.partition(" is ")[0] for each in differing] == ["student: d", "baseline: d"]
+
+
+def test_texts_have_rows_too(tmp_path):
+    files, network = tmp_path / "sst2", tmp_path / "model"
+    files.mkdir()
+    write_sst2(files)
+    settings = {
+        "dataset": "sst2",
+        "data_root": str(files),
+        "network": str(tiny_model(network)),
+        "epochs": 2,
+        "teacher_epochs": 1,
+        "head_epochs": 1,
+        "share": 8,
+        "analysed": 5,
+    }
+    texts = Evidence("texts", TextStudy, settings, ("untrained",))
+    results = Results(tmp_path / "texts")
+    assert collect(texts, [0, 1], results, Store(tmp_path / "store")) == [0, 1]
+    found = results.read()
+    assert len(found.networks) == 2 * 3
+    assert len(found.samples) == 2 * 3 * 5
+    assert found.places.empty
+    students = found.networks["network"] != "baseline"
+    assert (found.networks["feature_error"].notna() == students).all()
+    assert found.networks["training"].is_unique
 
 
 def test_two_processes_write_the_same_tables(rows, shapes, study, tmp_path):

@@ -107,8 +107,7 @@ class Results:
         """
         with self._locked():
             self.check(origin)
-            if self.origin is not None:
-                rows = merged(self.read(), rows)
+            rows = merged(self.read(), rows) if self.origin is not None else in_order(rows)
             for name, frame in zip(ZIPPED, (rows.samples, rows.places), strict=True):
                 replace_file(self.folder / name, zipped(table(frame)))
             replace_file(self.folder / "networks.csv", table(rows.networks).encode())
@@ -143,13 +142,21 @@ def merged(before: Rows, new: Rows) -> Rows:
     return Rows(*(_merged(old, fresh) for old, fresh in pairs))
 
 
+def in_order(rows: Rows) -> Rows:
+    """The rows, sorted: the same bytes are written whatever was computed first."""
+    return Rows(_sorted(rows.networks), _sorted(rows.samples), _sorted(rows.places))
+
+
 def _merged(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     if old.empty or fresh.empty:
-        return fresh if old.empty else old
+        return _sorted(fresh if old.empty else old)
     again = old.set_index(KEY).index.isin(fresh.set_index(KEY).index)
-    order = [*KEY, *(["sample"] if "sample" in old else [])]
-    both = pd.concat([old[~again], fresh], ignore_index=True)
-    return both.sort_values(order, kind="stable", ignore_index=True)
+    return _sorted(pd.concat([old[~again], fresh], ignore_index=True))
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    order = [*KEY, *(["sample"] if "sample" in frame else [])]
+    return frame.sort_values(order, kind="stable", ignore_index=True)
 
 
 def table(frame: pd.DataFrame) -> str:
