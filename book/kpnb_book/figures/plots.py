@@ -455,3 +455,23 @@ def discarding_by_layer(means: pd.DataFrame) -> Figure:
     axis.set(xlabel="", ylabel="mean entropy (nats)")
     axis.legend(title="", loc="best")
     return figure
+
+
+@_styled
+def error_and_cost(table: pd.DataFrame) -> Figure:
+    """Distance to the exact entropy against backward passes, a point for each solver but the exact
+    one, and each kind of unit.
+
+    table   columns unit, solver, error (nats), backwards
+    """
+    figure, axis = plt.subplots(figsize=(6, 3))
+    for (unit, rows), colour in zip(table.groupby("unit", sort=False), SERIES[2:], strict=False):
+        found = rows[rows["solver"] != "exact"]
+        axis.plot(found["backwards"], found["error"], "o", color=colour, label=unit)
+        for _, row in found.iterrows():
+            place, beside = (row["backwards"], row["error"]), {"textcoords": "offset points"}
+            axis.annotate(row["solver"], place, (6, 4), **beside, color=colour, fontsize=9)
+    axis.set(xscale="log", yscale="log", xlabel="backward passes for one input")
+    axis.set(ylabel="mean error (nats)")
+    axis.legend(title="unit", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
