@@ -90,6 +90,6 @@ def test_table_of_contents_says_what_was_found(tmp_path):
     nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=outputs)]), board)
     assert titles() == {
         "notebooks/10_images_h1": "About 10_images_h1 (supported)",
-        "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed)",
-        "notebooks/41_qa_h2": "About 41_qa_h2 (partly contradicted)",
+        "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed: 1 of 4 shows, 2 opposite)",
+        "notebooks/41_qa_h2": "About 41_qa_h2 (partly contradicted: 1 of 2 opposite)",
     }

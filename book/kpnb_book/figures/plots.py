@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES, SYMBOL
@@ -465,13 +466,11 @@ def error_and_cost(table: pd.DataFrame) -> Figure:
     table   columns unit, solver, error (nats), backwards
     """
     figure, axis = plt.subplots(figsize=(6, 3))
-    for (unit, rows), colour in zip(table.groupby("unit", sort=False), SERIES[2:], strict=False):
-        found = rows[rows["solver"] != "exact"]
-        axis.plot(found["backwards"], found["error"], "o", color=colour, label=unit)
-        for _, row in found.iterrows():
-            place, beside = (row["backwards"], row["error"]), {"textcoords": "offset points"}
-            axis.annotate(row["solver"], place, (6, 4), **beside, color=colour, fontsize=9)
+    found, units = table[table["solver"] != "exact"], table["unit"].nunique()
+    look = {"hue": "unit", "style": "solver", "palette": [*SERIES[2 : 2 + units]], "s": 80}
+    sns.scatterplot(found.astype({"error": float}), x="backwards", y="error", **look, ax=axis)
     axis.set(xscale="log", yscale="log", xlabel="backward passes for one input")
     axis.set(ylabel="mean error (nats)")
-    axis.legend(title="unit", loc="center left", bbox_to_anchor=(1, 0.5))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
