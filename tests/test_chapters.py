@@ -108,6 +108,8 @@ def test_result_and_figure_come_first(path):
     ]
     assert len(takeaways) == 1
     assert takeaways[0].count("{{") >= 2 or "conclusion(" in takeaways[0]
+    if re.search(r"\b(opposite|verdict|conclusion)\b", text(path, "code")):  # words to explain
+        assert re.search(r"\{\{(pair_)?rule\}\}|conclusion\(", takeaways[0])
     assert len(re.findall(r"\*\*Takeaway|^conclusion\(", text(path, "code"), re.M)) == 1
 
 

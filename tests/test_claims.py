@@ -15,6 +15,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from kpnb_book.figures.report import RULES
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FRONT = ROOT / "book" / "index.md"
@@ -211,7 +213,7 @@ def test_every_quoted_value_is_glued_somewhere(path):
         references = [*quoted(FRONT.read_text("utf8"))]
     else:
         texts = "\n".join(templates(path))
-        references = [("", name) for name in re.findall(QUOTED, texts) if name != "rule"]
+        references = [("", name) for name in re.findall(QUOTED, texts) if name not in RULES]
     for page, name in references:
         source = (path.parent / page).resolve() if page else path
         assert source in NOTEBOOKS, f"{name} is quoted from {page}, which is no notebook"

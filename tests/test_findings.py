@@ -73,8 +73,9 @@ def test_a_value_that_was_not_glued_is_an_error():
 
 def test_braces_of_formulas_are_no_values():
     report.glue(a=1.0)
-    text = r"$N^{fg}$ is $\frac{a}{b}$ of {{a:.0f}}. {{rule}}"
-    assert report.say(text).data == rf"$N^{{fg}}$ is $\frac{{a}}{{b}}$ of 1. {report.REMINDER}"
+    text = r"$N^{fg}$ is $\frac{a}{b}$ of {{a:.0f}}. {{rule}} {{pair_rule}}"
+    rules = f"{report.REMINDER} {report.OF_PAIRS}"
+    assert report.say(text).data == rf"$N^{{fg}}$ is $\frac{{a}}{{b}}$ of 1. {rules}"
 
 
 def test_metrics_have_their_symbols_in_a_sentence():

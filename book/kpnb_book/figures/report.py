@@ -52,11 +52,18 @@ REMINDER = (
     "do not decide."
 )
 """One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
+OF_PAIRS = (
+    "Of a single pair of networks, *shows* and *opposite* say on which side of 0 interval and test "
+    "put the difference, and *open* that they do not; that [decides nothing](../book/verdicts.md) "
+    "about the next two."
+)
+"""The same for pages that compare single trainings."""
+RULES = {"rule": REMINDER, "pair_rule": OF_PAIRS}
 
 
 def say(text: str) -> Markdown:
     """``text`` as a cell's output, with glued values in it: ``{{h1_n_fg_mean:+.2f}}`` is a name and
-    how the value is written; ``{{rule}}`` is the ``REMINDER``.
+    how the value is written; ``{{rule}}`` and ``{{pair_rule}}`` are those of ``RULES``.
 
     As an output, a sentence with its numbers reads the same in a notebook as on a page. Decimals
     are those asked for, and more where a value would be written as zero and is not. Raises
@@ -65,8 +72,8 @@ def say(text: str) -> Markdown:
 
     def value(found: re.Match[str]) -> str:
         name, form = found.groups(default="")
-        if name == "rule":
-            return REMINDER
+        if name in RULES:
+            return RULES[name]
         if name not in GLUED:
             raise LookupError(f"the text quotes {name}, which this notebook has not glued")
         if places := re.fullmatch(r"(\+?)\.(\d)f", form):
