@@ -105,19 +105,24 @@ def conclusion(prefix: str, found: Found) -> Markdown:
         name: ", ".join(_said(by_metric[metric]) for metric in found.metrics)
         for name, by_metric in found.overall.items()
     }
-    several = len(said) > 1
-    listed = "".join(f">\n> - {name}: {what}\n" for name, what in said.items())
-    listed = f"\n{listed}>\n> " if several else f" {next(iter(said.values()))}. "
     seeds = max(d.seeds for by_metric in found.overall.values() for d in by_metric.values())
     over = f"{found.samples} and {seeds} training seeds"
     over = over if seeds > 1 else f"{found.samples}, for a single training seed"
     word = outcome([*found.overall.values()], found.metrics)
-    where = "these networks" if several else "this network"
+    where = "these networks" if len(said) > 1 else "this network"
     return Markdown(
-        f"> **Takeaway.** Student minus baseline, with 95 % intervals over {over}:{listed}"
+        f"> **Takeaway.** Student minus baseline, with 95 % intervals over {over}:{_listed(said)}"
         f"Hypothesis {found.hypothesis[1:]} is **{word}** on this data set and {where}.\n"
         f">\n> {REMINDER}"
     )
+
+
+def _listed(said: Mapping[str, str]) -> str:
+    """What is said of a study, to go on in its sentence; of several a list of their own."""
+    if len(said) == 1:
+        return f" {next(iter(said.values()))}. "
+    lines = "".join(f">\n> - {name}: {what}\n" for name, what in said.items())
+    return f"\n{lines}>\n> "
 
 
 def _said(d: Difference) -> str:
