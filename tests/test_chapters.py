@@ -1,25 +1,30 @@
-"""What a reader finds in every chapter: a takeaway, exercises whose solutions are right, and a
-command that works.
+"""What a reader finds in every chapter: its figure and its result first, the plumbing out of sight,
+exercises whose solutions are right, and a command that works.
 """
 
 import ast
 import builtins
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
+from nbformat import NotebookNode
 
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_value
 from kpnb_book.run.source import parameters_of
 from kpnb_book.studies import chapters
+from kpnb_book.studies.clouds import CloudStudy
+from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
+from kpnb_book.studies.text import QuestionStudy, TextStudy
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,7 +32,7 @@ WRITTEN_OUT = ("_from_scratch", "_your_own", "_evidence")  # no study, text that
 WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith(WRITTEN_OUT)]
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
-    "42_qa_h3": {"study", "networks", "layer", "agreement", "measure"},
+    "42_qa_h3": {"study", "networks", "layer", "measure"},
     "60_agreement": {"kpnb", "study", "network", "where", "measure"},
 }
 
@@ -60,23 +65,113 @@ def test_every_chapter_has_two_exercises_with_hidden_solutions(path):
     assert len(solutions(path)) == 2
 
 
-@each_notebook
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def folded(cell: NotebookNode) -> bool:
+    """Whether a page and JupyterLab both keep the code of a cell back until it is asked for."""
+    in_lab = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+    return bool(in_lab and {"hide-input", "remove-input"} & {*tags(cell)})
+
+
+def visible(path: Path) -> list[str]:
+    """The code that a reader sees."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code" and not folded(cell)]
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path not in WITH_STUDIES], ids=lambda path: path.stem
+)
 def test_takeaways_quote_computed_values(path):
-    if path.stem.endswith(WRITTEN_OUT):  # an output of the chapter's last code cell
-        last = text(path, "code").rpartition("Markdown(")[2]
-        assert "> **Takeaway.**" in last
-        assert re.search(r'f"[^"]*\{\w', last)
-        return
-    boxes = re.findall(r"^> \*\*Takeaway\.\*\*.*(?:\n> .*)*", text(path, "code"), re.M)
-    assert len(boxes) == (path.stem != "00_quickstart")
-    assert all(re.search(r"\{\{\w+", box) for box in boxes)
+    """Of chapters that are written out: an output of the last code cell."""
+    last = text(path, "code").rpartition("Markdown(")[2]
+    assert "> **Takeaway.**" in last
+    assert re.search(r'f"[^"]*\{\w', last)
+
+
+@pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
+def test_result_and_figure_come_first(path):
+    """Below the title stands a sentence, then what was found and its figure, then the rest; the
+    code of it all is folded.
+    """
+    title, *cells = nbformat.read(path, as_version=4).cells
+    assert re.fullmatch(r"# .+\n\n(> .+\n?)+", title.source)
+    top = list(takewhile(lambda cell: cell.cell_type == "code", cells))
+    assert all(folded(cell) for cell in top)
+    assert len([cell for cell in top if "figure" in cell.metadata.get("mystnb", {})]) == 1
+    takeaways = [
+        cell.source
+        for cell in top
+        if re.search(r"> \*\*Takeaway\.\*\*|^conclusion\(", cell.source, re.M)
+    ]
+    assert len(takeaways) == 1
+    assert takeaways[0].count("{{") >= 2 or "conclusion(" in takeaways[0]
+    if re.search(r"\b(opposite|verdict|conclusion)\b", text(path, "code")):  # words to explain
+        assert re.search(r"\{\{(pair_)?rule\}\}|conclusion\(", takeaways[0])
+    assert len(re.findall(r"\*\*Takeaway|^conclusion\(", text(path, "code"), re.M)) == 1
+
+
+@pytest.mark.parametrize("path", WITH_STUDIES[1:], ids=lambda path: path.stem)
+def test_what_is_measured_is_said_in_a_few_lines_of_code(path):
+    cells = nbformat.read(path, as_version=4).cells
+    sections = [i for i, cell in enumerate(cells) if re.search("^## ", cell.source, re.M)]
+    said = [cell.source for cell in cells[: sections[0]] if cell.cell_type == "code"]
+    seen = [source for source in said if source in visible(path)]
+    assert len(seen) == 1
+    assert len(ast.parse(seen[0]).body) <= 3
+
+
+@pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
+def test_plumbing_is_out_of_sight(path):
+    """Parameters and set-up are folded, what is named for other pages is not seen, and code that is
+    takes up a third of the page at most, figures and tables not counted.
+    """
+    parameters, making = [
+        cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"
+    ][:2]
+    assert "parameters" in tags(parameters)
+    assert "import " in making.source
+    assert folded(parameters)
+    assert folded(making)
+    seen = "\n".join(visible(path))
+    assert not re.search(r"\b(glue|glue_pairs|say|forecast)\(", seen)
+    assert not [node for node in ast.walk(ast.parse(seen)) if isinstance(node, ast.ImportFrom)]
+    assert len(seen) <= (len(seen) + len(text(path))) / 3
+
+
+@pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
+def test_parameters_are_handed_over_in_their_order(path):
+    """By position, so each name must stand where the study expects it."""
+    kinds = {kind.__name__: kind for kind in (ImageStudy, CloudStudy, TextStudy, QuestionStudy)}
+    for node in ast.walk(ast.parse(text(path, "code"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "given":
+            names = [chapters.SETTINGS.get(name.id, name.id) for name in node.args]
+            assert names == [*kinds[node.func.value.id].PARAMETERS]
+            own = {chapters.SETTINGS.get(name, name) for name in parameters_of(path)}
+            assert {*names} == own - {"profile"}
+
+
+def test_the_longest_run_of_code_is_written_from_scratch():
+    """Cells of visible code with neither text nor an output's caption between them."""
+    longest = {}
+    for path in NOTEBOOKS:
+        runs, run = [0], 0
+        for cell in nbformat.read(path, as_version=4).cells:
+            run = run + len(cell.source.splitlines()) if cell.source in visible(path) else 0
+            runs.append(run)
+        longest[path] = max(runs)
+    most = max(longest, key=longest.get)
+    assert most.stem.endswith("_from_scratch")
+    assert longest[most] > max(longest[path] for path in WITH_STUDIES)
 
 
 @each_notebook
 def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
     commands = re.findall(r"`kpnb run ([^`]*)`", text(path))
-    link = "[Rerun and reuse](../book/rerun.md)."
-    assert text(path).rstrip().splitlines()[-1].endswith(link)
+    last = text(path).rstrip().splitlines()[-1]
+    assert last.endswith("[Rerun and reuse](../book/rerun.md).")
     for words in map(shlex.split, commands):
         found = find_notebook(words[0], ROOT)
         given = dict(word.split("=", 1) for word in words[1:] if word != "-p")
@@ -104,13 +199,14 @@ def test_code_of_solutions_uses_what_is_there(path):
 
 
 def studies_of(path: Path, parameters: dict) -> list[Settings]:
-    """Settings of the studies that a notebook makes in its first cells, before it computes."""
-    first, *cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    """Settings of the studies that a notebook makes in its second cell, before it computes."""
+    first, making, *_ = [
+        c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"
+    ]
     space: dict = {}
     exec(first.source, space)
     space.update(parameters)
-    for cell in cells[:2]:
-        exec(cell.source, space)
+    exec(making.source, space)
     found = []
     for value in space.values():
         found += [*value.values()] if isinstance(value, dict) else [value]

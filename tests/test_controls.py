@@ -208,6 +208,8 @@ def test_outcome_says_which_way_a_mixed_hypothesis_goes():
 
     one, other = found(-1, 1, 1), found(-1, 1, 0)
     assert outcome([one, other], HYPOTHESES["H1"]) == "mixed (1 of 6 shows, 4 opposite)"
-    assert outcome([other, other], HYPOTHESES["H1"]) == "mixed (0 of 6 show, 4 opposite)"
+    assert outcome([other, other], HYPOTHESES["H1"]) == "partly contradicted (4 of 6 opposite)"
+    assert outcome([found(1, 0, 0)], HYPOTHESES["H1"]) == "partly supported (1 of 3 shows)"
+    assert outcome([found(1, -1, 0)], HYPOTHESES["H1"]) == "partly supported (2 of 3 show)"
     assert outcome([found(1, -1, 1)], HYPOTHESES["H1"]) == "supported"
     assert outcome([found(0, 0, 0)], HYPOTHESES["H1"]) == "open"

@@ -85,9 +85,11 @@ def test_table_of_contents_says_what_was_found(tmp_path):
     outputs = [
         glued("sb_images_H1", "supported"),
         glued("sb_clouds_H3", "mixed (1 of 4 shows, 2 opposite)"),
+        glued("sb_questions_H2", "partly contradicted (1 of 2 opposite)"),
     ]
     nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=outputs)]), board)
     assert titles() == {
         "notebooks/10_images_h1": "About 10_images_h1 (supported)",
-        "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed)",
+        "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed: 1 of 4 shows, 2 opposite)",
+        "notebooks/41_qa_h2": "About 41_qa_h2 (partly contradicted: 1 of 2 opposite)",
     }

@@ -22,6 +22,22 @@ def metrics(seed: int, shift: float = 0.0, images: int = 400) -> Metrics:
     return Metrics(*values, points=torch.zeros(2, images, 4, dtype=torch.bool))
 
 
+def test_a_solvers_error_stands_over_its_cost():
+    rows = [
+        ("cells", "exact", 0.0, 64),
+        ("cells", "default", 0.01, 14),
+        ("points", "slow", 0.1, 640),
+    ]
+    table = pd.DataFrame(rows, columns=["unit", "solver", "error", "backwards"])
+    axis = plots.error_and_cost(table).axes[0]
+    assert axis.collections[0].get_offsets().tolist() == [[14, 0.01], [640, 0.1]]  # exact is 0
+    assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    colours = axis.collections[0].get_facecolors()
+    assert colours[0].tolist() != colours[1].tolist()
+    words = {text.get_text() for text in axis.get_legend().get_texts()}
+    assert {"cells", "points", "default", "slow"} <= words
+
+
 def test_interval_is_that_of_a_paired_mean():
     """Normal theory: mean of the differences plus or minus 1.96 standard errors."""
     student, baseline = metrics(0, 0.2), metrics(1)

@@ -110,6 +110,60 @@ def test_table_agrees_with_a_count_by_hand(study):
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
 
 
+def test_tables_of_choices_agree_with_a_count_by_hand(study):
+    """The weight distance's scopes and the choices of rho, once more from the stored entropies."""
+    networks = {"student": study.student("FC1"), "baseline": study.baseline()}
+    at, rho = {}, {}
+    for role, training in networks.items():
+        entropy = measure.entropies(study, training, "FC1")["entropy"]
+        points = (
+            entropy
+            < (entropy * study.background).sum(-1, keepdim=True)
+            / (study.background.sum(-1, keepdim=True))
+            - study.settings.b
+        )
+        points &= study.foreground
+        known = points.any(-1).any(0)  # an image without a single point has no richest epoch
+        counts = points.sum(-1)[1:, known]
+        for scope in ("all", "below", "layer"):
+            path = measure.distance(study, training, "FC1", scope)
+            at[scope, role] = path[counts.argmax(0) + 1].mean().item()
+        tried, kept = points[1:].any(0).sum(-1), points[-1].sum(-1)
+        rho["text", role] = (kept / tried)[tried > 0].mean().item()
+        tried = points.any(0).sum(-1)
+        rho["epoch 0", role] = (kept / tried)[tried > 0].mean().item()
+    assert np.isfinite([*at.values(), *rho.values()]).all()
+    gaps, means = tables.by_scope(study), tables.by_choice(study)
+    assert list(gaps.index) == ["all", "below", "layer", "layer steps"]
+    for scope in ("all", "below", "layer"):
+        expected = at[scope, "student"] - at[scope, "baseline"]
+        assert gaps.loc[scope, "d_mean"] == pytest.approx(expected)
+    assert list(means.index) == ["text", "epoch 0", "released"]
+    for title, role in rho:
+        assert means.loc[title, role] == pytest.approx(rho[title, role])
+
+
+def test_one_checkpoint_estimated_twice_and_its_linearity(study):
+    networks = {"student": study.student("FC1"), "baseline": study.baseline()}
+    twice = tables.repeated(study, networks, "FC1").set_index("network")
+    linear = tables.linearity(study, networks, "FC1")
+    assert [*zip(linear["network"], linear["epoch"], strict=True)] == [
+        (name, epoch) for name in networks for epoch in (0, 2)
+    ]
+    for name, training in networks.items():
+        once, again = (
+            measure.entropies(study, training, "FC1", [2], noise_seed=seed)["entropy"][0]
+            for seed in (0, 100)
+        )
+        assert twice.loc[name, "nats"] == pytest.approx((once - again).abs().mean().item())
+        found = measure.entropies(study, training, "FC1")
+        rows = linear[linear["network"] == name].set_index("epoch")
+        for epoch in (0, 2):
+            ratio = found["linearity"][epoch]
+            assert rows.loc[epoch, "median"] == pytest.approx(ratio.nanmedian().item())
+            assert rows.loc[epoch, "largest"] == pytest.approx(ratio.max().item())
+
+
 @pytest.mark.parametrize("role", ["student", "baseline"])
 def test_its_checkpoints_measured_as_anybodys_say_the_same_to_the_digit(study, role):
     """By trajectory, from files and from functions, and by a Recorder."""

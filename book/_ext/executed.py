@@ -35,7 +35,7 @@ def use_vendored_scripts(app: Sphinx, config: Config) -> None:
 
 def say_what_was_found(app: Sphinx, config: Config) -> None:
     """Put the verdict behind the title of each chapter on a hypothesis, in the table of contents:
-    the first word of what the executed scoreboard says.
+    the words of the executed scoreboard, with its counts.
     """
     scoreboard = Path(app.srcdir, "book", "_executed", "90_scoreboard.ipynb")
     if not scoreboard.exists():
@@ -45,7 +45,8 @@ def say_what_was_found(app: Sphinx, config: Config) -> None:
         chapter = re.fullmatch(r"notebooks/([1-4])\d_\w+_h([123])", docname)
         if chapter and (said := found.get(f"sb_{KINDS[chapter[1]]}_H{chapter[2]}")):
             title = title_of(Path(app.srcdir, f"{docname}.ipynb"))
-            page.title = f"{title} ({said.split()[0]})"
+            words = said.rstrip(")").replace(" (", ": ")
+            page.title = f"{title} ({words})"
 
 
 def computed(docname: str, root: Path) -> dict[str, str]:

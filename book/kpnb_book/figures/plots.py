@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES, SYMBOL
@@ -454,4 +455,22 @@ def discarding_by_layer(means: pd.DataFrame) -> Figure:
     sns.pointplot(means, x="layer", y="entropy", hue="region", ax=axis, **look)
     axis.set(xlabel="", ylabel="mean entropy (nats)")
     axis.legend(title="", loc="best")
+    return figure
+
+
+@_styled
+def error_and_cost(table: pd.DataFrame) -> Figure:
+    """Distance to the exact entropy against backward passes, a point for each solver but the exact
+    one, and each kind of unit.
+
+    table   columns unit, solver, error (nats), backwards
+    """
+    figure, axis = plt.subplots(figsize=(6, 3))
+    found, units = table[table["solver"] != "exact"], table["unit"].nunique()
+    look = {"hue": "unit", "style": "solver", "palette": [*SERIES[2 : 2 + units]], "s": 80}
+    sns.scatterplot(found.astype({"error": float}), x="backwards", y="error", **look, ax=axis)
+    axis.set(xscale="log", yscale="log", xlabel="backward passes for one input")
+    axis.set(ylabel="mean error (nats)")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

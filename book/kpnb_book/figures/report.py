@@ -1,7 +1,7 @@
 """Results on a page: values by name, sentences that quote them, and tables."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,9 +9,10 @@ import pandas as pd
 from IPython.display import Markdown
 from pandas.io.formats.style import Styler
 
-from kpnb.metrics import NAMES, Choices
-from kpnb.stats import Difference, tally, verdict
+from kpnb.metrics import NAMES, SYMBOL, Choices
+from kpnb.stats import Difference, tally
 from kpnb_book import numbers
+from kpnb_book.figures.scoreboard import outcome
 from kpnb_book.figures.views import View
 from kpnb_book.studies import paper
 from kpnb_book.studies.study import Study
@@ -45,21 +46,46 @@ def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
             paste(name, value, display=False)
 
 
+REMINDER = (
+    "By [the rule](../book/verdicts.md), stated before any result, a metric *shows* or is "
+    "*opposite* when interval and test exclude 0 on that side; else it is *open*: these trainings "
+    "do not decide."
+)
+"""One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
+OF_PAIRS = (
+    "Of a single pair of networks, *shows* and *opposite* say on which side of 0 interval and test "
+    "put the difference, and *open* that they do not; that [decides nothing](../book/verdicts.md) "
+    "about the next two."
+)
+"""The same for pages that compare single trainings."""
+RULES = {"rule": REMINDER, "pair_rule": OF_PAIRS}
+
+
 def say(text: str) -> Markdown:
     """``text`` as a cell's output, with glued values in it: ``{{h1_n_fg_mean:+.2f}}`` is a name and
-    how the value is written.
+    how the value is written; ``{{rule}}`` and ``{{pair_rule}}`` are those of ``RULES``.
 
-    As an output, a sentence with its numbers reads the same in a notebook as on a page. Raises
+    As an output, a sentence with its numbers reads the same in a notebook as on a page. Decimals
+    are those asked for, and more where a value would be written as zero and is not. Raises
     ``LookupError`` for a name that was not glued.
     """
 
     def value(found: re.Match[str]) -> str:
         name, form = found.groups(default="")
+        if name in RULES:
+            return RULES[name]
         if name not in GLUED:
             raise LookupError(f"the text quotes {name}, which this notebook has not glued")
+        if places := re.fullmatch(r"(\+?)\.(\d)f", form):
+            return numbers.written(GLUED[name], int(places[2]), sign=bool(places[1]))
         return format(GLUED[name], form)
 
     return Markdown(re.sub(r"\{\{(\w+)(?::([^{}]*))?\}\}", value, text.strip()))
+
+
+def symbols(metrics: Iterable[str]) -> str:
+    """Metrics in a sentence: "$N^{fg}$, $\\rho$", or "none"."""
+    return ", ".join(SYMBOL[metric] for metric in metrics) or "none"
 
 
 def interval(d: Difference) -> str:
@@ -68,20 +94,20 @@ def interval(d: Difference) -> str:
 
 
 def glue_pairs(
-    hypothesis: str, pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]
+    prefix: str, pairs: Iterable[Mapping[str, Difference]], metrics: Sequence[str]
 ) -> None:
-    """Quote the outcome of student/baseline ``pairs``: verdict, and for each metric its counts and
-    mean difference.
+    """Name the outcome of student/baseline ``pairs``: the verdict, which says its direction, and
+    for each metric its counts and mean difference.
 
     Names: ``h1_verdict``, ``h1_pairs``, and ``h1_n_fg_shows``, ``_opposite``, ``_open``, ``_mean``
     and ``_interval`` (of each pair) for every metric.
     """
-    found = list(pairs.values())
-    glue(**{f"{hypothesis}_verdict": verdict(found, metrics), f"{hypothesis}_pairs": len(found)})
+    found = list(pairs)
+    glue(**{f"{prefix}_verdict": outcome(found, metrics), f"{prefix}_pairs": len(found)})
     for metric in metrics:
         counts = tally(found, metric)
         mean = sum(pair[metric].value for pair in found) / len(found)
-        name = f"{hypothesis}_{metric}"
+        name = f"{prefix}_{metric}"
         glue(
             **{f"{name}_{word}": counts[word] for word in ("shows", "opposite", "open")},
             **{f"{name}_mean": mean},
@@ -132,17 +158,20 @@ def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference_table(
-    pairs: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]
+    pairs: Mapping[str, Mapping[str, Difference]],
+    metrics: Sequence[str],
+    of: str = "student - baseline",
+    samples: str = "images",
 ) -> pd.DataFrame:
-    """Student minus baseline with its interval and verdict, a row for each pair and metric."""
+    """Each difference with its interval and verdict, a row for each pair and metric.
+
+    of        what is subtracted from what, the heading; "difference" where the pairs' titles say it
+    samples   what is measured, in the plural
+    """
     rows = []
     for pair, by_metric in pairs.items():
         for d in (by_metric[metric] for metric in metrics):
-            row = {
-                "pair": pair,
-                "metric": HTML[d.metric],
-                "student - baseline": d.value,
-                "95 % interval": interval(d),
-            }
-            rows.append({**row, "images": d.images, "verdict": d.verdict})
+            row = {"pair": pair, "metric": HTML[d.metric], of: d.value}
+            row |= {"95 % interval": interval(d), samples: d.images, "verdict": d.verdict}
+            rows.append(row)
     return pd.DataFrame(rows)

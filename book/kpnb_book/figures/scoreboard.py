@@ -77,13 +77,18 @@ def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFra
 
 
 def outcome(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -> str:
-    """The verdict on a hypothesis; of a mixed one also which way its comparisons go, of each of
-    the ``pairs`` in each of its ``metrics``: "mixed (1 of 3 shows, 2 opposite)".
+    """The verdict on a hypothesis; of a mixed one the direction, too, with how many of its
+    comparisons, of each of the ``pairs`` in each of its ``metrics``, go which way.
+
+    "partly supported (1 of 3 shows)" where nothing is opposite, "partly contradicted (2 of 3
+    opposite)" where nothing shows, else "mixed (1 of 3 shows, 1 opposite)".
     """
     word = verdict(pairs, metrics)
     if word != "mixed":
         return word
     counts = sum((tally(pairs, metric) for metric in metrics), Counter())
-    verb = "shows" if counts["shows"] == 1 else "show"
-    said = f"{counts['shows']} of {counts.total()} {verb}, {counts['opposite']} opposite"
-    return f"{word} ({said})"
+    shows, opposite = counts["shows"], counts["opposite"]
+    if not shows:
+        return f"partly contradicted ({opposite} of {counts.total()} opposite)"
+    said = f"{shows} of {counts.total()} {'shows' if shows == 1 else 'show'}"
+    return f"mixed ({said}, {opposite} opposite)" if opposite else f"partly supported ({said})"

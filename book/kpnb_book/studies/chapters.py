@@ -3,7 +3,7 @@
     forecast(plans_of("10", parameters))
 
 The parameters are those of the notebook's first code cell, all of them, by name. Other solvers and
-other noise, which chapters 01, 12, 22, 32, 42, 60 and 61 try on single epochs, are not planned.
+other noise, which chapters 01, 12, 20, 22, 32, 42, 60 and 61 try on single epochs, are not planned.
 Chapters 03 to 05 have no plan: what they train is written out in them, or somebody else's.
 """
 

@@ -54,6 +54,18 @@ class CloudStudy(Study):
     Settings = Settings
     build = staticmethod(build)
     units = Points()
+    PARAMETERS: ClassVar[tuple[str, ...]] = (
+        "dataset",
+        "data_root",
+        "network",
+        "layers",
+        "points",
+        "background",
+        "b",
+        "epochs",
+        "seeds",
+        "device",
+    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
             "epochs": 2,

@@ -52,6 +52,17 @@ class ImageStudy(Study):
 
     Settings = Settings
     build = staticmethod(build)
+    PARAMETERS: ClassVar[tuple[str, ...]] = (
+        "dataset",
+        "data_root",
+        "network",
+        "layers",
+        "grid",
+        "b",
+        "epochs",
+        "seeds",
+        "device",
+    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
             "epochs": 2,

@@ -1,15 +1,17 @@
-"""What a study says, as tables: Table 5, accuracies, and the six comparisons that decide."""
+"""What a study says, as tables: Table 5, accuracies, the six comparisons that decide, and what
+other choices and other noise would give.
+"""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 import pandas as pd
 
-from kpnb.metrics import Choices
+from kpnb.metrics import Choices, agreement
 from kpnb.stats import Chance, Difference, compare_seeds, holm
-from kpnb_book.studies.measure import Scope, every_pair
+from kpnb_book.studies.measure import Scope, entropies, every_pair
 from kpnb_book.studies.study import TEACHER_SEED, Study
-from kpnb_book.studies.training import announce
+from kpnb_book.studies.training import Training, announce
 
 
 def table5(study: Study, choices: Choices | None = None, scope: Scope = "all") -> pd.DataFrame:
@@ -58,3 +60,60 @@ def overall(
     """
     found, s = every_pair(study, choices, scope), study.settings
     return holm(compare_seeds([[found[layer, n] for layer in s.layers] for n in s.seeds], chance))
+
+
+def by_scope(study: Study) -> pd.DataFrame:
+    """Student minus baseline in D_mean and D_var, means over layers and seeds, a row for each path
+    of the weights (``Scope``); "layer steps" with the released procedure's choices, to which it
+    belongs.
+    """
+    gaps = {}
+    for scope in get_args(Scope):
+        choices = Choices.released(study.settings.b) if scope == "layer steps" else None
+        found = table5(study, scope=scope, choices=choices)
+        means = found.groupby("network")[["d_mean", "d_var"]].mean()
+        gaps[scope] = means.loc["student"] - means.loc["baseline"]
+    return pd.DataFrame(gaps).T
+
+
+def by_choice(study: Study) -> pd.DataFrame:
+    """Mean rho of students and of baselines: by the paper's text, with the untrained network as an
+    epoch, and by the released procedure.
+    """
+    b = study.settings.b
+    choices = {"text": Choices(b), "epoch 0": Choices(b, first=0), "released": Choices.released(b)}
+    means = {
+        title: table5(study, choices=choice).groupby("network")["rho"].mean()
+        for title, choice in choices.items()
+    }
+    return pd.DataFrame(means).T
+
+
+def repeated(study: Study, networks: Mapping[str, Training], layer: str) -> pd.DataFrame:
+    """The last checkpoint of each of the ``networks`` estimated twice, with other noise: mean
+    difference of the entropies ("nats") and overlap of the knowledge points ("IoU").
+    """
+    rows = []
+    for name, network in networks.items():
+        once, again = (
+            entropies(study, network, layer, [-1], noise_seed=seed)["entropy"][0].cpu()
+            for seed in (0, 100)
+        )
+        error, iou = agreement(once, again, study.foreground, study.settings.b)
+        rows.append({"network": name, "nats": error, "IoU": iou})
+    return pd.DataFrame(rows)
+
+
+def linearity(study: Study, networks: Mapping[str, Training], layer: str) -> pd.DataFrame:
+    """How linear each of the ``networks`` is within the perturbation, before and after training:
+    median and largest linearity of the samples, and the mean standard error of an entropy, nats.
+    """
+    rows = []
+    for name, network in networks.items():
+        for epoch in (0, network.epochs):
+            found = entropies(study, network, layer, [epoch])
+            ratio, error = found["linearity"][0], found["error"][0].nanmean()
+            row = {"network": name, "epoch": epoch, "median": float(ratio.nanmedian())}
+            row["largest"] = float(ratio.nan_to_num().max())
+            rows.append({**row, "error of H": float(error)})
+    return pd.DataFrame(rows)
