@@ -215,15 +215,6 @@ def test_a_slow_descent_is_pushed_after_three_quarters_as_in_the_release():
     assert (plain.abs() > 0.04).all()
 
 
-def test_what_is_no_number_stops_at_once_and_holds_nobody_up():
-    x = images(3, dtype=torch.float32)
-    x[1] *= 1e38  # overflows
-    found = counted(Stochastic(samples=8, stop="aligned"), x, dead="nan")
-    alone = counted(Stochastic(samples=8, stop="aligned"), x[[0, 2]])
-    assert found["stopped"][1] == 1
-    assert torch.equal(found["stopped"][[0, 2]], alone["stopped"])
-
-
 def test_rescaled_neighbouring_layers_give_the_same_entropy():
     """Section 3.2's coherency test: weights and bias of a layer times 4, the next layer's weight
     over 4.

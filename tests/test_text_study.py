@@ -40,6 +40,7 @@ TINY |= {
     "probes": 4,
     "noise": 8,
     "b": 0.05,
+    "seeds": (0,),
 }
 DATA = {"sst2": {"dataset": "sst2", "length": 16}, "squad": {"dataset": "squad", "length": 48}}
 
