@@ -38,6 +38,7 @@ def test_gallery_has_every_figure_with_a_caption(tmp_path):
         figure("fig-one", "First. And *more*.", {"image/png": drawn(1000, 300)}),
         new_code_cell("x", outputs=[new_output("display_data", {"image/png": drawn(9, 9)})]),
         figure("fig-view", "To explore.", {"text/html": "<canvas>"}),
+        figure("fig-none", "Not this time.", {}),  # has shown nothing
     ]
     copies = [tmp_path / name for name in ("10_a.ipynb", "11_b.ipynb", "12_none.ipynb")]
     nbformat.write(new_notebook(cells=cells), copies[0])

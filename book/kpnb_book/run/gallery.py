@@ -29,12 +29,15 @@ class Shown:
 
 
 def figures_of(copy: Path) -> Iterator[Shown]:
-    """The figures of an executed notebook that have a caption, in their order."""
+    """The figures of an executed notebook that have a caption, in their order; not those of cells
+    that showed nothing, for which the page has no label.
+    """
     import nbformat
 
     for cell in nbformat.read(copy, as_version=4).cells:
         about = cell.metadata.get("mystnb", {})
-        if figure := about.get("figure"):
+        figure = about.get("figure")
+        if figure and any(output.get("data") for output in cell.get("outputs", [])):
             alt = about.get("image", {}).get("alt", "")
             yield Shown(figure["name"], figure["caption"], alt, _picture(cell))
 
