@@ -6,6 +6,7 @@ Compiled models run uncompiled meanwhile, because compiled code does not see hoo
 """
 
 import copy
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -106,9 +107,11 @@ def unnamed_run(model: nn.Module, name: str, runs: int) -> str:
 
 
 def _entries(output: Any) -> dict[int | str, Any]:
-    """The parts of a tuple, list or mapping (model outputs are mappings)."""
+    """The parts of a tuple, list, mapping (model outputs are mappings) or dataclass."""
     if isinstance(output, Mapping):
         return dict(output)
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
 
 
@@ -124,7 +127,7 @@ def _contents(output: Any) -> str:
 def key_of(output: Any, name: str, select: Key | None) -> tuple[int | str, ...]:
     """Where the feature is in a layer's ``output``: see ``picked``."""
     if select is not None:
-        return select if isinstance(select, tuple) else (select,)
+        return _path(output, select if isinstance(select, tuple) else (select,))
     if isinstance(output, Tensor):
         return ()
     entries = _entries(output)
@@ -137,13 +140,28 @@ def key_of(output: Any, name: str, select: Key | None) -> tuple[int | str, ...]:
     return (tensors[0],)
 
 
+def _path(output: Any, keys: Iterable[int | str]) -> tuple[int | str, ...]:
+    """``keys`` with the places of a named tuple's names, and of positions from the end."""
+    path: list[int | str] = []
+    for key in keys:
+        names = getattr(output, "_fields", ())
+        ordered = isinstance(output, tuple | list)
+        if key in names:
+            key = names.index(key)
+        elif ordered and isinstance(key, int) and -len(output) <= key < 0:
+            key += len(output)
+        path.append(key)
+        output = _entries(output).get(key)
+    return tuple(path)
+
+
 def picked(output: Any, name: str, select: Key | None = None) -> Tensor:
     """The feature in the ``output`` of the layer ``name``.
 
     The output itself when it is a tensor; of a tuple or list the first, as recurrent and attention
-    layers return it; of a mapping (such as a model output) the one tensor in it. ``select`` says
-    otherwise: ``"pooler_output"``, or ``(1, 0)`` for the hidden state of an LSTM. Raises
-    ``TypeError`` that lists what is there.
+    layers return it; of a mapping (such as a model output) or dataclass the one tensor in it.
+    ``select`` says otherwise: ``"pooler_output"``, a named tuple's name, -1 for the last, or
+    ``(1, 0)`` for the hidden state of an LSTM. Raises ``TypeError`` that lists what is there.
     """
     found = output
     for key in key_of(output, name, select):
@@ -164,6 +182,8 @@ def replaced(output: Any, key: tuple[int | str, ...], value: Tensor) -> Any:
     if isinstance(output, tuple):
         values = [part if i == key[0] else old for i, old in enumerate(output)]
         return output._make(values) if hasattr(output, "_make") else type(output)(values)
+    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
+        return dataclasses.replace(output, **{key[0]: part})
     changed = copy.copy(output)
     changed[key[0]] = part
     return changed

@@ -295,6 +295,8 @@ def judge(
     """
     one_of("chance", chance, get_args(Chance))
     small = delta or {}
+    for metric in small:
+        one_of("metric (delta)", metric, BETTER)
     return {
         metric: _difference(metric, _one_layer(values), chance, seed, small.get(metric, NAN))
         for metric, values in gaps.items()
@@ -370,14 +372,28 @@ def compare_seeds(
                 matters, three of them cover the truth 3 times in 4
     delta       as in ``judge``
 
-    With one seed only the images can be allowed for.
+    With one seed only the images can be allowed for. Raises ``ValueError`` for what is no list of
+    lists of pairs.
     """
+    if not trainings or any(not _are_pairs(pairs) for pairs in trainings):
+        raise ValueError(
+            "trainings are, for each seed, a list of pairs (student, baseline), one for each "
+            "layer: [[(student, baseline)], ...]"
+        )
     gaps = [[_gaps(*metrics_of_pair(*pair)) for pair in pairs] for pairs in trainings]
     means = {
         metric: [_mean(np.stack([gap[metric] for gap in pairs]), 0) for pairs in gaps]
         for metric in BETTER
     }
     return judge(means, chance, seed, delta)
+
+
+def _are_pairs(pairs: object) -> bool:
+    """Whether these are some pairs of networks."""
+    network = Metrics | Trajectory
+    if isinstance(pairs, network) or not isinstance(pairs, Sequence) or not pairs:
+        return False
+    return not any(isinstance(p, network) or len(p) != 2 for p in pairs)
 
 
 def _gaps(student: Metrics, baseline: Metrics) -> dict[str, np.ndarray]:
@@ -415,6 +431,8 @@ def verdict(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -
     opposite; "contradicted": the same with show and opposite exchanged; "mixed": something shows or
     is opposite; else "open".
     """
+    for metric in metrics:
+        one_of("metric", metric, BETTER)
     counts = [tally(pairs, metric) for metric in metrics]
     for word, one, other in (
         ("supported", "shows", "opposite"),

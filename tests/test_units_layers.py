@@ -1,11 +1,14 @@
 """Grids against hand counts; features by name; the model as it was, whatever happens."""
 
 import copy
+import dataclasses
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
+from kpnb import features
 from kpnb.entropy import entropy
 from kpnb.features import capture, explaining, module_at, modules_below, parameters_below
 from kpnb.units import ImageGrid
@@ -188,3 +191,33 @@ def test_what_lies_below_a_layer():
     }
     assert modules_below(model, x, "5") == {"0", "1", "2", "3", "4", "5"}
     assert not model[4].weight.requires_grad
+
+
+@dataclasses.dataclass
+class Parts:
+    feature: torch.Tensor
+    logits: torch.Tensor
+
+
+class Named(NamedTuple):
+    feature: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Parts, Named, lambda *parts: [*parts]])
+def test_parts_go_by_names_of_dataclasses_and_named_tuples_and_from_the_end(kind):
+    feature, logits = torch.randn(2, 3), torch.randn(2, 5)
+    output = kind(feature, logits)
+    if kind in (Parts, Named):
+        assert features.picked(output, "head", "logits") is logits
+        assert features.picked(output, "head", "feature") is feature
+    if kind is not Parts:
+        assert features.picked(output, "head", -1) is logits
+        assert features.picked(output, "head", -2) is feature
+    key = features.key_of(output, "head", "logits" if kind is Parts else -1)
+    changed = features.replaced(output, key, torch.zeros(2, 5))
+    assert type(changed) is type(output)
+    assert not features.picked(changed, "head", key).any()
+    assert features.picked(output, "head", key) is logits  # the original stays
+    with pytest.raises(TypeError, match="which has no 'nothing'"):
+        features.picked(output, "head", "nothing")

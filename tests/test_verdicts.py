@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from kpnb.metrics import BETTER, NAMES, Metrics
+import kpnb
+from kpnb.metrics import BETTER, NAMES, Choices, Metrics, six_metrics
 from kpnb.stats import (
     Difference,
     Spread,
@@ -19,6 +20,7 @@ from kpnb.stats import (
     paired,
     predicted,
     seed_means,
+    verdict,
 )
 
 
@@ -291,3 +293,22 @@ def test_directions_are_those_of_the_hypotheses():
     gaps = {name: 1 + trainings(np.random.default_rng(0), 5, 20) * 0.01 for name in NAMES}
     for name, d in judge(gaps).items():
         assert d.verdict == ("shows" if BETTER[name] > 0 else "opposite")
+
+
+def test_what_is_no_list_of_pairs_or_no_metric_is_named():
+    pair = tuple(networks_of(seed) for seed in (0, 1))
+    for wrong in ([], [[]], [pair], pair, [[pair[0]]]):
+        with pytest.raises(ValueError, match=r"\[\[\(student, baseline\)\], \.\.\.\]"):
+            kpnb.compare_seeds(wrong)
+    with pytest.raises(ValueError, match=r"metric \(delta\) 'nfg'; did you mean 'n_fg'"):
+        kpnb.compare(*pair, delta={"nfg": 0.5})
+    with pytest.raises(ValueError, match="metric 'nfg'; did you mean 'n_fg'"):
+        verdict([kpnb.compare(*pair)], ["nfg"])
+
+
+def networks_of(seed: int) -> Metrics:
+    """Six metrics of random entropies."""
+    rng = torch.Generator().manual_seed(seed)
+    foreground = torch.arange(20).expand(6, 20) < 8
+    entropy = torch.rand(4, 6, 20, generator=rng)
+    return six_metrics(entropy, foreground, torch.arange(4.0).double(), Choices(b=0.1))
