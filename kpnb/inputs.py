@@ -32,6 +32,10 @@ class Inputs:
         """Whether ``value`` has something for each sample."""
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(self)
 
+    def per_sample(self) -> list[str]:
+        """Names of the other tensors that are taken to belong to the samples."""
+        return [name for name, value in self.others.items() if self._each(value)]
+
     def rows(self, which: slice) -> "Inputs":
         """The samples ``which``."""
         others = {

@@ -159,9 +159,17 @@ def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) 
                 "F.dropout(x, training=self.training), or pass check=False"
             )
         where = _first_difference(_trace(perturbation, beside), _trace(perturbation, alone))
+    found = f"{place(name)} of a sample depends on the other samples of its batch ({where})"
+    if cut := perturbation.inputs.per_sample():
+        # Whether a first dimension of B is one of samples cannot be known, only suspected.
+        return (
+            f"{found}. Of {', '.join(map(repr, cut))}, whose first size is that of the batch, each "
+            "sample gets its own row: what all samples share, such as the adjacency of a graph, "
+            f"needs a first dimension of one, as {cut[0]}[None]. Otherwise there is no entropy of "
+            "a sample; check=False measures all the same"
+        )
     return (
-        f"{place(name)} of a sample depends on the other samples of its batch "
-        f"({where}), as with BatchNorm2d(track_running_stats=False): there is no entropy of a "
+        f"{found}, as with BatchNorm2d(track_running_stats=False): there is no entropy of a "
         "sample then. Pass max_batch=1 to measure each alone, or check=False"
     )
 

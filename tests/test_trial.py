@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kpnb import ClosedForm, ImageGrid, Stochastic, entropy, lipschitz
+from kpnb import ClosedForm, ImageGrid, Points, Stochastic, entropy, lipschitz
 from tests.models import images, small_net
 
 GRID = ImageGrid(4)
@@ -400,3 +400,28 @@ def test_layers_inside_of_what_is_checkpointed():
         for name in ["body.1", "body"] if isinstance(layer, list) else [None]:
             one, two = (found[name] if name else found for found in (plain, saved))
             assert torch.allclose(one.entropy, two.entropy, atol=1e-12)
+
+
+class Graph(torch.nn.Module):
+    """The mean over nodes after one exchange along the edges of a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 8)
+
+    def forward(self, nodes, edges):
+        return torch.tanh(edges @ self.linear(nodes)).mean(1)
+
+
+def test_what_all_samples_share_is_suspected_where_its_size_is_that_of_the_batch():
+    torch.manual_seed(0)
+    model, nodes = Graph(), torch.randn(6, 6, 3)
+    edges = (torch.rand(6, 6) > 0.5).float()
+    how = {"perturb": "nodes", "units": Points()}
+    with pytest.raises(
+        ValueError, match=r"'edges'.* needs a first dimension of one, as edges\[None\]"
+    ):
+        entropy(model, {"nodes": nodes, "edges": edges}, "", **how)
+    shared = entropy(model, {"nodes": nodes, "edges": edges[None]}, "", **how)
+    each = entropy(model, {"nodes": nodes, "edges": edges.expand(6, 6, 6)}, "", **how)
+    torch.testing.assert_close(shared.entropy, each.entropy)
