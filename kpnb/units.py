@@ -99,9 +99,17 @@ class ImageGrid:
     def count(self, x: Tensor) -> int:
         rows, columns = self.shape
         if x.dim() != 4:
+            alone = x.dim() == 3 and len(x) in (1, 3)
+            remedy = (
+                "x[None] is a batch of one image"
+                if alone
+                else (
+                    "inputs that are no images need units=: kpnb.Tokens() for sequences [B, T, E], "
+                    "kpnb.Points() for sets of points, kpnb.Regions(labels) for anything"
+                )
+            )
             raise ValueError(
-                f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} (x[None] is a "
-                "batch of one image)"
+                f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} ({remedy})"
             )
         if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
             hint = "; x.permute(0, 3, 1, 2) puts channels first" if x.shape[3] in (1, 3, 4) else ""

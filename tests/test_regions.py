@@ -371,3 +371,16 @@ def test_masks_that_do_not_fit_are_named():
         covered_units(ImageGrid(2), x, torch.ones(2, 5, 4))
     with pytest.raises(ValueError, match="could lack the second or the last dimension"):
         covered_units(Tokens(), torch.randn(2, 4, 4), torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [
+        ((3, 32, 32), r"x\[None\] is a batch of one image"),
+        ((4, 12, 5), r"units=: kpnb\.Tokens\(\) for sequences"),
+        ((4, 7), r"kpnb\.Regions\(labels\) for anything"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_told_what_fits(shape, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        ImageGrid(4).count(torch.zeros(shape))
