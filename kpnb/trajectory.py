@@ -494,7 +494,26 @@ def _natural(files: list[Path], pattern: str) -> list[Path]:
             f"({listed(sorted(kinds.values()))}), so their order is not known: narrow the pattern, "
             "or give a list"
         )
-    return sorted(files, key=keys.__getitem__)
+    ordered = sorted(files, key=keys.__getitem__)
+    _tell_gaps([keys[path] for path in ordered], pattern)
+    return ordered
+
+
+def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
+    """Log which numbers of files are taken as which epochs, when they are not 0, k, 2k, ..."""
+    counted = [column for column in zip(*keys, strict=True) if len(set(column)) > 1]
+    if len(counted) != 1:
+        return
+    (numbers,) = counted
+    if list(numbers) != [numbers[1] * epoch for epoch in range(len(numbers))]:
+        shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
+        log.warning(
+            "the files of %s have the numbers %s, taken as epochs 0 to %d: the first counts as the "
+            "untrained network",
+            pattern,
+            shown,
+            len(numbers) - 1,
+        )
 
 
 def _check_not_shared(sources: Sequence[Checkpoint]) -> None:

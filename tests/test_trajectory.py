@@ -759,3 +759,19 @@ def test_ten_lines_for_somebody_elses_student_and_baseline(tmp_path, monkeypatch
             list(found.row().values()), nan_ok=True
         )
     assert len(read_me_snippet().strip().splitlines()) <= 11  # one of them empty
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [((0, 1, 2), None), ((0, 5, 10), None), ((1, 3, 9), "1, 3, 9"), ((1, 2, 3), "1, 2, 3")],
+)
+def test_numbers_of_files_that_are_no_epochs_are_told(numbers, told, tmp_path, caplog):
+    for number in numbers:
+        (tmp_path / f"epoch-{number}.pt").touch()
+    found = in_order(str(tmp_path / "epoch-*.pt"))
+    assert [path.name for path in found] == [f"epoch-{number}.pt" for number in numbers]
+    if told is None:
+        assert not caplog.records
+    else:
+        assert f"have the numbers {told}, taken as epochs 0 to 2" in caplog.text
+        assert "the first counts as the untrained network" in caplog.text
