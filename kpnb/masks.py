@@ -1,5 +1,6 @@
 """Masks of the foreground as people have them, and the units that they make foreground."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,8 @@ from kpnb._tensors import as_tensor, described
 
 if TYPE_CHECKING:
     from kpnb.units import Units
+
+log = logging.getLogger(__name__)
 
 
 def read_masks(masks: Any, void: Any | None = None) -> tuple[Tensor, Tensor]:
@@ -31,6 +34,11 @@ def read_masks(masks: Any, void: Any | None = None) -> tuple[Tensor, Tensor]:
     values = masks[~neither].unique().tolist()
     if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
         raise ValueError(f"masks hold {_listed(values)}: {_remedy(values)}")
+    if set(values) <= {0} and bool(neither.any()):
+        log.warning(
+            "masks hold nothing but 0 and void: no element is foreground. Masks of 0 and 255 take "
+            "no void=255"
+        )
     return (masks != 0) & ~neither, neither
 
 

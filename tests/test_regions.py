@@ -384,3 +384,16 @@ def test_masks_that_do_not_fit_are_named():
 def test_what_is_no_batch_of_images_is_told_what_fits(shape, remedy):
     with pytest.raises(ValueError, match=remedy):
         ImageGrid(4).count(torch.zeros(shape))
+
+
+def test_masks_whose_foreground_is_called_void_are_told(caplog):
+    masks = np.zeros((2, 8, 8), np.uint8)
+    masks[:, 2:5, 2:5] = 255
+    read_masks(masks)
+    labels = masks.copy()
+    labels[0, 0, 0] = 1  # something is foreground
+    read_masks(labels, void=255)
+    assert not caplog.records
+    foreground, _ = read_masks(masks, void=255)
+    assert not foreground.any()
+    assert "no element is foreground" in caplog.text
