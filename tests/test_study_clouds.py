@@ -29,6 +29,7 @@ TINY = {
     "head_epochs": 1,
 }
 TINY |= {"teacher_samples": 48, "share": 0.5, "test_samples": 12, "analysed": 4, "layers": "FC1"}
+TINY |= {"seeds": (0,)}
 
 
 @pytest.fixture(scope="module")
