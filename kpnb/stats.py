@@ -349,7 +349,8 @@ def compare(
     """Student minus baseline for each of the six metrics, measured on the same images: for these
     two trainings.
 
-    Raises ``ValueError`` for trajectories that were measured on other inputs or otherwise.
+    Raises ``ValueError`` for trajectories that were measured on other inputs, at another layer or
+    otherwise.
     """
     return compare_seeds([[(student, baseline)]], "images", seed, delta)
 
