@@ -349,7 +349,8 @@ def compare(
     """Student minus baseline for each of the six metrics, measured on the same images: for these
     two trainings.
 
-    Raises ``ValueError`` for trajectories that were measured on other inputs or otherwise.
+    Raises ``ValueError`` for trajectories that were measured on other inputs, at another layer or
+    otherwise.
     """
     return compare_seeds([[(student, baseline)]], "images", seed, delta)
 
@@ -421,6 +422,7 @@ def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
 
 def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:
     """How many student/baseline pairs come out with each verdict in one metric."""
+    one_of("metric", metric, BETTER)
     return Counter(pair[metric].verdict for pair in pairs)
 
 
@@ -431,8 +433,6 @@ def verdict(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -
     opposite; "contradicted": the same with show and opposite exchanged; "mixed": something shows or
     is opposite; else "open".
     """
-    for metric in metrics:
-        one_of("metric", metric, BETTER)
     counts = [tally(pairs, metric) for metric in metrics]
     for word, one, other in (
         ("supported", "shows", "opposite"),

@@ -575,7 +575,7 @@ def metrics_of_pair(
 ) -> tuple[Metrics, Metrics]:
     """The metrics of two networks that are to be compared.
 
-    Raises ``ValueError`` for trajectories of other inputs, regions, units or choices.
+    Raises ``ValueError`` for trajectories of other layers, inputs, regions, units or choices.
     """
     for given in (student, baseline):
         if not isinstance(given, Trajectory | Metrics):
@@ -590,8 +590,12 @@ def metrics_of_pair(
 
 
 def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
-    names = ("input", "units", "objective", "scale", "seed")
-    differ = [name for name in names if student.settings.get(name) != baseline.settings.get(name)]
+    differ = []
+    for name in ("layer", "select", "input", "units", "objective", "scale", "seed"):
+        one = _setting(student, name)
+        other = _setting(baseline, name)
+        values = "" if name == "input" else f" {one} and {other}"  # of inputs, digests
+        differ += [f"{name}{values}"] if one != other else []
     differ += ["choices"] if student.choices != baseline.choices else []
     for name in ("foreground", "background"):
         one = getattr(student, name)
@@ -601,5 +605,12 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
     if differ:
         raise ValueError(
             f"student and baseline were measured differently ({', '.join(differ)}): only the same "
-            "inputs and settings can be compared"
+            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
+            "compare student.metrics() and baseline.metrics()"
         )
+
+
+def _setting(found: Trajectory, name: str) -> Any:
+    """A setting as messages show it; of a layer the name without what wrappers add inside it."""
+    value = found.settings.get(name)
+    return repr(bare_name(value)) if name == "layer" and value is not None else value

@@ -99,17 +99,12 @@ class ImageGrid:
     def count(self, x: Tensor) -> int:
         rows, columns = self.shape
         if x.dim() != 4:
-            alone = x.dim() == 3 and len(x) in (1, 3)
-            remedy = (
-                "x[None] is a batch of one image"
-                if alone
-                else (
-                    "inputs that are no images need units=: kpnb.Tokens() for sequences [B, T, E], "
-                    "kpnb.Points() for sets of points, kpnb.Regions(labels) for anything"
-                )
-            )
+            one_image = x.dim() == 3 and len(x) in (1, 3)
+            alone = "x[None] is a batch of one image; " if one_image else ""
             raise ValueError(
-                f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} ({remedy})"
+                f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} ({alone}inputs "
+                "that are no images need units=: kpnb.Tokens() for sequences [B, T, E], "
+                "kpnb.Points() for sets of points, kpnb.Regions(labels) for anything)"
             )
         if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
             hint = "; x.permute(0, 3, 1, 2) puts channels first" if x.shape[3] in (1, 3, 4) else ""

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -337,8 +337,8 @@ def _check_fit(state: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
     lists |= {"not in the model": unexpected, "of another shape": shapes}
     wrong = [f"{title}: {listed(names, 40)}" for title, names in lists.items() if names]
     if wrong:
-        hint = _hint(state, own) if missing else ""
-        raise ValueError(f"{where} does not fit the model. " + "; ".join(wrong) + hint)
+        advice = _advice(_fitting_prefixes(state, own)) if missing else ""
+        raise ValueError(f"{where} does not fit the model. {advice}" + "; ".join(wrong))
 
 
 def _same_kind(value: object, own: object) -> bool:
@@ -362,14 +362,25 @@ def _with_nearest(name: str, others: Collection[str]) -> str:
     return f"{name} (is it {near[0]}?)" if near else name
 
 
-def _hint(state: Mapping[str, Any], own: Collection[str]) -> str:
-    """The prefix under which everything would be there."""
-    last = max(own, key=len)
-    for name in state:
-        prefix = name.removesuffix(last)
-        if prefix != name and prefix.endswith(".") and all(prefix + n in state for n in own):
-            return f". All of it lies under one prefix: pass prefix={prefix!r}"
-    return ""
+def _fitting_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """The prefixes under which everything is there; those alone where the shapes fit, if any do."""
+    names = [name for name in own if name.split(".")[-1] != COUNTER]
+    if not names:
+        return []
+    starts = {name.removesuffix(names[0]) for name in state if name.endswith(f".{names[0]}")}
+    complete = [p for p in sorted(starts) if all(p + name in state for name in names)]
+    fitting = [p for p in complete if all(_same_kind(state[p + n], own[n]) for n in names)]
+    return fitting or complete
+
+
+def _advice(prefixes: Sequence[str]) -> str:
+    """What to pass for one of several networks in a file; "" where no prefix helps."""
+    if not prefixes:
+        return ""
+    choice = " or ".join(f"prefix={prefix!r}" for prefix in prefixes[:4])
+    if len(prefixes) == 1:
+        return f"All of it lies under one prefix: pass {choice}. "
+    return f"All of it lies under each of {len(prefixes)} prefixes: pass {choice}. "
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:

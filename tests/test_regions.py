@@ -376,8 +376,8 @@ def test_masks_that_do_not_fit_are_named():
 @pytest.mark.parametrize(
     ("shape", "remedy"),
     [
-        ((3, 32, 32), r"x\[None\] is a batch of one image"),
-        ((4, 12, 5), r"units=: kpnb\.Tokens\(\) for sequences"),
+        ((3, 32, 32), r"x\[None\] is a batch of one image; .*kpnb\.Tokens\(\) for sequences"),
+        ((4, 12, 5), r"\(4, 12, 5\) \(inputs that are no images .*kpnb\.Tokens\(\) for sequences"),
         ((4, 7), r"kpnb\.Regions\(labels\) for anything"),
     ],
 )

@@ -1,6 +1,7 @@
 """Trajectory and Recorder: against a plain loop measured by hand, each other, and real faults."""
 
 import copy
+import dataclasses
 import logging
 import math
 import re
@@ -668,7 +669,7 @@ def test_units_of_neither_region_do_not_count(trained):
 def test_comparisons_take_trajectories(trained):
     states, _ = trained
     student = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
-    baseline = kpnb.trajectory(net(3), states[:3], X, FOREGROUND, "5", **CHEAP)
+    baseline = kpnb.trajectory(net(3), states[:3], X, FOREGROUND, "8", **CHEAP)
     expected = kpnb.compare(student.metrics(), baseline.metrics())
     assert str(kpnb.compare(student, baseline)) == str(expected)
     assert str(kpnb.compare_seeds([[(student, baseline)]])) == str(expected)
@@ -677,6 +678,22 @@ def test_comparisons_take_trajectories(trained):
         kpnb.compare(student, other)
     with pytest.raises(TypeError, match=r'not dict; of several layers, trajectory\["layer"\]'):
         kpnb.compare({"8": student}, baseline)
+
+
+def test_comparisons_name_the_settings_that_differ(trained):
+    states, _ = trained
+    found = kpnb.trajectory(net(3), states[:2], X, FOREGROUND, ["5", "8"], **CHEAP)
+    student = found["8"]
+    with pytest.raises(ValueError, match=r"differently \(layer '8' and '5'\): .*\.metrics\(\)"):
+        kpnb.compare(student, found["5"])
+    with pytest.raises(ValueError, match=r"\(layer '5' and '8'\)"):
+        kpnb.compare_seeds([[(student, student)], [(found["5"], student)]])
+    kpnb.compare(student.metrics(), found["5"].metrics())  # who says so
+    parts = dataclasses.replace(student, settings=student.settings | {"select": "1", "seed": 3})
+    with pytest.raises(ValueError, match=r"\(select None and 1, seed 0 and 3\)"):
+        kpnb.compare(student, parts)
+    wrapped = dataclasses.replace(student, settings=student.settings | {"layer": "_orig_mod.8"})
+    kpnb.compare(student, wrapped)
 
 
 def test_a_model_that_is_wrapped(trained):

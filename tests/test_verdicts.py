@@ -20,6 +20,7 @@ from kpnb.stats import (
     paired,
     predicted,
     seed_means,
+    tally,
     verdict,
 )
 
@@ -304,6 +305,8 @@ def test_what_is_no_list_of_pairs_or_no_metric_is_named():
         kpnb.compare(*pair, delta={"nfg": 0.5})
     with pytest.raises(ValueError, match="metric 'nfg'; did you mean 'n_fg'"):
         verdict([kpnb.compare(*pair)], ["nfg"])
+    with pytest.raises(ValueError, match="metric 'nfg'; did you mean 'n_fg'"):
+        tally([kpnb.compare(*pair)], "nfg")
 
 
 def networks_of(seed: int) -> Metrics:

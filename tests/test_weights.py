@@ -4,6 +4,7 @@ import argparse
 import collections
 import copy
 import pathlib
+import re
 import warnings
 
 import numpy as np
@@ -154,12 +155,27 @@ def test_a_file_with_two_networks_asks_which():
     load_weights(model, both, entry="teacher")
     assert same(model, teacher)
     names = prefixed(student.state_dict(), "student.") | prefixed(teacher.state_dict(), "teacher.")
-    with pytest.raises(ValueError, match=r"pass prefix='(student|teacher)\.'"):
-        load_weights(model, names)
+    for one_entry in (names, {"state_dict": names}, {"state_dict": prefixed(names, "model.")}):
+        with pytest.raises(ValueError, match=r"fit the model\. .*: pass .*\. missing") as error:
+            load_weights(model, one_entry)
+        advised = re.findall(r"prefix='([\w.]+)'", str(error.value))
+        for prefix, network in zip(advised, (student, teacher), strict=True):
+            load_weights(model, one_entry, prefix=prefix)
+            assert same(model, network)
     load_weights(model, {"state_dict": names}, prefix="student.")
     assert same(model, student)
     with pytest.raises(ValueError, match=r"unknown prefix 'studnt\.'; did you mean 'student\.'"):
         load_weights(model, names, prefix="studnt.")
+
+
+def test_of_two_networks_in_a_file_the_one_whose_shapes_fit_is_advised():
+    model = nn.Linear(3, 2)
+    wide = prefixed(nn.Linear(3, 9).state_dict(), "teacher.")
+    narrow = prefixed(nn.Linear(3, 2).state_dict(), "student.")
+    with pytest.raises(ValueError, match=r"fit the model\. .*: pass prefix='student\.'\. missing"):
+        load_weights(model, wide | narrow)
+    with pytest.raises(ValueError, match=r"fit the model\. .*: pass prefix='teacher\.'\. missing"):
+        load_weights(model, wide | {"head.bias": torch.zeros(2)})
 
 
 def test_a_folder_as_hugging_faces_trainer_writes_it(tmp_path):
