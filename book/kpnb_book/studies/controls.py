@@ -29,6 +29,7 @@ from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 
 SHUFFLED = 4  # networks that learn labels in random order
+PAIRED = range(2)  # seeds of students, with a teacher and with an untrained one, and of baselines
 
 
 def shuffled_baseline(study: Study, seed: int = 0) -> Training:
@@ -54,10 +55,10 @@ def random_labels(data: Any, seed: int) -> Any:
 
 def controls_plan(study: Study, baselines: int) -> Plan:
     """What the controls train, and measure at the first layer; so many ``baselines``."""
-    layer, seeds = study.settings.layers[0], study.settings.seeds
-    networks = [study.baseline(seed) for seed in {*range(baselines), *seeds}]
+    layer = study.settings.layers[0]
+    networks = [study.baseline(seed) for seed in {*range(baselines), *PAIRED}]
     networks += [shuffled_baseline(study, seed) for seed in range(SHUFFLED)]
-    for seed in seeds:
+    for seed in PAIRED:
         networks += [study.student(layer, seed), study.student(layer, seed, teacher_epoch=0)]
     return Plan.measuring(study, [(network, layer) for network in networks])
 

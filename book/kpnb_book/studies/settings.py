@@ -13,8 +13,10 @@ from kpnb._messages import one_of
 
 ALL = "all"  # every sample that there is, or every layer of an encoder
 Count = int | Literal["all"]
-OWN = (100, 101, 102)
-"""Seeds that a build trains itself: beyond those that stored evidence has."""
+OWN = (101, 102, 103)
+"""Seeds that a build trains itself: beyond those that stored evidence has, and those that settings
+were chosen with (100 and 200).
+"""
 
 
 @dataclass(frozen=True)
