@@ -372,7 +372,10 @@ def train_epoch(
     """
     means = Means()
     done = 0
-    paths = torch.zeros(len(learner.trained), device=learner.device)
+    trained = [parameter.detach() for parameter in learner.trained.values()]
+    # Taken once: an encoder's table of words is 47 MB, too much to ask for at every step.
+    before = [torch.empty_like(parameter) for parameter in trained]
+    paths = torch.zeros(len(trained), device=learner.device)
     learner.train_mode(rate)
     for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
         learner.optimiser.zero_grad()
@@ -386,10 +389,10 @@ def train_epoch(
                 f"the loss of {learner.title} became {means['loss']} in epoch {epoch} after {done} "
                 f"samples: use a lower learning rate than {rate:g}; earlier epochs are kept"
             )
-        before = [parameter.detach().clone() for parameter in learner.trained.values()]
+        for kept, parameter in zip(before, trained, strict=True):
+            kept.copy_(parameter)
         learner.optimiser.step()
-        after = [parameter.detach() for parameter in learner.trained.values()]
-        steps = [(a - b).norm() for a, b in zip(after, before, strict=True)]
+        steps = [kept.sub_(now).norm() for kept, now in zip(before, trained, strict=True)]
         paths += torch.stack(steps)
         done += len(batch)
         bar.step(len(batch), **means.all())
