@@ -62,12 +62,12 @@ def teacher_size(parameters: Parameters) -> list[Plan]:
     usual = ["vgg11", "vgg16", "vgg19"] if paper else ["vgg11_bn", "vgg16_bn"]
     options = given(parameters, but=["teachers"])
     options["network"] = parameters["network"] or ("vgg11" if paper else None)
-    at_conv = {**options, "layers": "Conv"}
     if brief:
-        at_conv |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
+        options |= {"teacher_samples": 4000, "teacher_epochs": 8, "share": 1000}
+        options |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
     return [
-        plan_of(ImageStudy(profile, teacher_network=name, **settings), "pairs")
-        for settings in ({**options, "layers": "FC1"}, at_conv)
+        plan_of(ImageStudy(profile, **options, layers=layer, teacher_network=name), "pairs")
+        for layer in ("FC1", "Conv")
         for name in parameters["teachers"] or usual
     ]
 
