@@ -15,6 +15,7 @@ from kpnb_book.run.errors import UsageError
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook, find_root
 from kpnb_book.run.parameters import (
     PROFILES,
+    add_parameters,
     check_parameters,
     read_assignments,
     resolve_folders,
@@ -72,7 +73,7 @@ def _add_sweep(commands: Commands) -> None:
         "sweep", help="run a grid of parameters, here or on a Dask cluster", epilog=example
     )
     many.add_argument("file", type=Path, help="the YAML file of the grid").complete = shtab.FILE
-    _add_parameters(many)
+    add_parameters(many)
     many.add_argument(
         "--dry-run",
         action="store_true",
@@ -120,18 +121,7 @@ def _add_check(commands: Commands) -> None:
 
 def _add_notebook(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("notebook", help="its number (10), name or path").complete = shtab.FILE
-    _add_parameters(parser)
-
-
-def _add_parameters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a parameter",
-    )
+    add_parameters(parser)
 
 
 def _add_output(parser: argparse.ArgumentParser, default: str) -> None:

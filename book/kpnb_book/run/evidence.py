@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kpnb_book.run.errors import UsageError, unknown
-from kpnb_book.run.parameters import read_assignments
+from kpnb_book.run.parameters import add_parameters, read_assignments
 
 if TYPE_CHECKING:
     from kpnb_book.studies.evidence import Evidence
@@ -59,14 +59,7 @@ def _add_check(commands: Commands) -> None:
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
     """Where the data are, and the tables."""
-    parser.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the study, as data_root=FOLDER",
-    )
+    add_parameters(parser, "a setting of the study, as data_root=FOLDER")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the tables (default: book/results)"
     )

@@ -1,5 +1,6 @@
 """Parameters of notebooks: how values are read, and what they may be."""
 
+import argparse
 import ast
 import glob
 import os
@@ -92,6 +93,13 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         except UsageError as error:
             raise UsageError(f"-p {assignment}: {error}") from error
     return parameters
+
+
+def add_parameters(parser: argparse.ArgumentParser, what: str = "a parameter") -> None:
+    """Add the option ``-p`` to a command; :func:`read_assignments` reads its ``parameters``."""
+    parser.add_argument(
+        "-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE", help=what
+    )
 
 
 @dataclass(frozen=True)
