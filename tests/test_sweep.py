@@ -252,6 +252,24 @@ def test_sweep_gathers_results_and_names_failures(root, capsys, dask_cluster):
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
 
 
+def test_results_lie_where_the_command_was_called(root, tmp_path_factory, dask_cluster, monkeypatch):
+    """Outside of the clone; anywhere inside it they lie in its own folder."""
+    file = grid(root, parameters={"n": 1}).absolute()
+    monkeypatch.setattr("kpnb_book.run.commands.find_root", lambda: root)  # beside the package
+    there = ["--scheduler", dask_cluster]
+    mine = tmp_path_factory.mktemp("mine")
+    monkeypatch.chdir(mine)
+    assert main(["sweep", str(file), *there]) == 0
+    assert main(["run", "10", "-p", "n=2", *there]) == 0
+    assert (mine / "reruns" / "mini" / "results.csv").is_file()
+    assert len([*mine.glob("reruns/10_mini-*/10_mini.json")]) == 1
+    assert not (root / "reruns").exists()
+    monkeypatch.chdir(root / "notebooks")
+    assert main(["sweep", str(file), *there]) == 0
+    assert (root / "reruns" / "mini" / "results.csv").is_file()
+    assert not (root / "notebooks" / "reruns").exists()
+
+
 def test_page_shows_what_varies_and_no_wide_table():
     """Many results stand below each other, whatever their number; their values are all there."""
     from kpnb_book.run.tables import gather, page_of

@@ -129,7 +129,7 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help=f"folder of the results (default: reruns/{default})",
+        help=f"folder of the results (default: reruns/{default} in the current folder)",
     )
     where.complete = shtab.DIRECTORY
     parser.add_argument(
@@ -169,6 +169,15 @@ def build_book(options: argparse.Namespace) -> int:
     return 0
 
 
+def _results_folder(options: argparse.Namespace, name: str, root: Path) -> Path:
+    """``--output``, else ``reruns/name`` in the caller's folder. Anywhere inside the clone ``root``
+    that is the clone's own ``reruns``, which git ignores.
+    """
+    here = Path.cwd()
+    base = root if here.is_relative_to(root) else here
+    return (options.output or base / "reruns" / name).absolute()
+
+
 def run_one(options: argparse.Namespace) -> int:
     """``kpnb run``."""
     from kpnb_book.run import rerun
@@ -177,8 +186,8 @@ def run_one(options: argparse.Namespace) -> int:
     path = find_notebook(options.notebook, root)
     given = read_assignments(options.parameters)
     parameters = resolve_folders(path, given, Path.cwd())
-    default = root / "reruns" / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = (options.output or default).absolute()
+    name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = _results_folder(options, name, root)
     rerun.run_one(path, folder, parameters, options.timeout, options.resume, options.scheduler)
     print(f"Executed copy: {folder / path.name}; page and results beside it: .html, .json")
     return 0
@@ -190,7 +199,7 @@ def run_many(options: argparse.Namespace) -> int:
 
     root = find_root()
     members = sweep.read(options.file, root, read_assignments(options.parameters))
-    folder = (options.output or root / "reruns" / options.file.stem).absolute()
+    folder = _results_folder(options, options.file.stem, root)
     if options.dry_run:
         for member in members:
             print(f"{'finished' if member.finished(folder) else 'to do   '}  {member.label}")
