@@ -1,5 +1,6 @@
 """Parameters of notebooks: how they are read, and what is refused before anything starts."""
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -8,6 +9,8 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kpnb_book.__main__ import main
+from kpnb_book.run import checks
+from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.parameters import (
     RULES,
@@ -22,6 +25,7 @@ from tests.test_runner import PARAMETERS, repository, write
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIRST = ROOT / "notebooks" / "10_images_h1.ipynb"
+OWN = ROOT / "notebooks" / "05_your_own.ipynb"
 
 
 def notebook(path: Path, parameters: str) -> Path:
@@ -202,6 +206,115 @@ def test_parameters_of_the_page_for_your_own_that_are_refused(given):
     with pytest.raises(UsageError, match=f"parameter '{name}' takes "):
         check_parameters(path, read_assignments([given]))
     check_parameters(path, {"model": "my.nets:Net.build", "layer": "features.7"})
+
+
+UNKNOWN = {
+    ("10", "network=vgg99"): "unknown network 'vgg99'; did you mean 'vgg19'",
+    ("10", "network=pointnet"): "unknown network 'pointnet'; known: 'alexnet', 'vgg11'",
+    ("10", "network=[vgg11, vgg16]"): "this chapter takes one; a sweep",
+    ("11", "dataset=cup"): "unknown data set 'cup'; did you mean 'cub'",
+    ("11", "dataset=sst2"): "unknown data set 'sst2'; known: 'folder', 'emoji'",
+    ("20", "network=[pointnet, dgcn]"): "unknown network 'dgcn'; did you mean 'dgcnn'",
+    ("20", "layer=Conv"): "unknown layer of pointnet 'Conv'; known: 'FC1', 'FC2', 'FC3'",
+    ("22", "dataset=modelnet"): "did you mean 'modelnet40'",
+    ("30", "dataset=sst"): "did you mean 'sst2'",
+    ("31", "network=/no/such/folder"): "is no folder here, and no model's name",
+    ("40", "network=bert base"): "is no folder here, and no model's name",
+    ("50", "teachers=[vgg11, vgg61]"): "unknown network 'vgg61'; did you mean",
+    ("12", "dataset=no_such.module:f"): "ModuleNotFoundError: No module named 'no_such'",
+    ("12", "dataset=os:sep"): "it is no function but '/'",
+}
+
+
+@pytest.mark.parametrize(("number", "assignment"), UNKNOWN)
+def test_what_a_study_does_not_know_is_refused_before_a_kernel_starts(number, assignment):
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    with pytest.raises(UsageError, match=rf"{path.name}: .*{UNKNOWN[number, assignment]}"):
+        check_run(path, read_assignments([assignment]))
+
+
+def test_what_a_study_knows_is_taken(tmp_path):
+    known = {
+        "10": ["network=resnet50", "layer=[Conv, FC3]", "dataset=voc", "dataset=os.path:join"],
+        "20": ["network=pointconv", "network=[pointnet, dgcnn]", "layer=FC2", "dataset=modelnet40"],
+        "30": ["network=bert-base-uncased", "network=org/a-b.c@0f3", f"network={tmp_path}"],
+        "50": ["teachers=[vgg11, vgg16]", "network=alexnet"],
+        "90": ["network=vgg19_bn"],
+    }
+    for number, assignments in known.items():
+        (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+        for one in assignments:
+            check_run(path, read_assignments([one]))
+
+
+def test_names_in_a_notebook_of_ones_own_mean_what_they_like(tmp_path):
+    path = notebook(tmp_path / "10_mine.ipynb", "network = None\ndataset = None")
+    check_run(path, {"network": "vgg99", "dataset": "mine"})
+
+
+def test_run_sweep_and_forecast_refuse_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = "notebook: 10\ngrid: {network: [vgg11, vgg99]}\n"
+    (tmp_path / "a.yaml").write_text(sweep)
+    given = ["-p", "network=vgg99"]
+    for command in (["sweep", "a.yaml", "--dry-run"], ["sweep", "a.yaml"]):
+        assert main(command) == 2
+        assert "did you mean 'vgg19'" in capsys.readouterr().err
+    for command in (["run", "10", *given], ["forecast", "10", *given]):
+        assert main(command) == 2
+        assert "did you mean 'vgg19'" in capsys.readouterr().err
+    assert not (tmp_path / "reruns").exists()
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch) -> dict[str, str]:
+    """Parameters of the page for your own, and the files that they name, in the caller's folder."""
+    (tmp_path / "their_nets.py").write_text("def build():\n    pass\n")
+    for role, count in (("student", 3), ("baseline", 2)):
+        (tmp_path / role).mkdir()
+        for epoch in range(count):
+            (tmp_path / role / f"epoch-{epoch}.pt").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    checks._not_imported.cache_clear()
+    files = {f"{role}_checkpoints": str(tmp_path / role) for role in ("student", "baseline")}
+    return {"model": "their_nets:build", **files}
+
+
+def test_a_complete_set_of_your_own_is_taken(theirs):
+    check_run(OWN, theirs)  # of other numbers of epochs, which may be compared
+    check_run(OWN, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("model", None, "come together: model is missing"),
+        ("baseline_checkpoints", None, "come together: baseline_checkpoints is missing"),
+        ("model", "their_nets:biuld", "has no attribute 'biuld'.* PYTHONPATH"),
+        ("model", "their_net:build", "No module named 'their_net'"),
+        ("student_checkpoints", "/nowhere/*.pt", r"no checkpoints match /nowhere/\*\.pt"),
+        ("student_checkpoints", "{folder}/student/epoch-1.pt", "1 checkpoint"),
+        ("student_checkpoints", "{folder}/*/epoch-*.pt", "differ in more than their numbers"),
+        ("baseline_checkpoints", "{folder}", "no checkpoints match"),
+    ],
+)
+def test_half_a_set_of_your_own_is_refused_before_a_kernel_starts(
+    name, value, says, theirs, tmp_path
+):
+    value = value.format(folder=tmp_path) if value else None
+    with pytest.raises(UsageError, match=rf"05_your_own\.ipynb: .*{says}"):
+        check_run(OWN, theirs | {name: value})
+
+
+def test_relative_folders_of_pythonpath_are_the_callers(theirs, tmp_path, monkeypatch, capsys):
+    """Kernels run in another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f".{os.pathsep}/elsewhere")
+    given = [f"{name}={value}" for name, value in (theirs | {"student_checkpoints": "x"}).items()]
+    assert main(["run", "05", *(part for one in given for part in ("-p", one))]) == 2
+    assert "student_checkpoints='x': there is no such" in capsys.readouterr().err
+    assert os.environ["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/elsewhere"
+    check_run(OWN, theirs)
 
 
 def test_list_says_what_each_is_about_and_the_parameters_of_one(tmp_path, monkeypatch, capsys):

@@ -252,7 +252,9 @@ def test_sweep_gathers_results_and_names_failures(root, capsys, dask_cluster):
     assert ran(root) == ["1a", "1a", "2a", "3a", "3a"]
 
 
-def test_results_lie_where_the_command_was_called(root, tmp_path_factory, dask_cluster, monkeypatch):
+def test_results_lie_where_the_command_was_called(
+    root, tmp_path_factory, dask_cluster, monkeypatch
+):
     """Outside of the clone; anywhere inside it they lie in its own folder."""
     file = grid(root, parameters={"n": 1}).absolute()
     monkeypatch.setattr("kpnb_book.run.commands.find_root", lambda: root)  # beside the package

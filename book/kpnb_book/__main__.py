@@ -1,6 +1,7 @@
 """Command line: run notebooks with other parameters, and look after the store of their results."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Ctrl-C.
     """
     options = parser().parse_args(arguments)
+    _see_search_path_from_here()
     try:
         return options.do(options)
     except (NotebookError, UsageError) as error:
@@ -40,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _see_search_path_from_here() -> None:
+    """Make the folders of PYTHONPATH absolute: kernels, which inherit it, run in another folder."""
+    if search := os.environ.get("PYTHONPATH"):
+        folders = [os.path.abspath(folder) for folder in search.split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(folders)
 
 
 if __name__ == "__main__":

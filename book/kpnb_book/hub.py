@@ -1,5 +1,6 @@
 """Where transformers finds a model: its weights, its configuration, its tokenizer."""
 
+import re
 from pathlib import Path
 
 from kpnb._messages import package
@@ -7,6 +8,17 @@ from kpnb._messages import package
 COMMITS = {
     "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594"
 }  # to download, which their hashes pin
+
+
+def check_name(name: str) -> None:
+    """``ValueError`` for what cannot be a model's name: neither a folder that is here nor of the
+    form that Hugging Face has. Whether there is such a model is known when it is loaded.
+    """
+    if not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@\w+)?", name):
+        raise ValueError(
+            f"network={name!r} is no folder here, and no model's name (minilm, bert-base-uncased, "
+            "organisation/name, name@commit)"
+        )
 
 
 def source(name: str) -> dict[str, str]:

@@ -183,10 +183,16 @@ class Request:
         ``ValueError`` for an unknown name, ``ImportError`` or ``AttributeError`` for a function
         that is not there.
         """
+        check_dataset(self.dataset, sources)
         if ":" in self.dataset:
             return pkgutil.resolve_name(self.dataset)(self, *options)
-        one_of("data set", self.dataset, sources)
         return sources[self.dataset](self, *options)
+
+
+def check_dataset(name: str, sources: Mapping[str, Callable[..., Any]]) -> None:
+    """``ValueError`` for a name that is not among the ``sources``; "module:function" may be one."""
+    if ":" not in name:
+        one_of("data set", name, sources)
 
 
 def fifth(labels: np.ndarray, split: str) -> np.ndarray:

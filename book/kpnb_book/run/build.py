@@ -9,10 +9,10 @@ from typing import Any
 
 from kpnb_book.run import engine
 from kpnb_book.run.chapters import WAITS_FOR, notebooks_of
+from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError
 from kpnb_book.run.notebooks import find_notebook, run_notebook
 from kpnb_book.run.origin import origin
-from kpnb_book.run.parameters import check_parameters
 from kpnb_book.run.provenance import signed
 
 EXECUTED = Path("book", "_executed")
@@ -39,7 +39,7 @@ def build_book(
     for path in chosen:  # all of them before the first kernel starts
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
-        check_parameters(path, parameters)
+        check_run(path, parameters)
     tasks = [chapter(path, root, parameters) for path in chosen]
     if not only:
         tasks = [task for task in tasks if not _unchanged(task)]

@@ -11,12 +11,12 @@ from typing import Any
 import shtab
 
 from kpnb_book.run.chapters import notebooks_of
+from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook, find_root
 from kpnb_book.run.parameters import (
     PROFILES,
     add_parameters,
-    check_parameters,
     read_assignments,
     resolve_folders,
 )
@@ -243,7 +243,7 @@ def forecast_one(options: argparse.Namespace) -> int:
     """``kpnb forecast``."""
     path = find_notebook(options.notebook, find_root())
     parameters = resolve_folders(path, read_assignments(options.parameters), Path.cwd())
-    check_parameters(path, parameters)
+    check_run(path, parameters)
     given = defaults_of(path) | parameters
     print(_forecast(path, given))
     return 0

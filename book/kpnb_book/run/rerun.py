@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from kpnb_book.run import engine
+from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.notebooks import TIMEOUT, Tell, run_notebook
 from kpnb_book.run.origin import origin
@@ -43,7 +44,7 @@ def run_one(
     Raises UsageError for what does not fit, before anything is started, and NotebookError when the
     notebook fails.
     """
-    check_parameters(path, parameters)
+    check_run(path, parameters)
     check_folder(folder)
     digest = origin(path, parameters)
     if resume and finished(path, folder, digest):

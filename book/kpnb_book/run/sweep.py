@@ -26,10 +26,11 @@ from typing import Any
 import yaml
 
 from kpnb_book.run import engine
+from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
 from kpnb_book.run.origin import content_of, with_parameters
-from kpnb_book.run.parameters import check_parameters, read_yaml, resolve_folders
+from kpnb_book.run.parameters import read_yaml, resolve_folders
 from kpnb_book.run.rerun import check_folder, finished, log_of, rerun
 from kpnb_book.run.tables import text_of, write
 
@@ -87,7 +88,7 @@ def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator
         given = block.get("parameters", {}) | chosen | dict(overrides)
         expanded = {name: _expanded(value) for name, value in given.items()}
         parameters = resolve_folders(path, expanded, Path.cwd())
-        check_parameters(path, parameters)
+        check_run(path, parameters)
         for name in share:
             if name not in parameters:
                 raise UsageError(unknown("parameter in 'share'", name, parameters))

@@ -22,6 +22,7 @@ from kpnb_book.studies.experiments import (
 )
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan, plan_of
+from kpnb_book.studies.settings import several
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.text import QuestionStudy, TextStudy
 
@@ -169,6 +170,34 @@ CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
     "61": noise_and_controls,
     "90": scoreboard,
 }
+
+
+STUDIES: dict[str, type[Study]] = {
+    "0": ImageStudy,
+    "1": ImageStudy,
+    "2": CloudStudy,
+    "3": TextStudy,
+    "4": QuestionStudy,
+    "5": ImageStudy,
+    "6": ImageStudy,
+    "9": ImageStudy,
+}
+"""The study that the parameters of a chapter are about, by the first digit of its number."""
+
+
+def check_names(number: str, parameters: Parameters) -> None:
+    """``ValueError``, with the nearest names, for a data set, network or layer that the study of
+    the chapter with this ``number`` ("10") does not know. Nothing is loaded.
+    """
+    kind = STUDIES[number[0]]
+    networks = parameters.get("network")
+    if isinstance(networks, list) and kind is not CloudStudy:
+        raise ValueError(
+            f"network={networks}: this chapter takes one; a sweep with a grid of them runs several"
+        )
+    named = {name: parameters[name] for name in ("dataset", "layer") if name in parameters}
+    for network in (*several(networks), *(parameters.get("teachers") or ())):
+        kind(parameters["profile"], network=network, **given(named))
 
 
 def plans_of(number: str, parameters: Parameters) -> list[Plan]:

@@ -7,7 +7,7 @@ becomes of that in ``tables``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kpnb.features import parameters_below
 from kpnb.units import Units
+from kpnb_book.data.samples import check_dataset
 from kpnb_book.store import Store
 from kpnb_book.studies import settings, training
 from kpnb_book.studies.settings import ALL, Count, Settings
@@ -48,6 +49,7 @@ class Study(ABC):
     Settings: ClassVar[type[Settings]]
     PROFILES: ClassVar[dict[str, dict[str, Any]]]
     PARAMETERS: ClassVar[tuple[str, ...]]
+    SOURCES: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # data sets that go by a name
     build: ClassVar[Callable[..., nn.Module]]
 
     def __init__(
@@ -56,6 +58,8 @@ class Study(ABC):
         self.settings = self.resolve(profile, **overrides)
         self.store = store or Store()
         self._below: dict[str, set[str]] = {}
+        if self.SOURCES:
+            check_dataset(self.settings.dataset, self.SOURCES)
         for layer in self.settings.layers:
             self.path(layer)
         settings.note(self.settings)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from kpnb.inputs import embedded
 from kpnb.units import Tokens
-from kpnb_book.data.text import load
+from kpnb_book.data.text import SOURCES, load
 from kpnb_book.data.text_set import TextSet
+from kpnb_book.hub import check_name
 from kpnb_book.networks.text import build
 from kpnb_book.studies import settings
 from kpnb_book.studies.settings import ALL, OWN, Count
@@ -55,6 +56,7 @@ class TextStudy(Study):
 
     Settings = Settings
     build = staticmethod(build)
+    SOURCES = SOURCES
     LAPTOP: ClassVar[dict[str, Any]] = {
         "dataset": "reviews",
         "network": "minilm",
@@ -125,6 +127,13 @@ class TextStudy(Study):
             "bf16": True,
         },
     }
+
+    @classmethod
+    def resolve(cls, profile: str = "laptop", **overrides: Any) -> settings.Settings:
+        """As ``Study.resolve``; ``ValueError`` also for what cannot be a model's name."""
+        found = super().resolve(profile, **overrides)
+        check_name(found.network)
+        return found
 
     def load(self, split: str, count: int | None) -> TextSet:
         s = self.settings
