@@ -12,7 +12,9 @@ def unknown(what: str, name: object, options: Iterable[object]) -> str:
     few).
     """
     known = [str(option) for option in options]
-    near = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    folded = {option.casefold(): option for option in reversed(known)}  # KD is as near as kd
+    close = get_close_matches(str(name).casefold(), folded, n=3, cutoff=0.5)
+    near = [folded[option] for option in close]
     if near:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
     listed = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
@@ -45,6 +47,8 @@ def check_units(units: object) -> None:
     methods = all(hasattr(units, name) for name in ("count", "spread", "gather"))
     if isinstance(units, type) or not methods:
         what = units.__name__ if isinstance(units, type) else f"{type(units).__name__} {units!r}"
+        if isinstance(units, Tensor):
+            what = f"a tensor {list(units.shape)}"
         raise TypeError(
             f"units are an object such as kpnb.ImageGrid(16), kpnb.Tokens(mask) or "
             f"kpnb.Regions(labels); got {what}"

@@ -120,7 +120,8 @@ class Jacobian:
                 "the feature has no derivative by the input: a function on the way, such as one of "
                 "quantised numbers, does not have any"
             )
-        return self.units.gather(product.square()) * self.exists
+        # squares of half precision would overflow, or vanish
+        return self.units.gather(_at_least_single(product).square()) * self.exists
 
 
 def _coordinates(jacobian: Jacobian, changes: Tensor | None) -> Iterator[Tensor]:
@@ -201,11 +202,12 @@ def feature_changes(
         for name, feature in features.items()
     }
     # a feature that overflows is reported elsewhere, by sample; here it must not spoil the others
-    return {name: _factorable(change).nan_to_num_(0, 0, 0) for name, change in changes.items()}
+    # nor is there a factorisation of half precision
+    return {name: _at_least_single(one).nan_to_num_(0, 0, 0) for name, one in changes.items()}
 
 
-def _factorable(values: Tensor) -> Tensor:
-    """Half precision in float32: there is no factorisation for it."""
+def _at_least_single(values: Tensor) -> Tensor:
+    """Half precision in float32; all else as it is."""
     return values.float() if values.dtype.itemsize < 4 else values
 
 

@@ -374,6 +374,41 @@ LOSSES: dict[str, Loss] = {
 }
 
 
+# What losses are called elsewhere.
+ALIASES = {
+    "kd": "soft_targets",
+    "kl": "soft_targets",
+    "hinton": "soft_targets",
+    "logits": "soft_targets",
+    "mse": "feature",
+    "l2": "feature",
+    "fitnet": "hints",
+    "fitnets": "hints",
+    "attention": "at",
+    "attention_transfer": "at",
+    "decoupled": "dkd",
+    "similarity": "sp",
+    "similarity_preserving": "sp",
+    "relational": "rkd",
+    "probabilistic": "pkt",
+    "crd": "crd_in_batch",
+    "contrastive": "crd_in_batch",
+}
+LABELS = ("ce", "cross_entropy", "crossentropy", "labels")  # no distillation
+
+
+def check_loss(name: Any) -> None:
+    """``ValueError`` unless ``name`` is in ``LOSSES``; it tells what is meant by other names."""
+    if isinstance(name, str) and name in LOSSES:
+        return
+    folded = str(name).casefold().replace("-", "_").replace(" ", "_")
+    if folded in LABELS:
+        raise ValueError(f"unknown loss {name!r}; labels alone are loss=None and labels=1")
+    if folded in ALIASES:
+        raise ValueError(f"unknown loss {name!r}; did you mean {ALIASES[folded]!r}?")
+    raise ValueError(unknown("loss", name, LOSSES))
+
+
 @dataclass(frozen=True)
 class TrainingObjective:
     """What is minimised: ``weight`` times ``loss`` at ``layers`` plus ``labels`` times the
@@ -409,7 +444,7 @@ class TrainingObjective:
             if not self.labels:
                 raise ValueError("nothing to minimise: name a loss, or give labels a weight")
             return
-        one_of("loss", self.loss, LOSSES)
+        check_loss(self.loss)
         for name in self.parameters:
             if name not in self.definition.parameters():
                 raise ValueError(

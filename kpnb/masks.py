@@ -97,19 +97,34 @@ def covered_units(
     the others, and background when it covers less. A unit that is mostly void, or that a sample
     does not have, belongs to neither. Pass both to ``knowledge_points``.
 
-    Raises as ``read_masks``, and ``ValueError`` for masks that do not fit the input.
+    Raises as ``read_masks``, and ``ValueError`` for masks that do not fit the input, or stand where
+    it belongs.
     """
     check_units(units)
     x = as_tensor(x, "the input x")
-    units.count(x)
     share(at_least=at_least)
-    foreground, neither = (_over(part, x) for part in read_masks(masks, void))
+    try:
+        units.count(x)
+        foreground, neither = (_over(part, x) for part in read_masks(masks, void))
+    except ValueError as error:
+        if x.any() and _like_masks(x) and not _like_masks(masks):
+            raise ValueError(
+                f"x holds nothing but the values of masks, {described(x)}, and masks hold others: "
+                "the input comes first, kpnb.covered_units(units, x, masks)"
+            ) from error
+        raise
     every = units.gather(torch.ones_like(x, dtype=torch.float32))
     known = units.gather((~neither).float())
     covered = units.gather(foreground.float())
     there = (every > 0) & (2 * known >= every)
     mostly = covered >= at_least * known
     return mostly & there, ~mostly & there
+
+
+def _like_masks(values: Any) -> bool:
+    """Whether ``values`` could be masks: bool, or of 0, 1 and 255 alone."""
+    values = as_tensor(values, "masks")
+    return bool(((values == 0) | (values == 1) | (values == 255)).all())
 
 
 def _over(masks: Tensor, x: Tensor) -> Tensor:

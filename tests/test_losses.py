@@ -16,6 +16,7 @@ from kpnb import distill
 from kpnb.checkpoints import Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
+    ALIASES,
     LOSSES,
     Loss,
     Projections,
@@ -664,6 +665,16 @@ def test_losses_of_each_sample_may_be_taken_in_parts(name: str):
     whole = LOSSES[name].value(ours, theirs, LABELS, {})
     parts = [LOSSES[name].value(ours[i], theirs[i], LABELS[i], {}) for i in ([0, 1], [2, 3, 4])]
     torch.testing.assert_close((2 * parts[0] + 3 * parts[1]) / 5, whole)
+
+
+def test_other_names_of_losses_are_of_losses_that_there_are():
+    assert set(ALIASES.values()) <= set(LOSSES)
+    assert not set(ALIASES) & set(LOSSES)
+    for other, ours in {"KD": "soft_targets", "MSE": "feature", "DKD": "dkd", "CRD": "crd"}.items():
+        with pytest.raises(ValueError, match=f"unknown loss '{other}'; did you mean '{ours}"):
+            TrainingObjective(other)
+    with pytest.raises(ValueError, match=r"unknown loss 'CE'; labels alone are loss=None"):
+        TrainingObjective("CE", labels=1.0)
 
 
 def test_bad_input_is_named():

@@ -397,3 +397,17 @@ def test_masks_whose_foreground_is_called_void_are_told(caplog):
     foreground, _ = read_masks(masks, void=255)
     assert not foreground.any()
     assert "no element is foreground" in caplog.text
+
+
+def test_swapped_arguments_of_covered_units_are_named():
+    x = images(2)
+    masks = (x[:, :1] > 0.5).float()
+    for swapped in (masks, masks.bool(), (masks * 255).to(torch.uint8), masks[:, 0]):
+        with pytest.raises(
+            ValueError, match=r"the input comes first, kpnb\.covered_units\(units, x,"
+        ):
+            covered_units(ImageGrid(2), swapped, x)
+    with pytest.raises(TypeError, match=r"units are an object such as .* got a tensor \[2, 3,"):
+        covered_units(x, ImageGrid(2), masks)
+    with pytest.raises(ValueError, match="masks hold 0, 7"):  # a mere placeholder of the input
+        covered_units(ImageGrid(2), torch.zeros_like(x), 7 * masks)
