@@ -13,11 +13,19 @@ def check_module(model: object, what: str = "the model") -> None:
 
 
 def check_model(model: object, what: str = "the model") -> None:
-    """Raise ``TypeError`` for what is no module, ``ValueError`` for one without shapes."""
+    """Raise ``TypeError`` for what is no module, ``ValueError`` for one without shapes or
+    values.
+    """
     check_module(model, what)
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(value):
             raise ValueError(f"{name!r} has no shape yet: run a batch through {what} first")
+        if value.is_meta:
+            raise ValueError(
+                f"{name!r} is on the meta device, which keeps shapes and no values: build {what} "
+                "outside of torch.device('meta'), or model.to_empty(device='cpu') and load its "
+                "weights"
+            )
 
 
 def private_copy(model: nn.Module) -> nn.Module:

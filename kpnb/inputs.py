@@ -89,8 +89,9 @@ def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
     perturbed.
 
     Raises ``TypeError`` for anything else, ``LookupError`` for a name that is not there, and
-    ``ValueError`` for integers, for a batch that is empty, not finite or constant, for one on
-    another device than the model, and for a model whose parameters have no shape yet.
+    ``ValueError`` for integers, for a batch that is empty, not finite or constant, for NaN in
+    another input (infinity masks attention), for one on another device than the model, and for a
+    model whose parameters have no shape or no values.
     """
     check_model(model)
     parameter = next(model.parameters(), None)
@@ -118,6 +119,8 @@ def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
         if parameter is not None and isinstance(value, Tensor) and value.device != device:
             what = f"the input {key!r}" if key else "the input"
             raise ValueError(f"the model is on {device}, {what} on {value.device}; move one")
+        if key in inputs.others and isinstance(value, Tensor) and value.isnan().any():
+            raise ValueError(f"the input {key!r} holds NaN")
     _check_values(inputs.x)
     return inputs
 
@@ -136,11 +139,11 @@ def _check_values(x: Tensor) -> None:
         )
     if not x.is_floating_point():
         raise ValueError(
-            f"the input is a floating-point batch [N, ...]; got {x.dtype} {tuple(x.shape)}. "
-            "Integers cannot be perturbed: for token ids, measure their embeddings, "
-            "kpnb.embedded(model, input_ids, ...) with perturb='inputs_embeds' and "
-            "units=kpnb.Tokens(mask)"
+            f"the input is a floating-point batch [N, ...]; got {described(x)}. "
+            f"{_advice_on_integers(x)}"
         )
+    if x.is_meta:
+        raise ValueError("the input is on the meta device, which keeps shapes and no values")
     flat = x.flatten(1)
     for what, bad in (
         ("NaN or infinite values", ~flat.isfinite().all(1)),
@@ -151,6 +154,23 @@ def _check_values(x: Tensor) -> None:
     ):
         if bad.any():
             raise ValueError(f"{named_samples(bad)} of the batch: {what}")
+
+
+def _advice_on_integers(x: Tensor) -> str:
+    """What to do with integers: token ids ``[N, T]`` have embeddings, all else is values."""
+    tokens = (
+        "Integers cannot be perturbed: for token ids, measure their embeddings, "
+        "kpnb.embedded(model, input_ids, ...) with perturb='inputs_embeds' and "
+        "units=kpnb.Tokens(mask)"
+    )
+    if x.dtype == torch.uint8:
+        values = "x.float() / 255, then normalised as the network was trained"
+    else:
+        values = "x.float(), scaled as the network was trained"
+    converted = f"Pixels and other values are converted: {values}"
+    if x.dim() != 2 or x.dtype == torch.bool:
+        return converted
+    return f"{converted}. {tokens}" if x.dtype == torch.uint8 else tokens
 
 
 def embedded(

@@ -289,10 +289,30 @@ def test_lipschitz_constant_of_a_linear_head_is_its_spectral_norm():
 
 
 def test_half_precision_network():
-    model, x = small_net().bfloat16(), images(dtype=torch.bfloat16)
-    found = entropy(model, x, "8", units=GRID, solver=ClosedForm(rank=None))
-    exact = entropy(small_net().float(), x.float(), "8", units=GRID, solver=ClosedForm(rank=None))
-    assert (found.entropy - exact.entropy).abs().mean() < 0.02
+    """It is said, once, with what helps; squares of gradients neither overflow nor vanish."""
+    x = images(dtype=torch.float32)
+    options = {"units": GRID, "solver": ClosedForm(rank=None)}
+    exact = entropy(small_net().float(), x, "8", **options)
+    for dtype, size in ((torch.bfloat16, 1), (torch.float16, 1), (torch.float16, 1000)):
+        model = small_net().to(dtype)
+        with torch.no_grad():
+            model[7].weight *= size  # the feature, and so its derivative
+            model[7].bias *= size
+        with pytest.warns(UserWarning, match=r"computes in b?float16, .*model\.float\(\)") as said:
+            found = entropy(model, x.to(dtype), ["7", "8"], **options)["8"]
+        assert len(said) == 1
+        assert said[0].filename == __file__
+        assert (found.entropy - exact.entropy).abs().mean() < 0.02
+
+
+def test_autocast_is_half_precision_too():
+    def autocast(model, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x)
+
+    x = images(dtype=torch.float32)
+    with pytest.warns(UserWarning, match="computes in bfloat16"):
+        entropy(small_net().float(), x, "8", units=GRID, forward=autocast)
 
 
 class _Dead(nn.Module):

@@ -213,8 +213,8 @@ def test_arrays_are_taken_to_the_model():
     [
         ([images()], {}, TypeError, r"got list \(kpnb\.entropies measures batch after batch"),
         (DataLoader(images()), {}, TypeError, "got DataLoader .*kpnb.entropies"),
-        (images().long(), {}, ValueError, "Integers cannot be perturbed.*kpnb.embedded"),
-        (np.zeros((2, 3, 12, 12), int), {}, ValueError, "Integers cannot be perturbed"),
+        (images().long()[:, 0, 0], {}, ValueError, "Integers cannot be perturbed.*kpnb.embedded"),
+        (np.zeros((2, 3, 12, 12), int), {}, ValueError, r"values are converted: x\.float\(\), sc"),
         (_asked(), {}, ValueError, "'image', 'weight', 'temperature': say .* perturb='image'"),
         (
             _asked(),
@@ -273,6 +273,7 @@ def test_arrays_of_every_kind_are_taken(form):
         (images().half(), ValueError, r"the input is torch.float16: convert one, .*x\.to\("),
         (images() + 0j, ValueError, "torch.complex128 .*view_as_real"),
         (images() > 0, ValueError, "floating-point batch .* torch.bool"),
+        (images().to("meta"), ValueError, "the model is on cpu, the input on meta"),
         (images().to_sparse(), TypeError, "sparse tensor: pass it with to_dense"),
         (images()[0], ValueError, r"\[B, C, H, W\]; got \(3, 12, 12\) \(x\[None\]"),
         (images()[0, 0, 0], ValueError, r"non-empty batch \[N, ...\]; got \(12,\)"),
@@ -289,6 +290,44 @@ def test_inputs_that_do_not_fit_are_named(x, error, message):
         entropy(model, x, "8", units=GRID)
     with pytest.raises(error, match=message):
         kpnb.lipschitz(model, x, "8", torch.ones(4, 16), units=GRID)
+
+
+def test_bytes_of_images_are_not_taken_for_tokens():
+    model = small_net()
+    pixels = (images() > 0).to(torch.uint8)
+    with pytest.raises(ValueError, match=r"x\.float\(\) / 255, then normalised") as raised:
+        entropy(model, pixels, "8", units=GRID)
+    assert "token" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"x\.float\(\) / 255, .*for token ids, measure"):
+        entropy(model, pixels.flatten(1), "8", units=GRID)  # it could be either
+
+
+def test_a_model_on_the_meta_device_is_named():
+    with torch.device("meta"):
+        model = small_net()
+    for run in (
+        lambda: entropy(model, images().float(), "8", units=GRID),
+        lambda: kpnb.Recorder(model, images().float(), torch.ones(4, 16) > 0, "8", units=GRID),
+        lambda: kpnb.lipschitz(model, images().float(), "8", torch.ones(4, 16), units=GRID),
+    ):
+        with pytest.raises(ValueError, match=r"'0\.weight' is on the meta device.*to_empty"):
+            run()
+    with pytest.raises(ValueError, match="the input is on the meta device"):
+        entropy(nn.Sequential(nn.Tanh()), images().to("meta"), "0", units=GRID)
+
+
+@pytest.mark.parametrize("dead", ["raise", "nan"])
+def test_nan_in_an_input_is_the_inputs_whatever_dead_says(dead):
+    """``dead`` is about features that do not move or overflow, not about broken data."""
+    x = images()
+    x[2, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="sample 2 of the batch: NaN or infinite"):
+        entropy(small_net().double(), x, "8", units=GRID, dead=dead)
+    asked = _asked()
+    asked["weight"] = asked["weight"].clone()
+    asked["weight"].view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match="the input 'weight' holds NaN"):
+        entropy(Asked(), asked, "f", units=GRID, perturb="image", dead=dead)
 
 
 def test_a_models_own_error_says_what_it_was_called_with():
