@@ -216,6 +216,7 @@ class Options(TypedDict, total=False):
     objective: Objective | None
     scale: float
     perturb: str | None
+    shared: str | Sequence[str] | None
     forward: Forward
     select: Key | Mapping[str, Key] | None
     batch_dim: int | Mapping[str, int]
@@ -242,6 +243,7 @@ def entropy(
     objective: Objective | None = None,
     scale: float = 1.0,
     perturb: str | None = None,
+    shared: str | Sequence[str] | None = None,
     forward: Forward = call,
     select: Key | Mapping[str, Key] | None = None,
     batch_dim: int | Mapping[str, int] = 0,
@@ -256,9 +258,13 @@ def entropy(
     model       any module that maps ``x`` to its prediction; it is evaluated in ``eval()`` mode and
                 left untouched
     x           ``[N, ...]`` floating point, on the model's device; or a mapping of inputs, of which
-                ``perturb`` names the one that is perturbed. Of the others, tensors whose first
-                dimension is N belong to the samples; everything is passed along untouched. NumPy
-                arrays are taken to the model's device and type of numbers
+                ``perturb`` names the one that is perturbed. NumPy arrays are taken to the model's
+                device and type of numbers
+    shared      names of the other inputs that all samples have in common. Of those that are not
+                named, each tensor whose first dimension is N belongs to the samples, row by row,
+                and all else is shared. Where a bias ``[T, T]`` may be meant and N = T by accident,
+                ``shared="bias"`` says so, ``shared=()`` that nothing is; without it what cannot be
+                told is an error
     layers      dotted module name(s); several layers share the forward passes. Of a module that
                 runs several times in a pass, ``"relu:0"`` is the first run, ``"relu:1"`` the second
     units       what a unit is; default the paper's 16 x 16 ``ImageGrid``
@@ -299,7 +305,7 @@ def entropy(
     scale = float(scale)
     network = Network(model, forward, select, batch_dim)
     with torch.inference_mode(False):
-        inputs = read_inputs(model, x, perturb)
+        inputs = read_inputs(model, x, perturb, shared)
         units.count(inputs.x)
         perturbation = Perturbation(network, inputs, units, scale, max_batch, seed)
         with explaining(model, inputs.x.device):
@@ -337,9 +343,11 @@ def _settings(
     """What produced the result of a layer, ready for JSON."""
     x = perturbation.x
     network = perturbation.network
-    return {
+    inputs = perturbation.inputs
+    stated = {"shared": sorted(set(inputs.others) - inputs.own)} if inputs.stated else {}
+    return stated | {
         "layer": layer,
-        "perturb": perturbation.inputs.name,
+        "perturb": inputs.name,
         "select": repr(for_layer(network.select, layer)),
         "batch_dim": for_layer(network.batch_dim, layer) or 0,
         "units": repr(perturbation.units),

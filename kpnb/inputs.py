@@ -1,7 +1,7 @@
 """What a network is called with: one tensor that is perturbed, and others that are not."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,32 +17,28 @@ class Inputs:
     """``x [B, ...]``, which is perturbed, and whatever else the network is called with.
 
     name    of ``x`` in the mapping that the network takes; None when it takes ``x`` alone
-    others  the rest of the mapping. Tensors whose first dimension is B belong to the samples; all
-            else (a temperature, a flag) is the same for all of them
+    others  the rest of the mapping
+    own     names of the others that have a row for each sample; all else (a temperature, a bias) is
+            the same for all samples. Decided once, for the whole batch: a part of it may be as
+            large as anything by accident
+    stated  whether the caller has said which are shared
     """
 
     x: Tensor
     name: str | None = None
     others: Mapping[str, Any] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+    stated: bool = False
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def _each(self, value: object) -> bool:
-        """Whether ``value`` has something for each sample."""
-        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(self)
-
-    def per_sample(self) -> list[str]:
-        """Names of the other tensors that are taken to belong to the samples."""
-        return [name for name, value in self.others.items() if self._each(value)]
-
     def rows(self, which: slice) -> "Inputs":
         """The samples ``which``."""
         others = {
-            name: value[which] if self._each(value) else value
-            for name, value in self.others.items()
+            name: value[which] if name in self.own else value for name, value in self.others.items()
         }
-        return Inputs(self.x[which], self.name, others)
+        return replace(self, x=self.x[which], others=others)
 
     def with_x(self, x: Tensor) -> Any:
         """What the network is called with when ``x [k * B, ...]`` takes the place of ours.
@@ -54,7 +50,7 @@ class Inputs:
             return x
         copies = len(x) // len(self)
         others = {
-            name: value.repeat(copies, *[1] * (value.dim() - 1)) if self._each(value) else value
+            name: value.repeat(copies, *[1] * (value.dim() - 1)) if name in self.own else value
             for name, value in self.others.items()
         }
         return {**others, self.name: x}
@@ -84,9 +80,29 @@ def _perturbed(given: Mapping[str, Any], name: str | None) -> str:
     return name
 
 
-def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
+def _own(x: Tensor, others: Mapping[str, Any], shared: Sequence[str]) -> frozenset[str]:
+    """Names of the ``others`` that have a row for each sample: all tensors whose first dimension is
+    that of ``x``, but those named ``shared``. ``LookupError`` for a name that is not there.
+    """
+    for name in shared:
+        if name not in others:
+            raise LookupError(unknown("shared input", name, others))
+    rows = [
+        name
+        for name, value in others.items()
+        if isinstance(value, Tensor) and value.dim() and len(value) == len(x)
+    ]
+    return frozenset(rows) - frozenset(shared)
+
+
+def read_inputs(
+    model: nn.Module,
+    x: Any,
+    perturb: str | None = None,
+    shared: str | Sequence[str] | None = None,
+) -> Inputs:
     """``x`` as ``Inputs``: a tensor, a NumPy array, or a mapping whose entry ``perturb`` is
-    perturbed.
+    perturbed and whose entries ``shared`` are the same for all samples.
 
     Raises ``TypeError`` for anything else, ``LookupError`` for a name that is not there, and
     ``ValueError`` for integers, for a batch that is empty, not finite or constant, for NaN in
@@ -122,7 +138,9 @@ def read_inputs(model: nn.Module, x: Any, perturb: str | None = None) -> Inputs:
         if key in inputs.others and isinstance(value, Tensor) and value.isnan().any():
             raise ValueError(f"the input {key!r} holds NaN")
     _check_values(inputs.x)
-    return inputs
+    names = [shared] if isinstance(shared, str) else shared or ()
+    own = _own(inputs.x, inputs.others, names)
+    return replace(inputs, own=own, stated=shared is not None)
 
 
 def _check_values(x: Tensor) -> None:

@@ -2,7 +2,7 @@
 stays put.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -121,6 +121,7 @@ def lipschitz(
     tau: float = inf,
     *,
     perturb: str | None = None,
+    shared: str | Sequence[str] | None = None,
     forward: Forward = call,
     select: Key | Mapping[str, Key] | None = None,
     batch_dim: int | Mapping[str, int] = 0,
@@ -140,7 +141,7 @@ def lipschitz(
     positive(samples=samples, tau=tau)
     network = Network(model, forward, _of_layer(select, layer), _of_layer(batch_dim, layer))
     with torch.inference_mode(False):
-        inputs = read_inputs(model, x, perturb)
+        inputs = read_inputs(model, x, perturb, shared)
         units = read_units(units)
         sigma = _sigma(sigma, inputs.x, units)
         perturbation = Perturbation(network, inputs, units)

@@ -133,6 +133,7 @@ class Recorder:
         objective: Objective | None = None,
         scale: float = 1.0,
         perturb: str | None = None,
+        shared: str | Sequence[str] | None = None,
         forward: Forward = call,
         select: Key | Mapping[str, Key] | None = None,
         batch_dim: int | Mapping[str, int] = 0,
@@ -156,6 +157,7 @@ class Recorder:
         self.objective = objective
         self.scale = scale
         self.perturb = perturb
+        self.shared = shared
         self.forward = forward
         self.select = select
         self.batch_dim = batch_dim
@@ -163,7 +165,7 @@ class Recorder:
         self.seed = seed
         self.choices = read_choices(choices)
         self.resume = resume
-        self._inputs = read_inputs(model, x, perturb)
+        self._inputs = read_inputs(model, x, perturb, shared)
         self.foreground = self._region(foreground)
         self.background = None if background is None else self._region(background)
         self._input = _digest_of_inputs(self._inputs)
@@ -268,6 +270,7 @@ class Recorder:
             objective=self.objective,
             scale=self.scale,
             perturb=self.perturb,
+            shared=self.shared,
             forward=self.forward,
             select=self.select,
             batch_dim=self.batch_dim,
@@ -349,6 +352,7 @@ def trajectory(
     objective: Objective | None = None,
     scale: float = 1.0,
     perturb: str | None = None,
+    shared: str | Sequence[str] | None = None,
     forward: Forward = call,
     select: Key | Mapping[str, Key] | None = None,
     batch_dim: int | Mapping[str, int] = 0,
@@ -397,6 +401,7 @@ def trajectory(
         objective=objective,
         scale=scale,
         perturb=perturb,
+        shared=shared,
         forward=forward,
         select=select,
         batch_dim=batch_dim,
@@ -567,7 +572,8 @@ def _digest_of_inputs(inputs: Inputs) -> str:
     """SHA-256 (hex) of what is perturbed and of everything else the network is called with."""
     others = {name: v for name, v in inputs.others.items() if isinstance(v, Tensor)}
     rest = {name: repr(v) for name, v in inputs.others.items() if name not in others}
-    return digest([digest_of({"": inputs.x} | others), inputs.name, rest])
+    rows = [sorted(inputs.own)] if inputs.stated else []
+    return digest([digest_of({"": inputs.x} | others), inputs.name, rest, *rows])
 
 
 def metrics_of_pair(

@@ -76,10 +76,11 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
     runs: dict[str, int] = {}
     with torch.enable_grad():
         seen = Seen(beside.inputs, beside.x.clone().requires_grad_(True))
-        one = seen.features(perturbation, layers, runs)
+        one = _first_pass(seen, perturbation, layers, runs)
     with torch.no_grad():
         two = alone.features(perturbation, layers)
     _warn_of_half_precision([perturbation.x, *one.values()])
+    guessed = perturbation.max_batch < 2 and _guessed(perturbation.inputs)
     problems = {}
     for name in layers:
         if unnamed := unnamed_run(model, name, runs[name]):
@@ -90,7 +91,50 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
             problems[name] = _underived(perturbation, name, alone, two[name])
         elif _differs(one[name].detach()[0], two[name][0]):
             problems[name] = _unsteady(perturbation, name, beside, alone)
+        elif guessed and not _same_in_company(perturbation, name, two[name]):
+            problems[name] = f"{place(name)} is not clear. {_rows_of(guessed)}"
     return problems
+
+
+def _guessed(inputs: Inputs) -> list[str]:
+    """The other inputs that are cut into rows without the caller's word."""
+    return [] if inputs.stated or len(inputs) < 2 else sorted(inputs.own)
+
+
+def _rows_of(names: Sequence[str]) -> str:
+    """Says that inputs are cut into rows, and how to have it otherwise."""
+    return (
+        f"Of {', '.join(map(repr, names))}, whose first size is that of the batch, each sample "
+        "gets its own row: what all samples share, such as a bias, positions or the adjacency of a "
+        f"graph, is named, shared={names[0]!r}; where nothing is, shared=()"
+    )
+
+
+def _first_pass(
+    seen: Seen, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int]
+) -> dict[str, Tensor]:
+    """Features of ``seen``; an error of the model's own says how its inputs were cut."""
+    try:
+        return seen.features(perturbation, layers, runs)
+    except Exception as error:
+        if guessed := _guessed(perturbation.inputs):
+            error.add_note(_rows_of(guessed))
+        raise
+
+
+def _same_in_company(perturbation: Perturbation, name: str, feature: Tensor) -> bool:
+    """Whether the ``feature [1, ...]`` of the first sample is that in a pass of two.
+
+    With ``max_batch=1`` a row of what all samples share, ``[1, T]`` of a bias ``[T, T]``, is laid
+    over the whole without a word; two rows do not fit, or make another feature.
+    """
+    two = perturbation.inputs.rows(slice(0, 2))
+    try:
+        with torch.no_grad():
+            both = Seen(two, two.x.detach()).features(perturbation, [name])[name]
+    except Exception as error:  # of the model's own code, which may raise anything
+        return isinstance(error, RuntimeError) and out_of_memory(error)
+    return both[0].shape == feature[0].shape and not _differs(both[0], feature[0])
 
 
 def _warn_of_half_precision(values: Sequence[Tensor]) -> None:
@@ -177,13 +221,11 @@ def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) 
             )
         where = _first_difference(_trace(perturbation, beside), _trace(perturbation, alone))
     found = f"{place(name)} of a sample depends on the other samples of its batch ({where})"
-    if cut := perturbation.inputs.per_sample():
+    if guessed := _guessed(perturbation.inputs):
         # Whether a first dimension of B is one of samples cannot be known, only suspected.
         return (
-            f"{found}. Of {', '.join(map(repr, cut))}, whose first size is that of the batch, each "
-            "sample gets its own row: what all samples share, such as the adjacency of a graph, "
-            f"needs a first dimension of one, as {cut[0]}[None]. Otherwise there is no entropy of "
-            "a sample; check=False measures all the same"
+            f"{found}. {_rows_of(guessed)}. Otherwise there is no entropy of a sample; check=False "
+            "measures all the same"
         )
     return (
         f"{found}, as with BatchNorm2d(track_running_stats=False): there is no entropy of a "

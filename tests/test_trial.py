@@ -9,7 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kpnb import ClosedForm, ImageGrid, Points, Stochastic, entropy, lipschitz
+from kpnb import (
+    ClosedForm,
+    ImageGrid,
+    Points,
+    Recorder,
+    Stochastic,
+    entropies,
+    entropy,
+    lipschitz,
+)
 from tests.models import images, small_net
 
 GRID = ImageGrid(4)
@@ -421,10 +430,88 @@ def test_what_all_samples_share_is_suspected_where_its_size_is_that_of_the_batch
     model, nodes = Graph(), torch.randn(6, 6, 3)
     edges = (torch.rand(6, 6) > 0.5).float()
     how = {"perturb": "nodes", "units": Points()}
-    with pytest.raises(
-        ValueError, match=r"'edges'.* needs a first dimension of one, as edges\[None\]"
-    ):
-        entropy(model, {"nodes": nodes, "edges": edges}, "", **how)
-    shared = entropy(model, {"nodes": nodes, "edges": edges[None]}, "", **how)
+    for max_batch in (1, 32):
+        with pytest.raises(ValueError, match=r"'edges'.* gets its own row.*, shared='edges';"):
+            entropy(model, {"nodes": nodes, "edges": edges}, "", max_batch=max_batch, **how)
+    shared = entropy(model, {"nodes": nodes, "edges": edges}, "", shared="edges", **how)
+    one = entropy(model, {"nodes": nodes, "edges": edges[None]}, "", **how)
     each = entropy(model, {"nodes": nodes, "edges": edges.expand(6, 6, 6)}, "", **how)
     torch.testing.assert_close(shared.entropy, each.entropy)
+    torch.testing.assert_close(one.entropy, each.entropy)
+
+
+class Summed(torch.nn.Module):
+    """A weighted sum over positions; the ``weight`` is of each sample, or of each position."""
+
+    def __init__(self, rows: int | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.rows = torch.nn.Linear(3, 8), rows
+
+    def forward(self, x, weight):
+        if self.rows is not None and len(x) != self.rows:
+            raise RuntimeError("one sample at a time")
+        return torch.tanh(self.linear(x) * weight[..., None]).sum(1)
+
+
+SUMMED = {"perturb": "x", "units": Points(), "solver": ClosedForm(rank=None)}
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 4, 32])
+def test_what_is_shared_is_whole_for_every_part_of_a_batch(max_batch):
+    """Also where the last part, or each, has by accident as many samples as it has rows."""
+    x = torch.randn(5, 4, 3)
+    for rows in (4, 1):  # never the whole batch's 5
+        weight = torch.rand(rows) + 0.5
+        each = {"x": x, "weight": weight.expand(5, 4)}
+        wanted = entropy(Summed(), each, "", max_batch=32, **SUMMED)
+        shared = {"x": x, "weight": weight}
+        found = entropy(Summed(), shared, "", max_batch=max_batch, **SUMMED)
+        torch.testing.assert_close(found.entropy, wanted.entropy)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 32])
+@pytest.mark.parametrize("samples", [2, 4])
+def test_a_row_of_what_is_shared_is_never_laid_over_a_sample(samples, max_batch):
+    x, weight = torch.randn(samples, samples, 3), torch.rand(samples) + 0.5
+    given, how = {"x": x, "weight": weight}, SUMMED | {"max_batch": max_batch}
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        entropy(Summed(), given, "", **how)
+    said = "\n".join([str(raised.value), *getattr(raised.value, "__notes__", [])])
+    assert "'weight', whose first size is that of the batch" in said
+    assert "shared='weight'" in said
+    found = entropy(Summed(), given, "", shared="weight", **how)
+    each = entropy(Summed(), {"x": x, "weight": weight.expand(samples, samples)}, "", **how)
+    torch.testing.assert_close(found.entropy, each.entropy)
+    with pytest.raises(LookupError, match="unknown shared input 'wieght'; did you mean 'weight'"):
+        entropy(Summed(), given, "", shared=["wieght"], **how)
+
+
+def test_a_network_for_one_sample_needs_a_word_on_what_is_shared():
+    x, weight = torch.randn(4, 4, 3), torch.rand(4, 4) + 0.5
+    how = SUMMED | {"max_batch": 1, "solver": Stochastic(steps=2, samples=2)}
+    wanted = entropy(Summed(), {"x": x, "weight": weight}, "", **how)
+    with pytest.raises(ValueError, match=r"is not clear\. Of 'weight'.*shared=\(\)"):
+        entropy(Summed(1), {"x": x, "weight": weight}, "", **how)
+    found = entropy(Summed(1), {"x": x, "weight": weight}, "", shared=(), **how)
+    torch.testing.assert_close(found.entropy, wanted.entropy)
+
+
+def test_all_that_measure_are_told_what_is_shared(tmp_path):
+    x, weight = torch.randn(4, 4, 3), torch.rand(4) + 0.5
+    given, how = {"x": x, "weight": weight}, SUMMED | {"shared": ["weight"]}
+    wanted = entropy(Summed(), given, "linear", **how)
+    assert wanted.settings["shared"] == ["weight"]
+    half = torch.arange(4).expand(4, 4) < 2
+    recorder = Recorder(Summed(), given, half, "linear", folder=tmp_path, **how)
+    recorder.epoch()
+    recorder.epoch()
+    torch.testing.assert_close(recorder.trajectory().entropy[1], wanted.entropy)
+    (part,) = entropies(Summed(), [given], "linear", **how)
+    torch.testing.assert_close(part.entropy, wanted.entropy)
+    options = {"perturb": "x", "units": Points()}
+    found, each = (
+        lipschitz(Summed(), {"x": x, "weight": w}, "linear", wanted.sigma, shared=s, **options)
+        for w, s in ((weight, "weight"), (weight.expand(4, 4), ()))
+    )
+    torch.testing.assert_close(found.kappa, each.kappa)
