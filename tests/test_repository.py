@@ -345,7 +345,7 @@ def test_the_examples_on_the_page_run(tmp_path):
     page = (ROOT / "book" / "rerun.md").read_text("utf8").partition("(own-network)=")[2]
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     here = [block for block in blocks if not re.search(r"kpnb_book|cuda", block)]
-    assert len(here) == 9
+    assert len(here) == 13
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(here)],
         cwd=tmp_path,
@@ -355,9 +355,8 @@ def test_the_examples_on_the_page_run(tmp_path):
     )
     assert not done.returncode, done.stderr
     shapes = re.findall(r"torch.Size\((.*)\)", done.stdout)
-    assert (
-        shapes == re.findall(r"print\(h\.entropy\.shape\)  # (.*)", page) == ["[4, 20]", "[4, 12]"]
-    )
+    units = ["[4, 20]", "[4, 16]", "[4, 6]", "[4, 12]"]
+    assert shapes == re.findall(r"print\(h\.entropy\.shape\)  # (.*)", page) == units
     neither = re.search(r"print\(points\.n_fg.*# (\d+) cells are neither", page)[1]
     assert f"tensor({[int(neither)] * 8})" in done.stdout
 
