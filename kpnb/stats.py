@@ -121,7 +121,8 @@ class Difference:
     the other, and p, corrected where several comparisons are made (``holm``), is at most 0.05;
     else "negligible" when the 90 % interval lies within plus or minus delta, which is two one-sided
     tests at 5 %;
-    else "open".
+    else "undecided", where delta is known: more trainings would decide (``seeds_needed``);
+    else "open": without delta, no effect and too few trainings cannot be told apart.
     """
 
     metric: str
@@ -140,12 +141,12 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """ "shows", "opposite", "negligible" or "open", by the rule above."""
+        """ "shows", "opposite", "negligible", "undecided" or "open", by the rule above."""
         if (self.low > 0 or self.high < 0) and not self.p > LEVEL:
             return "shows" if BETTER[self.metric] * self.low > 0 else "opposite"
         if -self.delta < self.low90 and self.high90 < self.delta:
             return "negligible"
-        return "open"
+        return "open" if np.isnan(self.delta) else "undecided"
 
     @property
     def seeds_needed(self) -> float:
@@ -153,7 +154,7 @@ class Difference:
 
         Either way: the interval excludes 0, at a level divided by ``tests``, or the 90 % interval
         lies within delta. Infinite where no number of seeds does with these images; NaN where the
-        spread of seeds is not known. An open difference needs more than it has.
+        spread of seeds is not known. An open or undecided difference needs more than it has.
         """
         if self.spread is None:
             return NAN

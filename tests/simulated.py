@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kpnb_book.studies.evidence import PROFILE, STUDIES
 from kpnb_book.studies.results import KEY, Results, Rows
 
 LEVELS = {"n_fg": 25.0, "n_bg": 9.0, "lambda": 0.7, "d": 0.4, "share": 0.35, "rho": 0.5}
@@ -60,7 +61,9 @@ def write(
     effects: Mapping[str, Mapping[str, float]] | None = None,
     **options: Any,
 ) -> None:
-    """Stored tables of a ``study`` (its class's name) in ``folder``."""
+    """Stored tables of a ``study`` (its class's name) in ``folder``, which has its name; of one of
+    ``STUDIES``, those of today's settings.
+    """
     found, networks = tables(effects, **options)
     places = networks[KEY]
     if study == "ImageStudy":
@@ -70,4 +73,12 @@ def write(
         places = pd.concat([places, cells], axis="columns")
     else:
         places = places.iloc[:0]
-    Results(folder).add({"study": study}, Rows(networks, found, places))
+    Results(folder).add(origin_of(folder.name, study), Rows(networks, found, places))
+
+
+def origin_of(name: str, study: str) -> dict[str, Any]:
+    """What tables of today belong to, as far as can be said without data."""
+    evidence = STUDIES.get(name)
+    if evidence is None or evidence.kind.__name__ != study:
+        return {"name": name, "study": study}
+    return evidence.stated(evidence.kind.resolve(PROFILE, **evidence.overrides))

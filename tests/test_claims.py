@@ -22,7 +22,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FRONT = ROOT / "book" / "index.md"
 FINDINGS = ROOT / "book" / "kpnb_book" / "figures" / "findings.py"  # sentences of many chapters
 STATED = ("95 %", "5 %")
-VERDICTS = ("supported", "contradicted", "mixed", "shows", "opposite", "negligible", "open")
+VERDICTS = ("supported", "contradicted", "mixed", "shows", "opposite", "negligible")
+VERDICTS += ("undecided", "open")
 GLUES = {"conclusion", "paths", "by_path", "by_choice", "repeated", "linear"}
 """Functions of ``figures.findings`` that glue under the prefix which they take first."""
 SMALL = "two|three|four|five|six|seven|eight|nine|ten"

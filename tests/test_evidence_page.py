@@ -3,6 +3,8 @@ against the tables, and the page itself with tables and without any.
 """
 
 import ast
+import json
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.colors
@@ -18,7 +20,7 @@ from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import value
 from kpnb_book.studies import board
 from kpnb_book.studies.evidence import STUDIES
-from kpnb_book.studies.replication import replication
+from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import Estimate, by_seed
 from tests.simulated import tables, write
 
@@ -31,10 +33,12 @@ EFFECTS |= {"equal-rate": {}}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("results")
-    write(root / "images", "ImageStudy", EFFECTS, seeds=6, samples=20)
-    write(root / "sentiment", "TextStudy", {"student": {}}, seeds=4, samples=20)
-    write(root / "dgcnn", "CloudStudy", {"student": {}}, seeds=1, samples=20)
-    write(root / "another", "ImageStudy", {"student": {}}, seeds=3, samples=20)
+    write(root / "images", "ImageStudy", EFFECTS, seeds=20, samples=12)
+    write(root / "sentiment", "TextStudy", {"student": {}}, seeds=4, samples=12)
+    write(root / "dgcnn", "CloudStudy", {"student": {}}, seeds=10, samples=12)
+    write(root / "pointconv", "CloudStudy", {"student": {}}, seeds=1, samples=12)
+    write(root / "questions", "QuestionStudy", {"student": {}}, seeds=22, samples=12)
+    write(root / "another", "ImageStudy", {"student": {}}, seeds=3, samples=12)
     return root
 
 
@@ -60,7 +64,7 @@ def dots(axis: Axes, colour: str) -> np.ndarray:
 def an_estimate(**others: object) -> Estimate:
     rng = np.random.default_rng(0)
     values = {"metric": "n_bg", "paper": rng.normal(size=50), "seeds": np.array([-1.0, 0.5, 1.5])}
-    values |= {"value": 0.4, "low": -0.3, "high": 1.1, "delta": 0.6, "verdict": "open"}
+    values |= {"value": 0.4, "low": -0.3, "high": 1.1, "delta": 0.6, "verdict": "undecided"}
     return Estimate(**values, relative=False, **others)
 
 
@@ -79,14 +83,14 @@ def test_estimation_shows_every_pair_and_seed_the_interval_and_the_band():
     assert shown == pytest.approx(np.sort(found.paper.clip(low, high)))
     (bar,) = (line for line in axis.lines if line.get_linewidth() == 3)
     assert bar.get_xdata() == pytest.approx([found.low, found.high])
-    assert matplotlib.colors.same_color(bar.get_color(), VERDICT["open"])
+    assert matplotlib.colors.same_color(bar.get_color(), VERDICT["undecided"])
     (band,) = axis.patches
     assert band.get_x() == pytest.approx(-0.6)
     assert band.get_width() == pytest.approx(1.2)
     words = [text.get_text() for text in axis.texts]
     assert words[0].endswith("\N{LEFTWARDS ARROW}")
     assert BETTER["n_bg"] < 0
-    assert words[1] == "+0.40\n(-0.3 to +1.1)\nopen"
+    assert words[1] == "+0.40\n(-0.3 to +1.1)\nundecided"
 
 
 def test_figures_are_drawn_on_a_transparent_ground(stored):
@@ -95,7 +99,7 @@ def test_figures_are_drawn_on_a_transparent_ground(stored):
     before, after = means.iloc[:4], means.iloc[4:]
     figures = [
         estimation.estimation(board.estimated(stored)),
-        estimation.replications(replication(before, after), before, after),
+        estimation.replications({"": Beside("images", before, after, 12, 20)}),
         estimation.point_places(board.shares_of_cells(one, "Conv")),
     ]
     for figure in figures:
@@ -107,16 +111,18 @@ def test_figures_are_drawn_on_a_transparent_ground(stored):
 def test_replications_show_where_the_mean_lies():
     stored_means = by_seed(tables(seeds=8)[0])
     own = by_seed(tables({"student": {"n_fg": 90.0}}, seeds=2, first=100, seed=3)[0])
-    found = replication(stored_means, own)
-    figure = estimation.replications(found, stored_means, own)
-    for axis, row in zip(figure.axes, found.to_dict("records"), strict=True):
+    both = Beside("images", stored_means, own, 30, 20)
+    figure = estimation.replications({"one": both, "other": both}, ["n_fg", "rho"])
+    assert [axis.get_title() for axis in figure.axes] == ["one", "", "other", ""]
+    rows = [both.found.set_index("metric").loc[name] for name in ("n_fg", "rho")]
+    for axis, row in zip(figure.axes, [*rows, *rows], strict=True):
         (band,) = axis.patches
         assert band.get_x() == pytest.approx(row["low"])
         (line,) = axis.lines
         assert line.get_xdata() == pytest.approx([row["own"]] * 2)
         colour = COLOUR["teacher"] if row["inside"] else COLOUR["student"]
         assert matplotlib.colors.same_color(line.get_color(), colour)
-        assert dots(axis, COLOUR["foreground"]) == pytest.approx(np.sort(own[row["metric"]]))
+        assert dots(axis, COLOUR["foreground"]) == pytest.approx(np.sort(own[row.name]))
     assert "outside" in figure.axes[0].texts[1].get_text()
 
 
@@ -125,7 +131,7 @@ def test_places_are_means_over_seeds_and_samples(stored):
     shares = board.shares_of_cells(one, "FC1")
     assert list(shares) == ["student", "baseline", "untrained"]
     rows = one.places.query("layer == 'FC1' and network == 'student'")
-    assert shares["student"][1, 2] == pytest.approx(rows["cell6"].mean() / 20)
+    assert shares["student"][1, 2] == pytest.approx(rows["cell6"].mean() / 12)
     figure = estimation.point_places(shares)
     limits = {axis.images[0].get_clim() for axis in figure.axes if axis.images}
     assert len(limits) == 1
@@ -134,47 +140,163 @@ def test_places_are_means_over_seeds_and_samples(stored):
 # ---- which tables there are, and what they say
 
 
-def test_tables_of_two_seeds_are_read_in_the_order_of_the_studies(stored):
-    assert list(stored) == ["images", "sentiment", "another"]
-    assert stored["sentiment"].seeds == 4
-    assert stored["another"].kind == "images"
-    assert board.missing(stored) == [n for n in STUDIES if n not in ("images", "sentiment")]
+def test_tables_are_read_in_the_order_of_the_studies(stored):
+    there = ["images", "dgcnn", "pointconv", "sentiment", "questions"]
+    assert list(stored) == [*there, "another"]
+    assert board.missing(stored) == [name for name in STUDIES if name not in there]
     said = sentences.which(stored, board.missing(stored))
-    assert "**images** (images): 6 seeds, 20 samples, Conv, FC1" in said
-    assert "`dgcnn`" in said
+    assert "**images** (images): 20 seeds, 12 samples, Conv, FC1\n" in said
+    assert "`pointnet`" in said
+    assert "Stale" not in said
+
+
+def test_there_is_no_verdict_before_all_stated_seeds(stored):
+    """Whatever those that are there say: sentiment has 4 of 20, pointconv 1 of 10."""
+    assert list(board.finished(stored)) == ["images", "dgcnn", "questions", "another"]
+    asked = board.board(stored)
+    assert {*asked["study"]} == {"images", "dgcnn", "questions", "another"}
+    said = sentences.which(stored, ())
+    assert (
+        "**sentiment** (sentiment): 4 of 20 seeds, 12 samples, Conv, FC1; the verdict wait" in said
+    )
+    assert "**pointconv** (clouds): 1 of 10 seeds" in said
+
+
+def test_seeds_beyond_the_stated_ones_do_not_count(stored):
+    """Of 22 seeds of the questions 20 were stated."""
+    assert stored["questions"].networks["seed"].nunique() == 20
+    asked = board.board(stored).query("study == 'questions' and question == 'paper'")
+    assert (asked["seeds"] == 20).all()
+
+
+def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
+    """Two of the twenty untrained teachers' students are still to be computed."""
+    samples, networks = tables(EFFECTS, seeds=20, samples=5)
+    lacking = (samples["network"] == "untrained") & (samples["seed"] > 17)
+    one = board.Stored(
+        "images",
+        networks,
+        samples[~lacking],
+        networks.iloc[:0],
+        tuple(range(20)),
+        frozenset(STUDIES["images"].roles),
+    )
+    asked = board.board({"images": one})
+    assert "paper" in {*asked["question"]}
+    assert not {"smooth target", "beyond a smooth target"} & {*asked["question"]}
+    table = sentences.scoreboard(asked, {"images": one})
+    assert (table["beyond smooth"][:6] == "18 of 20 seeds").all()
+    assert "18 of 20 seeds for *beyond a smooth target*" in sentences.which({"images": one}, ())
+
+
+def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
+    """Planted: the tables were computed with another threshold."""
+    write(tmp_path / "images", "ImageStudy", EFFECTS, seeds=20, samples=5)
+    path = tmp_path / "images" / "settings.json"
+    origin = json.loads(path.read_text())
+    origin["settings"]["b"] = 0.3
+    path.write_text(json.dumps(origin))
+    found = board.stored(tmp_path)
+    assert found["images"].outdated == ("settings.b was 0.3, is 0.2",)
+    text = executed(tmp_path)
+    assert "> **Stale.** These tables" in text
+    assert "> - `images`: settings.b was 0.3, is 0.2" in text
+    assert "`kpnb evidence images --replace`" in text
+    assert "images 20 seeds (<strong>stale</strong>)" in sentences.progress(found)
 
 
 def test_one_study_stands_for_a_kind_of_data(stored):
+    """The first one, which is not exchanged for another that is finished sooner."""
+    expected = {"images": "images", "clouds": "pointnet"}
+    assert board.standing() == expected | {"sentiment": "sentiment", "questions": "questions"}
     found = board.estimated(stored)
-    assert list(found) == ["images", "sentiment"]
+    assert list(found) == ["images", "questions"]
     seeds = by_seed(stored["images"].samples)
     assert found["images"][0].seeds == pytest.approx(seeds["n_fg"].to_numpy())
 
 
 def test_words_are_those_of_the_board(stored):
     asked = board.board(stored)
-    table = sentences.words(asked)
-    assert len(table) == 3 * len(NAMES)
+    table = sentences.words(asked, stored, ["images", "another"])
+    assert len(table) == 2 * len(NAMES)
     row = asked[(asked["study"] == "images") & (asked["question"] == "beyond place")].iloc[0]
     assert row["metric"] == "n_fg"
     assert table.loc[0, "beyond place"].startswith(
         f"{value(row['value'], 2, sign=True)} {row['verdict']}"
     )
     assert table.loc[0, "share of path"] == ""
-    still = asked[(asked["verdict"] == "open") & np.isfinite(asked["seeds_needed"])]
+    still = asked[asked["verdict"].isin(["open", "undecided"]) & np.isfinite(asked["seeds_needed"])]
+    assert len(still)
     assert (still["seeds_needed"] > still["seeds"]).all()
     counts = asked[asked["question"] == "paper"]["verdict"].value_counts()
     assert f"{counts['shows']} show" in sentences.total(asked, "paper")
-    assert sentences.place(asked).count("left for the object") == 3
+    assert sentences.place(asked).count("left for the object") == 4
     assert "and $D_{mean}$ shows for the student of an untrained" in sentences.smooth(asked)
-    assert sentences.path(asked, stored).count("at equal rates") == 1
+    assert sentences.path(asked, board.finished(stored)).count("at equal rates") == 1
 
 
 @pytest.mark.parametrize(("needed", "said"), [(31.0, "(31)"), (float("inf"), "(no number)")])
-def test_open_cells_say_what_would_decide(needed, said):
+def test_undecided_cells_say_what_would_decide(needed, said):
     row = {"study": "images", "question": "paper", "metric": "rho", "value": 0.1}
-    frame = pd.DataFrame([{**row, "verdict": "open", "seeds_needed": needed}])
-    assert sentences.words(frame)["paper"].iloc[-1] == f"+0.10 open {said}"
+    frame = pd.DataFrame([{**row, "verdict": "undecided", "seeds_needed": needed}])
+    cell = sentences.words(frame, {}, ["images"])["paper"].iloc[-1]
+    assert cell == f"+0.10 undecided {said}"
+
+
+def test_24_cells_whatever_there_is(stored):
+    """Images and questions are there, sentiment in part, clouds not at all."""
+    table = sentences.scoreboard(board.board(stored), stored)
+    assert table["data"].tolist() == [k for k in board.standing() for _ in NAMES]
+    by_kind = dict(iter(table.groupby("data")))
+    assert (by_kind["clouds"]["paper"] == "no seed yet").all()
+    assert (by_kind["sentiment"]["paper"] == "4 of 20 seeds").all()
+    asked = board.board(stored).query("question == 'paper'").set_index(["study", "metric"])
+    for kind in ("images", "questions"):
+        for name, cell in zip(NAMES, by_kind[kind]["paper"], strict=True):
+            row = asked.loc[(kind, name)]
+            assert cell.startswith(f"{value(row['value'], 2, sign=True)} {row['verdict']}")
+    assert (by_kind["questions"]["beyond smooth"] == "0 of 20 seeds").all()
+    place = table["metric"].isin([sentences.HTML[name] for name in NAMES[:3]])
+    assert (table.loc[~place, "beyond place"] == "").all()
+    assert (table.loc[place, "beyond place"] != "").all()
+
+
+def test_three_sentences_count_the_24_cells(stored):
+    asked = board.board(stored)
+    first, second, third = sentences.headline(asked, stored)
+    rows = asked[asked["study"].isin(["images", "questions"])].set_index("question")
+    counts = Counter(rows.loc["paper", "verdict"])
+    said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())
+    assert first == (
+        "Of 24 comparisons of student and baseline, 6 metrics on each of images, clouds, "
+        f"sentiment, questions: {said}, 12 still waiting for their seeds."
+    )
+    assert "undecided" in said
+    images = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
+    shows = [name for name in ("n_fg", "n_bg", "lambda") if images["paper", name] == "shows"]
+    left = sum(images["beyond place", name] == "shows" for name in shows)
+    assert shows
+    assert f"of {len(shows)} that show in counts of points and their ratio, {left} " in second
+    assert "in any metric" in third
+    nothing = sentences.headline(pd.DataFrame(), {})
+    assert "0 show, 0 opposite, 0 negligible, 0 undecided, 24 still waiting" in nothing[0]
+    assert "there is nothing to judge" in nothing[1]
+
+
+def test_own_seeds_are_told_with_how_many_are_stored():
+    before = by_seed(tables(seeds=7)[0])
+    own = by_seed(tables({"student": {"n_fg": 90.0}}, seeds=1, first=100, seed=3)[0])
+    both = Beside("images", before, own, 30, 20)
+    text = sentences.replicated({"": both}, ["n_fg"])
+    assert text.startswith("1 seed of this build beside 7 of 20 seeds of the [stored evidence]")
+    assert "all but $N^{fg}$ lie in the 95 % prediction interval" in text
+    old = Beside("pointnet", pd.DataFrame(), pd.DataFrame(), 0, 20, ("method was 1, is 2",))
+    text = sentences.replicated({"images": both, "clouds": old})
+    assert text.startswith("images: 1 seed")
+    assert "> - `pointnet`: method was 1, is 2" in text
+    inside = both.found["inside"].sum()
+    assert sentences.agreeing([both, old]).startswith(f"Of the metrics of 1 study, {inside} of 6 (")
+    assert "no stored seeds yet" in sentences.agreeing([old])
 
 
 # ---- the page
@@ -208,4 +330,4 @@ def test_the_page_says_what_the_tables_say(folder, stored):
 def test_the_page_works_without_any_table(tmp_path):
     text = executed(tmp_path)
     assert all(f"`{name}`" in text for name in STUDIES)
-    assert "over all tables: 0 show, 0 opposite, 0 negligible, 0 open." in text
+    assert "over all tables: 0 show, 0 opposite, 0 negligible, 0 undecided." in text

@@ -5,16 +5,17 @@ telephone. Nothing is computed here.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kpnb.metrics import BETTER, SYMBOL
+from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _styled
 from kpnb_book.numbers import interval, value
+from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import Estimate
 
 WIDE = 4.6  # of a strip with its words, inches
@@ -130,29 +131,39 @@ def _legend(figure: Figure, dots: Mapping[str, tuple[str, str]], bands: Mapping[
     figure.legend(handles, [*dots, *bands], **options, columnspacing=1.0)
 
 
-@_styled
-def replications(found: pd.DataFrame, stored: pd.DataFrame, own: pd.DataFrame) -> Figure:
-    """Own seeds beside the stored ones, a strip for each metric.
+def _replication(axis: Axes, row: Mapping[str, Any], before: np.ndarray, after: np.ndarray) -> None:
+    """A strip of ``replications``: the stored seeds are ``before``, the own ones ``after``."""
+    _limits(axis, [*before, *after, row["low"], row["high"]], np.empty(0))
+    axis.axvspan(row["low"], row["high"], color=GREY, alpha=0.22, lw=0)
+    colour = COLOUR["teacher"] if row["inside"] else COLOUR["student"]
+    _dots(axis, before, UPPER, COLOUR["baseline"], "D")
+    _dots(axis, after, LOWER, COLOUR["foreground"])
+    axis.plot([row["own"]] * 2, [LOWER - 0.4, LOWER + 0.4], color=colour, lw=3)
+    ends = interval(row["low"], row["high"], digits=2, sign=True)
+    where = "inside" if row["inside"] else "outside"
+    words = f"{value(row['own'], 2, sign=True)}\n({ends})\n{where}"
+    _named(axis, SYMBOL[row["metric"]], words, colour)
 
-    found         ``replication.replication``
-    stored, own   ``verdicts.by_seed``
+
+@_styled
+def replications(found: Mapping[str, Beside], metrics: Sequence[str] = NAMES) -> Figure:
+    """Own seeds beside the stored ones, a strip for each of the ``metrics`` of each study.
+
+    found   by title ("": none is written)
 
     Upper dots are the stored seeds, lower dots the own ones, the line their mean. It should lie in
     the band, where the stored seeds say that it does in 95 of 100 cases.
     """
-    figure, axes = _strips(len(found))
-    for axis, row in zip(axes, found.to_dict("records"), strict=True):
-        before, after = (table[row["metric"]].dropna().to_numpy() for table in (stored, own))
-        _limits(axis, [*before, *after, row["low"], row["high"]], np.empty(0))
-        axis.axvspan(row["low"], row["high"], color=GREY, alpha=0.22, lw=0)
-        colour = COLOUR["teacher"] if row["inside"] else COLOUR["student"]
-        _dots(axis, before, UPPER, COLOUR["baseline"], "D")
-        _dots(axis, after, LOWER, COLOUR["foreground"])
-        axis.plot([row["own"]] * 2, [LOWER - 0.4, LOWER + 0.4], color=colour, lw=3)
-        ends = interval(row["low"], row["high"], digits=2, sign=True)
-        where = "inside" if row["inside"] else "outside"
-        words = f"{value(row['own'], 2, sign=True)}\n({ends})\n{where}"
-        _named(axis, SYMBOL[row["metric"]], words, colour)
+    rows = {title: each.rows(metrics).to_dict("records") for title, each in found.items()}
+    figure, axes = _strips(sum(len(each) for each in rows.values()))
+    strips = iter(axes)
+    for title, each in found.items():
+        for number, row in enumerate(rows[title]):
+            axis = next(strips)
+            seeds = (table[row["metric"]].dropna().to_numpy() for table in (each.stored, each.own))
+            _replication(axis, row, *seeds)
+            if not number:
+                axis.set_title(title, fontsize=10, fontweight="bold", pad=3)
     names = {"stored seeds": ("D", COLOUR["baseline"]), "own seeds": ("o", COLOUR["foreground"])}
     _legend(figure, names, {"expected of their mean": GREY})
     return figure

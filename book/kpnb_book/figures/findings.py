@@ -6,16 +6,18 @@ chapter's prefix ("h1", "c2", ...), so that other pages, runs and sweeps have it
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from torch import Tensor
 
 from kpnb.metrics import BETTER, SYMBOL
 from kpnb.stats import Difference, compare, tally
 from kpnb_book import numbers
+from kpnb_book.figures import estimation, sentences
 from kpnb_book.figures.report import (
     REMINDER,
     difference_table,
@@ -26,6 +28,7 @@ from kpnb_book.figures.report import (
 )
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
 from kpnb_book.studies import measure, tables
+from kpnb_book.studies.replication import Beside, every_beside
 from kpnb_book.studies.study import Study
 
 KEYS = ("architecture", "layer", "network", "seed")  # what rows of ``tables.table5`` are about
@@ -40,6 +43,7 @@ class Found:
     samples     what is measured, in the plural: "images"
     alone       by study, each pair of a student and a baseline judged over its samples, by title
     overall     by study, what decides: over all its layers, seeds and samples
+    stored      by study, its own seeds beside stored ones, where there are any
 
     The name of a single study is "".
     """
@@ -48,6 +52,7 @@ class Found:
     samples: str
     alone: Mapping[str, Mapping[str, By]]
     overall: Mapping[str, By]
+    stored: Mapping[str, Beside] = field(default_factory=dict)
 
     @classmethod
     def of(cls, hypothesis: str, samples: str, studies: Mapping[str, Study]) -> "Found":
@@ -57,7 +62,7 @@ class Found:
             for name, study in studies.items()
         }
         overall = {name: tables.overall(study) for name, study in studies.items()}
-        return cls(hypothesis, samples, alone, overall)
+        return cls(hypothesis, samples, alone, overall, every_beside(studies))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -149,6 +154,22 @@ def counted(found: Found) -> Markdown:
         ]
         lines.append(f"{line} Over all layers and seeds: {'; '.join(decided)}.")
     return Markdown("\n".join(lines))
+
+
+def replicated(prefix: str, found: Found) -> Markdown | None:
+    """Whether this build's own seeds lie where the stored ones say; None without any of these."""
+    if not found.stored:
+        return None
+    rows = [each.rows(found.metrics) for each in found.stored.values()]
+    inside = sum(int(each["inside"].sum()) for each in rows)
+    glue(**{f"{prefix}_inside": inside, f"{prefix}_predicted": sum(map(len, rows))})
+    return Markdown(sentences.replicated(found.stored, found.metrics))
+
+
+def own_seeds(found: Found) -> Figure | None:
+    """This build's own seeds beside the stored ones; None without any of these."""
+    shown = {name: each for name, each in found.stored.items() if len(each.rows(found.metrics))}
+    return estimation.replications(shown, found.metrics) if shown else None
 
 
 def undefined(table: pd.DataFrame, samples: str) -> Markdown | Styler:

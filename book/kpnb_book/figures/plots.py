@@ -39,7 +39,7 @@ SERIES = (
     "#56B4E9",
 )  # lines that have no colour of their own
 VERDICT = {"shows": COLOUR["teacher"], "opposite": COLOUR["student"]}
-VERDICT |= {"negligible": SERIES[0], "open": GREY}
+VERDICT |= {"negligible": SERIES[0], "undecided": GREY, "open": GREY}
 KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge point
     "background": GREY,
     "object": "#CC79A7",

@@ -11,12 +11,16 @@ from kpnb.metrics import NAMES, SYMBOL
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import replication
-from kpnb_book.studies.board import Stored
+from kpnb_book.studies.board import Stored, standing, waiting
+from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 
-WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible", "open": "open"}
+WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
+WORDS |= {"undecided": "undecided"}
 LEFT = {"paper": "paper", "beyond place": "beyond place"}
 LEFT |= {"beyond a smooth target": "beyond smooth", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
+PLACED = {"beyond place": POINTS, "share of the path": SPEED}
+"""Questions that are asked of some of the metrics only."""
 
 
 def outcome(row: Mapping[str, float]) -> str:
@@ -26,7 +30,7 @@ def outcome(row: Mapping[str, float]) -> str:
 
 
 def tallied(verdicts: Iterable[str]) -> str:
-    """ "3 show, 0 opposite, 2 negligible, 1 open"."""
+    """ "3 show, 0 opposite, 2 negligible, 1 undecided"."""
     counts = Counter(verdicts)
     return ", ".join(f"{counts[word]} {said}" for word, said in WORDS.items())
 
@@ -38,24 +42,39 @@ def answered(board: pd.DataFrame, question: str) -> pd.DataFrame:
     return board[board["question"] == question].set_index(["study", "metric"])
 
 
-def words(board: pd.DataFrame) -> pd.DataFrame:
-    """Value and verdict, a row for each study and metric, a column for each question of ``LEFT``;
-    where it is open, the number of seeds that would decide in brackets.
+def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[str]) -> pd.DataFrame:
+    """Value and verdict, a row for each metric of each of the ``studies``, a column for each
+    question of ``LEFT``; where it is undecided, the number of seeds that would decide in brackets,
+    and where seeds are still to be computed, how many there are.
     """
-    if board.empty:
-        return board
-    rows = board[board["question"].isin(LEFT)]
-    rows = rows.assign(cell=[_cell(row) for row in rows.to_dict("records")])
-    table = rows.pivot(index=["study", "metric"], columns="question", values="cell")
-    order = pd.MultiIndex.from_product([rows["study"].unique(), NAMES], names=["study", "metric"])
-    whole = table.reindex(index=order, columns=[*LEFT]).astype(object)
-    found = whole.fillna("").reset_index()
-    return found.assign(metric=found["metric"].map(HTML)).rename(columns=LEFT)
+    cells = {
+        (row["study"], row["metric"], row["question"]): _cell(row)
+        for row in board.to_dict("records")
+    }
+    rows = []
+    for study in studies:
+        for metric in NAMES:
+            row = {"study": study, "metric": HTML[metric]}
+            for question, heading in LEFT.items():
+                asked = metric in PLACED.get(question, NAMES)
+                wait = waiting(found, study, question) if asked else ""
+                row[heading] = cells.get((study, metric, question), wait)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
+    """``words`` of the studies that stand for a kind of data, which is named: 24 rows, whatever
+    tables there are.
+    """
+    kinds = {name: kind for kind, name in standing().items()}
+    rows = words(board, found, kinds)
+    return rows.assign(study=rows["study"].map(kinds)).rename(columns={"study": "data"})
 
 
 def _cell(row: Mapping[str, Any]) -> str:
     found, needed = f"{value(row['value'], 2, sign=True)} {row['verdict']}", row["seeds_needed"]
-    if row["verdict"] != "open" or pd.isna(needed):
+    if row["verdict"] not in ("undecided", "open") or pd.isna(needed):
         return found
     return f"{found} ({needed:,.0f})" if isfinite(needed) else f"{found} (no number)"
 
@@ -86,16 +105,122 @@ def mixed(board: pd.DataFrame) -> str:
 
 
 def which(found: Mapping[str, Stored], missing: Iterable[str]) -> str:
-    """The tables that there are, and those that are still to be computed."""
-    lines = [
-        f"- **{name}** ({each.kind}): {each.seeds} seeds, {each.samples['sample'].nunique()} "
-        f"samples, {', '.join(sorted(each.samples['layer'].unique()))}"
-        for name, each in found.items()
-    ]
+    """The tables that there are, how far they are, whether they are stale, and which are still to
+    be computed.
+    """
+    lines = [f"- **{name}** ({each.kind}): {_state(each)}" for name, each in found.items()]
     absent = ", ".join(f"`{name}`" for name in missing)
     if absent:
-        lines += ["", f"Not there yet, with two seeds at least: {absent}."]
-    return "\n".join(lines)
+        lines += ["", f"Not there yet: {absent}."]
+    return "\n".join([*lines, *_warned(found)])
+
+
+def _state(each: Stored) -> str:
+    """How many seeds, samples and layers, and what waits for more."""
+    layers = ", ".join(sorted(each.samples["layer"].unique()))
+    size = f"{each.samples['sample'].nunique()} samples, {layers}"
+    if not each.finished():
+        count = _seeds(each.seeds(), len(each.stated))
+        return f"{count}, {size}; the verdict waits for all"
+    late = [
+        f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
+        for question in QUESTIONS
+        if {question.student, question.other} <= each.roles and not each.finished(question)
+    ]
+    said = f"{len(each.stated)} seeds, {size}"
+    return f"{said}; so far {', '.join(late)}, which waits for all" if late else said
+
+
+def _warned(found: Mapping[str, Stored]) -> list[str]:
+    """``stale`` as a paragraph of its own; nothing when no table is."""
+    warning = stale({name: each.outdated for name, each in found.items()})
+    return ["", warning] if warning else []
+
+
+def stale(outdated: Mapping[str, Iterable[str]]) -> str:
+    """A warning of stale tables, with what has changed since, by study; "" when none is."""
+    lines = [
+        f"> - `{name}`: {'; '.join(changed)}"
+        for name, changes in outdated.items()
+        if (changed := [*changes])
+    ]
+    if not lines:
+        return ""
+    names = " ".join(name for name, changes in outdated.items() if [*changes])
+    head = (
+        "> **Stale.** These tables belong to other settings, or to another version of the method:"
+    )
+    tail = f"> What they say is about those. `kpnb evidence {names} --replace` computes them anew."
+    return "\n".join([head, ">", *lines, ">", tail])
+
+
+def headline(board: pd.DataFrame, found: Mapping[str, Stored]) -> tuple[str, str, str]:
+    """Three sentences, in plain text: what the paper's comparisons say on the studies that stand
+    for a kind of data, what of that is left beyond place, and what beyond a smooth target and
+    beyond the path.
+    """
+    kinds, rows = standing(), [] if board.empty else board.to_dict("records")
+    asked = {
+        question: {
+            (row["study"], row["metric"]): row["verdict"]
+            for row in rows
+            if row["question"] == question and row["study"] in kinds.values()
+        }
+        for question in LEFT
+    }
+    whole = len(kinds) * len(NAMES)
+    late = whole - len(asked["paper"])
+    first = (
+        f"Of {whole} comparisons of student and baseline, {len(NAMES)} metrics on each of "
+        f"{', '.join(kinds)}: {tallied(asked['paper'].values())}"
+    )
+    first += f", {late} still waiting for their seeds." if late else "."
+    second = (
+        "Judged by the masks of other samples, which say how much a liking for a place gives, "
+        f"{_kept(asked, 'beyond place', 'counts of points and their ratio')}."
+    )
+    third = (
+        "Judged against the student of an untrained teacher, which knows nothing, "
+        f"{_kept(asked, 'beyond a smooth target', 'any metric')}; and by the share of its own "
+        "path at which a network has the most points, "
+        f"{_kept(asked, 'share of the path', 'weight distances')}."
+    )
+    return first, second, third
+
+
+def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, what: str) -> str:
+    """How much of ``what`` shows for the paper's question does for another: "of 5 that show in
+    weight distances 3 are left".
+    """
+    showing = [
+        where
+        for where, verdict in asked["paper"].items()
+        if verdict == "shows" and where[1] in PLACED.get(question, NAMES)
+    ]
+    if not showing:
+        return f"there is nothing to judge, as nothing shows in {what}"
+    answers = [asked[question][where] for where in showing if where in asked[question]]
+    left, late = answers.count("shows"), len(showing) - len(answers)
+    said = f"of {len(showing)} that {_number(len(showing), 'shows', 'show')} in {what}, {left} "
+    said += _number(left, "is left", "are left")
+    return f"{said} ({late} waiting for seeds)" if late else said
+
+
+def _number(count: int, one: str, more: str) -> str:
+    return one if count == 1 else more
+
+
+def progress(found: Mapping[str, Stored]) -> str:
+    """How many seeds are stored of each study, and which tables are stale: HTML for the front
+    page.
+    """
+    parts = [
+        f"{name} {_seeds(each.seeds(), len(each.stated))}"
+        f"{'' if each.finished() else ', the verdict waits for all'}"
+        f"{' (<strong>stale</strong>)' if each.outdated else ''}"
+        for name, each in found.items()
+    ]
+    return f"<p>Stored so far: {'; '.join(parts) or 'nothing'}.</p>"
 
 
 def place(board: pd.DataFrame) -> str:
@@ -187,3 +312,50 @@ def coverages(found: Mapping[str, Mapping[str, float]]) -> str:
     """``replication.coverage`` by study, and over all."""
     every = found | {"all": replication.pooled(found.values())} if found else found
     return "\n".join(f"- **{name}**: {rate(each)} lie inside." for name, each in every.items())
+
+
+def replicated(found: Mapping[str, replication.Beside], metrics: Iterable[str] = NAMES) -> str:
+    """Whether own seeds lie where the stored ones say, study by study, with a warning of tables
+    that are stale; "" without any stored seeds.
+
+    found   by title ("": none is written)
+    """
+    warning = stale({each.name: each.outdated for each in found.values()})
+    lines = [
+        f"{f'{title}: ' if title else ''}{_replicated(each, rows)}"
+        for title, each in found.items()
+        if len(rows := each.rows(metrics))
+    ]
+    listed = lines if len(lines) < 2 else [f"- {line}" for line in lines]
+    return "\n".join([*listed, *(["", warning] if warning else [])]).strip()
+
+
+def _replicated(each: replication.Beside, rows: pd.DataFrame) -> str:
+    """Of one study with these ``rows``."""
+    outside = [SYMBOL[metric] for metric in rows.loc[~rows["inside"], "metric"]]
+    stored = _seeds(len(each.stored), each.stated)
+    own = "seed" if len(each.own) == 1 else "seeds"
+    where = f"all but {', '.join(outside)} lie" if outside else "every metric lies"
+    return (
+        f"{len(each.own)} {own} of this build beside {stored} of the [stored "
+        f"evidence](80_evidence.ipynb), on the {each.samples} samples that both have: {where} in "
+        "the 95 % prediction interval."
+    )
+
+
+def _seeds(count: int, stated: int) -> str:
+    """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
+    return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
+
+
+def agreeing(found: Iterable[replication.Beside]) -> str:
+    """How many metrics of how many studies lie where the stored seeds say, over all of them."""
+    tables = [each.found for each in found if len(each.found)]
+    if not tables:
+        return "There are no stored seeds yet beside which those of this build could be put."
+    inside = rate(replication.agreement(tables))
+    studies = f"{len(tables)} {_number(len(tables), 'study', 'studies')}"
+    return (
+        f"Of the metrics of {studies}, {inside} lie where the stored seeds say that this "
+        "build's do in 95 % of cases."
+    )

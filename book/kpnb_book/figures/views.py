@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from kpnb.points import KnowledgePoints, background_level, knowledge_points
@@ -27,6 +29,7 @@ from kpnb_book.studies.measure import Measurement, entropies
 LOOK = 'style="width:100%;height:320px;cursor:grab;touch-action:pan-y"'
 PIXELS = 96  # of a picture's longer side, at most
 NAN = 65535
+CSS_PIXELS = 96  # of an inch
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ class View:
 
     def _repr_html_(self) -> str:
         return self.html
+
+
+def as_picture(figure: Figure, alt: str) -> View:
+    """A figure as HTML that another page can show too; ``alt`` says what it shows."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=2 * CSS_PIXELS, facecolor="none")
+    data = b64encode(buffer.getvalue()).decode()
+    width = round(figure.get_figwidth() * CSS_PIXELS)
+    look = f'style="width:{width}px;max-width:100%;height:auto"'
+    return View(f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}" {look}>')
 
 
 def _call(function: str, element: str, *data: Any) -> str:

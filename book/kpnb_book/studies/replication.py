@@ -6,17 +6,29 @@ many further ones lies in 95 of 100 cases, and a build whose seeds lie there rep
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+from torch import Tensor
 
+from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
-from kpnb.stats import Difference, holm, judge, paired, predicted
-from kpnb_book.studies.verdicts import SIX, seeds_of, values
+from kpnb.stats import Difference, holm, judge, paired, predicted, seed_means
+from kpnb_book.studies.evidence import PROFILE, STUDIES, Evidence
+from kpnb_book.studies.measure import every_pair
+from kpnb_book.studies.results import RESULTS, Results, flat
+from kpnb_book.studies.study import Study
+from kpnb_book.studies.verdicts import SIX, by_seed, seeds_of, values
 
 NULL = ("baseline", "student")
 """Networks of one kind, whose trainings differ in nothing but their seed."""
+
+
+COLUMNS = ["metric", "own", "seeds", "stored", "low", "high", "inside"]
 
 
 def replication(stored: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
@@ -40,7 +52,118 @@ def replication(stored: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
         value = mine.mean()
         row = {"metric": metric, "own": value, "seeds": len(mine), "stored": stored[metric].mean()}
         rows.append(row | {"low": low, "high": high, "inside": low <= value <= high})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+# A build's own seeds.
+
+OTHERWISE = ("settings.analysed", "settings.layers")
+"""Settings in which a build may differ: the samples and layers that both have are compared."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A build's own seeds beside the stored ones of the same settings.
+
+    name          of the stored study
+    stored, own   ``by_seed`` at the same layers on the same samples
+    samples       how many these are
+    stated        how many seeds the stored study has in the end
+    outdated      what the tables belong to that is otherwise today, in words; nothing is compared
+                  then, and both frames are empty
+    """
+
+    name: str
+    stored: pd.DataFrame
+    own: pd.DataFrame
+    samples: int
+    stated: int
+    outdated: tuple[str, ...] = ()
+
+    @cached_property
+    def found(self) -> pd.DataFrame:
+        """``replication`` of the two; empty when the tables are outdated."""
+        return replication(self.stored, self.own)
+
+    def rows(self, metrics: Iterable[str] = NAMES) -> pd.DataFrame:
+        """Those of some metrics."""
+        return self.found[self.found["metric"].isin([*metrics])]
+
+
+def beside(study: Study, folder: Path | None = None) -> Beside | None:
+    """The ``study``'s own seeds beside those of the tables in ``folder`` (default
+    ``book/results``).
+
+    None where there are no tables of these settings, where they have fewer than two seeds, or where
+    the study has no seed beyond them.
+    """
+    evidence = next((each for each in STUDIES.values() if concerns(each, study)), None)
+    results = Results((folder or RESULTS) / evidence.name) if evidence else None
+    if results is None or results.origin is None:
+        return None
+    stated = len(evidence.seeds)
+    if outdated := evidence.outdated(results) + other_samples(study, results):
+        return Beside(evidence.name, pd.DataFrame(), pd.DataFrame(), 0, stated, tuple(outdated))
+    theirs, ours = common_samples(study, results.origin["samples"])
+    rows = results.read().samples
+    stored = by_seed(rows[rows["layer"].isin(study.settings.layers)], theirs)
+    new = [seed for seed in study.settings.seeds if seed not in stored.index]
+    if len(stored) < 2 or not new or not len(ours):
+        return None
+    return Beside(evidence.name, stored, own_means(study, ours).loc[new], len(ours), stated)
+
+
+def every_beside(studies: Mapping[str, Study], folder: Path | None = None) -> dict[str, Beside]:
+    """``beside`` of those of the ``studies`` that have stored seeds, by title."""
+    found = {title: beside(study, folder) for title, study in studies.items()}
+    return {title: each for title, each in found.items() if each is not None}
+
+
+def concerns(evidence: Evidence, study: Study) -> bool:
+    """Whether the evidence is about the settings of this study, but for ``OTHERWISE``."""
+    if type(study) is not evidence.kind:
+        return False
+    settings = evidence.kind.resolve(PROFILE, **evidence.overrides)
+    theirs, ours = (flat(evidence.stated(each)) for each in (settings, study.settings))
+    names = {*theirs, *ours} - {*OTHERWISE}
+    same = all(theirs.get(name) == ours.get(name) for name in names)
+    return same and {*study.settings.layers} <= {*settings.layers}
+
+
+def other_samples(study: Study, results: Results) -> list[str]:
+    """In words, when the stored samples are not those that the study has today."""
+    theirs, count = results.origin.get("measured"), results.origin["samples"]
+    ours = digest(study.first_measured(count).config)[:20]
+    return [] if theirs == ours else [f"measured was {theirs!r}, is {ours!r}"]
+
+
+def common_samples(study: Study, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples that are measured both in the study and where ``count`` are measured: their positions
+    there, and in the study.
+
+    Which samples are drawn first depends on neither number, but both lists are sorted, so that the
+    fewer are not the first of the more.
+    """
+    more, ours = study.positions(count), study.positions(study.settings.analysed)
+    _, there, here = np.intersect1d(more, ours, return_indices=True)
+    return there, here
+
+
+def own_means(study: Study, chosen: np.ndarray) -> pd.DataFrame:
+    """``by_seed`` of the study's own seeds, on the ``chosen`` of its measured samples."""
+    found, s = every_pair(study), study.settings
+    sides = []
+    for side in (0, 1):
+        networks = [
+            [found[layer, seed][side].per_image() for layer in s.layers] for seed in s.seeds
+        ]
+        sides.append({name: _stacked(networks, name)[..., chosen] for name in networks[0][0]})
+    return pd.DataFrame(seed_means(paired(*sides)), index=pd.Index(s.seeds, name="seed"))[[*NAMES]]
+
+
+def _stacked(networks: list[list[dict[str, Tensor]]], name: str) -> np.ndarray:
+    """One metric of networks by seed and layer, ``[S, L, N]``."""
+    return np.array([[values[name].cpu().double().numpy() for values in row] for row in networks])
 
 
 def share(hits: int, total: int) -> dict[str, float]:

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kpnb.features import parameters_below
 from kpnb.units import Units
-from kpnb_book.data.samples import check_dataset
+from kpnb_book.data.samples import check_dataset, stratified
 from kpnb_book.store import Store
 from kpnb_book.studies import settings, training
 from kpnb_book.studies.settings import ALL, Count, Settings
 from kpnb_book.studies.training import Model, Schedule, Training
 
+MEASURED_SEED = 1  # which samples of the share are measured
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
 
 
@@ -108,8 +110,17 @@ class Study(ABC):
         count = round(s.share * len(train)) if isinstance(s.share, float) else at_most(s.share)
         share = drawn(train, count, seed=0)
         # Training samples are measured, as in the paper.
-        measured = share.share(min(s.analysed, len(share)), seed=1)
+        measured = share.share(min(s.analysed, len(share)), seed=MEASURED_SEED)
         return Samples(train, share, self.load("test", at_most(s.test_samples)), measured)
+
+    def first_measured(self, count: int) -> Any:
+        """The samples that are measured where ``count`` are asked for."""
+        return self.share.share(min(count, len(self.share)), seed=MEASURED_SEED)
+
+    def positions(self, count: int) -> np.ndarray:
+        """Their positions in the share, ascending."""
+        labels = self.share.labels.numpy()
+        return stratified(labels, min(count, len(labels)), seed=MEASURED_SEED)
 
     @property
     def train(self) -> Any:

@@ -5,7 +5,7 @@ Tables are the data frames of ``book/results``: ``samples`` has a row for each s
 (``student``, ``baseline``, ...) and sample, ``networks`` one for each seed, layer and network.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,11 +121,14 @@ def by_seed(
     return pd.DataFrame(seed_means(gaps(kept, question)), index=index)
 
 
-def answers(samples: pd.DataFrame, question: Question) -> bool:
-    """Whether the tables have what is asked: two seeds of both networks, and every column."""
+def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] = ()) -> bool:
+    """Whether the tables have what is asked: every column, and both networks of two seeds, and of
+    all that were ``stated``.
+    """
     asked = question.columns.values()
     known = all(column in samples and samples[column].notna().any() for column in asked)
-    return known and len(seeds_of(samples, question.student, question.other)) > 1
+    seeds = seeds_of(samples, question.student, question.other)
+    return known and len(seeds) > 1 and {*stated} <= {*seeds}
 
 
 def means(samples: pd.DataFrame, role: str = "baseline") -> dict[str, float]:
@@ -145,11 +148,16 @@ def decided(
 
 
 def verdicts(
-    samples: pd.DataFrame, networks: pd.DataFrame, kind: str, tables: pd.DataFrame
+    samples: pd.DataFrame,
+    networks: pd.DataFrame,
+    kind: str,
+    tables: pd.DataFrame,
+    stated: Collection[int] = (),
 ) -> pd.DataFrame:
     """A row for each question and metric that the tables of one study answer.
 
     kind     of data, whose pairs in the paper's ``tables`` (``paper.read()``) give delta
+    stated   seeds that a question has to have before it is answered
 
     Columns: question, metric, value, low, high, low90, high90, low_mixed, high_mixed (95 % by a
     mixed model of seeds and samples, as a check), p (corrected), delta, verdict, seeds, samples,
@@ -159,7 +167,7 @@ def verdicts(
     delta = paper.deltas(tables, kind, means(table))
     rows = []
     for question in QUESTIONS:
-        if answers(table, question):
+        if answers(table, question, stated):
             rows += [_row(question, d) for d in decided(table, question, delta).values()]
     return pd.DataFrame(rows)
 
