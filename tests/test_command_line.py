@@ -1,8 +1,10 @@
 """Looking after the store, help and completion."""
 
 import os
+import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from filelock import FileLock
 from kpnb_book.__main__ import main
 from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
+from kpnb_book.studies.evidence import of_one_seed
 
 
 @pytest.fixture
@@ -112,6 +115,53 @@ def test_clean_keeps_what_is_being_computed(store, capsys):
     assert run.has("epoch-0")
     assert not other.path.exists()
     assert f"kept, another process is computing it: {run.path}" in capsys.readouterr().out
+
+
+def of_seed(store: Store, name: str) -> Run:
+    """A network of one seed of stored evidence, whose teacher is that of the store."""
+    with suppress(KeyboardInterrupt), of_one_seed(store, name) as apart:
+        run = add(apart, "student", 1, artefacts=2)
+        raise KeyboardInterrupt  # it stays
+    return run
+
+
+def test_status_and_clean_know_seeds_of_evidence(store, capsys):
+    teacher, left, other = add(store, "teacher", 1), of_seed(store, "sst2-7"), add(store, "head", 1)
+    assert main(["status"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^evidence +1 +2 +0 ", out, re.M)
+    size = sum(file.stat().st_size for file in left.path.iterdir())
+    assert f"evidence/sst2-7: {size / 1e6:.1f} MB, last changed 0.0 hours ago" in out
+    assert left.has("epoch-1")
+    assert main(["clean", "evidence", "--yes"]) == 0
+    assert not left.path.exists()
+    assert list((store.root / "evidence").glob("sst2-7")) == []
+    assert teacher.has("epoch-0")  # links to it went, not what they led to
+    assert other.has("epoch-0")
+
+
+def test_clean_keeps_the_seed_that_a_process_computes(store, capsys):
+    """Even where none of its runs is locked at that moment."""
+    left = of_seed(store, "images-3")
+    with of_one_seed(store, "images-4") as apart:
+        run = add(apart, "student", 2)
+        assert main(["status"]) == 0
+        assert "evidence/images-4: 0.0 MB" in capsys.readouterr().out
+        assert main(["clean", "--everything", "--yes"]) == 0
+        assert run.has("epoch-0")
+    assert not left.path.exists()
+    assert "kept, another process is computing it: " in capsys.readouterr().out
+
+
+def test_what_else_lies_among_seeds_of_evidence_stays(store, tmp_path):
+    outside = add(Store(tmp_path / "other"), "student", 1)
+    folder = store.root / "evidence"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "linked-1").symlink_to(tmp_path / "other", target_is_directory=True)
+    assert main(["clean", "--everything", "--yes"]) == 0
+    assert outside.has("epoch-0")
+    assert (folder / "notes").exists()
+    assert (folder / "linked-1").is_symlink()
 
 
 def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):

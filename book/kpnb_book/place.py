@@ -3,6 +3,14 @@
 import os
 from pathlib import Path
 
+EVIDENCE = "evidence"
+"""Kind of the folders of a store that hold the networks of one seed while it is computed."""
+
+
+def seed_lock(folder: Path) -> Path:
+    """The file that who works in such a folder locks; beside it, because the folder goes."""
+    return folder.with_name(f".{folder.name}.lock")
+
 
 def store_folder(root: str | os.PathLike[str] | None = None) -> Path:
     """``root``, else ``$KPNB_STORE``, else ``kpnb`` in the user's cache folder."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kpnb_book.place import store_folder
+from kpnb_book.place import EVIDENCE, seed_lock, store_folder
 from kpnb_book.run.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -42,32 +42,56 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def folders(root: Path) -> "pd.DataFrame":
-    """Every run below ``root``, a row each: path, kind, complete and unfinished artefacts, bytes,
-    days since a change.
+    """Every run below ``root``, a row each, and each seed of stored evidence that is being
+    computed: path, kind, complete and unfinished artefacts, bytes, days since a change.
 
     Only folders that a store has made, and none behind a link: ``clean`` removes what is listed
     here.
     """
     import pandas as pd
 
-    rows = [
-        _row(path) for path in sorted(root.glob("*/*")) if re.fullmatch("[0-9a-f]{20}", path.name)
-    ]
-    return pd.DataFrame([row for row in rows if row], columns=COLUMNS)
+    rows = [_row(path) for path in _runs(root)]
+    for path in sorted((root / EVIDENCE).glob("*")):
+        if re.fullmatch(r"[\w-]+-\d+", path.name) and _is_own(path):
+            with suppress(FileNotFoundError):  # the seed was finished just now
+                rows.append(_seed_row(path))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _row(path: Path) -> tuple[Any, ...] | None:
-    if path.is_symlink() or path.parent.is_symlink() or not path.is_dir():
-        return None
+def _runs(root: Path) -> list[Path]:
+    """Folders of runs, by kind."""
+    found = sorted(root.glob("*/*"))
+    return [path for path in found if re.fullmatch("[0-9a-f]{20}", path.name) and _is_own(path)]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a folder, and no link leads to it."""
+    return path.is_dir() and not path.is_symlink() and not path.parent.is_symlink()
+
+
+def _seed_row(path: Path) -> tuple[Any, ...]:
+    """The networks of one seed of stored evidence, which are there while it is computed, or after
+    an interruption: a small store, whose data and teachers are links.
+    """
+    rows = [_row(run) for run in _runs(path)]
+    complete, unfinished, size = (sum(row[column] for row in rows) for column in (2, 3, 4))
+    days = min((row[5] for row in rows), default=_days(path.stat().st_mtime))
+    return path, EVIDENCE, complete, unfinished, size, days
+
+
+def _days(changed: float) -> float:
+    return (time.time() - changed) / 86400
+
+
+def _row(path: Path) -> tuple[Any, ...]:
     sizes, changed = {}, path.stat().st_mtime
     for file in path.iterdir():
         with suppress(FileNotFoundError):  # a temporary file of another process
             sizes[file.name], changed = file.lstat().st_size, max(changed, file.lstat().st_mtime)
     tensors = [name.removesuffix(".safetensors") for name in sizes if name.endswith(".safetensors")]
     complete = sum(f"{name}.json" in sizes for name in tensors)
-    days = (time.time() - changed) / 86400
     unfinished = len(tensors) - complete
-    return path, path.parent.name, complete, unfinished, sum(sizes.values()), days
+    return path, path.parent.name, complete, unfinished, sum(sizes.values()), _days(changed)
 
 
 def _summary(found: "pd.DataFrame") -> str:
@@ -87,7 +111,12 @@ def _summary(found: "pd.DataFrame") -> str:
 def status(options: argparse.Namespace) -> int:
     """``kpnb status``."""
     root = store_folder()
-    print(_summary(folders(root)))
+    found = folders(root)
+    print(_summary(found))
+    # Whether a process works there is not asked: it would have to be locked out for that.
+    for path, size, days in found.loc[found["kind"] == EVIDENCE, ["path", "bytes", "days"]].values:
+        hours = f"last changed {24 * days:.1f} hours ago"
+        print(f"  {path.relative_to(root)}: {size / 1e6:.1f} MB, {hours}")
     there = next(folder for folder in (root, *root.parents) if folder.exists())
     print(f"{root}: {shutil.disk_usage(there).free / 1e9:.1f} GB free")
     return 0
@@ -120,8 +149,9 @@ def _remove(paths: "pd.Series") -> None:
     from filelock import FileLock, Timeout
 
     for path in paths:
+        is_seed = path.parent.name == EVIDENCE
         try:
-            with FileLock(path / ".lock", timeout=0):
+            with FileLock(seed_lock(path) if is_seed else path / ".lock", timeout=0):
                 shutil.rmtree(path)
         except Timeout:
             print(f"kept, another process is computing it: {path}")

@@ -30,6 +30,7 @@ from kpnb.checkpoints import digest
 from kpnb.learning import learning_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.points import knowledge_points
+from kpnb_book.place import EVIDENCE, seed_lock
 from kpnb_book.store import Store
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
@@ -316,7 +317,7 @@ def addresses(study: Study, layer: str, training: Training) -> dict[str, str]:
 
 def folder_of(store: Store, name: str) -> Path:
     """Where the networks of one seed are kept until its rows are written."""
-    return store.root / "evidence" / name
+    return store.root / EVIDENCE / name
 
 
 @contextmanager
@@ -329,7 +330,7 @@ def of_one_seed(store: Store, name: str, anew: bool = False) -> Iterator[Store |
     """
     folder = folder_of(store, name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{name}.lock"), timeout=0)
+    lock = FileLock(seed_lock(folder), timeout=0)
     try:
         lock.acquire()
     except Timeout:
