@@ -3,18 +3,24 @@ way to it.
 """
 
 import gzip
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 
 import pandas as pd
 import pytest
 import torch
 
+from kpnb.checkpoints import digest
+from kpnb_book.__main__ import main
+from kpnb_book.figures import sentences
+from kpnb_book.figures.findings import Found, own_seeds, replicated
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.evidence import several_seeds
 from kpnb_book.store import Store
-from kpnb_book.studies import evidence, measure
+from kpnb_book.studies import evidence, measure, replication
 from kpnb_book.studies.again import again, compared, predicted_means
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
@@ -470,6 +476,114 @@ def test_two_processes_write_the_same_tables(rows, shapes, study, tmp_path):
     found = Results(folder)
     assert found.seeds() == list(range(6))
     assert len(found.read().samples) == 6 * len(rows.samples)
+
+
+def test_evidence_check_says_which_agree(shapes, study, rows, tmp_path, monkeypatch, capsys):
+    """The command itself, on tables of two tiny studies; in one of them a number was changed."""
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(evidence, "STUDIES", {})
+    output = ["--output", str(tmp_path / "results")]
+    assert main(["evidence-check", *output]) == 0
+    assert "there are no tables to check" in capsys.readouterr().out
+
+    planted = changed(rows, "networks", "path", 9, network="student")
+    for name, found in {"right": rows, "wrong": planted}.items():
+        one = replace(shapes, name=name)
+        evidence.STUDIES[name] = one
+        Results(tmp_path / "results" / name).add(one.origin(study), found)
+    assert main(["evidence-check", *output]) == 1
+    out = capsys.readouterr().out
+    numbers = 2 * (4 + 6 * len(SAMPLE))  # of two networks and six samples
+    assert f"right, seed 0, FC1: {numbers} numbers agree to the digit\n" in out
+    assert f"wrong, seed 0, FC1: {numbers} numbers, 1 do not agree to the digit:\n" in out
+    assert "student at FC1: path is stored as 9, is " in out
+    assert "1 of 2 studies agree with their tables; agree: right; do not: wrong\n" in out
+    assert main(["evidence-check", "right", *output]) == 0
+
+
+# ---- a build's own seeds
+
+
+@pytest.fixture
+def twenty(shapes, study, rows, tmp_path, monkeypatch) -> Path:
+    """Tables in which the networks of seed 0 stand under the numbers 5, 6 and 7."""
+    monkeypatch.setattr(replication, "STUDIES", {"shapes": shapes})
+    results = Results(tmp_path / "results" / "shapes")
+    for seed in (5, 6, 7):
+        frames = (rows.networks, rows.samples, rows.places)
+        results.add(shapes.origin(study), Rows(*(frame.assign(seed=seed) for frame in frames)))
+    return tmp_path / "results"
+
+
+def test_fewer_measured_samples_are_not_the_first_ones(shapes, store, study):
+    """So positions are mapped."""
+    fewer = shapes.study(store, analysed=3)
+    theirs, ours = replication.common_samples(fewer, 6)
+    assert ours.tolist() == [0, 1, 2]
+    assert theirs.tolist() != [0, 1, 2]
+    names = [study.measured.names[position] for position in theirs]
+    assert names == list(fewer.measured.names)
+    more = shapes.study(store, analysed=9)
+    theirs, ours = replication.common_samples(more, 6)
+    assert theirs.tolist() == list(range(6))
+    assert [more.measured.names[i] for i in ours] == list(study.measured.names)
+    assert digest(more.first_measured(6).config) == digest(study.measured.config)
+
+
+@pytest.mark.parametrize("analysed", [3, 6])
+def test_own_seeds_stand_beside_the_same_samples(shapes, store, twenty, rows, analysed):
+    """The own seed is the network that is stored, so the values are the same."""
+    build = shapes.study(store, analysed=analysed, device="cpu")
+    found = replication.beside(build, twenty)
+    assert (found.name, found.samples, found.stated) == ("shapes", analysed, 20)
+    assert found.stored.index.tolist() == [5, 6, 7]
+    assert found.own.index.tolist() == [0]
+    theirs, _ = replication.common_samples(build, 6)
+    kept = rows.samples[rows.samples["sample"].isin(theirs)]
+    gap = of(kept, "student")["n_fg"].mean() - of(kept, "baseline")["n_fg"].mean()
+    assert found.stored["n_fg"].tolist() == pytest.approx([gap] * 3)
+    assert found.own["n_fg"].tolist() == pytest.approx([gap])
+    (own,), (stored, *_) = (frame["d_var"] for frame in (found.own, found.stored))
+    assert own == pytest.approx(stored, rel=1e-3)  # of six digits
+
+
+def test_own_seeds_stand_beside_nothing_else(shapes, store, twenty):
+    """Not beside tables of other settings or too few seeds, nor where the seeds are stored."""
+    build = shapes.study(store)
+    for other in ({"b": 0.1}, {"epochs": 1}, {"layers": "FC2"}, {"seeds": (5, 6)}):
+        assert replication.beside(shapes.study(store, **other), twenty) is None
+    assert replication.beside(build, twenty / "nowhere") is None
+    assert replication.every_beside({"": build}, twenty).keys() == {""}
+
+
+def test_stale_tables_are_told_and_not_compared(shapes, store, twenty, monkeypatch):
+    """Planted: another version of the method, and tables of other samples."""
+    build = shapes.study(store)
+    path = twenty / "shapes" / "settings.json"
+    origin = json.loads(path.read_text())
+    path.write_text(json.dumps(origin | {"measured": "0" * 20}))
+    found = replication.beside(build, twenty)
+    assert "measured was '00000000000000000000', is " in found.outdated[0]
+    path.write_text(json.dumps(origin))
+    monkeypatch.setattr(evidence, "METHOD", 2)
+    found = replication.beside(build, twenty)
+    assert found.outdated == ("method was 1, is 2",)
+    assert found.found.empty
+    assert "> **Stale.**" in sentences.replicated({"": found})
+    chapter = Found("H1", "images", {}, {}, {"": found})
+    assert own_seeds(chapter) is None
+    assert "method was 1, is 2" in replicated("h1", chapter).data
+    assert replicated("h1", Found("H1", "images", {}, {})) is None
+
+
+def test_chapters_say_where_their_own_seeds_lie(shapes, store, twenty):
+    found = Found(
+        "H1", "images", {}, {}, replication.every_beside({"": shapes.study(store)}, twenty)
+    )
+    text = replicated("h1", found).data
+    assert text.startswith("1 seed of this build beside 3 of 20 seeds of the [stored evidence]")
+    assert "on the 6 samples that both have" in text
+    assert len(own_seeds(found).axes) == len(found.stored[""].rows(found.metrics)) > 0
 
 
 def test_seeds_of_a_command():

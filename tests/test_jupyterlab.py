@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Page
 
 from kpnb_book.run.browser import BrowserError, open_browser
@@ -139,6 +139,16 @@ def test_a_cell_without_its_figure_or_its_run_is_found():
     assert found == ["cell 1 was not executed", "cell 1 shows no figure"]
     found = list(cell_faults(shown[:2], new_notebook(cells=cells)))
     assert found == ["2 cells are shown of 3"]
+
+
+@pytest.mark.parametrize("source", ["own_seeds(found)", "a = 1\nplot(a) if found else None"])
+def test_figures_of_stored_evidence_come_with_its_tables(source):
+    figure = {"mystnb": {"figure": {"name": "fig-1"}}}
+    cell = new_code_cell(source, metadata=figure, execution_count=1)
+    assert list(cell_faults([{"parts": []}], new_notebook(cells=[cell]))) == []
+    cell.outputs = [new_output("display_data", {"text/plain": "no picture"})]
+    found = list(cell_faults([{"parts": []}], new_notebook(cells=[cell])))
+    assert found == ["cell 1 shows no figure"]
 
 
 PANEL = """

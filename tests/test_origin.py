@@ -49,6 +49,19 @@ def test_modules_that_are_reached(package):
     assert "notebooks.py" not in names
 
 
+def test_tables_of_stored_evidence_count_where_they_are_read(tmp_path, monkeypatch):
+    package = tmp_path / "kpnb_book"
+    monkeypatch.setitem(module.PACKAGES, "kpnb_book", package)
+    files = ("results/images/networks.csv", "results/images/samples.csv.gz")
+    files += ("results/images/.lock", "kpnb_book/studies/results.py", "kpnb_book/figures/plots.py")
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    table, zipped, _, reads, other = (tmp_path / name for name in files)
+    assert module.with_data([reads]) == sorted([reads, table, zipped])
+    assert module.with_data([other]) == [other]
+
+
 def test_what_changes_the_origin(package, tmp_path, monkeypatch):
     path = write(tmp_path / "10_a.ipynb", "from mini.figures import plot")
     unused = write(tmp_path / "11_b.ipynb", "from mini import other")

@@ -98,16 +98,27 @@ def run_check(options: argparse.Namespace) -> int:
 
     overrides = read_assignments(options.parameters)
     names = options.names or _with_tables(options.output, overrides)
-    for name in names:
-        study_of(name)
+    chosen = [study_of(name) for name in names]
+    if not chosen:
+        print("there are no tables to check")
+        return 0
     # Processes of their own, so that each has the threads that the tables were computed with.
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
         tasks = [
-            pool.submit(check_one, name, options.output, options.seed, overrides) for name in names
+            pool.submit(check_one, each, options.output, options.seed, overrides) for each in chosen
         ]
-        agree = [_reported(task.result()) for task in tasks]
-    print(f"{sum(agree)} of {len(agree)} studies agree with their tables")
-    return int(not all(agree))
+        agree = {name: _reported(task.result()) for name, task in zip(names, tasks, strict=True)}
+    print(_summary(agree))
+    return int(not all(agree.values()))
+
+
+def _summary(agree: Mapping[str, bool]) -> str:
+    """Which studies agree with their tables, and which do not."""
+    said = f"{sum(agree.values())} of {len(agree)} studies agree with their tables"
+    for word, wanted in (("agree", True), ("do not", False)):
+        names = [name for name, agrees in agree.items() if agrees is wanted]
+        said += f"; {word}: {', '.join(names)}" if names else ""
+    return said
 
 
 def _with_tables(folder: Path | None, overrides: Mapping[str, Any]) -> list[str]:
@@ -129,16 +140,15 @@ def _reported(found: tuple[bool, str]) -> bool:
 
 
 def check_one(
-    name: str, folder: Path | None, seed: int | None, overrides: Mapping[str, Any]
+    evidence: "Evidence", folder: Path | None, seed: int | None, overrides: Mapping[str, Any]
 ) -> tuple[bool, str]:
     """Whether a study agrees with its tables, and what there is to say."""
     from kpnb_book.studies.again import again
 
-    evidence = study_of(name)
     try:
         found = again(evidence, results_of(evidence, folder), seed=seed, **overrides)
     except (ValueError, OSError) as error:
-        return False, f"{name}: {error}"
+        return False, f"{evidence.name}: {error}"
     return not found.differing, str(found)
 
 

@@ -79,7 +79,9 @@ def reached(modules: Iterable[str]) -> list[Path]:
 
 
 def with_data(files: Iterable[Path]) -> list[Path]:
-    """``files``, with everything in their folders that is not code, and the tables of the book."""
+    """``files``, with everything in their folders that is not code, and the tables of the book; of
+    stored evidence where they have what reads it.
+    """
     folders = {file.parent for file in files}
     data = [
         file
@@ -87,7 +89,10 @@ def with_data(files: Iterable[Path]) -> list[Path]:
         for file in folder.iterdir()
         if file.is_file() and file.suffix not in ("", ".py", ".pyc")
     ]
-    return sorted({*files, *data, *PACKAGES["kpnb_book"].parent.glob("*.csv")})
+    book = PACKAGES["kpnb_book"].parent
+    reads_evidence = any(file.match("studies/results.py") for file in files)
+    stored = book.glob("results/*/[!.]*") if reads_evidence else ()
+    return sorted({*files, *data, *book.glob("*.csv"), *stored})
 
 
 def _files(module: str) -> Iterator[Path]:
