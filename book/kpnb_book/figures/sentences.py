@@ -128,7 +128,7 @@ def _state(each: Stored) -> str:
         if {question.student, question.other} <= each.roles and not each.finished(question)
     ]
     said = f"{len(each.stated)} seeds, {size}"
-    return f"{said}; so far {', '.join(late)}, which waits for all" if late else said
+    return f"{said}; so far {', '.join(late)}; these wait for all" if late else said
 
 
 def _warned(found: Mapping[str, Stored]) -> list[str]:
