@@ -26,6 +26,8 @@ from kpnb_book.studies.verdicts import SIX, by_seed, seeds_of, values
 
 NULL = ("baseline", "student")
 """Networks of one kind, whose trainings differ in nothing but their seed."""
+FEWEST = 5
+"""Stored seeds that an interval for further ones takes: of two it would hold nearly anything."""
 
 
 COLUMNS = ["metric", "own", "seeds", "stored", "low", "high", "inside"]
@@ -94,8 +96,8 @@ def beside(study: Study, folder: Path | None = None) -> Beside | None:
     """The ``study``'s own seeds beside those of the tables in ``folder`` (default
     ``book/results``).
 
-    None where there are no tables of these settings, where they have fewer than two seeds, or where
-    the study has no seed beyond them.
+    None where there are no tables of these settings, where they have fewer than ``FEWEST`` seeds, or
+    where the study has no seed beyond them.
     """
     evidence = next((each for each in STUDIES.values() if concerns(each, study)), None)
     results = Results((folder or RESULTS) / evidence.name) if evidence else None
@@ -108,7 +110,7 @@ def beside(study: Study, folder: Path | None = None) -> Beside | None:
     rows = results.read().samples
     stored = by_seed(rows[rows["layer"].isin(study.settings.layers)], theirs)
     new = [seed for seed in study.settings.seeds if seed not in stored.index]
-    if len(stored) < 2 or not new or not len(ours):
+    if len(stored) < FEWEST or not new or not len(ours):
         return None
     return Beside(evidence.name, stored, own_means(study, ours).loc[new], len(ours), stated)
 
