@@ -54,7 +54,7 @@ pdf: $(STAMP)  ## print the built book into one file (needs Chromium or Chrome)
 	@$(BIN)/python -m kpnb_book.run.pdf
 
 test: $(STAMP) vendor  ## run the test-suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)  ## run every notebook in JupyterLab, in a browser, and read what it shows
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.jupyterlab

@@ -7,6 +7,19 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it is imported
 
+# Workers take a file at a time, in this order, so that what a file's tests share is made once. The
+# longest come first: none of them is begun when the other workers have nothing left.
+LONGEST = (
+    "test_pages.py",
+    "test_faults.py",
+    "test_engine.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

@@ -28,8 +28,6 @@ from tests.test_sweep import HEAD, RESULTS, grid, ran, root
 
 __all__ = ["root"]
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 
 def work(
     text: str, folder: Path, together: int, *, tell: Callable[[str], None], scratch: str

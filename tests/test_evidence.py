@@ -51,7 +51,6 @@ from kpnb_book.studies.text import TextStudy
 from tests.test_study import TINY, draw
 from tests.tiny_text import tiny_model, write_sst2
 
-pytestmark = pytest.mark.xdist_group("evidence")  # they share what is trained
 CONTROLS = ("untrained", "equal-rate", "random-labels")
 
 

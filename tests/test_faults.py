@@ -152,10 +152,6 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# Tests on the same stage run in the same process, so that it is set up once.
-on_stage = pytest.mark.xdist_group("stage of faults")
-
-
 @pytest.fixture(scope="module")
 def theatre(tmp_path_factory) -> tuple[Path, dict[str, int], str]:
     """A folder with the data and what every scene left behind, the exit codes, and what was
@@ -190,7 +186,6 @@ def assert_rerun_is_quiet(root: Path, quiet: dict[str, Tensor]) -> None:
     assert not files(root, "store/*/*/*.tmp")
 
 
-@on_stage
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_struck_in_the_middle(theatre, quiet, place: str, fault: str):
@@ -205,7 +200,6 @@ def test_struck_in_the_middle(theatre, quiet, place: str, fault: str):
     assert_rerun_is_quiet(scene, quiet)
 
 
-@on_stage
 def test_a_clock_set_back_changes_nothing(theatre, quiet, monkeypatch):
     """What is stored comes from the future, and from two different days of it."""
     root, _, _ = theatre
@@ -247,7 +241,6 @@ DAMAGES = {
 }
 
 
-@on_stage
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_noticed_and_mended(theatre, quiet, tmp_path: Path, damage: str, caplog):
     root, _, _ = theatre
@@ -269,7 +262,6 @@ STAY = "strike(Path(sys.argv[1]), 'entropy', lambda: (print('here', flush=True),
 GO_ON = "logging.basicConfig(level=logging.INFO); work(Path(sys.argv[1]))"
 
 
-@on_stage
 def test_one_of_two_is_killed_while_the_other_waits(theatre, quiet):
     """Both want the same run; who holds its lock dies in the middle of an entropy, and the other
     takes over.
@@ -297,7 +289,6 @@ def read_only(root: Path) -> None:
     work(root)
 
 
-@on_stage
 def test_a_read_only_store_gives_its_results_and_names_what_it_cannot_take(theatre, quiet):
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users
         os.chmod(folder, 0o755)

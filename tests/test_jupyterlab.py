@@ -29,9 +29,6 @@ from tests.jupyterlab import (
 )
 from tests.test_pages import give_up
 
-pytestmark = pytest.mark.xdist_group("jupyterlab")
-
-
 # ---- on a page that looks like JupyterLab's
 
 

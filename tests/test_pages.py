@@ -2,8 +2,7 @@
 
 Errors, requests, accessibility, width on a telephone, weight, search, and views.
 Pages are those of ``book/_build/html`` when nothing has changed since they were built; else a book
-is made in which only three notebooks have been executed. All tests share one visit of each page,
-which is why they run in one process.
+is made in which only three notebooks have been executed. All tests share one visit of each page.
 """
 
 import os
@@ -23,8 +22,6 @@ from playwright.sync_api import Browser, Locator, Page, Request
 from kpnb_book.run.browser import BrowserError, open_browser, serve
 from kpnb_book.run.build import build_pages
 from kpnb_book.run.notebooks import run_notebook
-
-pytestmark = pytest.mark.xdist_group("pages")
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "book" / "_build" / "html"

@@ -17,8 +17,6 @@ from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.kernel import DEFAULTS
 from kpnb_book.run.notebooks import find_notebook, find_root, run_notebook
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """profile = "laptop"  # size of the run
 epochs = 3

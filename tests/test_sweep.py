@@ -21,8 +21,6 @@ from kpnb_book.run.rerun import provenance, rerun
 
 from .test_runner import write
 
-pytestmark = pytest.mark.xdist_group("engine")
-
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = "n = 1  # a number\nname = 'a'\nlayers = None\nb = None\ndata_root = None"
 GLUE = """
