@@ -28,7 +28,7 @@ from kpnb_book.studies.controls import (
 )
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import forecast
-from tests.test_study import TINY, draw
+from tests.drawn import TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -48,7 +48,7 @@ from kpnb_book.studies.results import (
     zipped,
 )
 from kpnb_book.studies.text import TextStudy
-from tests.test_study import TINY, draw
+from tests.drawn import TINY, draw
 from tests.tiny_text import tiny_model, write_sst2
 
 CONTROLS = ("untrained", "equal-rate", "random-labels")

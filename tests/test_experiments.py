@@ -30,7 +30,7 @@ from kpnb_book.studies.experiments import (
 )
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Forecast, forecast, plan_of
-from tests.test_study import TINY, draw
+from tests.drawn import TINY, draw
 
 FOUR = TINY | {
     "dataset": "emoji",

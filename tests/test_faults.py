@@ -35,9 +35,9 @@ from kpnb_book.store import Store
 from kpnb_book.studies import measure
 from kpnb_book.studies import training as distill
 from kpnb_book.studies.images import ImageStudy
+from tests.drawn import TINY, draw
 from tests.models import images, small_net
 from tests.test_distill import Points, mlp, same
-from tests.test_study import TINY, draw
 
 REPOSITORY = Path(__file__).parents[1]
 ENV = os.environ | {

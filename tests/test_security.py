@@ -14,8 +14,8 @@ import torch
 from kpnb_book.data import clouds, images, reviews, text, text_official
 from kpnb_book.hub import source
 from kpnb_book.networks.text import TextNet
+from tests.drawn import draw
 from tests.test_data_clouds import SMALL, WRITERS
-from tests.test_study import draw
 from tests.tiny_text import tiny_model, write_squad, write_sst2
 
 ROOT = Path(__file__).parents[1]

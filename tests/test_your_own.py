@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 
 import kpnb
-from tests.test_study import draw, papermill
+from tests.drawn import draw
+from tests.test_study import papermill
 
 PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "05_your_own.ipynb"
 MODULE = """
