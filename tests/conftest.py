@@ -2,8 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it is imported
 
@@ -19,6 +23,25 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def give_up(reason: str) -> None:
+    """Skip where a browser or npm may be missing; CI has to have them."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI tests the pages, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A browser for the tests of one file: while it is open, nobody else can run an event loop."""
+    from kpnb_book.run.browser import BrowserError, open_browser
+
+    try:
+        with open_browser() as browser:
+            yield browser
+    except BrowserError as error:
+        give_up(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Browser, Page
 
-from kpnb_book.run.browser import BrowserError, open_browser
 from tests import jupyterlab
 from tests.jupyterlab import (
     MYST,
@@ -27,18 +25,8 @@ from tests.jupyterlab import (
     slow,
     ways,
 )
-from tests.test_pages import give_up
 
 # ---- on a page that looks like JupyterLab's
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        with open_browser() as browser:
-            yield browser
-    except BrowserError as error:
-        give_up(str(error))
 
 
 @pytest.fixture(scope="module")

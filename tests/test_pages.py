@@ -19,9 +19,10 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, Request
 
-from kpnb_book.run.browser import BrowserError, open_browser, serve
+from kpnb_book.run.browser import serve
 from kpnb_book.run.build import build_pages
 from kpnb_book.run.notebooks import run_notebook
+from tests.conftest import give_up
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT = ROOT / "book" / "_build" / "html"
@@ -112,13 +113,6 @@ FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationF
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
 
-def give_up(reason: str) -> None:
-    """Skip where a browser or npm may be missing; CI has to have them."""
-    if os.environ.get("CI"):
-        pytest.fail(f"CI tests the pages, but {reason}")
-    pytest.skip(reason)
-
-
 def sources() -> Iterator[Path]:
     yield from (ROOT / "_config.yml", ROOT / "_toc.yml")
     for folder, folders, names in chain(os.walk(ROOT / "book"), os.walk(ROOT / "notebooks")):
@@ -150,15 +144,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if os.environ.get("CI"):
         pytest.fail("CI tests the whole book: build it first, as .ci/run does")
     return small_book(tmp_path_factory.mktemp("book"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    try:
-        with open_browser() as browser:
-            yield browser
-    except BrowserError as error:
-        give_up(str(error))
 
 
 @pytest.fixture(scope="module")
