@@ -15,8 +15,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it
 # longest come first: none of them is begun when the other workers have nothing left.
 LONGEST = (
     "test_pages.py",
-    "test_faults.py",
     "test_engine.py",
+    "test_jupyterlab.py",
+    "test_runner.py",
+    "test_sweep.py",
+    "test_faults.py",
+    "test_evidence.py",
+    "test_entropy.py",
+    "test_study.py",
+    "test_your_own.py",
+    "test_repository.py",
+    "test_architectures.py",
+    "test_benchmarks.py",
+    "test_origin.py",
+    "test_distill.py",
 )
 
 

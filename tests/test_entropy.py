@@ -162,7 +162,7 @@ def counted(solver: Stochastic, x: torch.Tensor, **options: object) -> dict[str,
 
 @pytest.mark.parametrize("max_batch", [1, 3, 64])
 def test_passes_of_the_learner_are_those_that_it_tells(max_batch):
-    x = images(5, dtype=torch.float32)
+    x = images(2, dtype=torch.float32)
     for stop in ("aligned", "released", None):
         counted(Stochastic(samples=4, stop=stop), x, max_batch=max_batch)
 
