@@ -31,6 +31,7 @@ SOME = ("00_quickstart", "20_clouds_h1", "30_sentiment_h1")  # quick, and with v
 NOT_SOURCES = ("_build", "_executed", "__pycache__", ".ipynb_checkpoints")
 TELEPHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+PATIENCE = 120_000  # milliseconds that a busy machine may take
 LIMIT = 5_000_000  # bytes of a page with all that it loads
 NOT_OURS = {
     # docutils writes a bibliography with roles that ARIA has since withdrawn,
@@ -272,6 +273,7 @@ def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
     ]:
         name = path.relative_to(site).as_posix()
         page = browser.new_page(viewport=DESK, color_scheme="light")
+        page.set_default_timeout(PATIENCE)
         found[name] = visit(page, address, site, name)
         page.close()
     return found

@@ -96,8 +96,8 @@ def beside(study: Study, folder: Path | None = None) -> Beside | None:
     """The ``study``'s own seeds beside those of the tables in ``folder`` (default
     ``book/results``).
 
-    None where there are no tables of these settings, where they have fewer than ``FEWEST`` seeds, or
-    where the study has no seed beyond them.
+    None where there are no tables of these settings, where they have fewer than ``FEWEST`` seeds,
+    or where the study has no seed beyond them.
     """
     evidence = next((each for each in STUDIES.values() if concerns(each, study)), None)
     results = Results((folder or RESULTS) / evidence.name) if evidence else None
