@@ -76,8 +76,25 @@ def test_tasks_that_come_after_others(tmp_path):
     a, b, c = task("a", tmp_path), task("b", tmp_path, "a"), task("c", tmp_path, "b", "elsewhere")
     assert in_order([c, b, a]) == [a, b, c]
     assert in_order([b, c]) == [b, c]  # a is done already
+    d = task("d", tmp_path)
+    assert in_order([d, a, b, c]) == [
+        a,
+        b,
+        d,
+        c,
+    ]  # most wait for a and b, so nobody has to for long
     with pytest.raises(NotebookError, match="these wait for each other: a, b"):
         in_order([c, task("a", tmp_path, "b"), b][1:])
+
+
+def test_no_worker_is_idle_while_a_task_could_begin(tmp_path):
+    """One worker is held until all other tasks have begun, those that come after others too."""
+    short = [task(name, tmp_path) for name in "bcde"]
+    later = [task(name, tmp_path, before) for name, before in (("f", "b"), ("g", "f"), ("h", "g"))]
+    tasks = [task("a", tmp_path, together=8), *short, *later]
+    with engine.cluster(2) as client:
+        outcomes = engine.run(client, tasks)
+    assert {name: one.value for name, one in outcomes.items()} == {n: n.upper() for n in "abcdefgh"}
 
 
 def variables() -> dict[str, str]:

@@ -9,10 +9,12 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +84,6 @@ def _local(count: int) -> "Iterator[SpecCluster]":
     settings = {
         # Dask would choose numbers of threads, and thresholds of the allocator.
         "distributed.nanny.pre-spawn-environ": {},
-        # A worker gets its next notebook when it is free.
-        "distributed.scheduler.worker-saturation": 1.0,
     }
     seeded = "PYTHONHASHSEED" in os.environ
     security = Security.temporary()
@@ -144,36 +144,38 @@ def run(
     A task that fails keeps no other from being done, those that are to come after it included; with
     ``stop_at_failure`` those that have not begun are left out. When this is interrupted, too.
     """
-    from distributed import as_completed
-
     topic, outcomes = f"kpnb-{uuid.uuid4().hex}", {}
-    futures: dict[str, Future] = {}
+    waiting, running = in_order(tasks), {}
     with Display(tasks, done) as display:
         client.subscribe_topic(
             topic, lambda event: display.hear(event[1]["name"], event[1]["line"])
         )
         try:
-            for task in in_order(tasks):
-                futures[task.name] = _submit(client, task, topic, futures, len(futures))
-            names = {future.key: name for name, future in futures.items()}
-            for future in as_completed(futures.values()):
-                name = names[future.key]
-                outcomes[name] = _outcome(future)
-                display.end(name, outcomes[name].failed)
-                if outcomes[name].failed and stop_at_failure:
-                    break
+            while waiting or running:
+                for task in _next(waiting, running.values(), _free(client, len(running))):
+                    waiting.remove(task)
+                    running[_submit(client, task, topic)] = task.name
+                for future in _ended(running):
+                    name = running.pop(future)
+                    outcomes[name] = _outcome(future)
+                    display.end(name, outcomes[name].failed)
+                    if outcomes[name].failed and stop_at_failure:
+                        return outcomes
         finally:
             if client.status == "running":  # else its scheduler is lost
                 client.unsubscribe_topic(topic)
-                client.cancel(list(futures.values()))
+                client.cancel([*running])
     return outcomes
 
 
 def in_order(tasks: Sequence[Task]) -> list[Task]:
-    """``tasks`` as they are, but each behind those that it comes after. A name in ``after`` that no
-    task has is done already. Raises NotebookError for tasks that wait for each other.
+    """``tasks`` with those first for which most others wait, but each behind those that it comes
+    after. A name in ``after`` that no task has is done already. Raises NotebookError for tasks that
+    wait for each other.
     """
-    waiting, ordered = {task.name: task for task in tasks}, []
+    wanted = Counter(name for task in tasks for name in task.after)
+    first = sorted(tasks, key=lambda task: -wanted[task.name])
+    waiting, ordered = {task.name: task for task in first}, []
     while waiting:
         free = next((t for t in waiting.values() if not waiting.keys() & set(t.after)), None)
         if free is None:
@@ -182,17 +184,38 @@ def in_order(tasks: Sequence[Task]) -> list[Task]:
     return ordered
 
 
-def _submit(
-    client: "Client", task: Task, topic: str, futures: "Mapping[str, Future]", number: int
-) -> "Future":
-    before = [futures[name] for name in task.after if name in futures]
+def _free(client: "Client", running: int) -> int:
+    """How many tasks the cluster's workers could begin. A task that is handed over stays with its
+    worker, also when another one is idle; so it is handed over when one is free. Workers may come
+    and go, and at least one is expected.
+    """
+    return max(1, sum(client.nthreads().values())) - running
+
+
+def _next(waiting: Sequence[Task], running: Iterable[str], count: int) -> list[Task]:
+    """At most ``count`` tasks that can begin: what they come after has ended."""
+    pending = {task.name for task in waiting} | {*running}
+    ready = (task for task in waiting if not pending & {*task.after})
+    return [*islice(ready, max(0, count))]
+
+
+def _ended(running: "Iterable[Future]") -> "list[Future]":
+    """Those that have ended, once there are some; or none after a while, since workers may have
+    joined.
+    """
+    from distributed import wait
+
+    with suppress(TimeoutError, CancelledError):
+        wait([*running], timeout=2, return_when="FIRST_COMPLETED")
+    return [future for future in running if future.done()]
+
+
+def _submit(client: "Client", task: Task, topic: str) -> "Future":
     key = f"{task.name}-{uuid.uuid4().hex}"
-    return client.submit(
-        perform, task, topic, before, key=key, pure=False, priority=-number, retries=0
-    )
+    return client.submit(perform, task, topic, key=key, pure=False, retries=0)
 
 
-def perform(task: Task, topic: str, before: list[Outcome]) -> Outcome:
+def perform(task: Task, topic: str) -> Outcome:
     """Do a task in a worker, and say to who listens to ``topic`` what it is doing."""
     from distributed import get_worker
 
