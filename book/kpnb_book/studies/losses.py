@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints, knowledge_points
 from kpnb_book.studies import evidence, training
@@ -24,7 +25,7 @@ from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, entropies
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import Results
+from kpnb_book.studies.results import Results, Rows
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
@@ -319,9 +320,16 @@ def overlap_columns(
 
 
 def picture_columns(study: ImageStudy, layer: str, network: Training) -> dict[str, str]:
-    """Knowledge points of the pictures that are shown: a column for each, cells as bits."""
-    points = last_points(study, network, layer).points[study.shown(PICTURES)]
-    return {f"picture{number}": packed(each) for number, each in enumerate(points)}
+    """Knowledge points of the pictures that are shown, cells as bits: the network's, and the
+    teacher's ("taught").
+    """
+    chosen = study.shown(PICTURES)
+    of_both = {"picture": network, "taught": study.teacher()}
+    return {
+        f"{name}{number}": packed(points)
+        for name, each in of_both.items()
+        for number, points in enumerate(last_points(study, each, layer).points[chosen])
+    }
 
 
 def packed(points: Tensor) -> str:
@@ -336,10 +344,52 @@ def unpacked(text: str, cells: int) -> Tensor:
 
 
 def pictures(places: pd.DataFrame, layer: str, seed: int, cells: int) -> dict[str, Tensor]:
-    """By network, the points bool ``[K, cells]`` of the stored pictures at a layer."""
+    """The points bool ``[K, cells]`` of the stored pictures at a layer, by network; first those of
+    the teacher, the baseline, and students in the order of ``LOSSES``.
+    """
     chosen = places[(places["layer"] == layer) & (places["seed"] == seed)]
-    columns = [name for name in places if name.startswith("picture")]
-    return {
-        row["network"]: torch.stack([unpacked(row[name], cells) for name in columns])
-        for row in chosen.to_dict("records")
-    }
+    rows = chosen.set_index("network").to_dict("index")
+
+    def points(row: Mapping[str, Any], name: str) -> Tensor:
+        columns = [column for column in places if column.startswith(name)]
+        found = [unpacked(row[column], cells) for column in columns]
+        return torch.stack(found) if found else torch.zeros(0, cells, dtype=torch.bool)
+
+    taught = {"teacher": points(next(iter(rows.values())), "taught")}
+    order = [name for name in ("baseline", *LOSSES) if name in rows]
+    return taught | {name: points(rows[name], "picture") for name in order}
+
+
+# ------------------------------------------------------------------------- a build's own students
+
+BRIEF = {"laptop": {"epochs": 3, "analysed": 24, "head_epochs": 2}}
+"""Settings of the students that a build trains, by profile: stored evidence has the others."""
+
+
+def brief(profile: str, epochs: int | None = None) -> dict[str, Any]:
+    """Settings of a build's own students; ``epochs`` if they were asked for."""
+    found = BRIEF.get(profile, {"epochs": None})
+    return {**found, "epochs": epochs or found["epochs"]}
+
+
+def own_roles(names: Collection[str]) -> list[str]:
+    """The networks of a build: a baseline, and students of these losses. Raises ``ValueError`` for
+    a loss that there is none of.
+    """
+    for name in names:
+        one_of("loss", name, LOSSES)
+    return ["baseline", *names]
+
+
+def own_students(study: Study, seed: int, names: Collection[str]) -> Rows:
+    """The rows of a build's own networks: trained and measured, and nothing is written."""
+    return evidence.seed_rows(LOSSES_EVIDENCE, study, seed, own_roles(names))
+
+
+def losses_plan(study: Study, seed: int, names: Collection[str]) -> Plan:
+    """What that trains and measures; the paper's student comes along, because the baseline's rows
+    say how far both have travelled.
+    """
+    planned = evidence.plan(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    usual = [study.student(layer, seed) for layer in study.settings.layers]
+    return planned.also(*usual)

@@ -1,0 +1,277 @@
+"""What each loss teaches, read from tables of ``losses``: which loss transfers most, how accurate
+its students are, and whether the two go together.
+
+Tables are ``results.Rows``, those that are stored or those of a build's own students.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from torch import Tensor
+
+from kpnb.checkpoints import digest
+from kpnb.losses import LOSSES
+from kpnb.stats import LEVEL, Difference
+from kpnb_book.studies import losses, paper
+from kpnb_book.studies.evidence import PROFILE
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
+from kpnb_book.studies.results import KEY, RESULTS, Results, Rows
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, decided, means, seeds_of
+
+CLAIM = ("lambda", "n_fg", "iou_teacher")
+"""What accuracy should go with: the paper's Fig. 2 says it of lambda."""
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Tables of losses.
+
+    rows      of networks, samples and places
+    stated    seeds that were stated before; none for a build's own students
+    outdated  what stored tables belong to that is otherwise today, in words
+    measured  identity of the stored tables' samples
+    """
+
+    rows: Rows
+    stated: tuple[int, ...] = ()
+    outdated: tuple[str, ...] = ()
+    measured: str = ""
+
+    @property
+    def losses(self) -> list[str]:
+        """Those that have students here, in the order of ``LOSSES``."""
+        known = set(self.rows.networks["network"])
+        return [name for name in LOSSES if name in known]
+
+    def seeds(self, loss: str, other: str = "baseline") -> list[int]:
+        """Seeds that have both networks at every layer."""
+        return seeds_of(self.rows.samples, loss, other)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every loss has all seeds that were stated."""
+        every = [set(self.seeds(loss)) >= {*self.stated} for loss in LOSSES]
+        return bool(self.stated) and all(every)
+
+
+def stored(folder: str | Path | None = None) -> Taught | None:
+    """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None without
+    a baseline and a student.
+    """
+    results = Results(Path(folder or RESULTS) / LOSSES_EVIDENCE.name)
+    if results.origin is None:
+        return None
+    stated = tuple(LOSSES_EVIDENCE.seeds)
+    rows = results.read()
+    frames = (rows.networks, rows.samples, rows.places)
+    kept = Rows(*(frame[frame["seed"].isin(stated)] for frame in frames))
+    outdated = tuple(LOSSES_EVIDENCE.outdated(results))
+    found = Taught(kept, stated, outdated, results.origin.get("measured", ""))
+    return found if any(found.seeds(loss) for loss in found.losses) else None
+
+
+def by_network(rows: Rows) -> pd.DataFrame:
+    """A row for each seed, layer and network: its accuracy, and means over the samples of the six
+    metrics and of ``OVERLAP``.
+    """
+    groups = rows.samples.groupby(KEY)
+    columns = {metric: groups[column].mean() for metric, column in SIX.items()}
+    columns["d_var"] = groups["d"].var(ddof=0)
+    columns |= {name: groups[name].mean() for name in OVERLAP}
+    accuracies = rows.networks.set_index(KEY)["accuracy"]
+    return pd.DataFrame(columns).join(accuracies).reset_index()
+
+
+def by_seed(table: pd.DataFrame, network: str) -> pd.DataFrame:
+    """``by_network`` of one network, means over the layers, a row for each seed."""
+    chosen = table[table["network"] == network]
+    return chosen.drop(columns=["layer", "network"]).groupby("seed").mean()
+
+
+def mean_interval(values: pd.Series) -> tuple[float, float, float]:
+    """Mean over the seeds, and its 95 % interval by Student's t; NaN of a single seed."""
+    known = values.dropna()
+    if len(known) < 2:
+        return float(known.mean()), np.nan, np.nan
+    half = stats.t.ppf(1 - LEVEL / 2, len(known) - 1) * known.sem()
+    return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
+
+
+def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+    """For each seed of a loss's students, means over the layers:
+
+    shared   knowledge points shared with the teacher, of those that either has
+    place    the same with the teacher's points in other samples: what a liking for a place gives
+    more     shared, less what the baseline of that seed shares with the teacher
+    added    points that neither teacher nor baseline has
+    gain     accuracy, less the baseline's
+    """
+    ours = by_seed(table, loss)
+    baseline = by_seed(table, "baseline").reindex(ours.index)
+    return pd.DataFrame(
+        {
+            "shared": ours["iou_teacher"],
+            "place": ours["iou_place"],
+            "more": ours["iou_teacher"] - baseline["iou_teacher"],
+            "added": ours["added_fg"] + ours["added_bg"],
+            "gain": ours["accuracy"] - baseline["accuracy"],
+        }
+    )
+
+
+def ranking(taught: Taught) -> pd.DataFrame:
+    """A row for each loss, the one that shares most with the teacher first: means of ``compared``
+    over the seeds, with the intervals of "shared" and "gain", and "raises": whether accuracy is
+    above the baseline's ("yes", "no: lower", "not clear").
+    """
+    table = by_network(taught.rows)
+    rows = []
+    for loss in taught.losses:
+        found = compared(table, loss)
+        row = {"loss": loss, "seeds": len(found), **found.mean()}
+        for name in ("shared", "gain"):
+            _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
+        rows.append(row | {"raises": _raises(row["gain_low"], row["gain_high"])})
+    return pd.DataFrame(rows).sort_values("shared", ascending=False, ignore_index=True)
+
+
+def _raises(low: float, high: float) -> str:
+    return "yes" if low > 0 else "no: lower" if high < 0 else "not clear"
+
+
+def baselines(taught: Taught) -> dict[str, float]:
+    """What networks share that learned nothing from each other, means over seeds and layers: a
+    baseline with the teacher ("teacher"), and two baselines ("each other").
+    """
+    found = by_seed(by_network(taught.rows), "baseline").mean()
+    return {"teacher": found["iou_teacher"], "each other": found["iou_baseline"]}
+
+
+def differences(
+    taught: Taught, against: str = "baseline", tables: pd.DataFrame | None = None
+) -> dict[str, dict[str, Difference]]:
+    """By loss, its student minus another network in the six metrics, with intervals over samples
+    and seeds, for losses that have all seeds that were stated.
+
+    against   "baseline", or "untrained": the same student of the untrained teacher
+    tables    the paper's (None: read), which give what is too small to matter
+    """
+    delta = paper.deltas(
+        paper.read() if tables is None else tables, "images", means(taught.rows.samples)
+    )
+    found = {}
+    for loss in taught.losses:
+        other = f"{UNTRAINED}{loss}" if against == "untrained" else against
+        seeds = taught.seeds(loss, other)
+        if len(seeds) > 1 and {*taught.stated} <= {*seeds}:
+            question = Question(loss, loss, other, BY_PAPER.columns)
+            found[loss] = decided(taught.rows.samples, question, delta)
+    return found
+
+
+# Whether accuracy goes with it.
+
+
+def correlations(
+    taught: Taught, names: Collection[str] = CLAIM, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Rank correlation (Spearman's) of accuracy with each of ``names`` over all students.
+
+    Students of one loss are more alike than others: whole losses are drawn, with all their
+    students, for the interval, which is one of 95 % for all ``names`` together.
+
+    Columns: name, rho, low, high, between (of the losses' means), networks, losses, verdict
+    ("shows", "opposite" or "open").
+    """
+    table = by_network(taught.rows)
+    table = table[table["network"].isin(taught.losses)]
+    groups = dict([*table.groupby("network")])
+    middle = table.groupby("network").mean(numeric_only=True)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(taught.losses, len(groups)) for _ in range(draws)]
+    rows = []
+    for name in names:
+        values = {loss: frame[[name, "accuracy"]].to_numpy() for loss, frame in groups.items()}
+        low, high = _ends(values, drawn, LEVEL / len(names))
+        row = {"name": name, "rho": _rho(table[[name, "accuracy"]].to_numpy())}
+        row |= {"low": low, "high": high, "between": _rho(middle[[name, "accuracy"]].to_numpy())}
+        row |= {"networks": len(table), "losses": len(groups)}
+        rows.append(row | {"verdict": _word(low, high)})
+    return pd.DataFrame(rows)
+
+
+def _ends(
+    values: Mapping[str, np.ndarray], drawn: Collection[np.ndarray], level: float
+) -> tuple[float, float]:
+    found = [_rho(np.concatenate([values[loss] for loss in chosen])) for chosen in drawn]
+    known = [each for each in found if np.isfinite(each)]
+    if not known:
+        return np.nan, np.nan
+    low, high = np.quantile(known, (level / 2, 1 - level / 2))
+    return float(low), float(high)
+
+
+def _rho(pairs: np.ndarray) -> float:
+    """Spearman's correlation of two columns ``[n, 2]``; NaN of fewer than three rows, or where one
+    column is constant.
+    """
+    known = pairs[~np.isnan(pairs).any(1)]
+    if len(known) < 3:
+        return np.nan
+    ranks = stats.rankdata(known, axis=0)
+    spread = ranks.std(0)
+    if not spread.all():
+        return np.nan
+    return float(((ranks - ranks.mean(0)) / spread).prod(1).mean())
+
+
+def _word(low: float, high: float) -> str:
+    return "shows" if low > 0 else "opposite" if high < 0 else "open"
+
+
+# Pictures.
+
+SAME = ("dataset", "data_root", "size", "grid", "teacher_samples", "share")
+"""Settings on which it depends whether two studies measure the same pictures."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures uint8 ``[K, 3, S, S]``, their foreground bool ``[K, n]``, on a grid of ``shape``,
+    and knowledge points bool ``[K, n]`` by network.
+    """
+
+    images: Tensor
+    foreground: Tensor
+    shape: tuple[int, int]
+    points: dict[str, Tensor]
+
+
+def pictures(study: ImageStudy, own: Taught, stored: Taught | None, layer: str) -> Pictures:
+    """The same pictures through all networks: those of the stored tables, where ``study`` has the
+    same pictures, else those of its own.
+    """
+    taught = own
+    if stored is not None and (whole := with_stored_pictures(study, stored, layer)):
+        study, taught = whole, stored
+    chosen = study.shown(PICTURES)
+    seed = taught.rows.networks["seed"].min()
+    points = losses.pictures(taught.rows.places, layer, seed, study.foreground.shape[1])
+    return Pictures(
+        study.measured.images[chosen], study.foreground[chosen], study.units.shape, points
+    )
+
+
+def with_stored_pictures(study: ImageStudy, stored: Taught, layer: str) -> ImageStudy | None:
+    """A study that measures what is stored, if ``study`` is about the same pictures."""
+    wanted = LOSSES_EVIDENCE.kind.resolve(PROFILE, **LOSSES_EVIDENCE.overrides)
+    same = all(getattr(study.settings, name) == getattr(wanted, name) for name in SAME)
+    if not same or layer not in set(stored.rows.places["layer"]):
+        return None
+    whole = LOSSES_EVIDENCE.study(study.store)
+    return whole if digest(whole.measured.config)[:20] == stored.measured else None
