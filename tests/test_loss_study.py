@@ -91,7 +91,7 @@ def test_students_differ_in_their_loss_alone(study):
         assert each.data is study.share
         assert each.teacher.address == study.teacher().address
         assert replace(each.schedule, lr=0) == replace(study.baseline().schedule, lr=0)
-        assert each.schedule.lr in (study.settings.lr, study.settings.student_lr)
+        assert each.schedule.lr == way_of(name).lr(study.settings)
 
 
 def test_where_losses_compare(study):
@@ -100,10 +100,9 @@ def test_where_losses_compare(study):
     assert layers["at"] == layers["hints"] == (conv,)
     assert layers["soft_targets"] == layers["dkd"] == ("",)
     assert layers["feature"] == layers["rkd"] == layers["pkt"] == (fc1,)
-    assert (
-        losses.objective(study, "at", "FC2").config
-        == TrainingObjective("at", (conv,), labels=1.0).config
-    )
+    way = replace(way_of("at"), weight=1.0)
+    alone = TrainingObjective("at", (conv,), labels=1.0)
+    assert losses.objective(study, "at", "FC2", way).config == alone.config
     # one training, whichever layer is measured
     ends = {losses.student(study, "dkd", layer).address for layer in ("FC1", "FC2")}
     assert len(ends) == 1
@@ -145,7 +144,7 @@ def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
     assert set(rows.networks["network"]) == set(ROLES)
     assert rows.samples.groupby("network").size().to_dict() == dict.fromkeys(ROLES, 6)
     assert rows.networks["accuracy"].between(0, 1).all()
-    assert of(rows.networks, "at")["weight"].item() == 1000
+    assert of(rows.networks, "at")["weight"].item() == way_of("at").weight_of("at")
     assert of(rows.networks, "baseline")["weight"].isna().all()
     assert rows.networks.set_index("network")["labels"].to_dict() == {
         "baseline": 1.0,
@@ -215,7 +214,9 @@ def test_pictures_come_back_bit_by_bit(rows, study, shapes, tmp_path):
     results = Results(tmp_path / "shapes")
     results.add(shapes.origin(study), rows)
     kept = losses.pictures(results.read().places, "FC1", 0, 16)
-    assert set(kept) == set(ROLES)
+    assert list(kept) == ["teacher", "baseline", "feature", "at", "dkd", "pkt"]
+    taught = measure.metrics(study, study.teacher(), "FC1").points[-1]
+    assert torch.equal(kept["teacher"], taught[: losses.PICTURES])
     points = measure.metrics(study, study.baseline(0), "FC1").points[-1]
     assert torch.equal(kept["baseline"], points[: losses.PICTURES])
     for cells in (1, 7, 16, 256):
@@ -303,11 +304,11 @@ def test_tables_of_students_that_are_trained_otherwise_are_outdated(
     results = Results(tmp_path / "shapes")
     results.add(shapes.origin(study), rows)
     assert shapes.outdated(results) == []
-    changed = replace(WAYS["at"], rate=3.0, weight=0.1)
-    monkeypatch.setitem(WAYS, "at", changed)
-    lr, rate = study.settings.lr, 3 * study.settings.student_lr
+    lr, before = way_of("at").lr(study.settings), way_of("at").weight_of("at")
+    rate = 3 * study.settings.student_lr
+    monkeypatch.setitem(WAYS, "at", replace(WAYS["at"], rate=3.0, weight=0.123))
     assert f"at: lr was {lr:g}, is {rate:g}" in shapes.outdated(results)
-    assert "at: weight was 1000, is 100" in shapes.outdated(results)
+    assert f"at: weight was {before:g}, is 123" in shapes.outdated(results)
     with pytest.raises(evidence.Stale, match="training of the at at FC1"):
         evidence.check(shapes, study, results)
 

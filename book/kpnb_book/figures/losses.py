@@ -203,16 +203,17 @@ def raised(order: pd.DataFrame, finished: bool) -> str:
 
 
 def claim(found: pd.DataFrame, finished: bool) -> str:
-    """Whether accuracy goes with each of them, in a sentence."""
+    """Whether accuracy goes with each of them, in a sentence; judged once all seeds are there."""
     parts = []
     for row in found.to_dict("records"):
-        ends = interval(row["low"], row["high"], digits=2, sign=True)
-        word = f", *{row['verdict']}*" if finished else ""
         said = f"{AXIS[row['name']]} {value(row['rho'], 2, sign=True)}"
-        parts.append(f"{said} ({ends}{word})" if finished else said)
+        if finished:
+            between = value(row["between"], 2, sign=True)
+            said += f" ({between} between losses, p {value(row['p'], 2)}: *{row['verdict']}*)"
+        parts.append(said)
     first = found.iloc[0]
     over = f"{first['networks']} students of {first['losses']} losses"
-    return f"Rank correlation of accuracy over {over}: {'; '.join(parts)}."
+    return f"Rank correlation of accuracy over {over}, with each: {'; '.join(parts)}."
 
 
 # ---- tables
@@ -265,11 +266,10 @@ def means_table(taught: Taught) -> pd.DataFrame:
 def ways_table(settings: Settings) -> pd.DataFrame:
     """How the student of each loss is trained, and whether rate and weight are chosen."""
     rows = []
-    for loss, definition in LOSSES.items():
+    for loss in LOSSES:
         way = way_of(loss)
-        weight = definition.weight * (1.0 if way.weight is None else way.weight)
         row = {"student": known_as(loss), "compared at": ", ".join(way.layers)}
-        row |= {"weight": weight, "labels": way.labels, "rate": way.lr(settings)}
+        row |= {"weight": way.weight_of(loss), "labels": way.labels, "rate": way.lr(settings)}
         row |= {"then a head": "yes" if way.has_head else ""}
         rows.append(row | {"chosen": "yes" if way.chosen else "still to be"})
     return pd.DataFrame(rows)

@@ -79,6 +79,10 @@ class Way:
             return self.rate * settings.student_lr
         return settings.lr if self.labels else settings.student_lr
 
+    def weight_of(self, loss: str) -> float:
+        """Weight of the ``loss``, where the labels' is ``labels``."""
+        return LOSSES[loss].weight * (1.0 if self.weight is None else self.weight)
+
 
 # Where a loss compares, and whether labels count beside it, is as in its paper. FitNets' two stages
 # are one here: hints at the top convolution and labels together. The feature loss has the rate of
@@ -108,8 +112,8 @@ def objective(study: Study, loss: str, layer: str, way: Way | None = None) -> Tr
     layers = [layer if each == HERE else each for each in way.layers]
     ours = tuple("" if each == OUTPUT else study.path(each) for each in layers)
     theirs = tuple("" if each == OUTPUT else study.teacher_path(each) for each in layers)
-    weight = LOSSES[loss].weight * (1.0 if way.weight is None else way.weight)
-    return TrainingObjective(loss, ours, theirs, way.parameters, labels=way.labels, weight=weight)
+    weights = {"labels": way.labels, "weight": way.weight_of(loss)}
+    return TrainingObjective(loss, ours, theirs, way.parameters, **weights)
 
 
 def student(
@@ -259,8 +263,7 @@ def every() -> dict[str, Evidence]:
 def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str]:
     """How the student in a ``row`` of the stored networks would be trained otherwise, in words."""
     way = way_of(loss)
-    weight = LOSSES[loss].weight * (1.0 if way.weight is None else way.weight)
-    today = {"lr": way.lr(settings), "weight": weight, "labels": way.labels}
+    today = {"lr": way.lr(settings), "weight": way.weight_of(loss), "labels": way.labels}
     return [
         f"{row['network']}: {name} was {row[name]:g}, is {today[name]:g}"
         for name in TRAINED
