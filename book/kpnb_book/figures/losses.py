@@ -195,10 +195,10 @@ def raised(order: pd.DataFrame, finished: bool) -> str:
         return "Which losses raise accuracy is not judged before that."
     counts = order["raises"].value_counts()
     parts = [f"{counts.get('yes', 0)} of {len(order)} losses raise accuracy"]
-    for word, said in (("no: lower", "lower"), ("not clear", "do neither clearly")):
+    for word, said in (("no: lower", "lower it"), ("not clear", "neither clearly")):
         names = [known_as(loss) for loss in order.loc[order["raises"] == word, "loss"]]
         if names:
-            parts.append(f"{len(names)} {said} ({', '.join(names)})")
+            parts.append(f"{said}: {', '.join(names)}")
     return "; ".join(parts) + "."
 
 

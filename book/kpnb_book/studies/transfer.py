@@ -127,7 +127,8 @@ def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
 def ranking(taught: Taught) -> pd.DataFrame:
     """A row for each loss, the one that shares most with the teacher first: means of ``compared``
     over the seeds, with the intervals of "shared" and "gain", and "raises": whether accuracy is
-    above the baseline's ("yes", "no: lower", "not clear").
+    above the baseline's ("yes", "no: lower", "not clear"), by Student's t, whose p is corrected for
+    the number of losses (Holm).
     """
     table = by_network(taught.rows)
     rows = []
@@ -136,12 +137,25 @@ def ranking(taught: Taught) -> pd.DataFrame:
         row = {"loss": loss, "seeds": len(found), **found.mean()}
         for name in ("shared", "gain"):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
-        rows.append(row | {"raises": _raises(row["gain_low"], row["gain_high"])})
-    return pd.DataFrame(rows).sort_values("shared", ascending=False, ignore_index=True)
+        gains = found["gain"].dropna()
+        row["p"] = stats.ttest_1samp(gains, 0).pvalue if len(gains) > 1 else np.nan
+        rows.append(row)
+    every = pd.DataFrame(rows)
+    every = every.assign(p=_holm(every["p"]))
+    every["raises"] = [_raises(row["gain"], row["p"]) for row in every.to_dict("records")]
+    return every.sort_values("shared", ascending=False, ignore_index=True)
 
 
-def _raises(low: float, high: float) -> str:
-    return "yes" if low > 0 else "no: lower" if high < 0 else "not clear"
+def _holm(p: pd.Series) -> pd.Series:
+    """Corrected for their number (Holm 1979)."""
+    ascending = p.sort_values()
+    return (ascending * range(len(p), 0, -1)).cummax().clip(upper=1.0).reindex(p.index)
+
+
+def _raises(gain: float, p: float) -> str:
+    if not p <= LEVEL:
+        return "not clear"
+    return "yes" if gain > 0 else "no: lower"
 
 
 def baselines(taught: Taught) -> dict[str, float]:
