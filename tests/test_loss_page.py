@@ -163,7 +163,7 @@ def test_tables_of_other_students_are_told(tmp_path):
     write(tmp_path / "b", Rows(rows.networks.assign(lr=0.7), rows.samples, rows.places), method=0)
     stored = transfer.stored(tmp_path / "b")
     assert any(each.startswith("at: lr was 0.7, is ") for each in stored.outdated)
-    assert "> - method was 0, is 1" in shown.stale(stored)
+    assert "> - `losses`: method was 0, is 1" in shown.stale(stored)
     assert transfer.stored(tmp_path / "c") is None
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from kpnb.losses import LOSSES
 from kpnb.metrics import NAMES, SYMBOL
 from kpnb.stats import Difference
+from kpnb_book.figures import sentences
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _key, _marked, _picture, _styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies.losses import UNTRAINED, way_of
+from kpnb_book.studies.losses import LOSSES_EVIDENCE, UNTRAINED, way_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.transfer import Taught, baselines, by_network, by_seed, compared
 
@@ -180,13 +181,7 @@ def state(stored: Taught | None, epochs: int) -> str:
 
 def stale(stored: Taught | None) -> str:
     """A warning, when tables belong to other settings; else ""."""
-    if stored is None or not stored.outdated:
-        return ""
-    changed = "".join(f"> - {each}\n" for each in stored.outdated)
-    return (
-        "> **Stale.** These tables belong to other settings, or to another version of the method:\n"
-        f">\n{changed}>\n> `kpnb evidence losses --replace` computes them anew."
-    )
+    return "" if stored is None else sentences.stale({LOSSES_EVIDENCE.name: stored.outdated})
 
 
 def raised(order: pd.DataFrame, finished: bool) -> str:

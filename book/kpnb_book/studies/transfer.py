@@ -149,7 +149,8 @@ def ranking(taught: Taught) -> pd.DataFrame:
 def _holm(p: pd.Series) -> pd.Series:
     """Corrected for their number (Holm 1979)."""
     ascending = p.sort_values()
-    return (ascending * range(len(p), 0, -1)).cummax().clip(upper=1.0).reindex(p.index)
+    corrected = (ascending * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0)
+    return corrected.reindex(p.index)
 
 
 def _raises(gain: float, p: float) -> str:
