@@ -33,6 +33,7 @@ WITH_STUDIES = [path for path in NOTEBOOKS if not path.stem.endswith(WRITTEN_OUT
 GIVEN = {  # what solutions take from the cells of their notebook
     "01_information_discarding": {"study", "default"},
     "42_qa_h3": {"study", "networks", "layer", "measure"},
+    "70_losses": {"losses", "study", "layer", "seed"},
     "60_agreement": {"kpnb", "study", "network", "where", "measure"},
 }
 
@@ -220,7 +221,7 @@ def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monke
     monkeypatch.setenv("KPNB_STORE", str(tmp_path))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of another one than its own
     monkeypatch.chdir(path.parent)
-    for name in ("plan_of", "controls_plan", "softened_plan", "fine_tuned_plan"):
+    for name in ("plan_of", "controls_plan", "softened_plan", "fine_tuned_plan", "losses_plan"):
         monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
     monkeypatch.setattr(Plan, "also", lambda plan, *trainings: plan)
     monkeypatch.setattr(Study, "head", lambda *what: None)

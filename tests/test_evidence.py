@@ -431,7 +431,7 @@ def test_on_another_machine_means_lie_within_the_spread_of_seeds(rows):
     assert differing == []
     off = own.samples.assign(d=own.samples["d"] * 1.2)
     differing, _ = predicted_means(stored, replace(own, samples=off))
-    assert [each.partition(" is ")[0] for each in differing] == ["student: d", "baseline: d"]
+    assert [each.partition(" is ")[0] for each in differing] == ["baseline: d", "student: d"]
 
 
 def test_texts_have_rows_too(tmp_path):

@@ -30,6 +30,7 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "42_qa_h3": ("40_qa_h1",),
     "60_agreement": ("10_images_h1",),
     "61_noise_and_controls": ("10_images_h1",),
+    "70_losses": ("10_images_h1",),  # the teacher
     "80_evidence": (),
     "90_scoreboard": ("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1"),
 }

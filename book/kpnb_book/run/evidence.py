@@ -41,6 +41,7 @@ def add(commands: Commands) -> None:
     _add_places(parser)
     parser.set_defaults(do=run)
     _add_check(commands)
+    _add_choose(commands)
 
 
 def _add_check(commands: Commands) -> None:
@@ -55,6 +56,17 @@ def _add_check(commands: Commands) -> None:
     )
     _add_places(parser)
     parser.set_defaults(do=run_check)
+
+
+def _add_choose(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "choose",
+        help="find rate and weight of distillation losses by held-out accuracy",
+        epilog="Example: kpnb choose at rkd; what is tried is kept in book/results/losses",
+    )
+    parser.add_argument("names", nargs="*", metavar="LOSS", help="default: all without a choice")
+    _add_places(parser)
+    parser.set_defaults(do=run_choose)
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -121,11 +133,26 @@ def _summary(agree: Mapping[str, bool]) -> str:
     return said
 
 
+def run_choose(options: argparse.Namespace) -> int:
+    """``kpnb choose``."""
+    from kpnb_book.studies.choose import TABLE, choose, differing
+
+    table = TABLE if options.output is None else options.output / TABLE.parent.name / TABLE.name
+    try:
+        choose(options.names, table, **read_assignments(options.parameters))
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    print(f"What was tried is in {table}")
+    for words in differing(table):
+        print(f"to be written into studies/losses.py: {words}")
+    return 0
+
+
 def _with_tables(folder: Path | None, overrides: Mapping[str, Any]) -> list[str]:
     """The studies that have tables; without those whose data are not here."""
-    from kpnb_book.studies.evidence import STUDIES
+    from kpnb_book.studies.losses import every
 
-    known = [each for each in STUDIES.values() if results_of(each, folder).origin is not None]
+    known = [each for each in every().values() if results_of(each, folder).origin is not None]
     chosen = [each for each in known if "data_root" in overrides or not each.official]
     for each in known:
         if each not in chosen:
@@ -154,11 +181,11 @@ def check_one(
 
 def study_of(name: str) -> "Evidence":
     """The study of that name. Raises UsageError when there is none."""
-    from kpnb_book.studies.evidence import STUDIES
+    from kpnb_book.studies.losses import every
 
-    if name not in STUDIES:
-        raise UsageError(unknown("study", name, STUDIES))
-    return STUDIES[name]
+    if name not in every():
+        raise UsageError(unknown("study", name, every()))
+    return every()[name]
 
 
 def results_of(evidence: "Evidence", folder: Path | None) -> "Results":

@@ -154,6 +154,7 @@ RULES = {
     "void": Rule(int, "a whole number from 0 on, a value in masks", least=0),
     "size": _count(),
     "network": Rule(str, "the name of a network", several=True),
+    "losses": Rule(str, "names of losses in a list", several=True),
     "teachers": Rule(str, "names of networks in a list", several=True),
     "layer": _layers("Conv", "FC1", "FC2", "FC3"),
     "grid": _count(),

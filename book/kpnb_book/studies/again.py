@@ -6,7 +6,7 @@ One seed, one layer and the first samples are enough to notice that a number was
 the code gives another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,9 @@ import pandas as pd
 from kpnb.stats import predicted
 from kpnb_book.store import Store
 from kpnb_book.studies.evidence import Evidence, check, machine, of_one_seed, seed_rows, versions
-from kpnb_book.studies.results import KEY, SAMPLE, Results, Rows, as_text
+from kpnb_book.studies.results import KEY, Results, Rows, as_text
 from kpnb_book.studies.study import Study
 
-ROLES = ("student", "baseline")
 SAMPLES = 32  # the first of the measured ones
 COLUMNS = ("accuracy", "feature_error", "path", "training")  # columns that no sample enters
 LEVEL = 0.01  # how often a study that agrees is said not to, on another machine
@@ -57,8 +56,8 @@ def again(
     samples: int = SAMPLES,
     **overrides: Any,
 ) -> Again:
-    """Compute student and baseline of one ``seed`` (None: the lowest) again, at the first layer,
-    and compare them with the tables.
+    """Compute the networks of one ``seed`` (None: the lowest) that stand for all, student and
+    baseline, again at the first layer, and compare them with the tables.
 
     With the versions and the machine of the tables every number has to be the same; else the means
     over the samples have to lie where the other seeds say that a further one does. The teacher is
@@ -80,8 +79,8 @@ def again(
         study = first_samples(
             evidence.study(apart, **{**overrides, "layers": (layer,)}), whole, samples
         )
-        found = seed_rows(evidence, study, seed, ROLES, whole)
-    stored = of_layer(results.read(), layer, len(study.measured))
+        found = seed_rows(evidence, study, seed, evidence.checked, whole)
+    stored = of_layer(results.read(), layer, len(study.measured), evidence.checked)
     here = (machine(study.settings.device), versions())
     exact = had(stored, seed) == {here}
     differing, numbers = (compared if exact else predicted_means)(stored, found)
@@ -95,10 +94,10 @@ def first_samples(study: Study, whole: Study, count: int) -> Study:
     return study
 
 
-def of_layer(rows: Rows, layer: str, samples: int) -> Rows:
-    """The rows of student and baseline at one layer, and of the first samples."""
+def of_layer(rows: Rows, layer: str, samples: int, roles: Collection[str]) -> Rows:
+    """The rows of some networks at one layer, and of the first samples."""
     kept = [
-        frame[(frame["layer"] == layer) & frame["network"].isin(ROLES)]
+        frame[(frame["layer"] == layer) & frame["network"].isin(roles)]
         for frame in (rows.networks, rows.samples, rows.places)
     ]
     kept[1] = kept[1][kept[1]["sample"] < samples]
@@ -115,7 +114,7 @@ def compared(stored: Rows, found: Rows) -> tuple[list[str], int]:
     """Numbers that are not written as they are stored, and how many were compared."""
     pairs = (
         (stored.networks, found.networks, KEY, COLUMNS),
-        (stored.samples, found.samples, [*KEY, "sample"], tuple(SAMPLE)),
+        (stored.samples, found.samples, [*KEY, "sample"], of_sample(found)),
     )
     differing, numbers = [], 0
     for before, now, key, columns in pairs:
@@ -130,6 +129,11 @@ def compared(stored: Rows, found: Rows) -> tuple[list[str], int]:
                         f"{named(where)}: {column} is stored as {was}, is {row[column]}"
                     )
     return differing, numbers
+
+
+def of_sample(rows: Rows) -> list[str]:
+    """Columns of the samples: ``SAMPLE``, and those that a study has besides."""
+    return [name for name in rows.samples if name not in (*KEY, "sample")]
 
 
 def named(where: tuple[Any, ...]) -> str:
@@ -155,11 +159,11 @@ def _means(stored: Rows, found: Rows) -> Iterator[tuple[str, pd.Series, float]]:
     """A mean's name, what it is in each stored seed, and what it is now."""
     columns = {
         "networks": [name for name in COLUMNS if name != "training"],
-        "samples": SAMPLE,
+        "samples": of_sample(found),
     }
     for part, names in columns.items():
         before, now = getattr(stored, part), getattr(found, part)
-        for role in ROLES:
+        for role in found.networks["network"].unique():
             one, other = (frame[frame["network"] == role] for frame in (before, now))
             for name in names:
                 known, value = one.groupby("seed")[name].mean().dropna(), other[name].mean()

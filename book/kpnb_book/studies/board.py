@@ -12,6 +12,7 @@ import pandas as pd
 
 from kpnb_book.studies import paper
 from kpnb_book.studies.evidence import STUDIES, Evidence
+from kpnb_book.studies.losses import every
 from kpnb_book.studies.results import KEY, RESULTS, Results
 from kpnb_book.studies.verdicts import (
     BY_PAPER,
@@ -62,7 +63,8 @@ def stored(folder: str | Path | None = None) -> dict[str, Stored]:
     First the studies that are expected, in their order, then others.
     """
     root = Path(folder or RESULTS)
-    names = [*STUDIES, *sorted(path.name for path in root.glob("*") if path.name not in STUDIES)]
+    others = sorted(path.name for path in root.glob("*") if path.name not in every())
+    names = [*STUDIES, *others]  # losses have a chapter of their own
     results = {name: Results(root / name) for name in names}
     return {
         name: _stored(each, STUDIES.get(name))

@@ -21,6 +21,7 @@ from kpnb_book.studies.experiments import (
     softened_plan,
 )
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.losses import brief, losses_plan
 from kpnb_book.studies.plan import Plan, plan_of
 from kpnb_book.studies.settings import several
 from kpnb_book.studies.study import Study
@@ -135,6 +136,13 @@ def noise_and_controls(parameters: Parameters) -> list[Plan]:
     return [plan_of(study, "pairs"), controls_plan(short, parameters["control_seeds"])]
 
 
+def losses(parameters: Parameters) -> list[Plan]:
+    profile, seed = parameters["profile"], parameters["seed"]
+    options = given(parameters, but=["losses", "results"])
+    study = ImageStudy(profile, **options | brief(profile, parameters["epochs"]))
+    return [losses_plan(study, seed, parameters["losses"])]
+
+
 def scoreboard(parameters: Parameters) -> list[Plan]:
     profile, device = parameters["profile"], parameters["device"]
     studies = [
@@ -168,6 +176,7 @@ CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
     "53": fine_tuning,
     "60": agreement,
     "61": noise_and_controls,
+    "70": losses,
     "90": scoreboard,
 }
 

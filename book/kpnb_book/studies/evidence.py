@@ -75,6 +75,41 @@ class Evidence:
         """What the networks of a seed are."""
         return "baseline", "student", *self.controls
 
+    @property
+    def checked(self) -> tuple[str, ...]:
+        """Those that are computed again to check the tables."""
+        return "student", "baseline"
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """Settings that have to be chosen before anything is counted, in words."""
+        return ()
+
+    def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
+        """The network of a ``role`` that is measured at ``layer``."""
+        make = {"baseline": lambda study, layer, seed: study.baseline(seed), "student": student_of}
+        return (make | CONTROLS)[role](study, layer, seed)
+
+    def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
+        """``plan``, which measures the networks of these ``roles``, and what their rows take
+        besides.
+        """
+        study = plan.study
+        heads = [study.head(layer, seed) for layer in study.settings.layers if "student" in roles]
+        return plan.also(*heads)
+
+    def rows(
+        self,
+        study: Study,
+        layer: str,
+        role: str,
+        training: Training,
+        seed: int,
+        whole: Study | None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The rows of one network, see ``rows_of``."""
+        return rows_of(study, layer, role, training, seed, whole=whole)
+
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
         """The study, at its laptop settings but for ``overrides``."""
         return self.kind(PROFILE, store=store, **{**self.overrides, **overrides})
@@ -163,12 +198,10 @@ def networks(
     evidence: Evidence, study: Study, seed: int, roles: Collection[str] | None = None
 ) -> Iterator[tuple[str, str, Training]]:
     """Layer, role and training of each network of a ``seed``, of these ``roles`` (None: all)."""
-    make = {"baseline": lambda study, layer, seed: study.baseline(seed), "student": student_of}
-    make |= CONTROLS
     for role in evidence.roles:
         if roles is None or role in roles:
             for layer in study.settings.layers:
-                yield layer, role, make[role](study, layer, seed)
+                yield layer, role, evidence.training(study, role, layer, seed)
 
 
 def student_of(study: Study, layer: str, seed: int) -> Training:
@@ -179,8 +212,8 @@ def student_of(study: Study, layer: str, seed: int) -> Training:
 def plan(evidence: Evidence, study: Study, seed: int, roles: Collection[str] | None = None) -> Plan:
     """What is trained and measured for a ``seed``."""
     chosen = list(networks(evidence, study, seed, roles))
-    heads = [study.head(layer, seed) for layer, role, _ in chosen if role == "student"]
-    return Plan.measuring(study, [(each, layer) for layer, _, each in chosen]).also(*heads)
+    measured = Plan.measuring(study, [(each, layer) for layer, _, each in chosen])
+    return evidence.completed(measured, {role for _, role, _ in chosen}, seed)
 
 
 def collect(
@@ -200,8 +233,10 @@ def collect(
 
     Returns the seeds that were computed; one that another process computes is left to it. A seed
     that was interrupted goes on where it stopped. Raises ``Stale`` when the tables belong to other
-    settings or other code.
+    settings or other code, and ValueError while something is still to be chosen.
     """
+    if evidence.undecided:
+        raise ValueError(f"still to be chosen: {', '.join(evidence.undecided)}")
     store = store or Store()
     study = evidence.study(store, **overrides)
     check(evidence, study, results, renew)
@@ -365,7 +400,7 @@ def seed_rows(
     for measurement in planned.measurements:  # a baseline is measured at all layers in one call
         measurement.finish()
     chosen = networks(evidence, study, seed, roles)
-    found = [rows_of(study, *each, seed, whole=whole) for each in chosen]
+    found = [evidence.rows(study, *each, seed, whole) for each in chosen]
     return Rows(*(pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)))
 
 

@@ -1,0 +1,398 @@
+"""Students of every loss in ``kpnb.losses.LOSSES``: how each is trained, and what is stored of it.
+
+    student(study, "at", "FC1", seed)       # distilled by attention transfer, measured at FC1
+    collect(LOSSES_EVIDENCE, range(5), Results(RESULTS / "losses"))
+
+All learn from one teacher, from the baseline's initial weights, on the baseline's share. A loss
+without an entry in ``WAYS`` is compared at the layer that is measured, and its student gets a head
+afterwards, as the paper's does.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kpnb._messages import one_of
+from kpnb.losses import LOSSES, TrainingObjective
+from kpnb.points import KnowledgePoints, knowledge_points
+from kpnb_book.studies import evidence, training
+from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.measure import Measurement, entropies
+from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.results import Results, Rows
+from kpnb_book.studies.settings import Settings
+from kpnb_book.studies.study import Study
+from kpnb_book.studies.training import Training, source_of
+
+HERE = "here"  # the layer that is measured
+OUTPUT = "output"  # the networks' own
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the student of one loss is trained.
+
+    layers      where the loss compares: ``HERE``, ``OUTPUT``, or layers such as "Conv", over which
+                it is summed
+    labels      weight of the labels' cross-entropy beside it; 0: what lies above the layer is
+                trained afterwards, as a head
+    parameters  of the loss, where they are not its defaults
+    rate        in proportion to the study's ``student_lr``
+    weight      in proportion to that of the loss's paper
+
+    Rate and weight are None while they are still to be chosen, see ``choose``. Until then the
+    weight is the paper's, and the rate the baseline's where labels count, else the student's.
+    """
+
+    layers: tuple[str, ...] = (HERE,)
+    labels: float = 0.0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.labels and self.layers not in ((HERE,), (OUTPUT,)):
+            raise ValueError(
+                f"without labels nothing trains what lies between {self.layers} and the layer that "
+                "is measured: give labels a weight, or compare there"
+            )
+
+    @property
+    def chosen(self) -> bool:
+        """Whether rate and weight are."""
+        return self.rate is not None and self.weight is not None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the student's head is trained afterwards."""
+        return not self.labels and self.layers == (HERE,)
+
+    def lr(self, settings: Settings) -> float:
+        """Learning rate."""
+        if self.rate is not None:
+            return self.rate * settings.student_lr
+        return settings.lr if self.labels else settings.student_lr
+
+    def weight_of(self, loss: str) -> float:
+        """Weight of the ``loss``, where the labels' is ``labels``."""
+        return LOSSES[loss].weight * (1.0 if self.weight is None else self.weight)
+
+
+# Where a loss compares, and whether labels count beside it, is as in its paper. FitNets' two stages
+# are one here: hints at the top convolution and labels together. The feature loss has the rate of
+# the study's students, which was chosen before; of the others rate and weight are still to be
+# chosen (`kpnb choose`), by held-out accuracy on a seed that neither evidence nor builds train.
+WAYS: dict[str, Way] = {
+    "feature": Way(rate=1.0, weight=1.0),
+    "soft_targets": Way((OUTPUT,), labels=1.0),
+    "hints": Way(("Conv",), labels=1.0, parameters={"scale": "energy"}),
+    "at": Way(("Conv",), labels=1.0),
+    "dkd": Way((OUTPUT,), labels=1.0),
+    "sp": Way(labels=1.0),
+    "rkd": Way(labels=1.0),
+    "pkt": Way(),
+    "crd_in_batch": Way(labels=1.0),
+}
+
+
+def way_of(loss: str) -> Way:
+    """How the student of a ``loss`` is trained."""
+    return WAYS.get(loss, Way())
+
+
+def objective(study: Study, loss: str, layer: str, way: Way | None = None) -> TrainingObjective:
+    """What the student of a ``loss`` minimises that is measured at ``layer``."""
+    way = way or way_of(loss)
+    layers = [layer if each == HERE else each for each in way.layers]
+    ours = tuple("" if each == OUTPUT else study.path(each) for each in layers)
+    theirs = tuple("" if each == OUTPUT else study.teacher_path(each) for each in layers)
+    weights = {"labels": way.labels, "weight": way.weight_of(loss)}
+    return TrainingObjective(loss, ours, theirs, way.parameters, **weights)
+
+
+def student(
+    study: Study,
+    loss: str,
+    layer: str,
+    seed: int = 0,
+    teacher_epoch: int = -1,
+    way: Way | None = None,
+) -> Training:
+    """The student of a ``loss`` that is measured at ``layer``; ``teacher_epoch=0`` takes the
+    teacher before its training.
+    """
+    lr = (way or way_of(loss)).lr(study.settings)
+    untrained = " of the untrained teacher" if teacher_epoch == 0 else ""
+    return Training(
+        study.store,
+        "student",
+        study.spec(seed),
+        study.share,
+        objective(study, loss, layer, way),
+        study.schedule(study.settings.epochs, lr, seed),
+        teacher_source=source_of(study.teacher(), type(study).build, teacher_epoch, study.store),
+        label=f"student by {loss}{untrained} at {layer}, seed {seed}",
+        **study.how,
+    )
+
+
+def with_head(
+    study: Study, loss: str, layer: str, learned: Training, way: Way | None = None
+) -> Training:
+    """The network whose accuracy counts: the student ``learned``, with a head if it needs one."""
+    if not (way or way_of(loss)).has_head:
+        return learned
+    s = study.settings
+    schedule = study.schedule(s.head_epochs, s.head_lr, learned.schedule.seed)
+    found = training.head(
+        study.store, learned, study.path(layer), study.share, schedule, **study.how
+    )
+    found.label = f"head of {learned.label}"
+    return found
+
+
+# ------------------------------------------------------------------------------- what is stored
+
+UNTRAINED = "untrained "  # before a loss's name: the student of the untrained teacher
+OTHER = 50  # baselines whose seeds are so far apart are compared with each other
+PICTURES = 4  # whose knowledge points are stored cell by cell
+OVERLAP = [
+    "iou_teacher",  # knowledge points shared with the teacher, of those that either has
+    "iou_place",  # the same with the teacher's points in other samples, mean over SHIFTS
+    "iou_baseline",  # with the baseline of that seed; of a baseline, with another one
+    "added_fg",  # points on the foreground that neither the teacher nor that baseline has
+    "added_bg",
+]
+TRAINED = ["lr", "weight", "labels"]  # of every network; weight is undefined for baselines
+
+
+@dataclass(frozen=True)
+class LossesEvidence(Evidence):
+    """Its roles are the baseline, a student for each loss, which has its name, and the same
+    students of the untrained teacher, as "untrained at".
+
+    Besides the columns of all studies, networks have ``TRAINED``, samples ``OVERLAP``, and
+    ``places`` the knowledge points of some pictures, packed.
+    """
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return "baseline", *LOSSES, *(f"{UNTRAINED}{name}" for name in LOSSES)
+
+    @property
+    def checked(self) -> tuple[str, ...]:
+        return "feature", "baseline"
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        missing = [name for name in LOSSES if not way_of(name).chosen]
+        what = f"rate and weight of {', '.join(missing)} (kpnb choose)"
+        return (what,) if missing else ()
+
+    def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
+        if role == "baseline":
+            return study.baseline(seed)
+        untrained = role.startswith(UNTRAINED)
+        epoch = 0 if untrained else -1
+        return student(study, role.removeprefix(UNTRAINED), layer, seed, epoch)
+
+    def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
+        study = plan.study
+        layers = study.settings.layers
+        last = [study.teacher(), study.baseline(seed + OTHER), study.baseline(seed)]
+        compared = [Measurement(study, each, layers, epochs=[-1]) for each in last]
+        heads = [
+            with_head(
+                study, role.removeprefix(UNTRAINED), layer, self.training(study, role, layer, seed)
+            )
+            for role in roles
+            for layer in layers
+            if role != "baseline"
+        ]
+        return replace(plan.also(*heads), measurements=(*plan.measurements, *compared))
+
+    def rows(
+        self,
+        study: Study,
+        layer: str,
+        role: str,
+        training: Training,
+        seed: int,
+        whole: Study | None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+        networks = networks.assign(
+            accuracy=accuracy(study, layer, role, training),
+            lr=training.schedule.lr,
+            weight=training.objective.loss_weight if training.objective.loss else np.nan,
+            labels=training.objective.labels,
+        )
+        samples = samples.assign(**overlap_columns(study, layer, role, training, seed, whole))
+        return networks, samples, places.assign(**picture_columns(study, layer, training))
+
+    def outdated(self, results: Results) -> list[str]:
+        """As for all studies; and students that would be trained otherwise today."""
+        found = super().outdated(results)
+        if results.origin is None:
+            return found
+        settings = self.kind.resolve(PROFILE, **self.overrides)
+        stored = results.read().networks.drop_duplicates("network")
+        for row in stored[stored["network"] != "baseline"].to_dict("records"):
+            loss = row["network"].removeprefix(UNTRAINED)
+            if loss in LOSSES:
+                found += retrained(row, loss, settings)
+        return found
+
+
+LOSSES_EVIDENCE = LossesEvidence(
+    "losses", ImageStudy, {"analysed": ENOUGH["images"]}, controls=(), seeds=range(5)
+)
+
+
+def every() -> dict[str, Evidence]:
+    """All studies that evidence is stored of: those of the paper's experiment, and this one."""
+    return evidence.STUDIES | {LOSSES_EVIDENCE.name: LOSSES_EVIDENCE}
+
+
+def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str]:
+    """How the student in a ``row`` of the stored networks would be trained otherwise, in words."""
+    way = way_of(loss)
+    today = {"lr": way.lr(settings), "weight": way.weight_of(loss), "labels": way.labels}
+    return [
+        f"{row['network']}: {name} was {row[name]:g}, is {today[name]:g}"
+        for name in TRAINED
+        if not np.isclose(row[name], today[name])
+    ]
+
+
+def accuracy(study: Study, layer: str, role: str, learned: Training) -> float:
+    """Held-out accuracy of a network, of students with their head if they need one."""
+    loss = role.removeprefix(UNTRAINED)
+    network = learned if role == "baseline" else with_head(study, loss, layer, learned)
+    return study.scores(network)["accuracy"]
+
+
+def last_points(study: Study, network: Training, layer: str) -> KnowledgePoints:
+    """A network's knowledge points after its last epoch, ``[N, n]``."""
+    values = entropies(study, network, layer, [-1])["entropy"][0]
+    regions = {"foreground": study.foreground, "background": study.background}
+    return knowledge_points(values, b=study.settings.b, **regions)
+
+
+def iou(one: Tensor, other: Tensor) -> Tensor:
+    """Of the points that either has, the share that both have, ``[N]``, of points bool ``[N, n]``;
+    NaN where there are none.
+    """
+    return (one & other).sum(-1).double() / (one | other).sum(-1)
+
+
+def overlap_columns(
+    study: Study, layer: str, role: str, network: Training, seed: int, whole: Study | None = None
+) -> dict[str, list[float]]:
+    """The columns ``OVERLAP``, a value for each sample; undefined where a network's points are.
+
+    whole   the study whose first samples are those of ``study``, for the teacher's points in other
+            samples; None: the study itself
+    """
+    known = whole or study
+    ours, theirs = last_points(study, network, layer), last_points(known, known.teacher(), layer)
+    reference = study.baseline(seed + OTHER if role == "baseline" else seed)
+    others = last_points(study, reference, layer)
+    count = len(ours.points)
+    taught = theirs.points[:count]
+    added = ours.points & ~taught & ~others.points
+    shifted = [iou(ours.points, theirs.points.roll(-n, 0)[:count]) for n in SHIFTS]
+    values = {
+        "iou_teacher": iou(ours.points, taught),
+        "iou_place": torch.stack(shifted).nanmean(0),
+        "iou_baseline": iou(ours.points, others.points),
+        "added_fg": (added & study.foreground).sum(-1).double(),
+        "added_bg": (added & study.background).sum(-1).double(),
+    }
+    defined = ours.defined & theirs.defined[:count] & others.defined
+    return {name: value.where(defined, torch.nan).tolist() for name, value in values.items()}
+
+
+# ------------------------------------------------------------------------------- stored pictures
+
+
+def picture_columns(study: ImageStudy, layer: str, network: Training) -> dict[str, str]:
+    """Knowledge points of the pictures that are shown, cells as bits: the network's, and the
+    teacher's ("taught").
+    """
+    chosen = study.shown(PICTURES)
+    of_both = {"picture": network, "taught": study.teacher()}
+    return {
+        f"{name}{number}": packed(points)
+        for name, each in of_both.items()
+        for number, points in enumerate(last_points(study, each, layer).points[chosen])
+    }
+
+
+def packed(points: Tensor) -> str:
+    """``points`` bool ``[n]`` as "x" and hexadecimal digits, which no reader takes for a number."""
+    return "x" + np.packbits(points.numpy()).tobytes().hex()
+
+
+def unpacked(text: str, cells: int) -> Tensor:
+    """The points bool ``[cells]`` that ``packed`` has made a text of."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text[1:]), np.uint8), count=cells)
+    return torch.from_numpy(bits).bool()
+
+
+def pictures(places: pd.DataFrame, layer: str, seed: int, cells: int) -> dict[str, Tensor]:
+    """The points bool ``[K, cells]`` of the stored pictures at a layer, by network; first those of
+    the teacher, the baseline, and students in the order of ``LOSSES``.
+    """
+    chosen = places[(places["layer"] == layer) & (places["seed"] == seed)]
+    rows = chosen.set_index("network").to_dict("index")
+
+    def points(row: Mapping[str, Any], name: str) -> Tensor:
+        columns = [column for column in places if column.startswith(name)]
+        found = [unpacked(row[column], cells) for column in columns]
+        return torch.stack(found) if found else torch.zeros(0, cells, dtype=torch.bool)
+
+    taught = {"teacher": points(next(iter(rows.values())), "taught")}
+    order = [name for name in ("baseline", *LOSSES) if name in rows]
+    return taught | {name: points(rows[name], "picture") for name in order}
+
+
+# ------------------------------------------------------------------------- a build's own students
+
+BRIEF = {"laptop": {"epochs": 3, "analysed": 24, "head_epochs": 2}}
+"""Settings of the students that a build trains, by profile: stored evidence has the others."""
+
+
+def brief(profile: str, epochs: int | None = None) -> dict[str, Any]:
+    """Settings of a build's own students; ``epochs`` if they were asked for."""
+    found = BRIEF.get(profile, {"epochs": None})
+    return {**found, "epochs": epochs or found["epochs"]}
+
+
+def own_roles(names: Collection[str]) -> list[str]:
+    """The networks of a build: a baseline, and students of these losses. Raises ``ValueError`` for
+    a loss that there is none of.
+    """
+    for name in names:
+        one_of("loss", name, LOSSES)
+    return ["baseline", *names]
+
+
+def own_students(study: Study, seed: int, names: Collection[str]) -> Rows:
+    """The rows of a build's own networks: trained and measured, and nothing is written."""
+    return evidence.seed_rows(LOSSES_EVIDENCE, study, seed, own_roles(names))
+
+
+def losses_plan(study: Study, seed: int, names: Collection[str]) -> Plan:
+    """What that trains and measures; the paper's student comes along, because the baseline's rows
+    say how far both have travelled.
+    """
+    planned = evidence.plan(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    usual = [study.student(layer, seed) for layer in study.settings.layers]
+    return planned.also(*usual)

@@ -1,0 +1,341 @@
+"""Students of all losses: what they are trained with, what is stored of them, how rates are chosen,
+and what the tables say.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kpnb.losses import LOSSES, Loss, TrainingObjective
+from kpnb_book.store import Store
+from kpnb_book.studies import choose, evidence, losses, measure
+from kpnb_book.studies.again import again
+from kpnb_book.studies.board import stored
+from kpnb_book.studies.evidence import Evidence, collect, plan, seed_rows
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.losses import (
+    HERE,
+    LOSSES_EVIDENCE,
+    OTHER,
+    OVERLAP,
+    TRAINED,
+    UNTRAINED,
+    WAYS,
+    LossesEvidence,
+    Way,
+    way_of,
+)
+from kpnb_book.studies.results import KEY, NETWORK, RESULTS, SAMPLE, Results, Rows
+from tests.test_study import TINY, draw
+
+pytestmark = pytest.mark.xdist_group("losses")  # they share what is trained
+ROLES = ("baseline", "feature", "at", "dkd", "pkt", "untrained at")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory) -> LossesEvidence:
+    root = draw(tmp_path_factory.mktemp("shapes"))
+    settings = TINY | {"dataset": "folder", "data_root": str(root), "b": 0.05}
+    return LossesEvidence("shapes", ImageStudy, settings, controls=(), seeds=range(2))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def study(shapes, store) -> ImageStudy:
+    return shapes.study(store)
+
+
+@pytest.fixture(scope="module")
+def rows(shapes, study) -> Rows:
+    return seed_rows(shapes, study, 0, ROLES)
+
+
+def of(frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    return frame[frame["network"] == name].reset_index(drop=True)
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
+def test_the_feature_student_is_that_of_all_other_chapters(study, profile):
+    """Same address: trained once, and tables of other studies stay what they are."""
+    s = ImageStudy.resolve(profile)
+    rates = {"lr": s.lr, "student_lr": s.student_lr, "epochs": s.epochs, "layers": ("FC1", "FC2")}
+    options = {**TINY, "dataset": "folder", "data_root": study.settings.data_root, **rates}
+    own = ImageStudy(profile, store=study.store, **options)
+    for layer in own.settings.layers:
+        usual = own.student(layer, 3)
+        learned = losses.student(own, "feature", layer, 3)
+        assert learned.address == usual.address
+        head = losses.with_head(own, "feature", layer, learned)
+        assert head.address == own.head(layer, 3).address
+        control = losses.student(own, "feature", layer, 3, teacher_epoch=0)
+        assert control.address == own.student(layer, 3, teacher_epoch=0).address
+
+
+def test_students_differ_in_their_loss_alone(study):
+    every = {name: losses.student(study, name, "FC1") for name in LOSSES}
+    assert len({each.address for each in every.values()}) == len(LOSSES)
+    for name, each in every.items():
+        assert each.objective.loss == name
+        assert each.source.identity == study.baseline().source.identity
+        assert each.data is study.share
+        assert each.teacher.address == study.teacher().address
+        assert replace(each.schedule, lr=0) == replace(study.baseline().schedule, lr=0)
+        assert each.schedule.lr == way_of(name).lr(study.settings)
+
+
+def test_where_losses_compare(study):
+    conv, fc1 = study.path("Conv"), study.path("FC1")
+    layers = {name: losses.objective(study, name, "FC1").layers for name in LOSSES}
+    assert layers["at"] == layers["hints"] == (conv,)
+    assert layers["soft_targets"] == layers["dkd"] == ("",)
+    assert layers["feature"] == layers["rkd"] == layers["pkt"] == (fc1,)
+    way = replace(way_of("at"), weight=1.0)
+    alone = TrainingObjective("at", (conv,), labels=1.0)
+    assert losses.objective(study, "at", "FC2", way).config == alone.config
+    # one training, whichever layer is measured
+    ends = {losses.student(study, "dkd", layer).address for layer in ("FC1", "FC2")}
+    assert len(ends) == 1
+
+
+def test_several_layers_and_weights(study):
+    way = Way(("Conv", HERE), labels=0.5, rate=2.0, weight=0.1)
+    found = losses.objective(study, "sp", "FC1", way)
+    assert found.layers == (study.path("Conv"), study.path("FC1"))
+    assert found.loss_weight == pytest.approx(300)
+    assert way.lr(study.settings) == pytest.approx(2 * study.settings.student_lr)
+    with pytest.raises(ValueError, match="give labels a weight"):
+        Way(("Conv",))
+
+
+def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
+    """It has a role, is trained at the measured layer, and gets a head."""
+
+    def cosine_distance(student, teacher):
+        return 1 - torch.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
+
+    monkeypatch.setitem(LOSSES, "cosine", Loss(cosine_distance))
+    learned = losses.student(study, "cosine", "FC1")
+    assert "cosine" in LOSSES_EVIDENCE.roles
+    assert f"{UNTRAINED}cosine" in LOSSES_EVIDENCE.roles
+    assert learned.objective.layers == (study.path("FC1"),)
+    assert losses.with_head(study, "cosine", "FC1", learned).kind == "head"
+    first, *_, last = (entry["loss"] for entry in learned.log)
+    assert math.isnan(first)
+    assert 0 < last < 1
+
+
+# ---- what is stored
+
+
+def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
+    assert list(rows.networks) == [*KEY, *NETWORK, *TRAINED]
+    assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP]
+    assert set(rows.networks["network"]) == set(ROLES)
+    assert rows.samples.groupby("network").size().to_dict() == dict.fromkeys(ROLES, 6)
+    assert rows.networks["accuracy"].between(0, 1).all()
+    assert of(rows.networks, "at")["weight"].item() == way_of("at").weight_of("at")
+    assert of(rows.networks, "baseline")["weight"].isna().all()
+    assert rows.networks.set_index("network")["labels"].to_dict() == {
+        "baseline": 1.0,
+        "feature": 0.0,
+        "at": 1.0,
+        "dkd": 1.0,
+        "pkt": 0.0,
+        "untrained at": 1.0,
+    }
+
+
+def test_other_studies_have_no_more_columns(study, tmp_path):
+    usual = Evidence("usual", ImageStudy, {}, controls=())
+    found = seed_rows(usual, study, 0)
+    assert list(found.networks) == [*KEY, *NETWORK]
+    assert list(found.samples) == [*KEY, "sample", *SAMPLE]
+    assert not [name for name in found.places if name.startswith("picture")]
+
+
+def test_accuracy_is_that_of_the_network_itself_where_labels_or_outputs_train_it(rows, study):
+    dkd, pkt = (losses.student(study, name, "FC1") for name in ("dkd", "pkt"))
+    assert of(rows.networks, "dkd")["accuracy"].item() == dkd.accuracy
+    head = losses.with_head(study, "pkt", "FC1", pkt)
+    assert of(rows.networks, "pkt")["accuracy"].item() == head.accuracy
+    assert of(rows.networks, "feature")["accuracy"].item() == study.head("FC1", 0).accuracy
+
+
+def test_overlaps_by_plain_sets(rows, study):
+    """Points shared and added, counted one by one."""
+
+    def points(network):
+        metrics = measure.metrics(study, network, "FC1")
+        return [set(row.nonzero().flatten().tolist()) for row in metrics.points[-1]]
+
+    teacher, baseline = points(study.teacher()), points(study.baseline(0))
+    sets = {
+        "at": (points(losses.student(study, "at", "FC1")), baseline),
+        "baseline": (baseline, points(study.baseline(OTHER))),
+    }
+    for name, (ours, reference) in sets.items():
+        found = of(rows.samples, name)
+        for i, mine in enumerate(ours):
+            theirs, other = teacher[i], reference[i]
+            shifted = [
+                mine_iou
+                for n in range(1, 16)
+                if (mine_iou := jaccard(mine, teacher[(i + n) % 6])) is not None
+            ]
+            expected = {
+                "iou_teacher": jaccard(mine, theirs),
+                "iou_baseline": jaccard(mine, other),
+                "iou_place": np.mean(shifted) if shifted else None,
+            }
+            for column, value in expected.items():
+                given = found[column][i]
+                assert math.isnan(given) if value is None else given == pytest.approx(value)
+            new = mine - theirs - other
+            on = {c for c in new if study.foreground[i, c]}
+            assert (found["added_fg"][i], found["added_bg"][i]) == (len(on), len(new - on))
+
+
+def jaccard(one: set, other: set) -> float | None:
+    return len(one & other) / len(one | other) if one | other else None
+
+
+def test_pictures_come_back_bit_by_bit(rows, study, shapes, tmp_path):
+    results = Results(tmp_path / "shapes")
+    results.add(shapes.origin(study), rows)
+    kept = losses.pictures(results.read().places, "FC1", 0, 16)
+    assert list(kept) == ["teacher", "baseline", "feature", "at", "dkd", "pkt"]
+    taught = measure.metrics(study, study.teacher(), "FC1").points[-1]
+    assert torch.equal(kept["teacher"], taught[: losses.PICTURES])
+    points = measure.metrics(study, study.baseline(0), "FC1").points[-1]
+    assert torch.equal(kept["baseline"], points[: losses.PICTURES])
+    for cells in (1, 7, 16, 256):
+        given = torch.rand(cells) < 0.5
+        assert torch.equal(losses.unpacked(losses.packed(given), cells), given)
+
+
+def test_the_plan_holds_all_that_is_trained(shapes, study):
+    planned = plan(shapes, study, 0, ["at", "pkt"])
+    kinds = [each.kind for each in planned.everything().values()]
+    assert kinds.count("teacher") == 1
+    assert kinds.count("student") == 2
+    assert kinds.count("head") == 1
+    assert kinds.count("baseline") == 2  # with which points are compared
+
+
+# ---- before anything is counted
+
+
+def test_nothing_is_counted_while_something_is_still_to_be_chosen(
+    shapes, store, tmp_path, monkeypatch
+):
+    some = {name: replace(way_of(name), rate=1.0, weight=1.0) for name in LOSSES}
+    monkeypatch.setattr(losses, "WAYS", some | {"rkd": Way(labels=1.0)})
+    assert shapes.undecided == ("rate and weight of rkd (kpnb choose)",)
+    with pytest.raises(ValueError, match="still to be chosen: rate and weight of rkd"):
+        collect(shapes, [0], Results(tmp_path), store)
+    monkeypatch.setattr(losses, "WAYS", some)
+    assert shapes.undecided == ()
+
+
+def test_rates_in_use_are_those_that_were_found():
+    assert choose.differing() == []
+
+
+def test_the_seed_of_the_choice_is_of_nobody_else():
+    stated = {seed for each in losses.every().values() for seed in each.seeds}
+    trained = stated | {seed + OTHER for seed in LOSSES_EVIDENCE.seeds}
+    own = {seed for profile in ImageStudy.PROFILES.values() for seed in profile["seeds"]}
+    assert choose.SEED not in trained | own | {seed + OTHER for seed in own}
+
+
+def test_rate_then_weight(study, monkeypatch):
+    """Planted accuracies: the best pair is found by two searches, of equals the first."""
+    planted = {(0.5, 1.0): 0.6, (1.0, 1.0): 0.6, (0.5, 10.0): 0.7, (1.0, 10.0): 0.9}
+    monkeypatch.setattr(
+        choose,
+        "held_out",
+        lambda study, loss, layer, way: planted.get((way.rate, way.weight), 0.1),
+    )
+    found = pd.DataFrame(choose.tried(study, "at"))
+    pairs = [*zip(found["rate"], found["weight"], strict=True)]
+    assert pairs == [*((r, 1.0) for r in choose.RATES), (0.5, 0.1), (0.5, 10.0)]
+    assert choose.best(found) == (0.5, 10.0)
+    alone = pd.DataFrame(choose.tried(study, "pkt"))
+    assert [*alone["weight"]] == [1.0] * len(choose.RATES)  # only scales the rate
+
+
+def test_what_was_tried_is_kept_and_not_tried_again(shapes, store, tmp_path, monkeypatch):
+    monkeypatch.setattr(choose, "LOSSES_EVIDENCE", shapes)
+    monkeypatch.setattr(choose, "RATES", (1.0, 1e9))
+    monkeypatch.setattr(choose.tried, "__defaults__", ((1.0, 1e9), (1.0, 10.0)))
+    table = tmp_path / "losses" / "choice.csv"
+    found = choose.choose(["feature", "at"], table, store)
+    assert found["loss"].tolist() == ["feature"] * 2 + ["at"] * 3
+    assert found["accuracy"][1] == 0  # its loss became infinite
+    assert (found["seed"] == choose.SEED).all()
+    learned = losses.student(shapes.study(store), "feature", "FC1", choose.SEED)
+    assert learned.missing()  # it was deleted with its store
+    before = table.read_bytes()
+    monkeypatch.setattr(choose, "tried", None)  # would fail
+    choose.choose(["at"], table, store)
+    assert table.read_bytes() == before
+    assert choose.differing(table)[0].startswith("at: rate 1 and weight ")
+    with pytest.raises(ValueError, match="rkd"):
+        choose.choose(["rdk"], table, store)
+
+
+# ---- tables
+
+
+def test_tables_of_students_that_are_trained_otherwise_are_outdated(
+    rows, shapes, study, tmp_path, monkeypatch
+):
+    results = Results(tmp_path / "shapes")
+    results.add(shapes.origin(study), rows)
+    assert shapes.outdated(results) == []
+    lr, before = way_of("at").lr(study.settings), way_of("at").weight_of("at")
+    rate = 3 * study.settings.student_lr
+    monkeypatch.setitem(WAYS, "at", replace(WAYS["at"], rate=3.0, weight=0.123))
+    assert f"at: lr was {lr:g}, is {rate:g}" in shapes.outdated(results)
+    assert f"at: weight was {before:g}, is 123" in shapes.outdated(results)
+    with pytest.raises(evidence.Stale, match="training of the at at FC1"):
+        evidence.check(shapes, study, results)
+
+
+def test_committed_tables_are_of_today():
+    assert LOSSES_EVIDENCE.outdated(Results(RESULTS / LOSSES_EVIDENCE.name)) == []
+
+
+def test_tables_computed_again_are_the_same(rows, shapes, study, store, tmp_path):
+    results = Results(tmp_path / "shapes")
+    results.add(shapes.origin(study), rows)
+    found = again(shapes, results, store, samples=4)
+    assert (found.exact, found.differing) == (True, ())
+    assert found.numbers == 2 * (4 + 4 * len([*SAMPLE, *OVERLAP]))
+    samples = rows.samples.copy()
+    place = (samples["network"] == "feature") & (samples["sample"] == 1)
+    samples.loc[place, "iou_place"] = 0.987
+    results.add(shapes.origin(study), replace(rows, samples=samples))
+    (changed,) = again(shapes, results, store, samples=4).differing
+    assert changed.startswith("feature at FC1, sample 1: iou_place is stored as 0.987, is ")
+
+
+def test_the_page_of_evidence_leaves_losses_to_their_chapter(rows, shapes, study, tmp_path):
+    for name in ("losses", "another"):
+        for seed in (0, 1):
+            frames = (rows.networks, rows.samples, rows.places)
+            moved = Rows(*(frame.assign(seed=seed) for frame in frames))
+            Results(tmp_path / name).add(shapes.origin(study), moved)
+    assert "losses" not in stored(tmp_path)
+    assert "another" in stored(tmp_path)
