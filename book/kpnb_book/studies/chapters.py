@@ -65,8 +65,8 @@ def teacher_size(parameters: Parameters) -> list[Plan]:
     options = given(parameters, but=["teachers"])
     options["network"] = parameters["network"] or ("vgg11" if paper else None)
     if brief:
-        options |= {"teacher_samples": 4000, "teacher_epochs": 8, "share": 1000}
-        options |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
+        options |= {"teacher_samples": 4000, "teacher_epochs": 8, "share": 500}
+        options |= {"epochs": parameters["epochs"] or 12, "analysed": 16}
     return [
         plan_of(ImageStudy(profile, **options, layers=layer, teacher_network=name), "pairs")
         for layer in ("FC1", "Conv")
@@ -77,7 +77,7 @@ def teacher_size(parameters: Parameters) -> list[Plan]:
 def grid_and_threshold(parameters: Parameters) -> list[Plan]:
     profile = parameters["profile"]
     options = given(parameters, but=["grids", "thresholds"])
-    fewer = {"layers": "FC1", "analysed": {"smoke": 8, "laptop": 24}.get(profile)}
+    fewer = {"layers": "FC1", "analysed": {"smoke": 8, "laptop": 16}.get(profile)}
     grids = [ImageStudy(profile, grid=grid, **options, **fewer) for grid in parameters["grids"]]
     whole = ImageStudy(profile, **{**options, "seeds": None})
     return [plan_of(study, "pairs") for study in (*grids, whole)]

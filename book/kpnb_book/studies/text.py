@@ -66,7 +66,7 @@ class TextStudy(Study):
         "teacher_epochs": 2,
         "head_epochs": 2,
         "teacher_samples": 4000,
-        "share": 2000,
+        "share": 1600,
         "test_samples": 500,
         "batch_size": 8,
         "lr": 1e-4,
@@ -238,7 +238,7 @@ class QuestionStudy(TextStudy):
         | SIZE
         | {
             "teacher_samples": 3000,
-            "share": 1300,
+            "share": 1100,
             "test_samples": 300,
             "lr": 3e-4,
             "teacher_lr": 1e-4,
