@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -77,12 +78,9 @@ def test_tasks_that_come_after_others(tmp_path):
     assert in_order([c, b, a]) == [a, b, c]
     assert in_order([b, c]) == [b, c]  # a is done already
     d = task("d", tmp_path)
-    assert in_order([d, a, b, c]) == [
-        a,
-        b,
-        d,
-        c,
-    ]  # most wait for a and b, so nobody has to for long
+    assert in_order([d, a, b, c]) == [a, b, d, c]  # first those for which most wait
+    e = replace(task("e", tmp_path), long=True)
+    assert in_order([d, c, e]) == [e, d, c]
     with pytest.raises(NotebookError, match="these wait for each other: a, b"):
         in_order([c, task("a", tmp_path, "b"), b][1:])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kpnb_book.run import engine
-from kpnb_book.run.chapters import WAITS_FOR, notebooks_of
+from kpnb_book.run.chapters import LONG, WAITS_FOR, notebooks_of
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError
 from kpnb_book.run.notebooks import find_notebook, run_notebook
@@ -56,9 +56,8 @@ def chapter(path: Path, root: Path, parameters: dict[str, Any]) -> engine.Task:
     arguments = {"path": path, "output": copy, "parameters": parameters}
     arguments["origin"] = origin(path, parameters)
     after = WAITS_FOR.get(path.stem, ())
-    return engine.Task(
-        path.stem, path.stem, run_notebook, arguments, copy.with_suffix(".log"), after
-    )
+    log, long = copy.with_suffix(".log"), path.stem in LONG
+    return engine.Task(path.stem, path.stem, run_notebook, arguments, log, after, long)
 
 
 def _unchanged(task: engine.Task) -> bool:

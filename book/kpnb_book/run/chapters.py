@@ -35,6 +35,15 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "90_scoreboard": ("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1"),
 }
 
+# Minutes each at the laptop's settings, and nobody waits for them.
+LONG = (
+    "50_teacher_size",
+    "51_grid_and_threshold",
+    "60_agreement",
+    "61_noise_and_controls",
+    "70_losses",
+)
+
 
 def notebooks_of(root: Path) -> list[Path]:
     """The notebooks that ``_toc.yml`` lists, in reading order."""

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Task:
     """A notebook to execute: ``work(**arguments, tell=..., scratch=...)``, a function that workers
     can import, after the tasks whose names are in ``after``. ``label`` is what is shown of it. What
-    its kernel's process says outside the cells is in the file ``log``, if there is any.
+    its kernel's process says outside the cells is in the file ``log``, if there is any. A ``long``
+    one begins before others, so that no worker is left alone with it in the end.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     arguments: Mapping[str, Any]
     log: Path
     after: Sequence[str] = ()
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,12 @@ def run(
 
 
 def in_order(tasks: Sequence[Task]) -> list[Task]:
-    """``tasks`` with those first for which most others wait, but each behind those that it comes
-    after. A name in ``after`` that no task has is done already. Raises NotebookError for tasks that
-    wait for each other.
+    """``tasks`` with those first for which most others wait, then long ones, but each behind those
+    that it comes after. A name in ``after`` that no task has is done already. Raises NotebookError
+    for tasks that wait for each other.
     """
     wanted = Counter(name for task in tasks for name in task.after)
-    first = sorted(tasks, key=lambda task: -wanted[task.name])
+    first = sorted(tasks, key=lambda task: (-wanted[task.name], not task.long))
     waiting, ordered = {task.name: task for task in first}, []
     while waiting:
         free = next((t for t in waiting.values() if not waiting.keys() & set(t.after)), None)
