@@ -1,13 +1,28 @@
 """Where transformers finds a model: its weights, its configuration, its tokenizer."""
 
 import re
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from kpnb._messages import package
 
 COMMITS = {
     "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594"
 }  # to download, which their hashes pin
+
+
+@cache
+def transformers() -> ModuleType:
+    """The package, imported when a text is read: pages on pictures, which only know of studies of
+    texts, need not wait a second for it.
+    """
+    import transformers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # else notebooks show tables of unused weights, progress bars
+    logging.disable_progress_bar()
+    return transformers
 
 
 def check_name(name: str) -> None:

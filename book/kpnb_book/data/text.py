@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from kpnb_book.data import factbook, reviews, text_official
 from kpnb_book.data.contents import named
 from kpnb_book.data.samples import Request, Sample
 from kpnb_book.data.text_set import Row, Spans, TextSet, encode, foreground
-from kpnb_book.hub import source
+from kpnb_book.hub import source, transformers
 from kpnb_book.store import digest
 
 # Name to a function of a request. Add your own: it needs nothing else.
@@ -63,7 +61,7 @@ def load(
     asks = bool(rows[0].question)
 
     def samples() -> Iterator[Sample]:
-        tokenize = AutoTokenizer.from_pretrained(**source(wanted.tokenizer))
+        tokenize = transformers().AutoTokenizer.from_pretrained(**source(wanted.tokenizer))
         texts = [row.text for row in rows]
         parts = ([row.question for row in rows], texts) if asks else (texts,)
         found = tokenize(*parts, verbose=False).encodings

@@ -9,25 +9,20 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
 
 from kpnb._messages import one_of
-from kpnb_book.hub import source
+from kpnb_book.hub import source, transformers
 
 POOLS = ("first", "mean", "all")
-
-logging.set_verbosity_error()  # else notebooks show tables of unused weights and progress bars
-logging.disable_progress_bar()
 
 
 def _encoder(name: str, layers: int | None, pretrained: bool) -> nn.Module:
     """The encoder's first ``layers``, with the model's weights or random ones."""
     depth = {"num_hidden_layers": layers} if layers else {}
-    config = AutoConfig.from_pretrained(**source(name), **depth)
+    config = transformers().AutoConfig.from_pretrained(**source(name), **depth)
     if not pretrained:
-        return AutoModel.from_config(config, dtype=torch.float32)
-    encoder, info = AutoModel.from_pretrained(
+        return transformers().AutoModel.from_config(config, dtype=torch.float32)
+    encoder, info = transformers().AutoModel.from_pretrained(
         **source(name),
         config=config,
         dtype=torch.float32,
