@@ -5,6 +5,7 @@ against the tables, and the page itself with tables and without any.
 import ast
 import json
 from collections import Counter
+from html import escape
 from pathlib import Path
 
 import matplotlib.colors
@@ -281,6 +282,9 @@ def test_three_sentences_count_the_24_cells(stored):
     nothing = sentences.headline(pd.DataFrame(), {})
     assert "0 show, 0 opposite, 0 negligible, 0 undecided, 24 still waiting" in nothing[0]
     assert "there is nothing to judge" in nothing[1]
+    page = sentences.front(asked, stored)
+    assert all(f"<li>{escape(line)}</li>" in page for line in (first, second, third))
+    assert "<li>" not in sentences.front(pd.DataFrame(), {})
 
 
 def test_own_seeds_are_told_with_how_many_are_stored():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from html import escape
 from math import isfinite
 from typing import Any
 
@@ -208,6 +209,23 @@ def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, wha
 
 def _number(count: int, one: str, more: str) -> str:
     return one if count == 1 else more
+
+
+def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
+    """What the front page says of stored evidence: ``headline`` and ``progress`` in HTML. While no
+    study has all of its seeds, ``progress`` alone: there is nothing yet to count.
+    """
+    if not any(each.finished() for each in found.values()):
+        return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in headline(board, found))
+    return f"<ul>{lines}</ul>{progress(found)}"
+
+
+CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lower dots our seeds,
+the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
+matter, and the arrow points where the hypothesis wants the student to be.</em> The same in a table,
+with what is left of it beyond a liking for places, beyond a smooth target, and beyond the length of
+the weights' path:</p>"""
 
 
 def progress(found: Mapping[str, Stored]) -> str:
