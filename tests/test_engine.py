@@ -3,6 +3,7 @@ the program itself.
 """
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -151,15 +152,19 @@ def test_local_workers_and_what_is_shown(tmp_path, monkeypatch, capsys):
 
 def test_a_terminal_shows_what_kernels_are_doing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    shown = []
+
+    def text() -> str:
+        shown.append(capsys.readouterr().out)
+        return "".join(shown)
+
     with engine.Display([task("a", tmp_path), task("b", tmp_path)]) as display:
         display.hear("a", "")
         display.hear("a", "epoch 3")
-        time.sleep(0.7)
+        wait_for(lambda: re.search(r"\r\x1b\[K\[1/2\] label of a  \d+ s  epoch 3", text()))
         display.end("a", "")
-    shown = capsys.readouterr().out
-    assert "[1/2] label of a ...\n" in shown
-    assert "\r\x1b[K[1/2] label of a  1 s  epoch 3" in shown
-    assert shown.endswith(" s\n\r\x1b[K")
+    assert "[1/2] label of a ...\n" in text()
+    assert text().endswith(" s\n\r\x1b[K")
 
 
 def test_scheduler_that_is_not_there(root, capsys):

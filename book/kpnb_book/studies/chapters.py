@@ -189,6 +189,7 @@ STUDIES: dict[str, type[Study]] = {
     "4": QuestionStudy,
     "5": ImageStudy,
     "6": ImageStudy,
+    "7": ImageStudy,
     "9": ImageStudy,
 }
 """The study that the parameters of a chapter are about, by the first digit of its number."""
