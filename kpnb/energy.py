@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kpnb.perturb import Perturbation, generator
-from kpnb.sketch import probes_beyond, rescaled, shrunk, top_directions
+from kpnb.sketch import largest, probes_beyond, rescaled, shrunk, top_directions
 from kpnb.units import Units
 
 
@@ -177,13 +177,16 @@ def sketched_energies(
     leading = top_directions(changes, rank)  # Q of Hutch++
     directions, times = probes_beyond(leading, changes, gaussian)
     energies = torch.stack([jacobian.energy(v) for v in directions.unbind(-1)])
+    size = largest(energies, (0, 2))  # [1, B, 1], of each sample; errors have its square
+    energies = energies / size
     exact = energies[:rank].sum(0)
     probed = energies[rank:]
     # Hutch++, line 3: the trace inside the range is exact, outside of it the probes' is scaled up
     rest, variance = rescaled(probed, times)
     if solver.shrink:
         rest, variance = shrunk(rest, variance, energies)
-    return UnitEnergy(exact + rest, variance.sqrt(), jacobian.flat, jacobian.exists, rank)
+    energy, deviation = size[0] * (exact + rest), size[0] * variance.sqrt()
+    return UnitEnergy(energy, deviation, jacobian.flat, jacobian.exists, rank)
 
 
 def feature_changes(

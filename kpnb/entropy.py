@@ -174,7 +174,11 @@ def undefined(
     still = delta_f2 <= 0
     unreached = entropy.isnan().all(-1) & ~overflown & ~still
     reasons = (
-        (overflown, f"{place(layer)} is not finite (NaN or infinite), or its derivative is not"),
+        (
+            overflown,
+            f"{place(layer)} is not finite (NaN or infinite), or its derivative or the square of "
+            "that is not (float64 has room for more)",
+        ),
         (
             still,
             f"{place(layer)} does not move under noise (delta_f^2 = 0), so every unit is "

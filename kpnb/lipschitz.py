@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from kpnb._messages import positive
+from kpnb._messages import named_samples, positive
 from kpnb._tensors import as_numbers, described
 from kpnb.features import (
     Forward,
@@ -29,7 +29,7 @@ from kpnb.features import (
 )
 from kpnb.inputs import read_inputs
 from kpnb.perturb import Perturbation
-from kpnb.trial import try_layers
+from kpnb.trial import place, try_layers
 from kpnb.units import Units, read_units
 
 
@@ -77,9 +77,21 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     if several := unnamed_run(network.model, layer, runs):
         raise ValueError(several)
     feature = leaves[0]
+    _check_finite(feature.movedim(dim, 0), y, layer)
     rows = [_row(y[:, c], feature, layer).movedim(dim, 0).flatten(1) for c in range(y.shape[1])]
     norm = torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
     return feature.detach().movedim(dim, 0).flatten(1), y.detach(), norm
+
+
+def _check_finite(feature: Tensor, y: Tensor, layer: str) -> None:
+    """``ValueError`` that names the samples whose ``feature [B, ...]`` or prediction ``y [B, C]``
+    is not finite.
+    """
+    for name, value in ((layer, feature), ("", y)):
+        if (bad := ~value.flatten(1).isfinite().all(1)).any():
+            raise ValueError(
+                f"{named_samples(bad)} of a batch: {place(name)} is not finite (NaN or infinite)"
+            )
 
 
 def _row(y: Tensor, feature: Tensor, layer: str) -> Tensor:

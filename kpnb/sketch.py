@@ -14,6 +14,15 @@ from torch import Tensor
 from kpnb._precision import widest
 
 
+def largest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The largest finite size among ``values``, along ``dim``, which are kept with size 1; never 0.
+
+    Squares of what is divided by it neither overflow nor vanish in single precision.
+    """
+    sizes = values.abs().nan_to_num(0, 0, 0).amax(dim, keepdim=True)
+    return sizes.clamp_min(torch.finfo(values.dtype).tiny)
+
+
 def top_directions(changes: Tensor, rank: int) -> Tensor:
     """Orthonormal directions ``[B, d, rank]`` that lead the feature ``changes [m, B, d]``.
 
@@ -23,6 +32,7 @@ def top_directions(changes: Tensor, rank: int) -> Tensor:
     matrix.
     """
     samples = changes.movedim(0, 1)  # Y^T, [B, m, d]
+    samples = samples / largest(samples, (1, 2))
     gram = widest(samples @ samples.mT)
     values = torch.linalg.eigh(gram).eigenvectors  # ascending
     mixing = values[..., gram.shape[-1] - rank :].to(samples.dtype)

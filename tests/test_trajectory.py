@@ -505,7 +505,8 @@ def test_a_feature_that_overflows_in_a_checkpoint_is_said(live, caplog):
         found = kpnb.trajectory(model, states, x, FOREGROUND, layers, **CHEAP)
     assert re.findall(r"epoch .*", caplog.text) == [
         "epoch 2, samples 2, 4 (2 of 6): the feature of layer 'hot' is not finite (NaN or "
-        "infinite), or its derivative is not; their entropy is undefined there"
+        "infinite), or its derivative or the square of that is not (float64 has room for more); "
+        "their entropy is undefined there"
     ]
     assert torch.equal(found["hot"].entropy[2].isfinite().all(-1), finite)
     assert found["hot"].entropy[[0, 1, 3]].isfinite().all()

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kpnb import (
     ClosedForm,
+    Converged,
     ImageGrid,
     Points,
     Recorder,
@@ -329,6 +330,37 @@ def test_a_feature_that_overflows_is_named_with_its_samples(solver):
         measure(model, "two", x, **how)
     found = measure(model, "two", x, dead="nan", **how)
     assert found.delta_f2.isnan().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(), ClosedForm(rank=None)])
+@pytest.mark.parametrize("how", [{}, {"check": False}, {"objective": Converged(0.01)}])
+def test_an_overflow_in_a_layer_leaves_those_below_it(solver, how):
+    """Of large numbers beside infinite ones, only the former have a square or none."""
+    model, x = Net(lambda h: (60 * h).exp()).float(), images().float()
+    with pytest.warns(UserWarning, match=r"left out 'two': sample.* 'two' is not finite"):
+        found = measure(model, ["one", "two"], x, solver=solver, **how)
+    assert [*found] == ["one"]
+    assert torch.equal(found["one"].entropy, measure(model, "one", x, solver=solver, **how).entropy)
+    kept = measure(model, "two", x, solver=solver, dead="nan", **how)
+    assert kept.delta_f2.isnan().any()
+
+
+@pytest.mark.parametrize("solver", [ClosedForm(rank=3, probes=3, noise=6), ClosedForm(rank=None)])
+@pytest.mark.parametrize("factor", [1e-12, 1e10, 1e16])
+def test_a_factor_on_the_feature_changes_nothing(solver, factor):
+    """Where squares of squares leave single precision, but the squares themselves do not."""
+    x = images().float()
+    plain, scaled = (Net(lambda h, k=k: h * k).float() for k in (1.0, factor))
+    for model in (plain, scaled):
+        model.two = nn.Identity()
+    one, other = (measure(model, "two", x, solver=solver).entropy for model in (plain, scaled))
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_lipschitz_of_a_feature_that_overflows_is_refused():
+    model, x = Net(lambda h: (200 * h).exp()).float(), images().float()
+    with pytest.raises(ValueError, match=r"sample.*'two' is not finite"):
+        lipschitz(model, x, "two", torch.full((4, GRID.count(x)), 0.01), GRID)
 
 
 def test_good_layers_are_returned_and_a_bad_one_is_named():
