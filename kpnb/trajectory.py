@@ -116,9 +116,10 @@ class Recorder:
     keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments and
     errors are those of ``trajectory``, and:
 
-    resume      with ``folder``, one for each training: the first ``epoch()`` may find the weights
-                of an epoch that was recorded there, and goes on after it. ``ValueError`` when
-                epochs are recorded, and the model's weights are those of none
+    folder      one for each training: the list of its epochs is kept too, from the start
+    resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
+                ``folder``, and goes on after it. ``ValueError`` when epochs are recorded, and the
+                model's weights are those of none
     """
 
     def __init__(
@@ -170,6 +171,7 @@ class Recorder:
         self.background = None if background is None else self._region(background)
         self._input = _digest_of_inputs(self._inputs)
         self._artefacts = None if folder is None else Artefacts(folder)
+        self._live = True  # a training, which may go on later; not checkpoints one by one
         self._epochs: list[dict[str, Any]] = []
         self._measured: list[dict[str, Entropy]] = []
         self._before: dict[str, Tensor] | None = None
@@ -192,7 +194,7 @@ class Recorder:
             self._warn_of_undefined(found)
             self._measured.append(found)
             self._epochs.append({"norms": norms, "weights": weights})
-            if self.resume:
+            if self._artefacts is not None and self._live:
                 self._artefacts.write("recorder", {}, {"epochs": self._epochs}, 0.0)
         self._before = now
 
@@ -305,6 +307,11 @@ class Recorder:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
         item = self._artefacts.read("recorder")
         if item is None:
+            if (self._artefacts.path / "recorder.json").exists():
+                raise ValueError(
+                    f"the list of epochs in {self._artefacts.path} is damaged, so the training "
+                    "cannot go on after them: start again with another folder"
+                )
             return False
         epochs = item.info["epochs"]
         known = [number for number, entry in enumerate(epochs) if entry["weights"] == weights]
@@ -411,6 +418,7 @@ def trajectory(
         background=background,
         folder=folder,
     )
+    recorder._live = False
     _replay(recorder, sources, entry, prefix)
     return recorder.trajectory()
 

@@ -334,21 +334,25 @@ def test_what_was_measured_is_taken_only_for_the_same(change, trained, tmp_path,
     assert len(calls) == (1 if change in ("weights", "buffers") else 2)
 
 
-def test_a_recorder_goes_on_after_an_interruption(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_recorder_goes_on_after_an_interruption(foreseen, trained, tmp_path, monkeypatch):
+    """Also when nobody thought of ``resume`` before it."""
     states, files = trained
     plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
 
-    def recorder(model: nn.Module) -> kpnb.Recorder:
-        return kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    def recorder(model: nn.Module, resume: bool = True) -> kpnb.Recorder:
+        return kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=resume, **CHEAP)
 
     model = net()
     torch.manual_seed(0)
-    first = recorder(model)
+    first = recorder(model, resume=foreseen)
     for epoch in loop(model):
         if epoch == 3:
             break  # trained, and neither recorded nor saved
         first.epoch()
         generator = torch.get_rng_state()
+    other = [net(seed).state_dict() for seed in (6, 7)]
+    kpnb.trajectory(net(), other, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)  # no training
     calls = count_measurements(monkeypatch)
     model = net(9)
     model.load_state_dict(states[2])
@@ -361,6 +365,9 @@ def test_a_recorder_goes_on_after_an_interruption(trained, tmp_path, monkeypatch
     stranger = recorder(net(5))
     with pytest.raises(ValueError, match="5 recorded epochs, and the model's weights are those of"):
         stranger.epoch()
+    (tmp_path / "recorder.json").write_text("{")
+    with pytest.raises(ValueError, match="list of epochs in .* is damaged"):
+        recorder(model).epoch()
 
 
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
