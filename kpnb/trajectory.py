@@ -1,7 +1,6 @@
 """Eq. 5-9 for a training that anybody did: from its checkpoints, or from inside its loop."""
 
 import glob
-import hashlib
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import __version__
+from kpnb._identity import digest_of, identity_of_call
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -122,6 +122,8 @@ class Recorder:
                 model's weights are those of none
     """
 
+    _live = True  # a training, which may go on later; not checkpoints that are loaded
+
     def __init__(
         self,
         model: nn.Module,
@@ -171,7 +173,7 @@ class Recorder:
         self.background = None if background is None else self._region(background)
         self._input = _digest_of_inputs(self._inputs)
         self._artefacts = None if folder is None else Artefacts(folder)
-        self._live = True  # a training, which may go on later; not checkpoints one by one
+        self._call = "" if folder is None else digest(identity_of_call(model, forward))
         self._epochs: list[dict[str, Any]] = []
         self._measured: list[dict[str, Entropy]] = []
         self._before: dict[str, Tensor] | None = None
@@ -297,7 +299,7 @@ class Recorder:
             "scale": self.scale,
             "seed": self.seed,
             "perturb": self.perturb,
-            "forward": _identity_of_function(self.forward),
+            "call": self._call,
             "select": repr(self.select),
             "batch_dim": repr(self.batch_dim),
         }
@@ -388,7 +390,10 @@ def trajectory(
     choices     threshold b and where else the paper can be read in two ways
     entry, prefix   see ``load_weights``
     folder      keep what was measured there; it is not measured again for the same weights, input,
-                layer and settings, so that interrupted work goes on
+                layer, settings, and network and ``forward`` as they are at the start: their code,
+                what it closes over, global constants it names, plain attributes (numbers, text,
+                tensors, and containers and objects of your own with these). What objects of
+                installed packages hold is not seen: after a change there, take another folder
 
     Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
     an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
@@ -546,16 +551,6 @@ def _check_not_shared(sources: Sequence[Checkpoint]) -> None:
         seen[places] = number
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors by name: types, shapes and bits."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) of parameters and buffers; of counters, which no evaluation reads, not."""
     values = [*model.named_parameters(), *model.named_buffers()]
@@ -567,13 +562,6 @@ def _identity(part: object) -> list[Any]:
     fields = vars(part) if hasattr(part, "__dict__") else {}
     tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     return [repr(part), digest_of(tensors)] if tensors else [repr(part)]
-
-
-def _identity_of_function(function: Callable[..., Any]) -> list[str]:
-    """What a function is: its name and its code."""
-    code = getattr(function, "__code__", None)
-    parts = [] if code is None else [code.co_code.hex(), code.co_names, code.co_consts]
-    return [re.sub(r" at 0x\w+", "", str(part)) for part in (function, *parts)]
 
 
 def _digest_of_inputs(inputs: Inputs) -> str:

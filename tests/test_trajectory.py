@@ -4,9 +4,15 @@ import copy
 import dataclasses
 import logging
 import math
+import os
 import re
+import subprocess
+import sys
+import textwrap
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -366,7 +372,7 @@ def test_a_recorder_goes_on_after_an_interruption(foreseen, trained, tmp_path, m
     with pytest.raises(ValueError, match="5 recorded epochs, and the model's weights are those of"):
         stranger.epoch()
     (tmp_path / "recorder.json").write_text("{")
-    with pytest.raises(ValueError, match="list of epochs in .* is damaged"):
+    with pytest.raises(ValueError, match=r"list of epochs in .* is damaged"):
         recorder(model).epoch()
 
 
@@ -573,6 +579,99 @@ def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path,
         options = CHEAP | {"forward": eval(source), "folder": tmp_path}
         kpnb.trajectory(net(3), states[:2], X, FOREGROUND, "8", **options)
         assert len(calls) == expected
+
+
+GAIN = 1.0
+
+
+class Scaled(nn.Module):
+    """A network whose function depends on a number that is no weight, wherever that is kept."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.body, self.gain = net(), gain
+        self.config, self.table = SimpleNamespace(gain=gain), {"gain": [torch.tensor(gain)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.gain * self.config.gain * self.table["gain"][0]
+        return self.body(scaled(x))
+
+
+def scaled(x: Tensor) -> Tensor:
+    return torch.stack([GAIN * image for image in x])
+
+
+def scale_by(gain: float):
+    return lambda model, x: model(gain * x)
+
+
+class ScaleBy:
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        return model(self.gain * x)
+
+
+CHANGES = {
+    "closure": lambda g, model, patch: scale_by(g),
+    "nested closure": lambda g, model, patch: (lambda f: lambda m, x: f(m, x))(scale_by(g)),
+    "partial": lambda g, model, patch: partial(lambda m, x, g: m(g * x), g=g),
+    "method": lambda g, model, patch: ScaleBy(g).__call__,
+    "object": lambda g, model, patch: ScaleBy(g),
+    "attribute": lambda g, model, patch: setattr(model, "gain", g),
+    "attribute of an attribute": lambda g, model, patch: setattr(model.config, "gain", g),
+    "tensor in a container": lambda g, model, patch: model.table["gain"][0].fill_(g),
+    "slope of a layer": lambda g, model, patch: setattr(model.body, "2", nn.LeakyReLU(g)),
+    "global": lambda g, model, patch: patch.setattr(sys.modules[__name__], "GAIN", g),
+    "hook": lambda g, model, patch: model.register_forward_pre_hook(lambda m, x: (x[0] * g,)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
+    change, trained, tmp_path, monkeypatch
+):
+    """Another number anywhere is another function; the same again is read, and says the same."""
+    states = [{f"body.{name}": value for name, value in s.items()} for s in trained[0][:2]]
+    calls = count_measurements(monkeypatch)
+
+    def measured(gain: float, folder: Path | None = tmp_path) -> Tensor:
+        model = Scaled()
+        with pytest.MonkeyPatch.context() as patch:
+            forward = change(gain, model, patch)
+            how = CHEAP | ({"forward": forward} if callable(forward) else {}) | {"folder": folder}
+            return kpnb.trajectory(model, states, X, FOREGROUND, "body.8", **how).entropy
+
+    for gain, expected in ((1.0, 2), (0.2, 4), (1.0, 4), (0.2, 4)):
+        found = measured(gain)
+        assert len(calls) == expected
+    assert torch.equal(found, measured(0.2, folder=None))
+
+
+def test_another_process_knows_the_function_too(tmp_path):
+    """No address, order of a set or number of a hook gets into its description."""
+    code = """
+        import torch
+        from functools import partial
+        from torch import nn
+        from kpnb._identity import identity_of_call
+        from kpnb.checkpoints import digest
+        from tests.test_trajectory import Scaled, scale_by
+        model = nn.Sequential(Scaled(), nn.utils.weight_norm(nn.Linear(5, 4)))
+        model[0].words = {"a", "b", "c", "d", model[0].gain}
+        print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
+        model(torch.ones(1, 3, 12, 12))
+        print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
+    """
+    lines = []
+    for seed in "12":
+        told = os.environ | {"PYTHONHASHSEED": seed, "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
+        lines += done.stdout.split()
+    assert len(lines) == 4
+    assert len({*lines}) == 1
 
 
 @pytest.mark.parametrize("layer", ["8", "_orig_mod.8"])
