@@ -45,7 +45,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def identity_of_call(model: nn.Module, forward: Callable[..., Any]) -> list[Any]:
     """What ``forward`` does with the ``model``, but for the weights and buffers of it."""
-    own = _Description({id(module): module for module in model.modules()})
+    known = [*model.modules(), *model.parameters(), *model.buffers()]
+    own = _Description({id(part): part for part in known})
     parts = [[name, *own.module(module)] for name, module in model.named_modules()]
     return [own.of(forward), parts]
 
@@ -59,12 +60,12 @@ class _Description:
             (CONSTANTS, repr),
             (tuple, self._items),
             ((set, frozenset), lambda value: sorted(str(self.of(item)) for item in value)),
-            (Tensor, self._tensor),
             ((np.ndarray, np.generic), self._array),
             (CodeType, lambda code: [code.co_code.hex(), code.co_names, self.of(code.co_consts)]),
             ((ModuleType, BuiltinFunctionType), lambda value: value.__name__),
         )
-        self._holding = (  # values that may hold themselves
+        self._holding = (  # what may be part of the network, or hold itself
+            (Tensor, self._tensor),
             (Mapping, lambda value: self._items(value.items())),
             (list, self._items),
             (functools.partial, lambda made: self._items((made.func, made.args, made.keywords))),
@@ -112,7 +113,8 @@ class _Description:
             return f"{kind.__module__}.{kind.__qualname__}"
         content = []
         for name, value in vars(kind).items():
-            value = getattr(value, "__func__", getattr(value, "fget", value))
+            if isinstance(value, staticmethod | classmethod | property):
+                value = value.fget if isinstance(value, property) else value.__func__
             constant = isinstance(value, (*CONSTANTS, tuple)) and not name.startswith("__")
             if constant or isinstance(value, FunctionType):
                 content.append([name, self.of(value)])

@@ -778,7 +778,7 @@ def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
 
 
 def test_another_process_knows_the_function_too(tmp_path):
-    """No address, order of a set or number of a hook gets into its description."""
+    """No address, order of a set, number of a hook or weight gets into its description."""
     code = """
         import torch
         from functools import partial
@@ -786,10 +786,12 @@ def test_another_process_knows_the_function_too(tmp_path):
         from kpnb._identity import identity_of_call
         from kpnb.checkpoints import digest
         from tests.test_trajectory import Scaled, scale_by
-        model = nn.Sequential(Scaled(), nn.utils.weight_norm(nn.Linear(5, 4)))
+        model = nn.Sequential(Scaled(), nn.utils.weight_norm(nn.Linear(5, 4)), nn.GRU(4, 4))
         model[0].words = {"a", "b", "c", "d", model[0].gain}
         print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
         model(torch.ones(1, 3, 12, 12))
+        for value in model.parameters():  # those of a GRU lie in a plain list too
+            value.data += 1
         print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
     """
     lines = []
