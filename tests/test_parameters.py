@@ -1,6 +1,8 @@
 """Parameters of notebooks: how they are read, and what is refused before anything starts."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -17,6 +19,7 @@ from kpnb_book.run.parameters import (
     check_parameters,
     read_assignments,
     read_yaml,
+    resolve,
     resolve_folders,
 )
 from kpnb_book.run.source import Parameter, parameters_of, title_of
@@ -61,6 +64,20 @@ def test_values_on_the_command_line_and_in_a_file_are_the_same():
         assert (read, type(read)) == (value, type(value)), text
         (read,) = read_yaml(f"x: {text}").values()
         assert (read, type(read)) == (value, type(value)), text
+
+
+def test_a_number_where_a_text_is_wanted_is_the_text_that_was_typed(tmp_path):
+    path = notebook(tmp_path / "05_a.ipynb", "layer = 'below'\nb = 0.2\nmodel = None\nx = None")
+    for text in ("4", "4.0", "1.10", "+1", "1e3", "007", "0x10"):
+        given = read_assignments([f"layer={text}", "b=1e-1", "model=3", "x=1.0"], written=True)
+        taken = resolve(path, given, tmp_path)
+        assert taken == {"layer": text, "b": 0.1, "model": "3", "x": 1.0}
+        assert [type(value) for value in taken.values()] == [str, float, str, float]
+        check_parameters(path, {"layer": taken["layer"]})
+    for odd in ("true", "[4]", "null"):
+        taken = resolve(path, read_assignments([f"layer={odd}"], written=True), tmp_path)
+        with pytest.raises(UsageError, match="'layer' takes str"):
+            check_parameters(path, taken)
 
 
 def test_a_text_on_the_command_line_is_that_text():
@@ -289,6 +306,7 @@ def test_a_complete_set_of_your_own_is_taken(theirs):
     ("name", "value", "says"),
     [
         ("model", None, "come together: model is missing"),
+        ("both", None, "together: student_checkpoints, baseline_checkpoints are missing"),
         ("baseline_checkpoints", None, "come together: baseline_checkpoints is missing"),
         ("model", "their_nets:biuld", "has no attribute 'biuld'.* PYTHONPATH"),
         ("model", "their_net:build", "No module named 'their_net'"),
@@ -302,8 +320,11 @@ def test_half_a_set_of_your_own_is_refused_before_a_kernel_starts(
     name, value, says, theirs, tmp_path
 ):
     value = value.format(folder=tmp_path) if value else None
+    names = (
+        [f"{role}_checkpoints" for role in ("student", "baseline")] if name == "both" else [name]
+    )
     with pytest.raises(UsageError, match=rf"05_your_own\.ipynb: .*{says}"):
-        check_run(OWN, theirs | {name: value})
+        check_run(OWN, theirs | dict.fromkeys(names, value))
 
 
 def test_relative_folders_of_pythonpath_are_the_callers(theirs, tmp_path, monkeypatch, capsys):
@@ -334,3 +355,13 @@ def test_list_says_what_each_is_about_and_the_parameters_of_one(tmp_path, monkey
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["11  The second", "    Is this its question?"]
     assert lines[-1].split() == ["b", "=", "1", "nats"]
+
+
+def test_nobody_reads_on(tmp_path):
+    """As behind ``| head``."""
+    command = [sys.executable, "-m", "kpnb_book", "list", "05"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -90,7 +90,10 @@ def _check_checkpoints(values: Mapping[str, Any]) -> None:
     """
     missing = [name for name in TOGETHER if not values[name]]
     if missing and len(missing) < len(TOGETHER):
-        raise ValueError(f"{', '.join(TOGETHER)} come together: {', '.join(missing)} is missing")
+        verb = "is" if len(missing) == 1 else "are"
+        raise ValueError(
+            f"{', '.join(TOGETHER)} come together: {', '.join(missing)} {verb} missing"
+        )
     if not missing:
         from kpnb.trajectory import in_order
 

@@ -30,7 +30,7 @@ from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
 from kpnb_book.run.origin import content_of, with_parameters
-from kpnb_book.run.parameters import read_yaml, resolve_folders
+from kpnb_book.run.parameters import Written, read_yaml, resolve
 from kpnb_book.run.rerun import check_folder, finished, log_of, rerun
 from kpnb_book.run.tables import text_of, write
 
@@ -69,13 +69,26 @@ def read(file: Path, root: Path, overrides: Mapping[str, Any]) -> list[Member]:
     """
     found: dict[str, Member] = {}
     try:
-        blocks = read_yaml(file.read_text("utf8"))
+        blocks = _blocks(file)
         for block in blocks if isinstance(blocks, list) else [blocks]:
             for member in members_of(block, root, overrides):
                 found.setdefault(member.name, member)
-    except (OSError, yaml.YAMLError, UsageError) as error:
+    except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     return [*found.values()]
+
+
+def _blocks(file: Path) -> Any:
+    """What a sweep's file holds; UsageError says why it cannot be read."""
+    try:
+        with file.open(encoding="utf8") as stream:
+            return read_yaml(stream, Written)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no such file (looked for in {Path.cwd()})") from error
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"it is no YAML: {error}") from error
 
 
 def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator[Member]:
@@ -87,7 +100,7 @@ def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator
         chosen = dict(zip(grid, values, strict=True))
         given = block.get("parameters", {}) | chosen | dict(overrides)
         expanded = {name: _expanded(value) for name, value in given.items()}
-        parameters = resolve_folders(path, expanded, Path.cwd())
+        parameters = resolve(path, expanded, Path.cwd())
         check_run(path, parameters)
         for name in share:
             if name not in parameters:
