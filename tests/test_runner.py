@@ -1,5 +1,6 @@
 """Running notebooks: real kernels, and the faults that happen."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -100,6 +101,15 @@ def test_notebook_as_other_programs_write_it(tmp_path):
     assert [cell.source for cell in nbformat.read(output, as_version=4).cells] == [
         cell.source for cell in cells
     ]
+
+
+def test_papermill_does_not_doubt_parameters_that_we_have_checked(tmp_path, caplog):
+    path = write(tmp_path / "10_eq.ipynb", "print(text, n)", parameters='text = "a=b"\nn = 1')
+    run_notebook(path, tmp_path / "out" / path.name, {"text": "z", "n": 2})
+    assert printed(tmp_path / "out" / path.name) == "z 2\n"
+    assert caplog.text == ""
+    logging.getLogger("papermill").warning("Something else")
+    assert "Something else" in caplog.text
 
 
 def test_environment_of_a_kernel(tmp_path, monkeypatch):

@@ -124,7 +124,8 @@ def read_value(text: str) -> Any:
 def read_assignments(assignments: Sequence[str], written: bool = False) -> dict[str, Any]:
     """``["lr=1e-3", "layer=FC1"]`` to ``{"lr": 0.001, "layer": "FC1"}``, as ``-p`` gives them.
 
-    When ``written``, numbers remember how they were, for :func:`settled`. Raises UsageError for what is not an assignment or cannot be read.
+    When ``written``, numbers remember how they were, for :func:`settled`. Raises UsageError for
+    what is not an assignment or cannot be read.
     """
     parameters = {}
     for assignment in assignments:
