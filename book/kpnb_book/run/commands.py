@@ -206,7 +206,7 @@ def run_many(options: argparse.Namespace) -> int:
 
     root = find_root()
     given = read_assignments(options.parameters, written=True)
-    members = sweep.read(options.file, root, given)
+    members = sweep.read(options.file, root, given, here=not options.scheduler)
     folder = _results_folder(options, options.file.stem, root)
     if options.dry_run:
         for member in members:
@@ -252,7 +252,7 @@ def forecast_one(options: argparse.Namespace) -> int:
     path = find_notebook(options.notebook, find_root())
     given = read_assignments(options.parameters, written=True)
     parameters = resolve(path, given, Path.cwd())
-    check_run(path, parameters)
+    check_run(path, parameters, here=False)
     print(_forecast(path, defaults_of(path) | parameters))
     return 0
 

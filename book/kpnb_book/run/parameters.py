@@ -5,6 +5,7 @@ import ast
 import glob
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.source import defaults_of
 
+MOST = {int: 2**31 - 1, float: sys.float_info.max}  # of a number: no overflow, no infinity
 PROFILES = ("smoke", "laptop", "paper")
 PATHS = {  # parameters that are one, and what lies there
     "data_root": "folder",
@@ -160,6 +162,24 @@ class Rule:
     pattern: str | None = None
     several: bool = False
 
+    def reason(self, value: Any) -> str:
+        """Why the ``value`` of a parameter is refused; "" when it fits."""
+        if not self.fits(value):
+            most = f", at most {MOST[self.kind]:,}" if self._is_huge(value) else ""
+            return f"takes {self.what}{most}, not {value!r}"
+        if isinstance(value, list):
+            twice = [one for i, one in enumerate(value) if one in value[:i]]
+            return f"has {twice[0]!r} more than once" if twice else ""
+        return ""
+
+    def _is_huge(self, value: Any) -> bool:
+        """Whether a number, or one of several, is beyond what networks can be given."""
+        numbers = value if isinstance(value, list) else [value]
+        kinds = (int, float)
+        return self.kind in MOST and any(
+            type(one) in kinds and one > MOST[self.kind] for one in numbers
+        )
+
     def fits(self, value: Any) -> bool:
         if isinstance(value, list):
             return self.several and bool(value) and all(self._fits_one(one) for one in value)
@@ -171,6 +191,8 @@ class Rule:
             return False
         if self.pattern is not None:
             return re.fullmatch(self.pattern, value) is not None
+        if self.kind in MOST and not value <= MOST[self.kind]:
+            return False
         return (self.least is None or value >= self.least) and (
             self.above is None or value > self.above
         )
@@ -247,8 +269,8 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         rule = RULES.get(name)
         if rule is None or value is None or not (default is None or rule.fits(default)):
             continue
-        if not rule.fits(value):
-            raise UsageError(f"{path.name}: parameter {name!r} takes {rule.what}, not {value!r}")
+        if why := rule.reason(value):
+            raise UsageError(f"{path.name}: parameter {name!r} {why}")
 
 
 def settled(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class Member:
         return " ".join([self.path.stem, *given])
 
 
-def read(file: Path, root: Path, overrides: Mapping[str, Any]) -> list[Member]:
+def read(file: Path, root: Path, overrides: Mapping[str, Any], here: bool = True) -> list[Member]:
     """The runs of a sweep, each once; ``overrides`` replace its parameters. Everything is checked,
-    nothing is started.
+    also the device when they are to run ``here``; nothing is started.
 
     Raises UsageError, with the nearest names, for a file, key, notebook or parameter that does not
     exist or fit, and for an override of a parameter that has a grid.
@@ -71,7 +71,7 @@ def read(file: Path, root: Path, overrides: Mapping[str, Any]) -> list[Member]:
     try:
         blocks = _blocks(file)
         for block in blocks if isinstance(blocks, list) else [blocks]:
-            for member in members_of(block, root, overrides):
+            for member in members_of(block, root, overrides, here):
                 found.setdefault(member.name, member)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
@@ -91,7 +91,9 @@ def _blocks(file: Path) -> Any:
         raise UsageError(f"it is no YAML: {error}") from error
 
 
-def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator[Member]:
+def members_of(
+    block: Any, root: Path, overrides: Mapping[str, Any], here: bool = True
+) -> Iterator[Member]:
     """The runs of one block of a sweep; raises as :func:`read`."""
     _check_block(block, overrides)
     path, grid = find_notebook(str(block["notebook"]), root), block.get("grid", {})
@@ -101,7 +103,7 @@ def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator
         given = block.get("parameters", {}) | chosen | dict(overrides)
         expanded = {name: _expanded(value) for name, value in given.items()}
         parameters = resolve(path, expanded, Path.cwd())
-        check_run(path, parameters)
+        check_run(path, parameters, here)
         for name in share:
             if name not in parameters:
                 raise UsageError(unknown("parameter in 'share'", name, parameters))
