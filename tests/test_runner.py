@@ -241,6 +241,22 @@ def test_build_checks_every_notebook_first(tmp_path):
     assert not (root / "book").exists()
 
 
+def test_a_build_in_the_papers_size_leaves_small_pages_as_they_are(tmp_path, monkeypatch):
+    root = repository(tmp_path)
+    toc = (root / "_toc.yml").read_text().replace("11_second", "05_your_own")
+    (root / "_toc.yml").write_text(toc)
+    write(root / "notebooks" / "05_your_own.ipynb")
+    asked = {}
+    monkeypatch.setattr(build, "build_pages", lambda root: root)
+    monkeypatch.setattr(
+        build, "_execute", lambda tasks, *_: asked.update({t.name: t.arguments for t in tasks})
+    )
+    for profile, small in (("paper", {}), ("smoke", {"profile": "smoke"})):
+        build_book(profile, root)
+        assert asked["10_first"]["parameters"] == {"profile": profile}
+        assert asked["05_your_own"]["parameters"] == small
+
+
 def test_table_of_chapters_names_the_notebooks_of_the_book_without_a_cycle():
     names = [path.stem for path in notebooks_of(ROOT)]
     assert set(WAITS_FOR) == set(names) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}

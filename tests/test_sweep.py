@@ -214,6 +214,16 @@ def test_numbers_where_a_text_is_wanted_are_the_text_that_was_written(root):
         assert [(type(n), n) for n in numbers] == [(int, 1), (float, 20.0), (float, 0.1)]
 
 
+def test_devices_of_this_machine_are_not_those_of_a_cluster(root, capsys):
+    write(root / "notebooks" / "11_gpu.ipynb", parameters="device = None")
+    file = grid(root, notebook=11, grid={"device": ["cpu", "cuda:99"]})
+    assert len(sweep.read(file, root, {}, here=False)) == 2
+    command = ["sweep", str(file), "--dry-run"]
+    assert main(command) == 2
+    assert "device='cuda:99': PyTorch finds" in capsys.readouterr().err
+    assert main([*command, "--scheduler", "tcp://10.0.0.1:8786"]) == 0
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "two"])
 def test_a_sweep_has_a_worker(root, count, capsys):
     with pytest.raises(SystemExit):
