@@ -31,9 +31,10 @@ def build_book(
     A copy is kept while nothing that it follows from has changed. ``only`` names notebooks to
     execute anyway (numbers or names); the others keep the copies they have. The default profile
     passes no parameter, so that no additional cell shows in the book; nor does the paper's where a
-    chapter has none. ``workers`` and ``scheduler``
-    are those of :func:`kpnb_book.run.engine.cluster`. Raises NotebookError at the first notebook
-    that fails, or when Jupyter Book reports an error or a warning.
+    chapter has none. ``workers`` and ``scheduler`` are those of
+    :func:`kpnb_book.run.engine.cluster`. Raises UsageError where a chapter could not run, as in the
+    paper's size where it needs data, and NotebookError at the first notebook that fails, or when
+    Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     for path in chosen:  # all of them before the first kernel starts
