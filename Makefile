@@ -22,7 +22,7 @@ STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 
 help:  ## show this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 23
-	@echo "Variables: PROFILE=smoke|laptop|paper ($(PROFILE)), WORKERS ($(WORKERS)), PYTHON ($(PYTHON)), VENV ($(VENV)),"
+	@echo "Variables: PROFILE=smoke|laptop ($(PROFILE)), WORKERS ($(WORKERS)), PYTHON ($(PYTHON)), VENV ($(VENV)),"
 	@echo "           TORCH=cpu for the small build of PyTorch, without CUDA"
 
 setup: $(STAMP) vendor  ## install the pinned packages (book and test do this on their own)

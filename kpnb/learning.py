@@ -23,7 +23,11 @@ def step_norms(
 
     now, before     ``dict(model.named_parameters())``, copied; differences are taken in their own
                     precision, at least single, and norms in double
+
+    Raises ``ValueError`` when names or shapes are not those of ``before``.
     """
+    if before is not None:
+        _check_same_parameters(now, before)
     norms = {}
     for name, value in now.items():
         precision = torch.promote_types(value.dtype, torch.float32)
@@ -32,6 +36,19 @@ def step_norms(
             moved = moved - before[name].to(precision)
         norms[name] = torch.linalg.vector_norm(moved.cpu(), dtype=torch.float64).item()
     return norms
+
+
+def _check_same_parameters(now: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> None:
+    changes = [f"{name} is new" for name in now if name not in before]
+    changes += [f"{name} is gone" for name in before if name not in now]
+    for name in now.keys() & before.keys():
+        old, new = list(before[name].shape), list(now[name].shape)
+        changes += [f"{name} had the shape {old} and has {new}"] if old != new else []
+    if changes:
+        raise ValueError(
+            f"the network's parameters have changed ({'; '.join(sorted(changes))}), so there is no "
+            "distance from the weights before: Eq. 8 follows one network over its training"
+        )
 
 
 def weight_distance(

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import positive, share
+from kpnb._messages import named_samples, positive, share
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers, as_tensor, described
 
@@ -82,14 +82,26 @@ def regions(
     if background is None:
         background = ~foreground
     background = _region("background", background, entropy)
-    if (foreground & background).any():
-        raise ValueError("a unit cannot lie on the foreground and on the background")
+    check_regions(foreground, background)
+    return foreground, background
+
+
+def check_regions(foreground: Tensor, background: Tensor) -> None:
+    """Raise ``ValueError`` for units in both regions, bool ``[N, n]``, and when no image has one of
+    the regions.
+    """
+    both = (foreground & background).any(-1)
+    if both.any():
+        raise ValueError(
+            f"a unit cannot lie on the foreground and on the background ({named_samples(both)}): "
+            "kpnb.covered_units(units, x, masks) makes both of masks"
+        )
     for name, region in (("foreground", foreground), ("background", background)):
         if not region.any():
             raise ValueError(
-                f"no image has a {name} unit, so knowledge points are undefined; check the masks"
+                f"no image has a {name} unit, so knowledge points are undefined; check the masks, "
+                "and their void value, which belongs to neither region"
             )
-    return foreground, background
 
 
 def _region(name: str, region: Any, entropy: Tensor) -> Tensor:

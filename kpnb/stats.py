@@ -15,9 +15,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from kpnb._messages import one_of
+from kpnb._messages import one_of, positive
 from kpnb.metrics import BETTER, Metrics
-from kpnb.trajectory import Trajectory, metrics_of_pair
+from kpnb.trajectory import Trajectory, differences, metrics_of_pair
 
 LEVEL = 0.05
 MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
@@ -196,7 +196,15 @@ def paired(
         {name: np.asarray(values, float) for name, values in side.items()}
         for side in (student, baseline)
     )
-    gaps = {name: ours[name] - theirs[name] for name in ours}
+    gaps = {}
+    for name in ours:
+        one, other = (np.atleast_1d(side[name]).shape[-1] for side in (ours, theirs))
+        if one != other:
+            raise ValueError(
+                f"student and baseline have {one} and {other} images ({name}): only the same "
+                "images can be compared"
+            )
+        gaps[name] = ours[name] - theirs[name]
     if "d_mean" in gaps:
         both = ~np.isnan(gaps["d_mean"])
         squares = [
@@ -291,13 +299,14 @@ def judge(
     gaps     student minus baseline by metric, of S seeds on the same N images, NaN where undefined
              (``paired``): ``[S, N]``, or ``[S, L, N]`` of layers that are averaged
     chance   as in ``compare_seeds``
-    delta    by metric, a difference that is too small to matter; where it is not given, no
-             difference is called negligible
+    delta    by metric, a difference that is too small to matter, not negative; where it is not
+             given, no difference is called negligible
     """
     one_of("chance", chance, get_args(Chance))
     small = delta or {}
-    for metric in small:
+    for metric, size in small.items():
         one_of("metric (delta)", metric, BETTER)
+        positive(True, **{f"delta[{metric!r}]": None if size != size else size})  # NaN: unknown
     return {
         metric: _difference(metric, _one_layer(values), chance, seed, small.get(metric, NAN))
         for metric, values in gaps.items()
@@ -333,7 +342,13 @@ def predicted(values: ArrayLike, more: int = 1, level: float = LEVEL) -> tuple[f
 
 def _one_layer(gaps: ArrayLike) -> np.ndarray:
     """``[S, N]`` of ``[S, N]`` or ``[S, L, N]``."""
-    values = np.asarray(gaps, float)
+    try:
+        values = np.asarray(gaps, float)
+    except ValueError as error:
+        raise ValueError(
+            "differences are [seeds, images] or [seeds, layers, images], as many images for every "
+            f"seed and layer; got {len(gaps)} rows that differ in length"
+        ) from error
     if values.ndim not in (2, 3):
         raise ValueError(
             f"differences are [seeds, images] or [seeds, layers, images]; got {values.shape}"
@@ -375,7 +390,7 @@ def compare_seeds(
     delta       as in ``judge``
 
     With one seed only the images can be allowed for. Raises ``ValueError`` for what is no list of
-    lists of pairs.
+    lists of pairs, and for seeds with other images, layers or settings than the first.
     """
     if not trainings or any(not _are_pairs(pairs) for pairs in trainings):
         raise ValueError(
@@ -383,6 +398,7 @@ def compare_seeds(
             "layer: [[(student, baseline)], ...]"
         )
     gaps = [[_gaps(*metrics_of_pair(*pair)) for pair in pairs] for pairs in trainings]
+    _check_seeds(trainings)
     means = {
         metric: [_mean(np.stack([gap[metric] for gap in pairs]), 0) for pairs in gaps]
         for metric in BETTER
@@ -396,6 +412,40 @@ def _are_pairs(pairs: object) -> bool:
     if isinstance(pairs, network) or not isinstance(pairs, Sequence) or not pairs:
         return False
     return not any(isinstance(p, network) or len(p) != 2 for p in pairs)
+
+
+def _check_seeds(
+    trainings: Sequence[Sequence[tuple[Metrics | Trajectory, Metrics | Trajectory]]],
+) -> None:
+    """Raise ``ValueError`` unless every seed has the first one's layers, images and settings."""
+    first = trainings[0]
+    for number, pairs in enumerate(trainings):
+        if len(pairs) != len(first):
+            raise ValueError(
+                f"trainings 0 and {number} have {len(first)} and {len(pairs)} pairs: give those of "
+                "the same layers for every seed"
+            )
+        for (wanted, _), (found, _) in zip(first, pairs, strict=True):
+            differ = _other_images(first[0][0], found)
+            if isinstance(wanted, Trajectory) and isinstance(found, Trajectory) and not differ:
+                differ = differences(wanted, found, but=("seed",))  # each training may have its own
+            if differ:
+                raise ValueError(
+                    f"trainings 0 and {number} were measured differently ({', '.join(differ)}): "
+                    "all of them need the same images, layers in the same order, and settings"
+                )
+
+
+def _other_images(one: Metrics | Trajectory, other: Metrics | Trajectory) -> list[str]:
+    """In what the images of two networks differ, in words, as far as is known."""
+    counts = [
+        len(each.foreground if isinstance(each, Trajectory) else each.n_fg) for each in (one, other)
+    ]
+    if counts[0] != counts[1]:
+        return [f"{counts[0]} and {counts[1]} images"]
+    known = isinstance(one, Trajectory) and isinstance(other, Trajectory)
+    same = not known or one.settings.get("input") == other.settings.get("input")
+    return [] if same else ["input"]
 
 
 def _gaps(student: Metrics, baseline: Metrics) -> dict[str, np.ndarray]:

@@ -1,14 +1,13 @@
 """Eq. 5-9 for a training that anybody did: from its checkpoints, or from inside its loop."""
 
 import glob
-import hashlib
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import __version__
+from kpnb._identity import digest_of, identity_of_call
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -28,7 +28,7 @@ from kpnb.inputs import Inputs, read_inputs
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
 from kpnb.objectives import Aligned, Objective
-from kpnb.points import knowledge_points, summarise
+from kpnb.points import check_regions, knowledge_points, summarise
 from kpnb.sampling import Stochastic
 from kpnb.units import Units, read_units
 from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded
@@ -36,6 +36,10 @@ from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded
 log = logging.getLogger(__name__)
 
 Checkpoint = Source | Callable[[], Source]
+
+NUMBER = re.compile(r"\d+")
+COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
+"""A number in the name of a file that is said to count epochs or steps."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +120,13 @@ class Recorder:
     keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments and
     errors are those of ``trajectory``, and:
 
-    resume      with ``folder``, one for each training: the first ``epoch()`` may find the weights
-                of an epoch that was recorded there, and goes on after it. ``ValueError`` when
-                epochs are recorded, and the model's weights are those of none
+    folder      one for each training: the list of its epochs is kept too, from the start
+    resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
+                ``folder``, and goes on after it. ``ValueError`` when epochs are recorded, and the
+                model's weights are those of none
     """
+
+    _live = True  # a training, which may go on later; not checkpoints that are loaded
 
     def __init__(
         self,
@@ -168,6 +175,7 @@ class Recorder:
         self._inputs = read_inputs(model, x, perturb, shared)
         self.foreground = self._region(foreground)
         self.background = None if background is None else self._region(background)
+        check_regions(self.foreground, ~self.foreground if background is None else self.background)
         self._input = _digest_of_inputs(self._inputs)
         self._artefacts = None if folder is None else Artefacts(folder)
         self._epochs: list[dict[str, Any]] = []
@@ -192,7 +200,7 @@ class Recorder:
             self._warn_of_undefined(found)
             self._measured.append(found)
             self._epochs.append({"norms": norms, "weights": weights})
-            if self.resume:
+            if self._artefacts is not None and self._live:
                 self._artefacts.write("recorder", {}, {"epochs": self._epochs}, 0.0)
         self._before = now
 
@@ -227,7 +235,10 @@ class Recorder:
         return region.cpu()
 
     def _norms(self, now: Mapping[str, Tensor]) -> dict[str, float]:
-        norms = step_norms(now, self._before)
+        try:
+            norms = step_norms(now, self._before)
+        except ValueError as error:
+            raise ValueError(f"epoch {len(self._epochs)}: {error}") from error
         wrong = [name for name, norm in norms.items() if not math.isfinite(norm)]
         if wrong:
             raise ValueError(
@@ -281,6 +292,11 @@ class Recorder:
             progress=False,
         )
 
+    @cached_property
+    def _call(self) -> str:
+        """Digest of what ``forward`` does with the network, as it is before its first epoch."""
+        return digest(identity_of_call(self.model, self.forward))
+
     def _address(self, weights: str) -> str:
         """Name of the artefact of a measurement: a digest of everything that determines it."""
         parts = (self.units, self.solver or ClosedForm(), self.objective)
@@ -295,7 +311,7 @@ class Recorder:
             "scale": self.scale,
             "seed": self.seed,
             "perturb": self.perturb,
-            "forward": _identity_of_function(self.forward),
+            "call": self._call,
             "select": repr(self.select),
             "batch_dim": repr(self.batch_dim),
         }
@@ -305,6 +321,11 @@ class Recorder:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
         item = self._artefacts.read("recorder")
         if item is None:
+            if (self._artefacts.path / "recorder.json").exists():
+                raise ValueError(
+                    f"the list of epochs in {self._artefacts.path} is damaged, so the training "
+                    "cannot go on after them: start again with another folder"
+                )
             return False
         epochs = item.info["epochs"]
         known = [number for number, entry in enumerate(epochs) if entry["weights"] == weights]
@@ -369,7 +390,8 @@ def trajectory(
     model       the network that the checkpoints are of, on the device to measure on; a copy is
                 loaded and measured, so it stays as it is
     checkpoints epoch 0 (untrained), 1, ..., M. A pattern such as ``"runs/epoch-*.pt"`` or a folder:
-                in natural order, epoch-9 before epoch-10. Or an iterable in the order it has, of
+                in natural order, epoch-9 before epoch-10; where there are several numbers, that
+                behind "epoch", "ep", "iter" or "step". Or an iterable in the order it has, of
                 files, patterns, state dicts, networks, and functions that return one of these.
                 Or what ``kpnb.distill`` returns.
                 Many loops do not save the untrained network: put its state dict in front,
@@ -381,7 +403,10 @@ def trajectory(
     choices     threshold b and where else the paper can be read in two ways
     entry, prefix   see ``load_weights``
     folder      keep what was measured there; it is not measured again for the same weights, input,
-                layer and settings, so that interrupted work goes on
+                layer, settings, and network and ``forward`` as they are at the start: their code,
+                what it closes over, global constants it names, plain attributes (numbers, text,
+                tensors, and containers and objects of your own with these). What objects of
+                installed packages hold is not seen: after a change there, take another folder
 
     Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
     an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
@@ -411,6 +436,7 @@ def trajectory(
         background=background,
         folder=folder,
     )
+    recorder._live = False
     _replay(recorder, sources, entry, prefix)
     return recorder.trajectory()
 
@@ -445,11 +471,17 @@ def in_order(
 ) -> list[Checkpoint]:
     """One entry for each epoch: patterns and a folder become their files, in natural order.
 
+    A number behind "epoch", "ep", "iter" or "step" orders them; without these, all numbers have to
+    agree. A list is taken at its word; files whose numbers do not grow with it are logged.
+
     Raises ``FileNotFoundError`` for a pattern or folder without files, ``ValueError`` when files
-    differ in more than numbers, or when fewer than two checkpoints are left.
+    differ in more than numbers, when these do not agree, or when fewer than two checkpoints are
+    left; ``TypeError`` for a set, which has no order.
     """
     found: list[Checkpoint] = []
-    for source in _listed(checkpoints):
+    given = list(_listed(checkpoints))
+    _tell_disorder(given)
+    for source in given:
         pattern = isinstance(source, str | os.PathLike) and glob.has_magic(os.fspath(source))
         if pattern and not Path(source).exists():
             files = [Path(name) for name in glob.glob(os.fspath(source), recursive=True)]
@@ -477,10 +509,14 @@ def _listed(
             return [checkpoints]
         files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
         return _natural(files, f"{folder}{os.sep}")
-    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
-        kind = type(checkpoints).__name__
+    kind = type(checkpoints).__name__
+    if isinstance(checkpoints, set | frozenset):
+        raise TypeError(f"a {kind} of checkpoints has no order: give a list, epoch 0 first")
+    network = isinstance(checkpoints, nn.Module)
+    if network or isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
+        hint = ", a network, which is one checkpoint at most" if network else ""
         raise TypeError(
-            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}"
+            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}{hint}"
         )
     return checkpoints
 
@@ -491,25 +527,78 @@ def _natural(files: list[Path], pattern: str) -> list[Path]:
         raise FileNotFoundError(f"no checkpoints match {pattern} (looked in {Path.cwd()})")
     kinds: dict[str, str] = {}
     for path in files:
-        kinds.setdefault(re.sub(r"\d+", "#", str(path)), str(path))
-    keys = {path: [int(number) for number in re.findall(r"\d+", str(path))] for path in files}
-    if len(kinds) > 1 or len({tuple(key) for key in keys.values()}) < len(files):
+        kinds.setdefault(NUMBER.sub("#", str(path)), str(path))
+    if len(kinds) > 1 or len({_numbers(path) for path in files}) < len(files):
         raise ValueError(
             f"{pattern} matches files that differ in more than their numbers "
             f"({listed(sorted(kinds.values()))}), so their order is not known: narrow the pattern, "
             "or give a list"
         )
-    ordered = sorted(files, key=keys.__getitem__)
-    _tell_gaps([keys[path] for path in ordered], pattern)
+    columns, counters = _columns(files)
+    rows = list(zip(*columns, strict=True)) or [()]
+    places = sorted(range(len(files)), key=rows.__getitem__)
+    agree = counters or all(_rising([column[place] for place in places]) for column in columns)
+    ordered = [files[place] for place in places]
+    if len({*rows}) < len(files) or not agree:
+        raise ValueError(
+            f"{pattern} matches files with several numbers that do not grow together "
+            f"({listed([str(path) for path in ordered], 3)}), so it is not known which of them "
+            "counts epochs: narrow the pattern, or give a list, epoch 0 first"
+        )
+    _tell_gaps([rows[place] for place in places], pattern)
     return ordered
+
+
+def _numbers(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    return tuple(int(number) for number in NUMBER.findall(os.fspath(path)))
+
+
+def _counters(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The numbers that are said to count epochs, then those that count steps."""
+    named = COUNTED.findall(os.fspath(path))
+    epochs = [int(number) for word, number in named if word.lower().startswith("e")]
+    return (*epochs, *(int(number) for word, number in named if not word.lower().startswith("e")))
+
+
+def _columns(files: Sequence[str | os.PathLike[str]]) -> tuple[list[list[int]], bool]:
+    """The numbers in which files that are alike but for numbers differ, ``[numbers][files]``: their
+    counters alone where they differ in these; and whether they are counters.
+    """
+    counters = [_counters(file) for file in files]
+    named = len({*counters}) > 1
+    rows = counters if named else [_numbers(file) for file in files]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return [column for column in columns if len({*column}) > 1], named
+
+
+def _rising(values: list[Any]) -> bool:
+    return values == sorted(values)
+
+
+def _tell_disorder(sources: Sequence[Checkpoint]) -> None:
+    """Log files of a list that are alike but for numbers which do not grow as the list goes on."""
+    alike: dict[str, list[str]] = {}
+    for source in sources:
+        if isinstance(source, str | os.PathLike):
+            alike.setdefault(NUMBER.sub("#", os.fspath(source)), []).append(os.fspath(source))
+    for kind, files in alike.items():
+        columns, counters = _columns(files)
+        rising = _rising([*zip(*columns, strict=True)]) if counters else any(map(_rising, columns))
+        if columns and not rising:
+            log.warning(
+                "the numbers of the files %s do not grow as the list goes on: they are taken as "
+                "epochs in its order. The pattern %s takes them in that of their numbers",
+                listed([os.path.basename(file) for file in files], 4),
+                kind.replace("#", "*"),
+            )
 
 
 def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
     """Log which numbers of files are taken as which epochs, when they are not 0, k, 2k, ..."""
-    counted = [column for column in zip(*keys, strict=True) if len(set(column)) > 1]
-    if len(counted) != 1:
+    counted = [column for column in zip(*keys, strict=True) if len(set(column)) == len(keys) > 1]
+    if not counted:
         return
-    (numbers,) = counted
+    numbers = counted[0]
     if list(numbers) != [numbers[1] * epoch for epoch in range(len(numbers))]:
         shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
         log.warning(
@@ -538,16 +627,6 @@ def _check_not_shared(sources: Sequence[Checkpoint]) -> None:
         seen[places] = number
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors by name: types, shapes and bits."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) of parameters and buffers; of counters, which no evaluation reads, not."""
     values = [*model.named_parameters(), *model.named_buffers()]
@@ -559,13 +638,6 @@ def _identity(part: object) -> list[Any]:
     fields = vars(part) if hasattr(part, "__dict__") else {}
     tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
     return [repr(part), digest_of(tensors)] if tensors else [repr(part)]
-
-
-def _identity_of_function(function: Callable[..., Any]) -> list[str]:
-    """What a function is: its name and its code."""
-    code = getattr(function, "__code__", None)
-    parts = [] if code is None else [code.co_code.hex(), code.co_names, code.co_consts]
-    return [re.sub(r" at 0x\w+", "", str(part)) for part in (function, *parts)]
 
 
 def _digest_of_inputs(inputs: Inputs) -> str:
@@ -596,10 +668,23 @@ def metrics_of_pair(
 
 
 def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
+    differ = differences(student, baseline)
+    if differ:
+        raise ValueError(
+            f"student and baseline were measured differently ({', '.join(differ)}): only the same "
+            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
+            "compare student.metrics() and baseline.metrics()"
+        )
+
+
+def differences(student: Trajectory, baseline: Trajectory, but: Collection[str] = ()) -> list[str]:
+    """In what two measurements differ, in words, ``but`` for some settings; empty where they can be
+    compared.
+    """
     differ = []
     for name in ("layer", "select", "input", "units", "objective", "scale", "seed"):
-        one = _setting(student, name)
-        other = _setting(baseline, name)
+        one = None if name in but else _setting(student, name)
+        other = None if name in but else _setting(baseline, name)
         values = "" if name == "input" else f" {one} and {other}"  # of inputs, digests
         differ += [f"{name}{values}"] if one != other else []
     differ += ["choices"] if student.choices != baseline.choices else []
@@ -608,12 +693,7 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
         other = getattr(baseline, name)
         same = one is other or (one is not None and other is not None and torch.equal(one, other))
         differ += [] if same else [name]
-    if differ:
-        raise ValueError(
-            f"student and baseline were measured differently ({', '.join(differ)}): only the same "
-            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
-            "compare student.metrics() and baseline.metrics()"
-        )
+    return differ
 
 
 def _setting(found: Trajectory, name: str) -> Any:

@@ -275,6 +275,34 @@ def test_comments_and_empty_lines_of_off_files(tmp_path, head, end, encoding):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("head", "behind"),
+    [
+        ("COFF", " 255 0 0 255"),
+        ("COFF", " 0.5 0.5 0.5 1.0"),
+        ("NOFF", " 0 0 1"),
+        ("STCNOFF", " 0 0 1 9 9 9 1 0.5 0.5"),
+        ("off", ""),
+        ("coff ", " 1 0 0 1"),
+    ],
+)
+def test_what_else_off_files_say_of_corners_is_left_out(tmp_path, head, behind):
+    write_meshes(tmp_path)
+    plain = read(tmp_path)
+    counts, *lines = box(1).splitlines()
+    lines[:8] = [line + behind for line in lines[:8]]
+    (tmp_path / MESH).write_text("\n".join([head, counts, *lines]))
+    assert same(read(tmp_path), plain)
+
+
+@pytest.mark.parametrize("head", ["4OFF", "nOFF", "OFF BINARY"])
+def test_off_files_of_another_form_are_not_downloaded_again(tmp_path, head):
+    write_meshes(tmp_path)
+    (tmp_path / MESH).write_text(f"{head}\n{box(1)}")
+    with pytest.raises(ValueError, match=rf"bed_0001 .*starts with {head}; convert it .* text$"):
+        read(tmp_path)
+
+
 def test_the_same_meshes_elsewhere_are_the_same_data(tmp_path):
     write_meshes(tmp_path / "here")
     before = read(tmp_path / "here").config

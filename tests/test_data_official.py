@@ -521,6 +521,41 @@ def test_coco_objects_without_an_area_are_left_out_and_counted(tmp_path, caplog,
     assert "instances_val2017/6" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"bbox": None}, "they have no box of four numbers"),
+        ({"bbox": [1, 2, 3]}, "they have no box of four numbers"),
+        ({"image_id": 999}, "their image is not listed"),
+        ({"image_id": None}, "their image is not listed"),
+    ],
+)
+def test_coco_objects_without_a_box_or_an_image_are_left_out_and_counted(
+    tmp_path, caplog, wrong, says
+):
+    path = coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text("utf8"))
+    whole = load("coco", "test", root=tmp_path, size=4)
+    item = content["annotations"][5]
+    for name, value in wrong.items():
+        item.pop(name) if value is None else item.update({name: value})
+    path.write_text(json.dumps(content), "utf8")
+    with caplog.at_level(logging.WARNING):
+        found = load("coco", "test", root=tmp_path, size=4)
+    assert [*found.names] == [name for name in whole.names if name != "instances_val2017/6"]
+    said = f"1 of 10 objects of coco (test) are left out, {says}: instances_val2017/6 ..."
+    assert said in caplog.text
+
+
+def test_coco_objects_without_a_category_are_named(tmp_path):
+    path = coco(tmp_path) / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text("utf8"))
+    content["annotations"][5].pop("category_id")
+    path.write_text(json.dumps(content), "utf8")
+    with pytest.raises(ValueError, match=r"annotation of .*jpg: unknown category None"):
+        load("coco", "test", root=tmp_path, size=4)
+
+
 @pytest.mark.parametrize("crowd", [None, 0], ids=["no iscrowd", "0"])
 @pytest.mark.parametrize("form", ["runs", "text", "line first", "line last"])
 def test_coco_outlines_that_pycocotools_reads(tmp_path, form, crowd):

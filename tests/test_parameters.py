@@ -1,6 +1,8 @@
 """Parameters of notebooks: how they are read, and what is refused before anything starts."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -10,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kpnb_book.__main__ import main
 from kpnb_book.run import checks
+from kpnb_book.run.chapters import SMALL
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.parameters import (
@@ -17,6 +20,7 @@ from kpnb_book.run.parameters import (
     check_parameters,
     read_assignments,
     read_yaml,
+    resolve,
     resolve_folders,
 )
 from kpnb_book.run.source import Parameter, parameters_of, title_of
@@ -61,6 +65,20 @@ def test_values_on_the_command_line_and_in_a_file_are_the_same():
         assert (read, type(read)) == (value, type(value)), text
         (read,) = read_yaml(f"x: {text}").values()
         assert (read, type(read)) == (value, type(value)), text
+
+
+def test_a_number_where_a_text_is_wanted_is_the_text_that_was_typed(tmp_path):
+    path = notebook(tmp_path / "05_a.ipynb", "layer = 'below'\nb = 0.2\nmodel = None\nx = None")
+    for text in ("4", "4.0", "1.10", "+1", "1e3", "007", "0x10"):
+        given = read_assignments([f"layer={text}", "b=1e-1", "model=3", "x=1.0"], written=True)
+        taken = resolve(path, given, tmp_path)
+        assert taken == {"layer": text, "b": 0.1, "model": "3", "x": 1.0}
+        assert [type(value) for value in taken.values()] == [str, float, str, float]
+        check_parameters(path, {"layer": taken["layer"]})
+    for odd in ("true", "[4]", "null"):
+        taken = resolve(path, read_assignments([f"layer={odd}"], written=True), tmp_path)
+        with pytest.raises(UsageError, match="'layer' takes str"):
+            check_parameters(path, taken)
 
 
 def test_a_text_on_the_command_line_is_that_text():
@@ -142,6 +160,7 @@ def test_parameters_that_fit(tmp_path):
 
 REFUSED = ["b=abc", "b=-1", "b=0", "b=true", "b=[0.1]", "epochs=five", "epochs=5.5", "epochs=0"]
 REFUSED += ["seeds=-1", "seeds=0.5", "seeds=[]", "seeds=[0, one]", "device=tpu", "grid=0"]
+REFUSED += ["grid=1e400", "b=1e400", "epochs=99999999999999999999", "seeds=[0, 2147483648]"]
 REFUSED += ["grid=2.5", "layer=FC9", "layer=[FC1, FC9]", "dataset=3", "profile=null"]
 
 
@@ -149,6 +168,17 @@ REFUSED += ["grid=2.5", "layer=FC9", "layer=[FC1, FC9]", "dataset=3", "profile=n
 def test_parameters_of_chapters_that_are_refused(given):
     name = given.partition("=")[0]
     with pytest.raises(UsageError, match=rf"10_images_h1\.ipynb: parameter '{name}' takes "):
+        check_parameters(FIRST, read_assignments([given]))
+
+
+def test_numbers_beyond_bounds_are_told_the_bound():
+    with pytest.raises(UsageError, match="from 1 on, at most 2,147,483,647, not 99999999999"):
+        check_parameters(FIRST, {"epochs": 99999999999999999999})
+
+
+@pytest.mark.parametrize("given", ["seeds=[0, 1, 0]", "layer=[FC1, FC1]", "network=[a, b, a]"])
+def test_several_are_different(given):
+    with pytest.raises(UsageError, match=r"has '?(0|FC1|a)'? more than once"):
         check_parameters(FIRST, read_assignments([given]))
 
 
@@ -222,6 +252,22 @@ UNKNOWN = {
     ("40", "network=bert base"): "is no folder here, and no model's name",
     ("50", "teachers=[vgg11, vgg61]"): "unknown network 'vgg61'; did you mean",
     ("12", "dataset=no_such.module:f"): "ModuleNotFoundError: No module named 'no_such'",
+    ("10", "dataset=folder"): "'folder' needs data_root=, the folder of its files",
+    ("52", "dataset=cub"): "'cub' needs data_root=",
+    ("20", "profile=paper"): "'modelnet40' needs data_root=",
+    ("40", "dataset=squad"): "'squad' needs data_root=",
+    ("10", "data_root=/a"): "data_root='/a': the data set 'emoji' reads no folder; these do: 'fol",
+    ("21", "data_root=/a"): "the data set 'shapes' reads no folder; these do: 'modelnet40'",
+    ("31", "data_root=/a"): "the data set 'reviews' reads no folder",
+    ("10", "grid=65"): "grid=65: its images have 64 pixels a side",
+    ("51", "grids=[8, 999]"): "grid=999: its images have 64 pixels a side",
+    ("03", "grid=7"): "grid=7 does not divide the 64 pixels",
+    ("05", "grid=65"): "grid=65: more cells a side than size=64 has pixels",
+    ("05", "void=255"): "void is a value in masks of your own: it needs data_root",
+    ("05", "profile=paper"): "profile='paper': this page has smoke and laptop only",
+    ("12", "dataset=os.path:isabs"): r"it is called as isabs\(request, size\): too many",
+    ("05", "device=cuda:99"): "device='cuda:99': PyTorch finds [0-9]+ cuda devices",
+    ("05", "device=mps:99"): "device='mps:99': PyTorch finds [0-9]+ mps devices",
     ("12", "dataset=os:sep"): "it is no function but '/'",
 }
 
@@ -235,8 +281,13 @@ def test_what_a_study_does_not_know_is_refused_before_a_kernel_starts(number, as
 
 def test_what_a_study_knows_is_taken(tmp_path):
     known = {
-        "10": ["network=resnet50", "layer=[Conv, FC3]", "dataset=voc", "dataset=os.path:join"],
-        "20": ["network=pointconv", "network=[pointnet, dgcnn]", "layer=FC2", "dataset=modelnet40"],
+        "10": ["network=resnet50", "layer=[Conv, FC3]", "dataset=os.path:join", "grid=64"],
+        "20": [
+            "network=pointconv",
+            "network=[pointnet, dgcnn]",
+            "layer=FC2",
+            "dataset=os.path:isabs",
+        ],
         "30": ["network=bert-base-uncased", "network=org/a-b.c@0f3", f"network={tmp_path}"],
         "50": ["teachers=[vgg11, vgg16]", "network=alexnet"],
         "90": ["network=vgg19_bn"],
@@ -245,6 +296,17 @@ def test_what_a_study_knows_is_taken(tmp_path):
         (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
         for one in assignments:
             check_run(path, read_assignments([one]))
+    (path,) = (ROOT / "notebooks").glob("10_*.ipynb")
+    for name in ("voc", "folder"):
+        check_run(path, {"dataset": name, "data_root": "/on/another/machine"})
+    check_run(path, {"profile": "paper", "grid": 224, "dataset": "pet"})
+    check_run(OWN, {"device": "cuda:99"}, here=False)  # of a cluster
+
+
+def test_pages_that_have_no_profile_of_the_papers_size_say_so():
+    for path in NOTEBOOKS:
+        about = parameters_of(path)["profile"].help
+        assert ("paper" in about) == (path.stem not in SMALL)
 
 
 def test_names_in_a_notebook_of_ones_own_mean_what_they_like(tmp_path):
@@ -269,7 +331,9 @@ def test_run_sweep_and_forecast_refuse_the_same(tmp_path, capsys, monkeypatch):
 @pytest.fixture
 def theirs(tmp_path, monkeypatch) -> dict[str, str]:
     """Parameters of the page for your own, and the files that they name, in the caller's folder."""
-    (tmp_path / "their_nets.py").write_text("def build():\n    pass\n")
+    (tmp_path / "their_nets.py").write_text(
+        "def build():\n    pass\n\ndef needs(width, depth=1):\n    pass\n"
+    )
     for role, count in (("student", 3), ("baseline", 2)):
         (tmp_path / role).mkdir()
         for epoch in range(count):
@@ -289,8 +353,10 @@ def test_a_complete_set_of_your_own_is_taken(theirs):
     ("name", "value", "says"),
     [
         ("model", None, "come together: model is missing"),
+        ("both", None, "together: student_checkpoints, baseline_checkpoints are missing"),
         ("baseline_checkpoints", None, "come together: baseline_checkpoints is missing"),
         ("model", "their_nets:biuld", "has no attribute 'biuld'.* PYTHONPATH"),
+        ("model", "their_nets:needs", r"it is called as needs\(\): missing .*argument: 'width'"),
         ("model", "their_net:build", "No module named 'their_net'"),
         ("student_checkpoints", "/nowhere/*.pt", r"no checkpoints match /nowhere/\*\.pt"),
         ("student_checkpoints", "{folder}/student/epoch-1.pt", "1 checkpoint"),
@@ -302,8 +368,11 @@ def test_half_a_set_of_your_own_is_refused_before_a_kernel_starts(
     name, value, says, theirs, tmp_path
 ):
     value = value.format(folder=tmp_path) if value else None
+    names = (
+        [f"{role}_checkpoints" for role in ("student", "baseline")] if name == "both" else [name]
+    )
     with pytest.raises(UsageError, match=rf"05_your_own\.ipynb: .*{says}"):
-        check_run(OWN, theirs | {name: value})
+        check_run(OWN, theirs | dict.fromkeys(names, value))
 
 
 def test_relative_folders_of_pythonpath_are_the_callers(theirs, tmp_path, monkeypatch, capsys):
@@ -334,3 +403,13 @@ def test_list_says_what_each_is_about_and_the_parameters_of_one(tmp_path, monkey
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["11  The second", "    Is this its question?"]
     assert lines[-1].split() == ["b", "=", "1", "nats"]
+
+
+def test_nobody_reads_on(tmp_path):
+    """As behind ``| head``."""
+    command = [sys.executable, "-m", "kpnb_book", "list", "05"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

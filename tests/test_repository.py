@@ -278,7 +278,7 @@ def make(*arguments: str) -> list[str]:
 def test_set_up_takes_the_small_build_of_torch_when_asked():
     plain, small = make("setup"), make("setup", "TORCH=cpu")
     (more,) = set(small) - set(plain)
-    assert re.search(r"pip .*install -c constraints.txt .* torch torchvision$", more)
+    assert re.search(r"pip .*install .*-c constraints.txt .* torch torchvision$", more)
     assert "--extra-index-url https://download.pytorch.org/whl/cpu " in more
     (rest,) = [line for line in small if "-e '.[book,test]'" in line]
     assert small.index(more) < small.index(rest)  # so that the rest finds torch there

@@ -1,5 +1,6 @@
 """Running notebooks: real kernels, and the faults that happen."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -100,6 +101,15 @@ def test_notebook_as_other_programs_write_it(tmp_path):
     assert [cell.source for cell in nbformat.read(output, as_version=4).cells] == [
         cell.source for cell in cells
     ]
+
+
+def test_papermill_does_not_doubt_parameters_that_we_have_checked(tmp_path, caplog):
+    path = write(tmp_path / "10_eq.ipynb", "print(text, n)", parameters='text = "a=b"\nn = 1')
+    run_notebook(path, tmp_path / "out" / path.name, {"text": "z", "n": 2})
+    assert printed(tmp_path / "out" / path.name) == "z 2\n"
+    assert caplog.text == ""
+    logging.getLogger("papermill").warning("Something else")
+    assert "Something else" in caplog.text
 
 
 def test_environment_of_a_kernel(tmp_path, monkeypatch):
@@ -229,6 +239,22 @@ def test_build_checks_every_notebook_first(tmp_path):
     with pytest.raises(UsageError, match=r"11_second\.ipynb: parameter 'profile' takes int"):
         build_book("smoke", root)
     assert not (root / "book").exists()
+
+
+def test_a_build_in_the_papers_size_leaves_small_pages_as_they_are(tmp_path, monkeypatch):
+    root = repository(tmp_path)
+    toc = (root / "_toc.yml").read_text().replace("11_second", "05_your_own")
+    (root / "_toc.yml").write_text(toc)
+    write(root / "notebooks" / "05_your_own.ipynb")
+    asked = {}
+    monkeypatch.setattr(build, "build_pages", lambda root: root)
+    monkeypatch.setattr(
+        build, "_execute", lambda tasks, *_: asked.update({t.name: t.arguments for t in tasks})
+    )
+    for profile, small in (("paper", {}), ("smoke", {"profile": "smoke"})):
+        build_book(profile, root)
+        assert asked["10_first"]["parameters"] == {"profile": profile}
+        assert asked["05_your_own"]["parameters"] == small
 
 
 def test_table_of_chapters_names_the_notebooks_of_the_book_without_a_cycle():

@@ -110,6 +110,25 @@ def test_chance_is_spelled_right():
         compare_seeds([[(network(torch.arange(3.0)), network(torch.arange(3.0)))]], "seed")
 
 
+def test_other_numbers_of_images_are_named():
+    """One image too, which would go with any number of others."""
+    for other in (2, 1):
+        with pytest.raises(ValueError, match=f"student and baseline have 4 and {other} images"):
+            compare(network(torch.arange(4.0)), network(torch.arange(float(other))))
+    four, two = ((network(torch.arange(n)), network(torch.zeros(int(n)))) for n in (4.0, 2.0))
+    with pytest.raises(ValueError, match=r"trainings 0 and 1 .*\(4 and 2 images\)"):
+        compare_seeds([[four], [two]])
+    with pytest.raises(ValueError, match=r"as many images for every seed.*2 rows that differ"):
+        judge({"n_fg": [[1.0, 2.0], [1.0]]})
+
+
+def test_a_difference_too_small_to_matter_is_not_negative():
+    pair = network(torch.arange(4.0)), network(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"delta\['n_fg'\]=-1 must not be negative"):
+        compare(*pair, delta={"n_fg": -1})
+    assert np.isnan(compare(*pair, delta={"n_fg": np.nan})["n_fg"].delta)  # nobody has said
+
+
 def judged(name: str, p: float) -> Difference:
     return Difference(name, *(BETTER[name] * v for v in (1.0, 0.5, 1.5)), 9, 3, p)
 

@@ -16,7 +16,7 @@ from kpnb_book.run import sweep
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.origin import origin
-from kpnb_book.run.parameters import check_parameters
+from kpnb_book.run.parameters import check_parameters, read_assignments
 from kpnb_book.run.rerun import provenance, rerun
 
 from .test_runner import write
@@ -162,8 +162,17 @@ def test_files_that_are_no_sweep(root):
         (root / "bad.yaml").write_text(text)
         with pytest.raises(UsageError, match=r"bad\.yaml: "):
             sweep.read(root / "bad.yaml", root, {})
-    with pytest.raises(UsageError, match=r"none\.yaml"):
+    (root / "bad.yaml").write_bytes(b"\xff")
+    with pytest.raises(UsageError, match=r"bad\.yaml: it is no YAML"):
+        sweep.read(root / "bad.yaml", root, {})
+    for text in ("[1", "a: \x07"):
+        (root / "bad.yaml").write_text(text)
+        with pytest.raises(UsageError, match=rf'no YAML: [^"]*in "{root}/bad\.yaml"'):
+            sweep.read(root / "bad.yaml", root, {})
+    with pytest.raises(UsageError, match=r"none\.yaml: there is no such file \(looked for in "):
         sweep.read(root / "none.yaml", root, {})
+    with pytest.raises(UsageError, match="it cannot be read: Is a directory"):
+        sweep.read(root, root, {})
     assert not (root / "ran").exists()
 
 
@@ -191,6 +200,35 @@ def test_an_override_of_a_grid_is_refused(root, capsys):
         sweep.read(file, root, {"n": 7})
     assert main(["sweep", str(file), "-p", "n=7", "--dry-run"]) == 2
     assert [m.parameters["name"] for m in sweep.read(file, root, {"name": "b"})] == ["b", "b"]
+
+
+def test_numbers_where_a_text_is_wanted_are_the_text_that_was_written(root):
+    write(root / "notebooks" / "05_five.ipynb", parameters=HEAD)
+    text = "notebook: 05\ngrid: {name: [4, 1.10, 1e3, 05, a], layers: [[1, 2e1]]}\n"
+    (root / "mini.yaml").write_text(text)
+    members = sweep.read(root / "mini.yaml", root, read_assignments(["b=1e-1"], written=True))
+    assert {m.path.stem for m in members} == {"05_five"}
+    assert [m.parameters["name"] for m in members] == ["4", "1.10", "1e3", "05", "a"]
+    for member in members:
+        numbers = [*member.parameters["layers"], member.parameters["b"]]
+        assert [(type(n), n) for n in numbers] == [(int, 1), (float, 20.0), (float, 0.1)]
+
+
+def test_devices_of_this_machine_are_not_those_of_a_cluster(root, capsys):
+    write(root / "notebooks" / "11_gpu.ipynb", parameters="device = None")
+    file = grid(root, notebook=11, grid={"device": ["cpu", "cuda:99"]})
+    assert len(sweep.read(file, root, {}, here=False)) == 2
+    command = ["sweep", str(file), "--dry-run"]
+    assert main(command) == 2
+    assert "device='cuda:99': PyTorch finds" in capsys.readouterr().err
+    assert main([*command, "--scheduler", "tcp://10.0.0.1:8786"]) == 0
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_sweep_has_a_worker(root, count, capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", str(grid(root)), "--dry-run", f"--workers={count}"])
+    assert f"argument --workers: '{count}' is no whole number from 1 on" in capsys.readouterr().err
 
 
 def test_numbers_and_folders_of_a_sweep_are_read_as_on_the_command_line(root):

@@ -238,6 +238,32 @@ def test_squad_in_its_layout(tiny, tmp_path):
     assert set(marked) == set(" ".join(both).split())
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["articles", "rows"])
+def test_squad_as_the_datasets_library_has_it(tiny, tmp_path, caplog, flat):
+    """Answers as two lists; and a row for each question."""
+    write_squad(tmp_path)
+    usual = load("squad", tokenizer=tiny, length=48, root=tmp_path)
+    path = tmp_path / "train-v1.1.json"
+    raw = json.loads(path.read_text())
+    rows = []
+    for part in (part for article in raw["data"] for part in article["paragraphs"]):
+        for qa in part["qas"]:
+            names = ("text", "answer_start")
+            qa["answers"] = {name: [one[name] for one in qa["answers"]] for name in names}
+            rows.append(qa | {"context": part["context"]})
+    path.write_text(json.dumps({"data": rows} if flat else raw))
+    found = load("squad", tokenizer=tiny, length=48, root=tmp_path)
+    assert (found.names, found.accepted) == (usual.names, usual.accepted)
+    assert torch.equal(found.ends, usual.ends)
+    assert torch.equal(found.masks, usual.masks)
+    rows[0]["answers"] = {"text": [], "answer_start": []}
+    path.write_text(json.dumps({"data": rows}))
+    with caplog.at_level(logging.WARNING):
+        fewer = load("squad", tokenizer=tiny, length=48, root=tmp_path)
+    assert fewer.names == usual.names[1:]
+    assert f"1 of {len(rows)} questions" in caplog.text
+
+
 def break_squad(root: Path, change) -> None:
     write_squad(root)
     path = root / "train-v1.1.json"
@@ -256,6 +282,18 @@ def break_squad(root: Path, change) -> None:
         (
             lambda part: part["qas"][0]["answers"][0].update(answer_start=9999),
             "question train-0 has an answer that is not",
+        ),
+        (
+            lambda part: part["qas"][0]["answers"][0].pop("answer_start"),
+            "question train-0 has answers that are no texts with their answer_start",
+        ),
+        (
+            lambda part: part["qas"][0].update(answers={"text": ["a", "b"], "answer_start": [0]}),
+            "question train-0 has answers that are no texts with their answer_start",
+        ),
+        (
+            lambda part: part["qas"][0]["answers"][0].update(answer_start="3"),
+            "question train-0 has answers that are no texts with their answer_start",
         ),
         (lambda part: part.pop("context"), r"KeyError\('context'\)"),
         (

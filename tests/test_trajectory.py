@@ -4,9 +4,15 @@ import copy
 import dataclasses
 import logging
 import math
+import os
 import re
+import subprocess
+import sys
+import textwrap
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kpnb
-from kpnb import distill
+from kpnb import _progress, distill
 from kpnb.distill import TensorData
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
@@ -334,21 +340,25 @@ def test_what_was_measured_is_taken_only_for_the_same(change, trained, tmp_path,
     assert len(calls) == (1 if change in ("weights", "buffers") else 2)
 
 
-def test_a_recorder_goes_on_after_an_interruption(trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_recorder_goes_on_after_an_interruption(foreseen, trained, tmp_path, monkeypatch):
+    """Also when nobody thought of ``resume`` before it."""
     states, files = trained
     plain = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
 
-    def recorder(model: nn.Module) -> kpnb.Recorder:
-        return kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    def recorder(model: nn.Module, resume: bool = True) -> kpnb.Recorder:
+        return kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=resume, **CHEAP)
 
     model = net()
     torch.manual_seed(0)
-    first = recorder(model)
+    first = recorder(model, resume=foreseen)
     for epoch in loop(model):
         if epoch == 3:
             break  # trained, and neither recorded nor saved
         first.epoch()
         generator = torch.get_rng_state()
+    other = [net(seed).state_dict() for seed in (6, 7)]
+    kpnb.trajectory(net(), other, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)  # no training
     calls = count_measurements(monkeypatch)
     model = net(9)
     model.load_state_dict(states[2])
@@ -361,6 +371,9 @@ def test_a_recorder_goes_on_after_an_interruption(trained, tmp_path, monkeypatch
     stranger = recorder(net(5))
     with pytest.raises(ValueError, match="5 recorded epochs, and the model's weights are those of"):
         stranger.epoch()
+    (tmp_path / "recorder.json").write_text("{")
+    with pytest.raises(ValueError, match=r"list of epochs in .* is damaged"):
+        recorder(model).epoch()
 
 
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
@@ -382,6 +395,75 @@ def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
     assert len(recorder.trajectory().norms) == 2
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.append(nn.Linear(5, 2)), r"11\.bias is new; 11\.weight is new"),
+        (lambda m: m.pop(10), r"10\.bias is gone; 10\.weight is gone"),
+        (
+            lambda m: m.__setitem__(10, nn.Linear(24, 7)),
+            r"10\.bias had the shape \[5\] and has \[7\]; 10\.weight had the shape \[5, 24\]",
+        ),
+    ],
+    ids=["grows", "shrinks", "another head"],
+)
+def test_a_network_that_changes_while_it_is_recorded_is_told_where(change, message):
+    model = net()
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)
+    recorder.epoch()
+    change(model)
+    with pytest.raises(ValueError, match=rf"epoch 1: .* have changed \({message}"):
+        recorder.epoch()
+
+
+class Bar(_progress.tqdm):
+    """A bar that remembers what it was asked for and what it counted."""
+
+    def __init__(self, **options) -> None:
+        self.options, self.steps, self.closed = options, [], False
+        super().__init__(**options)
+
+    def update(self, n: int = 1) -> None:
+        self.steps.append(n)
+        super().update(n)
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+def test_one_bar_counts_checkpoints_and_a_recorder_shows_none(trained, monkeypatch):
+    """What measures an epoch shows no bar of its own inside, nor in somebody's training loop."""
+    states, _ = trained
+    shown, done = [], []
+
+    def made(**options) -> Bar:
+        bar = Bar(**options)
+        shown.extend([] if options["disable"] else [bar])
+        return bar
+
+    def checkpoint(state: dict):
+        return lambda: done.append(sum(shown[0].steps)) or state
+
+    monkeypatch.setattr(_progress, "tqdm", made)
+    given = [checkpoint(state) for state in states]
+    kpnb.trajectory(net(3), given, X, FOREGROUND, ["5", "8"], **CHEAP)
+    (bar,) = shown
+    assert done == [0, 1, 2, 3, 4]  # each is loaded when the ones before it are counted
+    assert bar.steps == [1] * 5
+    assert (bar.options["total"], bar.options["unit"]) == (5, "checkpoint")
+    assert bar.options["desc"] == "entropy at 5, 8"
+    assert bar.closed
+    shown.clear()
+    with pytest.raises(ValueError, match="does not fit"):
+        kpnb.trajectory(net(3), [states[0], {"a": X}], X, FOREGROUND, "8", **CHEAP)
+    assert [(bar.steps, bar.closed) for bar in shown] == [([1], True)]
+    shown.clear()
+    recorder = kpnb.Recorder(net(), X, FOREGROUND, "8", **CHEAP)
+    recorder.epoch()
+    assert not shown
+
+
 def test_checkpoints_in_natural_order(tmp_path):
     for epoch in (10, 9, 0, 1, 100):
         (tmp_path / f"epoch={epoch}-step={epoch * 7}.ckpt").touch()
@@ -398,6 +480,65 @@ def test_checkpoints_in_natural_order(tmp_path):
         in_order(tmp_path / "*.pt")
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\)"):
         in_order([expected[0]])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["val_loss=0.9-epoch=0.ckpt", "val_loss=0.8-epoch=1.ckpt", "val_loss=1.2-epoch=2.ckpt"],
+        ["acc12_ep0.pt", "acc10_ep1.pt", "acc75_ep10.pt"],
+        ["230501_epoch0.pt", "230430_epoch1.pt", "230502_epoch2.pt"],
+        ["e0/step=9-epoch=0.ckpt", "e0/step=8-epoch=1.ckpt"],
+        ["epoch=0-step=0.ckpt", "epoch=0-step=500.ckpt", "epoch=1-step=0.ckpt"],
+        ["ema0.9_global_step0.pt", "ema0.5_global_step500.pt"],
+        ["step_2/9.pt", "step_2/10.pt"],
+        ["0-0.pt", "500-1.pt", "1000-2.pt"],
+    ],
+)
+def test_epochs_are_ordered_by_the_number_that_counts_them(names, tmp_path, caplog):
+    """Not by a score, a clock or a date that comes first."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = in_order(str(tmp_path / ("*/*" if "/" in names[0] else "*")))
+    assert found == [tmp_path / name for name in names]
+    caplog.clear()
+    in_order([str(tmp_path / name) for name in names])
+    assert not caplog.records
+    in_order([tmp_path / name for name in reversed(names)])
+    assert "do not grow as the list goes on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["0.9-0.pt", "0.8-1.pt", "1.2-2.pt"],
+        ["12-10_1.pt", "11-30_2.pt"],
+        ["seed1/epoch-0.pt", "seed1/epoch-1.pt", "seed2/epoch-0.pt", "seed2/epoch-1.pt"],
+    ],
+)
+def test_numbers_that_do_not_agree_about_the_order_are_an_error(names, tmp_path, caplog):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"several numbers that do not grow together .* a list"):
+        in_order(str(tmp_path / ("*/*" if "/" in names[0] else "*")))
+    files = [tmp_path / name for name in names]
+    assert in_order(files) == files
+
+
+def test_lists_that_are_not_in_the_order_of_their_numbers_are_told(caplog):
+    files = [f"runs/epoch-{epoch}.pt" for epoch in range(12)]
+    for fine in (files, map(Path, files), ["runs/init-0.pt", *files[1:]], [net().state_dict()] * 1):
+        in_order([*fine, "other.pt"])
+    assert not caplog.records
+    for wrong in (sorted(files), reversed(files), (Path(file) for file in sorted(files))):
+        caplog.clear()
+        assert len(in_order(wrong)) == 12
+        assert "do not grow as the list goes on" in caplog.text
+        assert re.search(r"epoch-\d+\.pt, .*\(12 in all\).*runs.epoch-\*\.pt", caplog.text)
+    with pytest.raises(TypeError, match="a set of checkpoints has no order: give a list"):
+        in_order(set(files))
 
 
 def test_folders_of_checkpoints_in_natural_order(trained, tmp_path):
@@ -569,6 +710,101 @@ def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path,
         assert len(calls) == expected
 
 
+GAIN = 1.0
+
+
+class Scaled(nn.Module):
+    """A network whose function depends on a number that is no weight, wherever that is kept."""
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.body, self.gain = net(), gain
+        self.config, self.table = SimpleNamespace(gain=gain), {"gain": [torch.tensor(gain)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.gain * self.config.gain * self.table["gain"][0]
+        return self.body(scaled(x))
+
+
+def scaled(x: Tensor) -> Tensor:
+    return torch.stack([GAIN * image for image in x])
+
+
+def scale_by(gain: float):
+    return lambda model, x: model(gain * x)
+
+
+class ScaleBy:
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        return model(self.gain * x)
+
+
+CHANGES = {
+    "closure": lambda g, model, patch: scale_by(g),
+    "nested closure": lambda g, model, patch: (lambda f: lambda m, x: f(m, x))(scale_by(g)),
+    "partial": lambda g, model, patch: partial(lambda m, x, g: m(g * x), g=g),
+    "method": lambda g, model, patch: ScaleBy(g).__call__,
+    "object": lambda g, model, patch: ScaleBy(g),
+    "attribute": lambda g, model, patch: setattr(model, "gain", g),
+    "attribute of an attribute": lambda g, model, patch: setattr(model.config, "gain", g),
+    "tensor in a container": lambda g, model, patch: model.table["gain"][0].fill_(g),
+    "slope of a layer": lambda g, model, patch: setattr(model.body, "2", nn.LeakyReLU(g)),
+    "global": lambda g, model, patch: patch.setattr(sys.modules[__name__], "GAIN", g),
+    "hook": lambda g, model, patch: model.register_forward_pre_hook(lambda m, x: (x[0] * g,)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
+    change, trained, tmp_path, monkeypatch
+):
+    """Another number anywhere is another function; the same again is read, and says the same."""
+    states = [{f"body.{name}": value for name, value in s.items()} for s in trained[0][:2]]
+    calls = count_measurements(monkeypatch)
+
+    def measured(gain: float, folder: Path | None = tmp_path) -> Tensor:
+        model = Scaled()
+        with pytest.MonkeyPatch.context() as patch:
+            forward = change(gain, model, patch)
+            how = CHEAP | ({"forward": forward} if callable(forward) else {}) | {"folder": folder}
+            return kpnb.trajectory(model, states, X, FOREGROUND, "body.8", **how).entropy
+
+    for gain, expected in ((1.0, 2), (0.2, 4), (1.0, 4), (0.2, 4)):
+        found = measured(gain)
+        assert len(calls) == expected
+    assert torch.equal(found, measured(0.2, folder=None))
+
+
+def test_another_process_knows_the_function_too(tmp_path):
+    """No address, order of a set, number of a hook or weight gets into its description."""
+    code = """
+        import torch
+        from functools import partial
+        from torch import nn
+        from kpnb._identity import identity_of_call
+        from kpnb.checkpoints import digest
+        from tests.test_trajectory import Scaled, scale_by
+        model = nn.Sequential(Scaled(), nn.utils.weight_norm(nn.Linear(5, 4)), nn.GRU(4, 4))
+        model[0].words = {"a", "b", "c", "d", model[0].gain}
+        print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
+        model(torch.ones(1, 3, 12, 12))
+        for value in model.parameters():  # those of a GRU lie in a plain list too
+            value.data += 1
+        print(digest(identity_of_call(model, lambda m, x: x in {"a", "b"} or scale_by(2.0)(m, x))))
+    """
+    lines = []
+    for seed in "12":
+        told = os.environ | {"PYTHONHASHSEED": seed, "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        done = subprocess.run(command, env=told, capture_output=True, text=True, check=True)
+        lines += done.stdout.split()
+    assert len(lines) == 4
+    assert len({*lines}) == 1
+
+
 @pytest.mark.parametrize("layer", ["8", "_orig_mod.8"])
 def test_a_compiled_model_is_measured_as_the_original(trained, layer):
     _, files = trained
@@ -605,6 +841,18 @@ def test_regions_that_do_not_fit_are_refused_before_anything_is_measured(trained
     for wrong in (FOREGROUND[:5], FOREGROUND.float(), FOREGROUND[:, :9]):
         with pytest.raises(ValueError, match=r"bool \[6, 16\], images by units.*covered_units"):
             kpnb.trajectory(net(), states, X, wrong, "8", **CHEAP)
+    none, every = torch.zeros_like(FOREGROUND), torch.ones_like(FOREGROUND)
+    for regions, message in (
+        ({"background": FOREGROUND}, r"foreground and on the background \(samples 0, .*covered_"),
+        ({"background": none}, "no image has a background unit.*void value"),
+        ({"foreground": none}, "no image has a foreground unit.*void value"),
+        ({"foreground": every}, "no image has a background unit"),
+    ):
+        given = {"x": X, "layer": "8", "foreground": FOREGROUND, **CHEAP} | regions
+        with pytest.raises(ValueError, match=message):
+            kpnb.trajectory(net(), states, **given)
+        with pytest.raises(ValueError, match=message):
+            kpnb.Recorder(net(), **given)
     assert not calls
 
 
@@ -697,6 +945,32 @@ def test_comparisons_name_the_settings_that_differ(trained):
     kpnb.compare(student, wrapped)
 
 
+def test_seeds_are_measured_on_the_same_images_at_the_same_layers(trained):
+    """With whatever seed each; as many images is all that can be seen of plain metrics."""
+    states, _ = trained
+    found = kpnb.trajectory(net(3), states[:2], X, FOREGROUND, ["5", "8"], **CHEAP)
+    five, eight = ((found[layer], found[layer]) for layer in ("5", "8"))
+
+    def measured(x: Tensor, foreground: Tensor, layer: str = "8", **options):
+        one = kpnb.trajectory(net(3), states[:2], x, foreground, layer, **CHEAP | options)
+        return one, one
+
+    kpnb.compare_seeds([[five, eight], [five, measured(X, FOREGROUND, seed=4)]])
+    for other, what in (
+        ([measured(X + 1, FOREGROUND)], r"\(input\)"),
+        ([five], r"\(layer '8' and '5'\)"),
+        ([measured(X, ~FOREGROUND)], r"\(foreground\)"),
+        ([measured(X, FOREGROUND, choices=kpnb.Choices(b=0.3))], r"\(choices\)"),
+        ([measured(X[:2], FOREGROUND[:2])], r"\(6 and 2 images\)"),
+    ):
+        with pytest.raises(ValueError, match="trainings 0 and 2 were measured differently " + what):
+            kpnb.compare_seeds([[eight], [eight], other])
+    with pytest.raises(ValueError, match="trainings 0 and 1 have 2 and 1 pairs"):
+        kpnb.compare_seeds([[five, eight], [five]])
+    with pytest.raises(ValueError, match=r"trainings 0 and 0 .*\(6 and 2 images\)"):
+        kpnb.compare_seeds([[five, measured(X[:2], FOREGROUND[:2])]])
+
+
 def test_a_model_that_is_wrapped(trained):
     _, files = trained
     expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
@@ -710,6 +984,8 @@ def test_what_cannot_be_a_sequence_of_checkpoints_or_a_network(trained):
     for wrong in (None, states[0], dict(enumerate(states))):
         with pytest.raises(TypeError, match="a pattern, a folder or a sequence, epoch 0 first"):
             kpnb.trajectory(net(3), wrong, X, FOREGROUND, "8", **CHEAP)
+    with pytest.raises(TypeError, match="got Sequential, a network, which is one checkpoint"):
+        kpnb.trajectory(net(3), net(), X, FOREGROUND, "8", **CHEAP)
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(5), nn.Tanh())
     with pytest.raises(ValueError, match=r"1\.weight' has no shape yet"):
         kpnb.trajectory(lazy, states, X, FOREGROUND, "2", **CHEAP)

@@ -159,6 +159,21 @@ def test_void_in_masks_is_neither_object_nor_background(given, tmp_path):
     assert torch.equal(again["background"], page["background"])
 
 
+@pytest.mark.parametrize("void", [255, None])
+def test_masks_without_an_object_are_told_early_and_what_void_has_to_do_with_it(
+    given, tmp_path, void
+):
+    """On masks of 0 and 255, void=255 takes the object away."""
+    shutil.copytree(given["data_root"], tmp_path / "images")
+    for path in (tmp_path / "images" / "masks").rglob("*.png"):
+        values = np.asarray(Image.open(path)) if void else np.zeros((32, 32), np.uint8)
+        Image.fromarray(values).save(path)
+    given = given | {"data_root": str(tmp_path / "images"), "void": void}
+    says = "void is on neither side: is it the value of the object" if void else "check the masks$"
+    with pytest.raises(ValueError, match=f"no cell of any measured image is foreground: .*{says}"):
+        execute(given, 4)
+
+
 def test_the_embedded_images_have_no_void():
     with pytest.raises(ValueError, match="void= is for dataset='folder'"):
         execute({"void": 255, "profile": "smoke"}, 3)

@@ -27,12 +27,17 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 when a notebook fails, 2 when called wrongly, 130 after
-    Ctrl-C.
+    Ctrl-C, 141 when nobody reads on, as behind ``| head``.
     """
     options = parser().parse_args(arguments)
     _see_search_path_from_here()
     try:
-        return options.do(options)
+        code = options.do(options)
+        sys.stdout.flush()  # a pipe that is closed is noticed here and not at the exit
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+        return 141
     except (NotebookError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

@@ -19,6 +19,7 @@ SOURCES: dict[str, Callable[[CloudRequest], Objects]] = {
     "shapes": shapes.source,
     "modelnet40": modelnet.source,
 }
+ROOTS = {"shapes": False, "modelnet40": True}  # whether a set needs the folder of its files
 
 
 def load(

@@ -24,6 +24,10 @@ SOURCES: dict[str, Callable[[ImageRequest, int], Source]] = {
     "emoji": emoji.source,
     **dict.fromkeys(official.NAMES, official.source),
 }
+# Whether a set needs the folder of its files; another may have one.
+ROOTS = {"emoji": False, "folder": True} | {
+    name: True for name in official.NAMES if "archives" not in official.ABOUT[name]
+}
 
 
 def load(

@@ -1,5 +1,6 @@
 """ModelNet40 in any of its three usual layouts, see :data:`LAYOUTS`; the files are only read."""
 
+import re
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +21,14 @@ LAYOUTS = """expected one of
            (modelnet40_normal_resampled.zip)
   HDF5     train_files.txt, test_files.txt, shape_names.txt, *.h5 (modelnet40_ply_hdf5_2048.zip)"""
 AGAIN = "unpack or download the archive again"
+# Whatever a corner of the mesh has besides (texture ST, colour C, normal N) stands behind x y z.
+HEADER = re.compile(r"((?:ST)?C?N?OFF|(?:st)?c?n?off)\s*(\d+)\s+(\d+)\b")
+OTHER = re.compile(r"(?:ST)?C?N?(?:4n?|n)OFF|\S*OFF\s+BINARY")  # more coordinates, or no text
 Entry = tuple[str, Path, int]  # class, file, position in the file
+
+
+class _OtherForm(ValueError):
+    """A file that may be whole, but is of a form that is not read here."""
 
 
 def _mesh(path: Path) -> Trimesh:
@@ -31,11 +39,14 @@ def _mesh(path: Path) -> Trimesh:
     whole = path.read_text("utf-8-sig", "replace")  # a comment may be in any encoding
     lines = [line.partition("#")[0].strip() for line in whole.splitlines()]
     text = "\n".join(line for line in lines if line)
-    counts = text.removeprefix("OFF").split()[:2]
-    if not text.startswith("OFF") or len(counts) < 2 or "0" in counts:
+    if other := OTHER.match(text):
+        raise _OtherForm(f"it starts with {other[0]}; convert it to OFF with x, y and z as text")
+    head = HEADER.match(text)
+    if not head or 0 in (int(head[2]), int(head[3])):
         raise ValueError("it does not start with OFF and two numbers, or the mesh is empty")
-    mesh = load_mesh(BytesIO(text.encode()), file_type="off", process=False)
-    if len(mesh.faces) < int(counts[1]):
+    plain = "OFF\n" + text[head.start(2) :]
+    mesh = load_mesh(BytesIO(plain.encode()), file_type="off", process=False)
+    if len(mesh.faces) < int(head[3]):
         raise ValueError("the file is cut off")
     return mesh
 
@@ -127,7 +138,8 @@ def source(wanted: Request) -> Objects:
         try:
             return _drawn(*entries[i][1:], points, wanted.rng(i, 0))
         except ValueError as error:
-            raise ValueError(f"cannot use {names[i]} in {root}: {error}; {AGAIN}") from error
+            remedy = "" if isinstance(error, _OtherForm) else f"; {AGAIN}"
+            raise ValueError(f"cannot use {names[i]} in {root}: {error}{remedy}") from error
 
     held = contents(files, root, wanted.store)
     config = {"files": digest([held[path] for path in files]), "objects": digest(names)}

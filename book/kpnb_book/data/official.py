@@ -13,7 +13,7 @@ annotations of the test split are not public, the validation split takes its pla
 import json
 import logging
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,22 +186,40 @@ def _coco(base: Path, split: str, _: Mapping) -> Listing:
     names = {item["id"]: item["name"] for item in content["categories"]}
     files = {item["id"]: item["file_name"] for item in content["images"]}
     objects = [item for item in training["annotations"] if not item.get("iscrowd")]
-    sizes = Counter(item["category_id"] for item in objects)
+    sizes = Counter(item.get("category_id") for item in objects)
     classes = {key: names[key] for key, _ in sizes.most_common(10) if key in names}
     records = []
-    without = []  # objects that have no area
+    without = defaultdict(list)  # objects that cannot be used, by what they lack
     for item in content["annotations"]:
-        key = item["category_id"]
-        if not item.get("iscrowd") and (key in classes or key not in names):
+        key = item.get("category_id")
+        if item.get("iscrowd") or (key in names and key not in classes):
+            continue
+        name = f"instances_{part}2017/{item['id']}"
+        shape = _shape(item.get("segmentation"))
+        if lack := _lack(item, shape, files):
+            without[lack].append(name)
+        else:
             image = base / f"{part}2017" / files[item["image_id"]]
-            name = f"instances_{part}2017/{item['id']}"
-            shape = _shape(item.get("segmentation"))
             record = Record(image, None, name, key, _box(*item["bbox"]), polygons=shape)
-            (records if shape else without).append(record)
-    if without:
-        found = f"{len(without)} of {len(without) + len(records)} objects of coco ({split})"
-        log.warning("%s are left out, no outline has an area: %s ...", found, without[0].name)
+            records.append(record)
+    count = len(records) + sum(map(len, without.values()))
+    for lack, left in without.items():
+        found = f"{len(left)} of {count} objects of coco ({split})"
+        log.warning("%s are left out, %s: %s ...", found, lack, left[0])
     return classes, records
+
+
+def _lack(item: Mapping[str, Any], shape: Any, files: Mapping[Any, str]) -> str:
+    """What an object of COCO lacks; "" when it can be used. pycocotools, which goes from images to
+    their objects, never meets one of an image that is not listed.
+    """
+    if item.get("image_id") not in files:
+        return "their image is not listed"
+    if not shape:
+        return "no outline has an area"
+    box = item.get("bbox")
+    whole = isinstance(box, list) and len(box) == 4
+    return "" if whole else "they have no box of four numbers"
 
 
 def _shape(outline: Any) -> Any:

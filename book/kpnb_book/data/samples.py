@@ -195,6 +195,20 @@ def check_dataset(name: str, sources: Mapping[str, Callable[..., Any]]) -> None:
         one_of("data set", name, sources)
 
 
+def check_root(name: str, root: str | Path | None, needs: Mapping[str, bool]) -> None:
+    """``ValueError`` for a data set that ``needs`` a folder and has none, or reads none and has
+    one.
+
+    A name that is not there may have one.
+    """
+    if needs.get(name) is True and root is None:
+        raise ValueError(f"the data set {name!r} needs data_root=, the folder of its files")
+    if needs.get(name) is False and root is not None:
+        others = ", ".join(repr(other) for other, needed in needs.items() if needed)
+        found = f"data_root={str(root)!r}: the data set {name!r} reads no folder"
+        raise ValueError(f"{found}; these do: {others}")
+
+
 def fifth(labels: np.ndarray, split: str) -> np.ndarray:
     """Positions of a split's samples where the data have no splits.
 

@@ -23,6 +23,8 @@ SOURCES: dict[str, Callable[[Request], list[Row]]] = {
     "sst2": text_official.sst2,
     "squad": text_official.squad,
 }
+# Whether a set needs the folder of its files; SST-2 may come from a library.
+ROOTS = {"reviews": False, "factbook": False, "squad": True}
 
 
 @dataclass(frozen=True)

@@ -62,27 +62,53 @@ def squad(wanted: Request) -> list[Row]:
     """
     path = _file(wanted, "train-v1.1.json", "dev-v1.1.json", "train-v2.0.json", "dev-v2.0.json")
     content = json.loads(path.read_bytes())
-    rows = []
-    without = []
-    for article in content["data"]:
-        for part in article["paragraphs"]:
-            for qa in part["qas"]:
-                if qa.get("is_impossible") or not qa.get("answers"):
-                    without.append(qa["id"])
-                else:
-                    rows.append(_question(qa, part["context"]))
+    rows, without = _questions(content["data"])
     if without:
         found = f"{len(without)} of {len(without) + len(rows)} questions in {path} have no answer"
         log.warning("%s and are left out: %s ...", found, without[0])
     return rows
 
 
-def _question(qa: dict[str, Any], context: str) -> Row:
-    answers = {}
-    for answer in qa["answers"]:
-        start = answer["answer_start"]
-        answers[start, start + len(answer["text"])] = answer["text"]
+def _questions(articles: list[dict[str, Any]]) -> tuple[list[Row], list[str]]:
+    """The questions that have an answer, and the names of the others.
+
+    The rows of the ``datasets`` library are articles of one question.
+    """
+    rows = []
+    without = []
+    for article in articles:
+        row = {"context": article.get("context"), "qas": [article]}
+        for part in article["paragraphs"] if "question" not in article else [row]:
+            for qa in part["qas"]:
+                answers = _answers(qa)
+                if qa.get("is_impossible") or not answers:
+                    without.append(qa["id"])
+                else:
+                    rows.append(_question(qa, answers, part["context"]))
+    return rows, without
+
+
+def _answers(qa: dict[str, Any]) -> list[tuple[str, int]]:
+    """Answers and where they start, from a list of both or, as the ``datasets`` library has it, two
+    lists. ``ValueError`` names the question of any others.
+    """
+    given = qa.get("answers") or []
+    try:
+        if isinstance(given, dict):
+            found = list(zip(given["text"], given["answer_start"], strict=True))
+        else:
+            found = [(answer["text"], answer["answer_start"]) for answer in given]
+        if not all(isinstance(text, str) and isinstance(start, int) for text, start in found):
+            raise TypeError
+        return found
+    except (KeyError, TypeError, ValueError) as error:
+        wrong = f"has answers that are no texts with their answer_start: {given!r}"
+        raise ValueError(f"question {qa['id']} {wrong}") from error
+
+
+def _question(qa: dict[str, Any], found: list[tuple[str, int]], context: str) -> Row:
+    answers = {(start, start + len(text)): text for text, start in found}
     if any(context[start:end] != text for (start, end), text in answers.items()):
-        found = f"has an answer that is not where answer_start says: {answers}"
-        raise ValueError(f"question {qa['id']} {found}")
+        wrong = f"has an answer that is not where answer_start says: {answers}"
+        raise ValueError(f"question {qa['id']} {wrong}")
     return Row(qa["id"], context, 0, qa["question"], tuple(answers))

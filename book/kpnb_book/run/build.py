@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kpnb_book.run import engine
-from kpnb_book.run.chapters import LONG, WAITS_FOR, notebooks_of
+from kpnb_book.run.chapters import LONG, SMALL, WAITS_FOR, notebooks_of
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError
 from kpnb_book.run.notebooks import find_notebook, run_notebook
@@ -30,17 +30,18 @@ def build_book(
 
     A copy is kept while nothing that it follows from has changed. ``only`` names notebooks to
     execute anyway (numbers or names); the others keep the copies they have. The default profile
-    passes no parameter, so that no additional cell shows in the book. ``workers`` and ``scheduler``
-    are those of :func:`kpnb_book.run.engine.cluster`. Raises NotebookError at the first notebook
-    that fails, or when Jupyter Book reports an error or a warning.
+    passes no parameter, so that no additional cell shows in the book; nor does the paper's where a
+    chapter has none. ``workers`` and ``scheduler`` are those of
+    :func:`kpnb_book.run.engine.cluster`. Raises UsageError where a chapter could not run, as in the
+    paper's size where it needs data, and NotebookError at the first notebook that fails, or when
+    Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
-    parameters = {} if profile == "laptop" else {"profile": profile}
     for path in chosen:  # all of them before the first kernel starts
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
-        check_run(path, parameters)
-    tasks = [chapter(path, root, parameters) for path in chosen]
+        check_run(path, _parameters(path, profile), here=not scheduler)
+    tasks = [chapter(path, root, _parameters(path, profile)) for path in chosen]
     if not only:
         tasks = [task for task in tasks if not _unchanged(task)]
     if kept := len(chosen) - len(tasks):
@@ -48,6 +49,11 @@ def build_book(
     if tasks:
         _execute(tasks, workers, scheduler)
     return build_pages(root)
+
+
+def _parameters(path: Path, profile: str) -> dict[str, Any]:
+    default = profile == "laptop" or (profile == "paper" and path.stem in SMALL)
+    return {} if default else {"profile": profile}
 
 
 def chapter(path: Path, root: Path, parameters: dict[str, Any]) -> engine.Task:

@@ -35,6 +35,9 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "90_scoreboard": ("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1"),
 }
 
+# They have no profile of the paper's size: what they show is small.
+SMALL = ("03_method_from_scratch", "04_distillation_from_scratch", "05_your_own", "80_evidence")
+
 # Minutes each at the laptop's settings, and nobody waits for them.
 LONG = (
     "50_teacher_size",

@@ -18,7 +18,7 @@ from kpnb_book.run.parameters import (
     PROFILES,
     add_parameters,
     read_assignments,
-    resolve_folders,
+    resolve,
 )
 from kpnb_book.run.source import defaults_of, lead_of, parameters_of, title_of
 
@@ -144,12 +144,19 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_workers(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--workers",
-        type=int,
+        type=_at_least_one,
         default=default,
         metavar="N",
         help="notebooks that run at a time here (%(default)s)",
     )
     _add_scheduler(parser)
+
+
+def _at_least_one(text: str) -> int:
+    """A count; ``ArgumentTypeError`` for any other text."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _add_scheduler(parser: argparse.ArgumentParser) -> None:
@@ -184,8 +191,8 @@ def run_one(options: argparse.Namespace) -> int:
 
     root = find_root()
     path = find_notebook(options.notebook, root)
-    given = read_assignments(options.parameters)
-    parameters = resolve_folders(path, given, Path.cwd())
+    given = read_assignments(options.parameters, written=True)
+    parameters = resolve(path, given, Path.cwd())
     name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _results_folder(options, name, root)
     rerun.run_one(path, folder, parameters, options.timeout, options.resume, options.scheduler)
@@ -198,7 +205,8 @@ def run_many(options: argparse.Namespace) -> int:
     from kpnb_book.run import sweep
 
     root = find_root()
-    members = sweep.read(options.file, root, read_assignments(options.parameters))
+    given = read_assignments(options.parameters, written=True)
+    members = sweep.read(options.file, root, given, here=not options.scheduler)
     folder = _results_folder(options, options.file.stem, root)
     if options.dry_run:
         for member in members:
@@ -242,10 +250,10 @@ def _about(path: Path) -> str:
 def forecast_one(options: argparse.Namespace) -> int:
     """``kpnb forecast``."""
     path = find_notebook(options.notebook, find_root())
-    parameters = resolve_folders(path, read_assignments(options.parameters), Path.cwd())
-    check_run(path, parameters)
-    given = defaults_of(path) | parameters
-    print(_forecast(path, given))
+    given = read_assignments(options.parameters, written=True)
+    parameters = resolve(path, given, Path.cwd())
+    check_run(path, parameters, here=False)
+    print(_forecast(path, defaults_of(path) | parameters))
     return 0
 
 

@@ -5,6 +5,7 @@ where the book looks for one, so a page can never show half a result.
 """
 
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -24,6 +25,10 @@ ERROR_TAG = "papermill-error-cell-tag"  # of the cells that papermill adds to a 
 TIMEOUT = 4 * 3600
 # Bytes of a socket's name: systems take 104 or 108, and a number is put behind it.
 LONGEST_SOCKET = 95
+
+# What papermill warns of when it reads the parameters cell line by line. Parameters are checked
+# before, against the whole cell.
+CHECKED = ("Unable to parse line", "Passed unknown parameter")
 
 Tell = Callable[[str], None]  # is told what a kernel is doing
 
@@ -125,6 +130,8 @@ def _execute(
 
     from kpnb_book.run.kernel import Kernel
 
+    for name in ("papermill", "papermill.translators"):
+        logging.getLogger(name).addFilter(_is_news)
     variables = {
         "KPNB_PROGRESS": str(folder / "progress"),
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
@@ -149,6 +156,11 @@ def _execute(
         config=Config(Kernel=config),
         resources={"metadata": {"path": str(path.parent)}},  # where the kernel runs
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of papermill's log says more than our own check of parameters."""
+    return not record.getMessage().startswith(CHECKED)
 
 
 def _transport(folder: Path) -> dict[str, str]:

@@ -5,16 +5,18 @@ import ast
 import glob
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.source import defaults_of
 
+MOST = {int: 2**31 - 1, float: sys.float_info.max}  # of a number: no overflow, no infinity
 PROFILES = ("smoke", "laptop", "paper")
 PATHS = {  # parameters that are one, and what lies there
     "data_root": "folder",
@@ -41,14 +43,57 @@ Plain.add_implicit_resolver(
 )
 Plain.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    re.compile(r"^[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
 
 
-def read_yaml(text: str) -> Any:
-    """What a YAML text holds; raises ``yaml.YAMLError``. Nothing in it is run."""
-    loader = Plain(text)
+class Whole(int):
+    """A whole number that ``str`` shows as it was ``written``."""
+
+    written = ""
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class Real(float):
+    """A number that ``str`` shows as it was ``written``: 1.10 is a module's name too."""
+
+    written = ""
+
+    def __str__(self) -> str:
+        return self.written
+
+
+def as_written(value: Any, text: str) -> Any:
+    """A number that remembers the ``text`` which it was read from; any other value as it is."""
+    kinds = {int: Whole, float: Real}
+    if type(value) not in kinds:
+        return value
+    number = kinds[type(value)](value)
+    number.written = text
+    return number
+
+
+class Written(Plain):
+    """YAML whose numbers remember how they were written, until it is known what is wanted."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        value = getattr(self, f"construct_yaml_{kind}")(node)
+        return as_written(value, node.value)
+
+
+Written.add_constructor("tag:yaml.org,2002:int", Written.construct_number)
+Written.add_constructor("tag:yaml.org,2002:float", Written.construct_number)
+
+
+def read_yaml(text: str | TextIO, kind: type[Plain] = Plain) -> Any:
+    """What a YAML text or file holds; raises ``yaml.YAMLError``, which names a file. Nothing in it
+    is run.
+    """
+    loader = kind(text)
     try:
         return loader.get_single_data()
     finally:
@@ -78,10 +123,11 @@ def read_value(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
-def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+def read_assignments(assignments: Sequence[str], written: bool = False) -> dict[str, Any]:
     """``["lr=1e-3", "layer=FC1"]`` to ``{"lr": 0.001, "layer": "FC1"}``, as ``-p`` gives them.
 
-    Raises UsageError for what is not an assignment or cannot be read.
+    When ``written``, numbers remember how they were, for :func:`settled`. Raises UsageError for
+    what is not an assignment or cannot be read.
     """
     parameters = {}
     for assignment in assignments:
@@ -89,7 +135,8 @@ def read_assignments(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
         try:
-            parameters[name] = read_value(value)
+            read = read_value(value)
+            parameters[name] = as_written(read, value) if written else read
         except UsageError as error:
             raise UsageError(f"-p {assignment}: {error}") from error
     return parameters
@@ -115,6 +162,24 @@ class Rule:
     pattern: str | None = None
     several: bool = False
 
+    def reason(self, value: Any) -> str:
+        """Why the ``value`` of a parameter is refused; "" when it fits."""
+        if not self.fits(value):
+            most = f", at most {MOST[self.kind]:,}" if self._is_huge(value) else ""
+            return f"takes {self.what}{most}, not {value!r}"
+        if isinstance(value, list):
+            twice = [one for i, one in enumerate(value) if one in value[:i]]
+            return f"has {twice[0]!r} more than once" if twice else ""
+        return ""
+
+    def _is_huge(self, value: Any) -> bool:
+        """Whether a number, or one of several, is beyond what networks can be given."""
+        numbers = value if isinstance(value, list) else [value]
+        kinds = (int, float)
+        return self.kind in MOST and any(
+            type(one) in kinds and one > MOST[self.kind] for one in numbers
+        )
+
     def fits(self, value: Any) -> bool:
         if isinstance(value, list):
             return self.several and bool(value) and all(self._fits_one(one) for one in value)
@@ -126,6 +191,8 @@ class Rule:
             return False
         if self.pattern is not None:
             return re.fullmatch(self.pattern, value) is not None
+        if self.kind in MOST and not value <= MOST[self.kind]:
+            return False
         return (self.least is None or value >= self.least) and (
             self.above is None or value > self.above
         )
@@ -202,8 +269,49 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         rule = RULES.get(name)
         if rule is None or value is None or not (default is None or rule.fits(default)):
             continue
-        if not rule.fits(value):
-            raise UsageError(f"{path.name}: parameter {name!r} takes {rule.what}, not {value!r}")
+        if why := rule.reason(value):
+            raise UsageError(f"{path.name}: parameter {name!r} {why}")
+
+
+def settled(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` without numbers that remember how they were written.
+
+    Where the notebook in ``path`` takes a text such a number is the text that was typed, and else a
+    number.
+    """
+    known = defaults_of(path)
+    found = {}
+    for name, value in parameters.items():
+        as_text = isinstance(value, Whole | Real) and _takes_text(name, known.get(name))
+        found[name] = str(value) if as_text else _plain(value)
+    return found
+
+
+def _takes_text(name: str, default: Any) -> bool:
+    """Whether a parameter with this ``default`` is a text; of None its rule says so."""
+    if default is None and name in RULES:
+        return RULES[name].kind is str
+    return isinstance(default, str)
+
+
+def _plain(value: Any) -> Any:
+    """A value, or those of a list or mapping, without numbers that remember how they were
+    written.
+    """
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Whole):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def resolve(path: Path, parameters: Mapping[str, Any], here: Path) -> dict[str, Any]:
+    """``parameters`` as the notebook in ``path`` takes them: :func:`settled`, and with
+    :func:`resolve_folders`.
+    """
+    return resolve_folders(path, settled(path, parameters), here)
 
 
 def resolve_folders(path: Path, parameters: Mapping[str, Any], here: Path) -> dict[str, Any]:

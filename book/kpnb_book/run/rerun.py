@@ -44,7 +44,7 @@ def run_one(
     Raises UsageError for what does not fit, before anything is started, and NotebookError when the
     notebook fails.
     """
-    check_run(path, parameters)
+    check_run(path, parameters, here=not scheduler)
     check_folder(folder)
     digest = origin(path, parameters)
     if resume and finished(path, folder, digest):

@@ -30,7 +30,7 @@ from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
 from kpnb_book.run.origin import content_of, with_parameters
-from kpnb_book.run.parameters import read_yaml, resolve_folders
+from kpnb_book.run.parameters import Written, read_yaml, resolve
 from kpnb_book.run.rerun import check_folder, finished, log_of, rerun
 from kpnb_book.run.tables import text_of, write
 
@@ -60,25 +60,40 @@ class Member:
         return " ".join([self.path.stem, *given])
 
 
-def read(file: Path, root: Path, overrides: Mapping[str, Any]) -> list[Member]:
+def read(file: Path, root: Path, overrides: Mapping[str, Any], here: bool = True) -> list[Member]:
     """The runs of a sweep, each once; ``overrides`` replace its parameters. Everything is checked,
-    nothing is started.
+    also the device when they are to run ``here``; nothing is started.
 
     Raises UsageError, with the nearest names, for a file, key, notebook or parameter that does not
     exist or fit, and for an override of a parameter that has a grid.
     """
     found: dict[str, Member] = {}
     try:
-        blocks = read_yaml(file.read_text("utf8"))
+        blocks = _blocks(file)
         for block in blocks if isinstance(blocks, list) else [blocks]:
-            for member in members_of(block, root, overrides):
+            for member in members_of(block, root, overrides, here):
                 found.setdefault(member.name, member)
-    except (OSError, yaml.YAMLError, UsageError) as error:
+    except UsageError as error:
         raise UsageError(f"{file}: {error}") from error
     return [*found.values()]
 
 
-def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator[Member]:
+def _blocks(file: Path) -> Any:
+    """What a sweep's file holds; UsageError says why it cannot be read."""
+    try:
+        with file.open(encoding="utf8") as stream:
+            return read_yaml(stream, Written)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no such file (looked for in {Path.cwd()})") from error
+    except OSError as error:
+        raise UsageError(f"it cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"it is no YAML: {error}") from error
+
+
+def members_of(
+    block: Any, root: Path, overrides: Mapping[str, Any], here: bool = True
+) -> Iterator[Member]:
     """The runs of one block of a sweep; raises as :func:`read`."""
     _check_block(block, overrides)
     path, grid = find_notebook(str(block["notebook"]), root), block.get("grid", {})
@@ -87,8 +102,8 @@ def members_of(block: Any, root: Path, overrides: Mapping[str, Any]) -> Iterator
         chosen = dict(zip(grid, values, strict=True))
         given = block.get("parameters", {}) | chosen | dict(overrides)
         expanded = {name: _expanded(value) for name, value in given.items()}
-        parameters = resolve_folders(path, expanded, Path.cwd())
-        check_run(path, parameters)
+        parameters = resolve(path, expanded, Path.cwd())
+        check_run(path, parameters, here)
         for name in share:
             if name not in parameters:
                 raise UsageError(unknown("parameter in 'share'", name, parameters))

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from kpnb._messages import one_of
+from kpnb_book.data.samples import check_root
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import controls_plan
 from kpnb_book.studies.experiments import (
@@ -21,6 +22,7 @@ from kpnb_book.studies.experiments import (
     softened_plan,
 )
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.images import Settings as ImageSettings
 from kpnb_book.studies.losses import brief, losses_plan
 from kpnb_book.studies.plan import Plan, plan_of
 from kpnb_book.studies.settings import several
@@ -197,7 +199,8 @@ STUDIES: dict[str, type[Study]] = {
 
 def check_names(number: str, parameters: Parameters) -> None:
     """``ValueError``, with the nearest names, for a data set, network or layer that the study of
-    the chapter with this ``number`` ("10") does not know. Nothing is loaded.
+    the chapter with this ``number`` ("10") does not know; for a folder that the data set lacks or
+    does not read; and for more cells than pixels. Nothing is loaded.
     """
     kind = STUDIES[number[0]]
     networks = parameters.get("network")
@@ -205,9 +208,20 @@ def check_names(number: str, parameters: Parameters) -> None:
         raise ValueError(
             f"network={networks}: this chapter takes one; a sweep with a grid of them runs several"
         )
-    named = {name: parameters[name] for name in ("dataset", "layer") if name in parameters}
+    names = ("dataset", "data_root", "layer", "grid")
+    named = {name: parameters[name] for name in names if name in parameters}
     for network in (*several(networks), *(parameters.get("teachers") or ())):
-        kind(parameters["profile"], network=network, **given(named))
+        chosen = kind(parameters["profile"], network=network, **given(named)).settings
+        check_root(chosen.dataset, chosen.data_root, kind.ROOTS)
+        if isinstance(chosen, ImageSettings):
+            _check_grids((chosen.grid, *several(parameters.get("grids") or ())), chosen.size)
+
+
+def _check_grids(grids: Iterable[int], size: int) -> None:
+    for grid in grids:
+        if grid > size:
+            found = f"its images have {size} pixels a side"
+            raise ValueError(f"grid={grid}: {found} in this profile, so at most {size} cells")
 
 
 def plans_of(number: str, parameters: Parameters) -> list[Plan]:

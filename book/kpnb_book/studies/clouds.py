@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpnb.units import Points
 from kpnb_book.data.cloud_set import CloudSet
-from kpnb_book.data.clouds import SOURCES, load
+from kpnb_book.data.clouds import ROOTS, SOURCES, load
 from kpnb_book.networks.clouds import NETWORKS, TITLES, build, layer_path
 from kpnb_book.studies import settings
 from kpnb_book.studies.settings import OWN, Count
@@ -57,6 +57,7 @@ class CloudStudy(Study):
     Settings = Settings
     build = staticmethod(build)
     SOURCES = SOURCES
+    ROOTS = ROOTS
     units = Points()
     PARAMETERS: ClassVar[tuple[str, ...]] = (
         "dataset",

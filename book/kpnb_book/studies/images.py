@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpnb.units import ImageGrid
 from kpnb_book.data.image_set import ImageSet
-from kpnb_book.data.images import SOURCES, load
+from kpnb_book.data.images import ROOTS, SOURCES, load
 from kpnb_book.networks.images import build, layer_path
 from kpnb_book.studies import settings
 from kpnb_book.studies.settings import OWN
@@ -54,6 +54,7 @@ class ImageStudy(Study):
     Settings = Settings
     build = staticmethod(build)
     SOURCES = SOURCES
+    ROOTS = ROOTS
     PARAMETERS: ClassVar[tuple[str, ...]] = (
         "dataset",
         "data_root",

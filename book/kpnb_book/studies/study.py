@@ -52,6 +52,7 @@ class Study(ABC):
     PROFILES: ClassVar[dict[str, dict[str, Any]]]
     PARAMETERS: ClassVar[tuple[str, ...]]
     SOURCES: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # data sets that go by a name
+    ROOTS: ClassVar[Mapping[str, bool]] = {}  # whether one of them needs a folder
     build: ClassVar[Callable[..., nn.Module]]
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kpnb.inputs import embedded
 from kpnb.units import Tokens
-from kpnb_book.data.text import SOURCES, load
+from kpnb_book.data.text import ROOTS, SOURCES, load
 from kpnb_book.data.text_set import TextSet
 from kpnb_book.hub import check_name
 from kpnb_book.networks.text import build
@@ -57,6 +57,7 @@ class TextStudy(Study):
     Settings = Settings
     build = staticmethod(build)
     SOURCES = SOURCES
+    ROOTS = ROOTS
     LAPTOP: ClassVar[dict[str, Any]] = {
         "dataset": "reviews",
         "network": "minilm",
