@@ -152,7 +152,8 @@ def counted(found: Found) -> Markdown:
             f"*{by[metric].verdict}*"
             for name, by in found.overall.items()
         ]
-        lines.append(f"{line} Over all layers and seeds: {'; '.join(decided)}.")
+        over = "Over all layers and seeds" if len(pairs) > 1 else f"Over all {found.samples}"
+        lines.append(f"{line} {over}: {'; '.join(decided)}.")
     return Markdown("\n".join(lines))
 
 

@@ -48,8 +48,8 @@ def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
 
 REMINDER = (
     "By [the rule](../book/verdicts.md), stated before any result, a metric *shows* or is "
-    "*opposite* when interval and test exclude 0 on that side; else it is *open*: these trainings "
-    "do not decide."
+    "*opposite* when the interval and the test, corrected for the number of metrics, both exclude "
+    "0 on that side; else it is *open*: these trainings do not decide."
 )
 """One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
 OF_PAIRS = (

@@ -161,18 +161,19 @@ def sketch_error(left_out: Tensor, rank: Sequence[int], error: Tensor) -> Figure
 
 
 @_styled
-def learning_paths(curves: Mapping[str, tuple[Tensor, Tensor, int]]) -> Figure:
+def learning_paths(curves: Mapping[str, tuple[Tensor, Tensor, int | None]]) -> Figure:
     """Figure 4 for one image: foreground knowledge points along the way that the weights travel.
 
     curves   by network, the weight distance ``[M + 1]``, the counts ``[M + 1]`` and the richest
-             epoch, which gets a ring and a line down to its distance
+             epoch, which gets a ring and a line down to its distance; None without a point
     """
     figure, axis = plt.subplots(figsize=(6, 3.2))
     for name, (distance, counts, richest) in curves.items():
         colour, d, n = COLOUR.get(name, GREY), distance.numpy(), counts.numpy()
         axis.plot(d, n, color=colour, lw=2, marker="o", ms=3.5, label=name)
-        axis.plot(d[richest], n[richest], "o", ms=12, mfc="none", mec=colour, mew=2)
-        axis.vlines(d[richest], 0, n[richest], color=colour, lw=1, ls=":")
+        if richest is not None:
+            axis.plot(d[richest], n[richest], "o", ms=12, mfc="none", mec=colour, mew=2)
+            axis.vlines(d[richest], 0, n[richest], color=colour, lw=1, ls=":")
     axis.set(xlabel="weight distance", ylabel="$N^{fg}$ of this image", ylim=(0, None))
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

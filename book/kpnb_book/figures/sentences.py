@@ -20,6 +20,7 @@ WORDS |= {"undecided": "undecided"}
 LEFT = {"paper": "paper", "beyond place": "beyond place"}
 LEFT |= {"beyond a smooth target": "beyond smooth", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
+NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
 PLACED = {"beyond place": POINTS, "share of the path": SPEED}
 """Questions that are asked of some of the metrics only."""
 

@@ -15,7 +15,7 @@ KINDS = {"SQuAD": "questions", "SST-2": "sentiment", "ModelNet40+background": "c
 """Kinds of data of the paper's sets; all others are images."""
 DISTANCES = ("d_mean", "d_var")
 SCALED = {"clouds": ("n_fg", "n_bg", *DISTANCES)}
-"""Metrics whose size depends on more than the kind of data: distances on the network (0.02 to 926
+"""Metrics whose size depends on more than the kind of data: distances on the network (0.02 to 927
 in the paper's tables), points of a cloud on how many it has (1,024 there, fewer here).
 """
 
