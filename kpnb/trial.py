@@ -1,4 +1,4 @@
-"""A look at the network before it is measured: a pass of two samples, and one of one.
+"""A look at the network before it is measured: a pass of two samples, and one of each alone.
 
 An entropy means something only where the feature of a sample depends on that sample, is the same
 each time, and has a derivative. What goes wrong otherwise would be numbers, not errors.
@@ -21,7 +21,7 @@ from kpnb.perturb import Perturbation
 
 @dataclass(frozen=True)
 class Seen:
-    """Samples ``x`` that the network is shown, the first that is measured among them."""
+    """Samples ``x`` that the network is shown."""
 
     inputs: Inputs
     x: Tensor
@@ -39,16 +39,19 @@ class Seen:
         return perturbation.network.features(x, len(self.x), layers, runs)
 
 
-def _shown(perturbation: Perturbation) -> tuple[Seen, Seen]:
-    """The first sample beside another one, and alone; twice alone where a pass takes one sample."""
+def _shown(perturbation: Perturbation) -> tuple[Seen, list[Seen]]:
+    """The first sample beside another one, and each of them alone; the first alone in both places
+    where a pass takes one sample.
+    """
     first = perturbation.inputs.rows(slice(0, 1))
     alone = Seen(first, first.x.detach())
     if perturbation.max_batch < 2:
-        return alone, alone
+        return alone, [alone]
     if len(perturbation.x) == 1:
-        return Seen(first, torch.cat([alone.x, -alone.x])), alone
+        return Seen(first, torch.cat([alone.x, -alone.x])), [alone, Seen(first, -alone.x)]
     two = perturbation.inputs.rows(slice(0, 2))
-    return Seen(two, two.x.detach()), alone
+    second = perturbation.inputs.rows(slice(1, 2))
+    return Seen(two, two.x.detach()), [alone, Seen(second, second.x.detach())]
 
 
 def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
@@ -71,15 +74,17 @@ def place(name: str) -> str:
 
 
 def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
-    beside, alone = _shown(perturbation)
+    beside, each = _shown(perturbation)
+    alone = each[0]
     model = perturbation.network.model
     runs: dict[str, int] = {}
     with torch.enable_grad():
         seen = Seen(beside.inputs, beside.x.clone().requires_grad_(True))
-        one = _first_pass(seen, perturbation, layers, runs)
+        both = _first_pass(seen, perturbation, layers, runs)
     with torch.no_grad():
-        two = alone.features(perturbation, layers)
-    _warn_of_half_precision([perturbation.x, *one.values()])
+        # each of them: a recurrent layer along the batch changes only the samples that come later
+        singles = [sample.features(perturbation, layers) for sample in each]
+    _warn_of_half_precision([perturbation.x, *both.values()])
     guessed = perturbation.max_batch < 2 and _guessed(perturbation.inputs)
     problems = {}
     for name in layers:
@@ -87,13 +92,21 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
             problems[name] = unnamed
         elif quantised := _quantised(perturbation, name, alone):
             problems[name] = quantised
-        elif not one[name].requires_grad:
-            problems[name] = _underived(perturbation, name, alone, two[name])
-        elif _differs(one[name].detach()[0], two[name][0]):
-            problems[name] = _unsteady(perturbation, name, beside, alone)
-        elif guessed and not _same_in_company(perturbation, name, two[name]):
+        elif not both[name].requires_grad:
+            problems[name] = _underived(perturbation, name, alone, singles[0][name])
+        elif moved := _moved(both[name].detach(), [single[name] for single in singles]):
+            row = moved[0]
+            problems[name] = _unsteady(perturbation, name, beside, each[row], row)
+        elif guessed and not _same_in_company(perturbation, name, singles[0][name]):
             problems[name] = f"{place(name)} is not clear. {_rows_of(guessed)}"
     return problems
+
+
+def _moved(together: Tensor, singles: Sequence[Tensor]) -> list[int]:
+    """Rows of the feature ``together [k, ...]`` that differ from those ``[1, ...]`` of k passes of
+    one sample.
+    """
+    return [row for row, single in enumerate(singles) if _differs(together[row], single[0])]
 
 
 def _guessed(inputs: Inputs) -> list[str]:
@@ -204,12 +217,24 @@ def _rounding(feature: Tensor) -> float:
 
 
 def _differs(one: Tensor, two: Tensor) -> bool:
-    """Whether two features of one sample differ by more than rounding."""
+    """Whether two features of one sample differ by more than rounding.
+
+    Where a longer sample has made it longer, as padding to the longest of a batch does, the part
+    that both have counts.
+    """
+    if one.shape != two.shape:
+        if one.dim() != two.dim():
+            return True
+        common = tuple(slice(0, min(sizes)) for sizes in zip(one.shape, two.shape, strict=True))
+        one = one[common]
+        two = two[common]
     return bool((one - two).norm() > _rounding(one) * one.norm())
 
 
-def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) -> str:
-    """Says why the feature of layer ``name`` is not the same with and without company."""
+def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen, row: int) -> str:
+    """Says why the feature of layer ``name`` is not the same with and without company, of the
+    sample that is ``row`` in ``beside``.
+    """
     with torch.no_grad():
         once, again = (alone.features(perturbation, [name])[name][0] for _ in range(2))
         if _differs(once, again):
@@ -219,7 +244,7 @@ def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) 
                 f"({where}): make the model deterministic in evaluation mode, for example "
                 "F.dropout(x, training=self.training), or pass check=False"
             )
-        where = _first_difference(_trace(perturbation, beside), _trace(perturbation, alone))
+        where = _first_difference(_trace(perturbation, beside, row), _trace(perturbation, alone))
     found = f"{place(name)} of a sample depends on the other samples of its batch ({where})"
     if guessed := _guessed(perturbation.inputs):
         # Whether a first dimension of B is one of samples cannot be known, only suspected.
@@ -228,14 +253,15 @@ def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen) 
             "measures all the same"
         )
     return (
-        f"{found}, as with BatchNorm2d(track_running_stats=False): there is no entropy of a "
-        "sample then. Pass max_batch=1 to measure each alone, or check=False"
+        f"{found}, as with BatchNorm2d(track_running_stats=False), or with recurrent and "
+        "attention layers that are built without batch_first=True: there is no entropy of a sample "
+        "then. Pass max_batch=1 to measure each alone, or check=False"
     )
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What went into a module and what came out, of the first sample."""
+    """What went into a module and what came out, of one sample."""
 
     name: str
     kind: str
@@ -243,28 +269,27 @@ class _Run:
     found: Tensor | None
 
 
-def _of_first(value: Any, samples: int) -> Tensor | None:
-    """The first sample of the first tensor in ``value``, if that has one for each."""
+def _of_sample(value: Any, samples: int, row: int) -> Tensor | None:
+    """The sample ``row`` of the first tensor in ``value``, if that has one for each."""
     while isinstance(value, tuple | list) and value:
         value = value[0]
     fits = isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0
-    return value[0].clone() if fits and len(value) == samples else None
+    return value[row].clone() if fits and len(value) == samples else None
 
 
-def _trace(perturbation: Perturbation, seen: Seen) -> list[_Run]:
-    """Every run of every module in a pass, in the order in which they end."""
+def _trace(perturbation: Perturbation, seen: Seen, row: int = 0) -> list[_Run]:
+    """The sample ``row`` in every run of every module in a pass, in the order in which they end."""
     runs: list[_Run] = []
 
     def note(name: str, module: nn.Module) -> Any:
         given: list[Tensor | None] = []
 
         def before(_module: nn.Module, args: Any) -> None:
-            given.append(_of_first(args, len(seen.x)))
+            given.append(_of_sample(args, len(seen.x), row))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            runs.append(
-                _Run(name, type(module).__name__, given.pop(), _of_first(output, len(seen.x)))
-            )
+            found = _of_sample(output, len(seen.x), row)
+            runs.append(_Run(name, type(module).__name__, given.pop(), found))
 
         return module.register_forward_pre_hook(before), module.register_forward_hook(after)
 

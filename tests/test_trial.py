@@ -16,6 +16,7 @@ from kpnb import (
     Points,
     Recorder,
     Stochastic,
+    Tokens,
     entropies,
     entropy,
     lipschitz,
@@ -75,6 +76,74 @@ def test_batch_statistics_are_named(count):
     assert measure(model, "0", images(count)).entropy.isfinite().all()
     together, alone = (measure(model, "8", images(n), max_batch=1) for n in (4, 1))
     assert torch.allclose(together.entropy[:1], alone.entropy)  # each for itself, as the error says
+
+
+class Recurrent(nn.Module):
+    """An LSTM over sequences ``[N, T, C]`` and a linear layer."""
+
+    def __init__(self, batch_first: bool, turned: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(6, 8, batch_first=batch_first)
+        self.head, self.turned = nn.Linear(8, 3), turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.lstm(x.transpose(0, 1) if self.turned else x)[0]
+        return self.head(h.transpose(0, 1) if self.turned else h)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_recurrent_layer_along_the_batch_is_named(count):
+    """Without ``batch_first`` the samples are the steps, and each knows those before it."""
+    x, how = torch.randn(count, 5, 6), {"units": Tokens()}
+    for layer in ("lstm", "head"):
+        message = rf"'{layer}' of a sample depends on the other .*'lstm' \(LSTM\).*batch_first"
+        with pytest.raises(ValueError, match=message):
+            entropy(Recurrent(batch_first=False), x, layer, **how)
+        wanted = entropy(Recurrent(batch_first=True), x, layer, **how)
+        turned = {"batch_dim": {"lstm": 1}, **how}
+        found = entropy(Recurrent(batch_first=False, turned=True), x, layer, **turned)
+        torch.testing.assert_close(found.entropy, wanted.entropy, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h: h.cumsum(0),
+        lambda h: h + 2 * h[:1],
+        lambda h: torch.cat([h[:1], h[1:] + h[:-1]]),
+        lambda h: torch.cat([h[:-1] + h[1:], h[-1:]]),
+    ],
+    ids=["all before", "the first", "the one before", "the one after"],
+)
+def test_a_sample_that_depends_on_some_of_the_others_is_named(between, count):
+    message = r"'two' of a sample depends on the other .*in what 'two' \(Linear\) is given"
+    with pytest.raises(ValueError, match=message):
+        measure(Net(between), "two", images(count))
+    assert measure(Net(between), "one", images(count)).entropy.isfinite().all()  # below it
+    assert measure(Net(between), "two", images(count), max_batch=1).entropy.isfinite().all()
+
+
+def test_padding_to_the_longest_of_a_batch_is_no_dependence():
+    """Neither for a longer sample nor for a shorter one; the feature's length is the batch's."""
+
+    class Packed(Recurrent):
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            how = {"batch_first": True, "enforce_sorted": False}
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, **how)
+            h = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+            return self.head(h)
+
+    x, exact = torch.randn(2, 5, 6, dtype=torch.float64), ClosedForm(rank=None)
+    model = Packed(batch_first=True).double()
+    for lengths in ([5, 3], [3, 5]):
+        given = {"x": x, "lengths": torch.tensor(lengths)}
+        mask = torch.arange(5) < given["lengths"][:, None]
+        how = {"perturb": "x", "units": Tokens(mask), "shared": (), "solver": exact}
+        both = entropy(model, given, "head", **how)
+        each = entropy(model, given, "head", max_batch=1, **how)
+        torch.testing.assert_close(both.entropy, each.entropy, equal_nan=True)
 
 
 def test_rounding_is_not_mistaken_for_either():
