@@ -374,17 +374,23 @@ def uncompiled() -> Any:
 def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without parameter gradients; modes, ``requires_grad`` and RNG states come
     back in any case.
+
+    PyTorch's fast path of attention is off: it runs without a graph only, and puts zeros where a
+    sample is padded, so that passes with and without a graph would not be of one function.
     """
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     gpus = [device] if device.type == "cuda" and torch.cuda.is_available() else []
+    fast = torch.backends.mha.get_fastpath_enabled()
     with torch.inference_mode(False), torch.random.fork_rng(gpus), uncompiled():
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             model.eval()
             for parameter, _ in grads:
                 parameter.requires_grad_(False)
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for module, mode in modes:
                 module.training = mode
             for parameter, flag in grads:

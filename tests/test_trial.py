@@ -146,6 +146,29 @@ def test_padding_to_the_longest_of_a_batch_is_no_dependence():
         torch.testing.assert_close(both.entropy, each.entropy, equal_nan=True)
 
 
+@pytest.mark.parametrize("lengths", [[6, 3], [3, 6], [3, 4]])
+def test_attention_over_padded_samples_is_one_function_with_and_without_a_graph(lengths):
+    """PyTorch's fast path would give zeros at padding, but only in passes without a graph."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.body = nn.TransformerEncoder(block, 1)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.body(x, src_key_padding_mask=~mask)
+
+    x = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    given, how = {"x": x, "mask": mask}, {"perturb": "x", "units": Tokens(mask), "shared": ()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    found = entropy(Encoder().double(), given, "body", solver=ClosedForm(check=300), **how)
+    assert (found.linearity - 1).abs().max() < 0.2
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
 def test_rounding_is_not_mistaken_for_either():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = small_net(norm=True).to(dtype)
