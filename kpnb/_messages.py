@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from importlib import metadata
+from numbers import Integral
+from typing import Any
 
 from torch import Tensor
 
@@ -40,6 +42,15 @@ def positive(or_zero: bool = False, /, **values: float | None) -> None:
             raise ValueError(
                 f"{name}={value} must {'not be negative' if or_zero else 'be positive'}"
             )
+
+
+def whole(**values: Any) -> None:
+    """Raise ``TypeError`` naming the first of ``values`` that is no whole number (None is not
+    checked).
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(f"{name}={value!r} must be a whole number")
 
 
 def check_units(units: object) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kpnb._messages import whole
 from kpnb.perturb import Perturbation, generator
 from kpnb.sketch import largest, probes_beyond, rescaled, shrunk, top_directions
 from kpnb.units import Units
@@ -39,6 +40,7 @@ class ClosedForm:
     shrink: bool = True
 
     def __post_init__(self) -> None:
+        whole(rank=self.rank, probes=self.probes, noise=self.noise, check=self.check)
         if self.rank is not None and not 0 <= self.rank <= self.noise:
             raise ValueError(
                 f"rank = {self.rank} directions need as many forwards under noise; "

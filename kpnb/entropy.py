@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._memory import fitting
-from kpnb._messages import named_samples, one_of, positive
+from kpnb._messages import named_samples, one_of, positive, whole
 from kpnb._models import check_model
 from kpnb._precision import widest
 from kpnb._progress import Progress
@@ -305,6 +305,7 @@ def entropy(
     solver = solver or ClosedForm()
     objective = objective or Aligned()
     _check_settings(solver, objective, dead)
+    whole(max_batch=max_batch, seed=seed)
     positive(max_batch=max_batch, scale=scale)
     scale = float(scale)
     network = Network(model, forward, select, batch_dim)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from kpnb._messages import unknown
 from kpnb._models import check_module
@@ -31,39 +32,72 @@ def call(model: nn.Module, x: Any) -> Any:
     return model(**x) if isinstance(x, Mapping) else model(x)
 
 
+def check_forward(forward: object) -> None:
+    """Raise ``TypeError`` for what cannot be called."""
+    if not callable(forward):
+        raise TypeError(f"forward is a function forward(model, x); got {forward!r}")
+
+
 # ------------------------------------------------------------------------------------------ by name
 
 
-def _plain(name: str) -> str:
-    """A module's name without what ``torch.compile`` adds to it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def _plain(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """A module's name without what ``torch.compile`` and data parallelism add to it, in a model
+    with these ``modules`` by name.
+    """
+    parts = name.split(".")
+    kept = []
+    for depth, part in enumerate(parts):
+        parallel = isinstance(modules.get(".".join(parts[:depth])), PARALLEL)
+        if part != "_orig_mod" and not (part == "module" and parallel):
+            kept.append(part)
+    return ".".join(kept)
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """All names of all modules, those that ``torch.compile`` has prolonged in both forms."""
+    """All names of all modules, those that a wrapper has prolonged in both forms."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    return {_plain(name): module for name, module in modules.items()} | modules
+    return {_plain(name, modules): module for name, module in modules.items()} | modules
 
 
 def layer_at(model: nn.Module, name: str) -> tuple[nn.Module, int | None]:
     """The submodule called ``name`` and which of its runs is meant: ``"relu:1"`` is the second run
     of ``relu``, ``"relu"`` leaves it open (None). ``""`` is the model itself.
 
-    Raises ``LookupError`` with the nearest names, ``TypeError`` for what is no name.
+    Raises ``LookupError`` with the nearest names, ``TypeError`` for what is no name and for
+    TorchScript.
     """
     if not isinstance(name, str):
         raise TypeError(_no_name(model, name))
+    _refuse_scripted(model, name)
     try:
         return model.get_submodule(name), None
     except AttributeError:  # not as it stands
         modules = _modules(model)
-    for known in (name, _plain(name)):
+    for known in (name, _plain(name, modules)):
         if known in modules:
             return modules[known], None
         path, colon, run = known.rpartition(":")
         if colon and run.isdecimal() and path in modules:
             return modules[path], int(run)
     raise LookupError(unknown("layer", name, [known for known in modules if known]))
+
+
+def _refuse_scripted(model: nn.Module, name: str) -> None:
+    """``TypeError`` where the layer ``name`` is TorchScript, or inside of it: it has no hooks."""
+    part: Any = model
+    path = name.split(".")
+    for depth in range(len(path) + 1):
+        if isinstance(part, torch.jit.ScriptModule):
+            what = repr(".".join(path[:depth])) if depth else "the model"
+            raise TypeError(
+                f"{what} is TorchScript (of torch.jit.script or torch.jit.trace), whose layers "
+                "cannot be measured: measure the network before scripting or tracing it"
+            )
+        part = getattr(part, path[depth], None) if depth < len(path) else None
 
 
 def _no_name(model: nn.Module, given: object) -> str:
@@ -244,11 +278,17 @@ def capture(
     the end and ``runs`` takes up how often each layer ran.
 
     Raises ``LookupError`` for an unknown name, ``RuntimeError`` when the pass ends without reaching
-    a layer, ``TypeError`` for an output whose feature is not clear, ``ValueError`` for numbers of
-    another type than the model's. Other errors of the model's own get a note of what it was called
-    with.
+    a layer, ``TypeError`` for an output whose feature is not clear and for batches in the place of
+    one, ``ValueError`` for numbers of another type than the model's. Other errors of the model's
+    own get a note of what it was called with.
     """
     check_module(model)
+    check_forward(forward)
+    if isinstance(x, DataLoader | Iterator):
+        raise TypeError(
+            f"x is one batch; got {type(x).__name__}: take its batches one after the other, "
+            "for batch in loader"
+        )
     x = _arrays_taken(model, x)
     hooks: list[_Hook] = []
     names = layer_names(model, layers)
@@ -335,6 +375,9 @@ class Network:
     forward: Forward = call
     select: Key | Mapping[str, Key] | None = None
     batch_dim: int | Mapping[str, int] = 0
+
+    def __post_init__(self) -> None:
+        check_forward(self.forward)
 
     def features(
         self, x: Any, rows: int, layers: Sequence[str], runs: dict[str, int] | None = None

@@ -218,7 +218,9 @@ def embedded(
     given = {}
     if attention_mask is not None:
         mask = as_tensor(attention_mask, "the attention mask").to(ids.device)
-        if mask.shape[:1] != ids.shape[:1]:
+        # masks of pairs of tokens are [N, T, T] or [N, 1, T, T]
+        shape = (mask.shape[0], mask.shape[-1]) if mask.dim() > 1 else tuple(mask.shape)
+        if shape != tuple(ids.shape):
             raise ValueError(
                 f"the attention mask is {tuple(mask.shape)}, the token ids are {tuple(ids.shape)}"
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from kpnb._messages import named_samples, positive
+from kpnb._messages import named_samples, positive, whole
 from kpnb._tensors import as_numbers, described
 from kpnb.features import (
     Forward,
@@ -150,6 +150,7 @@ def lipschitz(
     derivative by the feature.
     """
     layer_at(model, layer)
+    whole(samples=samples)
     positive(samples=samples, tau=tau)
     network = Network(model, forward, _of_layer(select, layer), _of_layer(batch_dim, layer))
     with torch.inference_mode(False):

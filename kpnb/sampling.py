@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kpnb._messages import positive
+from kpnb._messages import positive, whole
 from kpnb._progress import Progress
 from kpnb.objectives import Aligned, Objective, entropy_of
 from kpnb.perturb import Perturbation, generator
@@ -52,6 +52,7 @@ class Stochastic:
             raise ValueError(f"method = {self.method!r}; choose 'sgd' or 'adam'")
         if self.stop not in (None, "aligned", "released"):
             raise ValueError(f"stop = {self.stop!r}; choose 'aligned', 'released' or None")
+        whole(steps=self.steps, samples=self.samples)
         positive(steps=self.steps, samples=self.samples, lr=self.lr)
         low, high = self.clamp
         if not 0 < low < high:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpnb._messages import positive
+from kpnb._messages import positive, whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Schedule:
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        whole(epochs=self.epochs, batch_size=self.batch_size, seed=self.seed)
         positive(batch_size=self.batch_size)
         not_negative = ("epochs", "lr", "momentum", "weight_decay")
         positive(True, **{name: getattr(self, name) for name in not_negative})

@@ -123,6 +123,26 @@ def _rows_of(names: Sequence[str]) -> str:
     )
 
 
+def _taken_as_shared(inputs: Inputs) -> list[str]:
+    """The other inputs of more than one row that all samples are taken to share, without the
+    caller's word.
+    """
+    if inputs.stated:
+        return []
+    others = {name: v for name, v in inputs.others.items() if name not in inputs.own}
+    return sorted(n for n, v in others.items() if isinstance(v, Tensor) and v.dim() and len(v) > 1)
+
+
+def _shared(names: Sequence[str], inputs: Inputs) -> str:
+    """Says that inputs were taken as shared, and how to have it otherwise."""
+    listed = ", ".join(f"{name!r} {list(inputs.others[name].shape)}" for name in names)
+    return (
+        f"{listed}: taken as shared by all samples, because the first size is not that of the "
+        f"batch. What belongs to the samples needs a row for each; shared={names[0]!r} states that "
+        "it is shared"
+    )
+
+
 def _first_pass(
     seen: Seen, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int]
 ) -> dict[str, Tensor]:
@@ -130,8 +150,11 @@ def _first_pass(
     try:
         return seen.features(perturbation, layers, runs)
     except Exception as error:
-        if guessed := _guessed(perturbation.inputs):
+        inputs = perturbation.inputs
+        if guessed := _guessed(inputs):
             error.add_note(_rows_of(guessed))
+        if shared := _taken_as_shared(inputs):
+            error.add_note(_shared(shared, inputs))
         raise
 
 
@@ -293,7 +316,12 @@ def _trace(perturbation: Perturbation, seen: Seen, row: int = 0) -> list[_Run]:
 
         return module.register_forward_pre_hook(before), module.register_forward_hook(after)
 
-    handles = [note(name, module) for name, module in perturbation.network.model.named_modules()]
+    modules = {
+        name: module
+        for name, module in perturbation.network.model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # has no hooks
+    }
+    handles = [note(name, module) for name, module in modules.items()]
     try:
         seen.call(perturbation)
     finally:

@@ -10,13 +10,12 @@ entropy is NaN.
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kpnb._messages import check_units
+from kpnb._messages import check_units, positive, whole
 from kpnb._precision import widest
 from kpnb._tensors import as_tensor, described
 from kpnb.masks import read_masks
@@ -87,14 +86,13 @@ class ImageGrid:
     columns: int | None = None
 
     def __post_init__(self) -> None:
-        for number in self.shape:
-            if not isinstance(number, Integral):
-                raise TypeError(f"rows and columns of a grid are whole numbers; got {number!r}")
+        whole(rows=self.rows, columns=self.columns)
+        positive(rows=self.rows, columns=self.columns)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of the grid."""
-        return self.rows, self.columns or self.rows
+        return self.rows, self.rows if self.columns is None else self.columns
 
     def count(self, x: Tensor) -> int:
         rows, columns = self.shape
@@ -106,7 +104,7 @@ class ImageGrid:
                 "that are no images need units=: kpnb.Tokens() for sequences [B, T, E], "
                 "kpnb.Points() for sets of points, kpnb.Regions(labels) for anything)"
             )
-        if min(rows, columns) < 1 or rows > x.shape[2] or columns > x.shape[3]:
+        if rows > x.shape[2] or columns > x.shape[3]:
             hint = "; x.permute(0, 3, 1, 2) puts channels first" if x.shape[3] in (1, 3, 4) else ""
             raise ValueError(
                 f"a grid of {rows} x {columns} cells does not fit an image of {x.shape[2]} x "
@@ -162,7 +160,16 @@ class Points:
 
     def count(self, x: Tensor) -> int:
         if x.dim() != 3 or x.shape[2] != 3 or not x.shape[1]:
-            raise ValueError(f"a batch of clouds has the shape [B, N, 3]; got {tuple(x.shape)}")
+            first = x.dim() == 3 and x.shape[1] == 3
+            hint = (
+                ": x.transpose(1, 2) puts the coordinates last, and "
+                "forward=lambda model, x: model(x.transpose(1, 2)) calls a network that has them "
+                "before the points"
+            )
+            raise ValueError(
+                f"a batch of clouds has the shape [B, N, 3]; got {tuple(x.shape)}"
+                f"{hint if first else ''}"
+            )
         return x.shape[1]
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
@@ -242,6 +249,7 @@ class Regions:
             raise ValueError(
                 f"labels are integers, the number of each element's unit; got {described(labels)}"
             )
+        whole(n=self.n)
         labels = labels.long()  # not all small types can be compared
         largest = int(labels.max())
         size = largest + 1 if self.n is None else self.n

@@ -202,6 +202,19 @@ def test_nothing_is_shown_where_that_is_asked_for(bars):
     assert not bars
 
 
+@pytest.mark.parametrize("max_batch", [1, 2, 3, 32])
+@pytest.mark.parametrize("layers", ["8", ["5", "8"]])
+def test_progress_of_one_batch_counts_its_samples(bars, max_batch, layers):
+    kpnb.entropy(small_net().double(), images(5), layers, units=GRID, max_batch=max_batch)
+    (bar,) = bars
+    assert (bar.options["total"], bar.options["unit"]) == (5, "sample")
+    assert bar.steps == [min(max_batch, 5 - done) for done in range(0, 5, max_batch)]
+    assert bar.closed
+    how = {"max_batch": max_batch, "progress": False}
+    kpnb.entropy(small_net().double(), images(5), layers, units=GRID, **how)
+    assert len(bars) == 1
+
+
 def test_the_bar_goes_away_with_a_failure_and_with_a_break(bars):
     def failing() -> Iterator[Tensor]:
         yield images(2)

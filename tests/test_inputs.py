@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import kpnb
 from kpnb import ClosedForm, Converged, ImageGrid, Stochastic, Tokens, entropies, entropy
-from kpnb.features import capture, replaced
+from kpnb.features import capture, layer_at, replaced
+from kpnb.schedule import Schedule
 from tests.models import images, small_net
 
 GRID = ImageGrid(4)
@@ -445,6 +446,109 @@ def test_token_ids_that_do_not_fit_are_named(ids, error, message):
 def test_an_attention_mask_of_other_texts_is_named():
     with pytest.raises(ValueError, match=r"mask is \(2, 1\), the token ids are \(1, 1\)"):
         kpnb.embedded(Words(), [[1]], [[1], [1]])
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    for shape in ((2, 2), (2, 4), (2,), (3, 3), (2, 3, 2)):
+        with pytest.raises(ValueError, match=rf"mask is {re.escape(str(shape))}, the token ids"):
+            kpnb.embedded(Words(), ids, torch.ones(shape))
+    for shape in ((2, 3), (2, 3, 3), (2, 1, 3, 3)):
+        assert kpnb.embedded(Words(), ids, torch.ones(shape))["attention_mask"].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 2.5}, r"max_batch=2\.5 must be a whole number"),
+        ({"max_batch": True}, "max_batch=True must be a whole number"),
+        ({"seed": "a"}, "seed='a' must be a whole number"),
+        ({"forward": "features"}, r"forward is a function .* got 'features'"),
+    ],
+)
+def test_settings_of_another_kind_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        entropy(small_net().double(), images(), "8", units=GRID, **options)
+
+
+def test_other_whole_numbers_and_functions_are_named():
+    model, x, sigma = small_net().double(), images(), torch.ones(4, 16)
+    with pytest.raises(TypeError, match=r"samples=2\.0 must be"):
+        kpnb.lipschitz(model, x, "8", sigma, units=GRID, samples=2.0)
+    with pytest.raises(TypeError, match="forward is a function"):
+        kpnb.lipschitz(model, x, "8", sigma, units=GRID, forward="features", check=False)
+    with pytest.raises(TypeError, match=r"rank=2\.5 must be"):
+        ClosedForm(rank=2.5)
+    with pytest.raises(TypeError, match="steps='9' must be"):
+        Stochastic(steps="9")
+    with pytest.raises(TypeError, match=r"batch_size=8\.5 must be"):
+        Schedule(batch_size=8.5)
+
+
+@pytest.mark.parametrize("kind", [DataLoader, iter])
+def test_batches_in_the_place_of_one_are_named(kind):
+    with pytest.raises(TypeError, match=r"x is one batch; got .*for batch in loader"):
+        capture(small_net().double(), kind(images()), ["8"])
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_torchscript_is_named():
+    model, x = small_net().double().eval(), images()
+    traced, scripted = torch.jit.trace(model, x), torch.jit.script(model)
+    message = r"the model is TorchScript .*before scripting or tracing"
+    for compiled in (traced, scripted):
+        for layer in ("8", ""):
+            with pytest.raises(TypeError, match=message):
+                entropy(compiled, x, layer, units=GRID)
+            with pytest.raises(TypeError, match=message):
+                capture(compiled, x, [layer])
+        part = nn.Sequential(compiled, nn.Linear(5, 3).double())
+        for layer in ("0", "0.8"):
+            with pytest.raises(TypeError, match="'0' is TorchScript"):
+                entropy(part, x, layer, units=GRID)
+        found = entropy(part, x, "1", units=GRID)  # what follows is an ordinary layer
+        wanted = entropy(nn.Sequential(model, part[1]), x, "1", units=GRID)
+        torch.testing.assert_close(found.entropy, wanted.entropy)
+        random = nn.Sequential(compiled, Random())
+        with pytest.raises(ValueError, match=r"'1' is another one .*'1' \(Random\)"):
+            entropy(random, x, "1", units=GRID)
+
+
+def test_layers_of_a_parallel_model_go_by_both_names():
+    model, x = small_net().double(), images()
+    wanted = entropy(model, x, "8", units=GRID).entropy
+    parallel = nn.DataParallel(model)
+    for name in ("8", "module.8"):
+        assert torch.equal(entropy(parallel, x, name, units=GRID).entropy, wanted)
+    inside = nn.Sequential(torch.compile(parallel, backend="eager"), nn.Identity())
+    for name in ("0.8", "0._orig_mod.module.8", "0.module.8"):
+        assert torch.equal(entropy(inside, x, name, units=GRID).entropy, wanted)
+    own = nn.ModuleDict({"module": model})  # a name of the model's own stays
+    with pytest.raises(LookupError, match="unknown layer '8'"):
+        layer_at(own, "8")
+
+
+def test_what_was_taken_as_shared_is_named_where_the_model_fails():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(432, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x: Tensor, meta: Tensor) -> Tensor:
+            return self.two(self.one(x.flatten(1)) + meta)
+
+    given = {"x": images(), "meta": torch.ones(3, 5).double()}
+    how = {"perturb": "x", "units": GRID}
+    with pytest.raises(RuntimeError, match="must match the size") as raised:
+        entropy(Both(), given, "two", **how)
+    (said,) = [note for note in raised.value.__notes__ if "'meta'" in note and "shared" in note]
+    assert "'meta' [3, 5]: taken as shared by all samples" in said
+    assert "shared='meta'" in said
+    with pytest.raises(RuntimeError) as stated:
+        entropy(Both(), given, "two", shared="meta", **how)
+    assert not any("taken as shared" in note for note in stated.value.__notes__)
 
 
 # ------------------------------------------------------------------------------------- many batches

@@ -66,7 +66,7 @@ def test_coverage_by_hand():
     assert ImageGrid(2).coverage(mask).tolist() == [[1.0, 0.25, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize("grid", [ImageGrid(13), ImageGrid(4, 20), ImageGrid(0)])
+@pytest.mark.parametrize("grid", [ImageGrid(13), ImageGrid(4, 20)])
 def test_grid_that_does_not_fit_is_named(grid):
     with pytest.raises(ValueError, match=f"{grid.rows} x .* does not fit an image of 12 x 12"):
         grid.count(images())
@@ -221,3 +221,9 @@ def test_parts_go_by_names_of_dataclasses_and_named_tuples_and_from_the_end(kind
     assert features.picked(output, "head", key) is logits  # the original stays
     with pytest.raises(TypeError, match="which has no 'nothing'"):
         features.picked(output, "head", "nothing")
+
+
+@pytest.mark.parametrize("shape", [(0,), (-1,), (4, 0), (True,), (4, True), (2.0,)])
+def test_a_grid_without_cells_is_refused(shape):
+    with pytest.raises((TypeError, ValueError), match=r"(rows|columns)=.* must be"):
+        ImageGrid(*shape)

@@ -31,6 +31,11 @@ def test_other_shapes_are_refused(shape):
         Points().count(torch.zeros(shape))
 
 
+def test_coordinates_before_points_are_named():
+    with pytest.raises(ValueError, match=r"\(2, 3, 9\): x\.transpose\(1, 2\) puts .* last"):
+        Points().count(torch.zeros(2, 3, 9))
+
+
 @pytest.mark.parametrize("objective", [Aligned(), Converged(0.01)])
 def test_points_that_never_win_have_no_energy_and_finite_entropy(objective):
     torch.manual_seed(0)
