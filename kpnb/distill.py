@@ -13,6 +13,7 @@ the very bits of an undisturbed one, and a damaged epoch is computed anew from t
 import json
 import math
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -249,7 +250,7 @@ def train(
     the log, whose gradients add up to that of the batch: equal but for rounding, and for dropout,
     which draws other noise.
 
-    Raises, before training starts, ValueError (no data, a batch of one with batch normalisation,
+    Raises, before training starts, ValueError (no data, a batch of one that cannot be normalised,
     layers of different shapes, a layer that runs several times, labels that are no classes, a
     folder with another training) and TypeError (data of another kind, a network whose state cannot
     be kept, an output whose part is not clear); FloatingPointError when the loss is no longer
@@ -627,8 +628,8 @@ def check_shapes(
 
 
 def check_batch_of_one(learner: Learner, data: Data) -> None:
-    """Raise ValueError where batch normalisation would get a single value for each channel, or a
-    loss that compares samples a single one.
+    """Raise ValueError where a normalisation would get a single value for each mean, or a loss that
+    compares samples a single one.
     """
     size = learner.schedule.batch_size
     smallest = min(len(batch) for batch in batches(torch.arange(len(data)), size))
@@ -640,7 +641,10 @@ def check_batch_of_one(learner: Learner, data: Data) -> None:
             f"the loss {learner.objective.loss} compares the samples of a batch, but one has a "
             f"single sample ({len(data)} samples, batch_size={size}): choose a larger batch_size"
         )
-    if not batch_norms(learner.model, learner.resting):
+    # of groups and instances too: PyTorch refuses those with one value each
+    groups = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+    grouped = any(isinstance(module, groups) for module in learner.model.modules())
+    if not grouped and not batch_norms(learner.model, learner.resting):
         return
     before = copied(learner.tensors())
     learner.train_mode(rate=0.0)
@@ -648,11 +652,13 @@ def check_batch_of_one(learner: Learner, data: Data) -> None:
         with seeded(0), torch.no_grad():
             learner.outputs(data.batch(torch.arange(1), learner.device)[0])
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not re.search("more than 1 (value per channel|spatial element)", str(error)):
             raise
+        kind = "a normalisation of groups or instances" if grouped else "batch normalisation"
         raise ValueError(
-            f"batch normalisation cannot learn from a batch of one sample ({len(data)} samples, "
+            f"{kind} cannot learn from a batch of one sample ({len(data)} samples, "
             f"batch_size={size}): choose a larger batch_size"
+            f"{', or groups of more than one value' if grouped else ''}"
         ) from error
     finally:
         learner.restore(before)

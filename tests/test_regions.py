@@ -353,7 +353,7 @@ def test_units_of_another_kind_are_named():
         covered_units(ImageGrid(2), {"x": x}, HALF[None])
     with pytest.raises(ValueError, match="at_least=2 is a share"):
         covered_units(ImageGrid(2), x, HALF[None], at_least=2)
-    with pytest.raises(TypeError, match=r"whole numbers; got 2\.5"):
+    with pytest.raises(TypeError, match=r"rows=2\.5 must be a whole number"):
         ImageGrid(2.5)
 
 

@@ -485,6 +485,29 @@ def test_batch_normalisation_of_one_sample_is_named(count: int, size: int):
     distill.baseline(model, points(count), schedule)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.GroupNorm(8, 8),
+        nn.Sequential(
+            nn.Unflatten(1, (8, 1)), nn.InstanceNorm1d(8, track_running_stats=True), nn.Flatten()
+        ),
+    ],
+    ids=["groups", "instances"],
+)
+def test_groups_of_one_value_are_named(norm: nn.Module):
+    """Before training; two samples, which are looked at first, PyTorch does not refuse."""
+    model = nn.Sequential(nn.Linear(5, 8), norm, nn.Linear(8, 3)).double()
+    with pytest.raises(ValueError, match=r"groups or instances cannot learn .* batch_size"):
+        distill.baseline(model, points(5), Schedule(epochs=1, batch_size=1))
+
+
+def test_groups_of_several_values_learn_from_one_sample():
+    model = nn.Sequential(nn.Linear(5, 8), nn.GroupNorm(4, 8), nn.Linear(8, 3)).double()
+    log = distill.baseline(model, points(5), Schedule(epochs=1, batch_size=1)).log
+    assert len(log) == 2
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_teacher_teaches():
     teacher = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
