@@ -15,12 +15,14 @@ from kpnb._precision import widest
 
 
 def largest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """The largest finite size among ``values``, along ``dim``, which are kept with size 1; never 0.
+    """The largest finite size among ``values``, along ``dim``, which are kept with size 1, rounded
+    down to a power of two; never 0.
 
-    Squares of what is divided by it neither overflow nor vanish in single precision.
+    Squares of what is divided by it neither overflow nor vanish in single precision, and the
+    division rounds nothing.
     """
     sizes = values.abs().nan_to_num(0, 0, 0).amax(dim, keepdim=True)
-    return sizes.clamp_min(torch.finfo(values.dtype).tiny)
+    return sizes.clamp_min(torch.finfo(values.dtype).tiny).log2().floor().exp2()
 
 
 def top_directions(changes: Tensor, rank: int) -> Tensor:
