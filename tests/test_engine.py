@@ -172,7 +172,6 @@ def test_scheduler_that_is_not_there(root, capsys):
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
         assert main(["sweep", str(file), "--scheduler", "tcp://127.0.0.1:9"]) == 2
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
-    assert main(["sweep", str(file), "--workers", "0"]) == 2
     with pytest.raises(UsageError), engine.cluster(-1):
         pass
 

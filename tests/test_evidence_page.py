@@ -334,4 +334,4 @@ def test_the_page_says_what_the_tables_say(folder, stored):
 def test_the_page_works_without_any_table(tmp_path):
     text = executed(tmp_path)
     assert all(f"`{name}`" in text for name in STUDIES)
-    assert "over all tables: 0 show, 0 opposite, 0 negligible, 0 undecided." in text
+    assert f"> **Takeaway.** {sentences.NOTHING_JUDGED}" in text
