@@ -110,10 +110,8 @@ DEPEND_ON_LOOK = {
     ]
 }
 FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-# The theme waits 300 ms after a change of width; meanwhile colours are looked at.
-CHANGED = "() => { window.changed = performance.now(); }"
-SETTLED = """() => new Promise(
-  done => setTimeout(done, 400 - performance.now() + window.changed))"""
+# the theme waits 300 ms after a change of width
+SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
 
 def sources() -> Iterator[Path]:
@@ -252,12 +250,11 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     seen.barriers += barriers(page, "light", {})
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size(TELEPHONE)
-    page.evaluate(CHANGED)
     page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
     page.evaluate(FRAME)
-    seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
     page.evaluate(SETTLED)
     seen.wide += page.evaluate(WIDE)
+    seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
     seen.views, seen.lone = page.locator(".kpnb-view").count(), page.evaluate(LONE)
     seen.hidden += page.evaluate(HIDDEN)
     seen.logs += page.evaluate(LOGS)
