@@ -182,6 +182,28 @@ handlers["kernel_info_request"] = answer_and_dawdle
     assert log.read_text().splitlines() == ["[IPKernelApp] ERROR | a fault"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere long names leave only ports")
+@pytest.mark.parametrize("name", ["s", "s" * 100])
+def test_a_kernel_takes_no_port_that_somebody_else_may_take_first(tmp_path, name):
+    scratch = tmp_path / name
+    scratch.mkdir()
+    path = write(tmp_path / "10_sockets.ipynb", SOCKETS)
+    output = tmp_path / "out" / path.name
+    run_notebook(path, output, scratch=str(scratch))
+    assert printed(output).splitlines() == ["ipc"] * 5  # iopub, shell, control, stdin, heartbeat
+    assert not [*scratch.iterdir()]
+
+
+SOCKETS = """
+import json
+from ipykernel.connect import get_connection_file
+found = json.load(open(get_connection_file()))
+for name in found:
+    if name.endswith("_port"):
+        print(found["transport"])
+"""
+
+
 def test_build_stops_at_the_first_failure(tmp_path, dask_cluster):
     """What has not begun by then is left out, and no page is made."""
     root = repository(tmp_path)

@@ -7,6 +7,8 @@ where the book looks for one, so a page can never show half a result.
 import json
 import logging
 import os
+import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -165,13 +167,15 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _transport(folder: Path) -> dict[str, str]:
     """How to speak with a kernel: through sockets in the temporary ``folder``, where the system has
-    such and their names are short enough. Numbers of ports are chosen before a kernel takes them,
-    so of kernels that start at the same time two may want the same one.
+    such and their names are short enough; on Linux else through sockets without a file. Numbers of
+    ports are chosen before a kernel takes them, so somebody else may take one first.
     """
     address = str(folder / "k")
-    if os.name != "posix" or len(os.fsencode(address)) > LONGEST_SOCKET:
-        return {}
-    return {"transport": "ipc", "ip": address}
+    if os.name == "posix" and len(os.fsencode(address)) <= LONGEST_SOCKET:
+        return {"transport": "ipc", "ip": address}
+    if sys.platform == "linux":
+        return {"transport": "ipc", "ip": f"@kpnb-{secrets.token_hex(16)}"}
+    return {}
 
 
 def _literal(path: Path) -> str:
