@@ -9,6 +9,8 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from tests.bars import Bar
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it is imported
 
 # Workers take a file at a time, in this order, so that what a file's tests share is made once. The
@@ -75,3 +77,11 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def compiled_code(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What PyTorch compiles goes where pytest tidies up, not beside it."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> "list[Bar]":
+    """The bars of progress that are there to be seen."""
+    from tests.bars import watched
+
+    return watched(monkeypatch)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import kpnb
-from kpnb import _progress
 from tests.models import images, small_net
 
 GRID = kpnb.ImageGrid(4)
@@ -151,36 +150,6 @@ def test_a_stream_without_an_end_is_measured_as_far_as_it_is_asked():
     whole = torch.cat([images(1, seed=number) for number in range(6)])
     wanted = kpnb.entropy(small_net().double(), whole, "8", units=GRID).entropy
     assert torch.allclose(torch.cat([one.entropy, two.entropy]), wanted, atol=1e-9)
-
-
-class Bar(_progress.tqdm):
-    """A bar that remembers what it was asked for and what it counted."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options, self.steps, self.closed = options, [], False
-        super().__init__(**options)
-
-    def update(self, n: int = 1) -> None:
-        self.steps.append(n)
-        super().update(n)
-
-    def close(self) -> None:
-        self.closed = True
-        super().close()
-
-
-@pytest.fixture
-def bars(monkeypatch) -> list[Bar]:
-    """The bars that are there to be seen."""
-    shown = []
-
-    def made(**options: Any) -> Bar:
-        bar = Bar(**options)
-        shown.extend([] if options["disable"] else [bar])
-        return bar
-
-    monkeypatch.setattr(_progress, "tqdm", made)
-    return shown
 
 
 @pytest.mark.parametrize("known", [True, False])

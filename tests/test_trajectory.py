@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kpnb
-from kpnb import _progress, distill
+from kpnb import distill
 from kpnb.distill import TensorData
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
@@ -416,52 +416,30 @@ def test_a_network_that_changes_while_it_is_recorded_is_told_where(change, messa
         recorder.epoch()
 
 
-class Bar(_progress.tqdm):
-    """A bar that remembers what it was asked for and what it counted."""
-
-    def __init__(self, **options) -> None:
-        self.options, self.steps, self.closed = options, [], False
-        super().__init__(**options)
-
-    def update(self, n: int = 1) -> None:
-        self.steps.append(n)
-        super().update(n)
-
-    def close(self) -> None:
-        self.closed = True
-        super().close()
-
-
-def test_one_bar_counts_checkpoints_and_a_recorder_shows_none(trained, monkeypatch):
+def test_one_bar_counts_checkpoints_and_a_recorder_shows_none(trained, bars):
     """What measures an epoch shows no bar of its own inside, nor in somebody's training loop."""
     states, _ = trained
-    shown, done = [], []
-
-    def made(**options) -> Bar:
-        bar = Bar(**options)
-        shown.extend([] if options["disable"] else [bar])
-        return bar
+    done = []
 
     def checkpoint(state: dict):
-        return lambda: done.append(sum(shown[0].steps)) or state
+        return lambda: done.append(sum(bars[0].steps)) or state
 
-    monkeypatch.setattr(_progress, "tqdm", made)
     given = [checkpoint(state) for state in states]
     kpnb.trajectory(net(3), given, X, FOREGROUND, ["5", "8"], **CHEAP)
-    (bar,) = shown
+    (bar,) = bars
     assert done == [0, 1, 2, 3, 4]  # each is loaded when the ones before it are counted
     assert bar.steps == [1] * 5
     assert (bar.options["total"], bar.options["unit"]) == (5, "checkpoint")
     assert bar.options["desc"] == "entropy at 5, 8"
     assert bar.closed
-    shown.clear()
+    bars.clear()
     with pytest.raises(ValueError, match="does not fit"):
         kpnb.trajectory(net(3), [states[0], {"a": X}], X, FOREGROUND, "8", **CHEAP)
-    assert [(bar.steps, bar.closed) for bar in shown] == [([1], True)]
-    shown.clear()
+    assert [(bar.steps, bar.closed) for bar in bars] == [([1], True)]
+    bars.clear()
     recorder = kpnb.Recorder(net(), X, FOREGROUND, "8", **CHEAP)
     recorder.epoch()
-    assert not shown
+    assert not bars
 
 
 def test_checkpoints_in_natural_order(tmp_path):
