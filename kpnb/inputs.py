@@ -33,7 +33,7 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.x)
 
-    def rows(self, which: slice) -> "Inputs":
+    def rows(self, which: slice | list[int]) -> "Inputs":
         """The samples ``which``."""
         others = {
             name: value[which] if name in self.own else value for name, value in self.others.items()

@@ -1,4 +1,4 @@
-"""A look at the network before it is measured: a pass of two samples, and one of each alone.
+"""A look at the network before it is measured: a pass of a sample alone, and one in company.
 
 An entropy means something only where the feature of a sample depends on that sample, is the same
 each time, and has a derivative. What goes wrong otherwise would be numbers, not errors.
@@ -39,19 +39,21 @@ class Seen:
         return perturbation.network.features(x, len(self.x), layers, runs)
 
 
-def _shown(perturbation: Perturbation) -> tuple[Seen, list[Seen]]:
-    """The first sample beside another one, and each of them alone; the first alone in both places
-    where a pass takes one sample.
+def _shown(perturbation: Perturbation) -> tuple[Seen, Seen, int]:
+    """The first sample alone; in company, and its row there.
+
+    Company is the second sample on either side, since a recurrent layer along the batch changes
+    only what comes later. (Three without gradients take no more memory than two with them.) Where a
+    pass takes one sample, there is none.
     """
-    first = perturbation.inputs.rows(slice(0, 1))
+    inputs = perturbation.inputs
+    first = inputs.rows([0])
     alone = Seen(first, first.x.detach())
-    if perturbation.max_batch < 2:
-        return alone, [alone]
-    if len(perturbation.x) == 1:
-        return Seen(first, torch.cat([alone.x, -alone.x])), [alone, Seen(first, -alone.x)]
-    two = perturbation.inputs.rows(slice(0, 2))
-    second = perturbation.inputs.rows(slice(1, 2))
-    return Seen(two, two.x.detach()), [alone, Seen(second, second.x.detach())]
+    order = [1, 0, 1] if perturbation.max_batch > 1 else [0]
+    if len(inputs) > 1:
+        company = inputs.rows(order)
+        return alone, Seen(company, company.x.detach()), order.index(0)
+    return alone, Seen(first, torch.cat([(alone.x, -alone.x)[i] for i in order])), order.index(0)
 
 
 def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
@@ -74,39 +76,30 @@ def place(name: str) -> str:
 
 
 def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
-    beside, each = _shown(perturbation)
-    alone = each[0]
+    alone, beside, row = _shown(perturbation)
     model = perturbation.network.model
     runs: dict[str, int] = {}
-    with torch.enable_grad():
-        seen = Seen(beside.inputs, beside.x.clone().requires_grad_(True))
-        both = _first_pass(seen, perturbation, layers, runs)
     with torch.no_grad():
-        # each of them: a recurrent layer along the batch changes only the samples that come later
-        singles = [sample.features(perturbation, layers) for sample in each]
-    _warn_of_half_precision([perturbation.x, *both.values()])
+        in_company = _first_pass(beside, perturbation, layers, runs)
+    with torch.enable_grad():
+        seen = Seen(alone.inputs, alone.x.clone().requires_grad_(True))
+        single = seen.features(perturbation, layers)
+    _warn_of_half_precision([perturbation.x, *single.values()])
     guessed = perturbation.max_batch < 2 and _guessed(perturbation.inputs)
     problems = {}
     for name in layers:
+        derived, feature = single[name].requires_grad, single[name].detach()
         if unnamed := unnamed_run(model, name, runs[name]):
             problems[name] = unnamed
         elif quantised := _quantised(perturbation, name, alone):
             problems[name] = quantised
-        elif not both[name].requires_grad:
-            problems[name] = _underived(perturbation, name, alone, singles[0][name])
-        elif moved := _moved(both[name].detach(), [single[name] for single in singles]):
-            row = moved[0]
-            problems[name] = _unsteady(perturbation, name, beside, each[row], row)
-        elif guessed and not _same_in_company(perturbation, name, singles[0][name]):
+        elif not derived:
+            problems[name] = _underived(perturbation, name, alone, feature)
+        elif _differs(in_company[name][row], feature[0]):
+            problems[name] = _unsteady(perturbation, name, beside, alone, row)
+        elif guessed and not _same_in_company(perturbation, name, feature):
             problems[name] = f"{place(name)} is not clear. {_rows_of(guessed)}"
     return problems
-
-
-def _moved(together: Tensor, singles: Sequence[Tensor]) -> list[int]:
-    """Rows of the feature ``together [k, ...]`` that differ from those ``[1, ...]`` of k passes of
-    one sample.
-    """
-    return [row for row, single in enumerate(singles) if _differs(together[row], single[0])]
 
 
 def _guessed(inputs: Inputs) -> list[str]:

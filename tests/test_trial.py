@@ -106,21 +106,23 @@ def test_a_recurrent_layer_along_the_batch_is_named(count):
         torch.testing.assert_close(found.entropy, wanted.entropy, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("max_batch", [2, 64])
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize(
     "between",
     [
         lambda h: h.cumsum(0),
         lambda h: h + 2 * h[:1],
+        lambda h: h + 2 * h[-1:],
         lambda h: torch.cat([h[:1], h[1:] + h[:-1]]),
         lambda h: torch.cat([h[:-1] + h[1:], h[-1:]]),
     ],
-    ids=["all before", "the first", "the one before", "the one after"],
+    ids=["all before", "the first", "the last", "the one before", "the one after"],
 )
-def test_a_sample_that_depends_on_some_of_the_others_is_named(between, count):
+def test_a_sample_that_depends_on_some_of_the_others_is_named(between, count, max_batch):
     message = r"'two' of a sample depends on the other .*in what 'two' \(Linear\) is given"
     with pytest.raises(ValueError, match=message):
-        measure(Net(between), "two", images(count))
+        measure(Net(between), "two", images(count), max_batch=max_batch)
     assert measure(Net(between), "one", images(count)).entropy.isfinite().all()  # below it
     assert measure(Net(between), "two", images(count), max_batch=1).entropy.isfinite().all()
 
