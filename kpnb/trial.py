@@ -80,10 +80,10 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
     model = perturbation.network.model
     runs: dict[str, int] = {}
     with torch.no_grad():
-        in_company = _first_pass(beside, perturbation, layers, runs)
+        in_company = _features(beside, perturbation, layers, runs)
     with torch.enable_grad():
         seen = Seen(alone.inputs, alone.x.clone().requires_grad_(True))
-        single = seen.features(perturbation, layers)
+        single = _features(seen, perturbation, layers)
     _warn_of_half_precision([perturbation.x, *single.values()])
     guessed = perturbation.max_batch < 2 and _guessed(perturbation.inputs)
     problems = {}
@@ -136,8 +136,11 @@ def _shared(names: Sequence[str], inputs: Inputs) -> str:
     )
 
 
-def _first_pass(
-    seen: Seen, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int]
+def _features(
+    seen: Seen,
+    perturbation: Perturbation,
+    layers: Sequence[str],
+    runs: dict[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """Features of ``seen``; an error of the model's own says how its inputs were cut."""
     try:

@@ -84,7 +84,7 @@ def test_layers_return_what_they_like(form):
 def test_ambiguous_outputs_say_what_is_there():
     wrap, unwrap, _ = FORMS["dict"]
     model, x = Returning(wrap, unwrap), images()
-    message = r"dict of 'h': \[2, 9\], 'p': \[2, 7\]: choose with select"
+    message = r"dict of 'h': \[3, 9\], 'p': \[3, 7\]: choose with select"
     with pytest.raises(TypeError, match=message):
         entropy(model, x, "block", units=GRID)
     with pytest.raises(TypeError, match=r"'h': .*, which has no 'q'"):
@@ -130,7 +130,7 @@ class TimeFirst(nn.Module):
 def test_sequence_first_layers(count):
     """Also where there are as many samples as positions, so that sizes alone tell nothing."""
     model, x = TimeFirst(), torch.randn(count, 5, 6, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"returns \[5, 2, 6\] for 2 samples.*pass batch_dim=1"):
+    with pytest.raises(ValueError, match=r"returns \[5, 3, 6\] for 3 samples.*pass batch_dim=1"):
         entropy(model, x, "layer", units=Tokens())
     found = entropy(model, x, "layer", units=Tokens(), batch_dim=1)
     alone = entropy(model, x[:1], ["layer", "head"], units=Tokens(), batch_dim={"layer": 1})
@@ -335,7 +335,7 @@ def test_a_models_own_error_says_what_it_was_called_with():
     with pytest.raises(RuntimeError, match="to have 3 channels") as raised:
         entropy(small_net().double(), images()[:, :1], "8", units=GRID)
     assert raised.value.__notes__ == [
-        "the model was called with torch.float64 (2, 1, 12, 12), samples first"
+        "the model was called with torch.float64 (3, 1, 12, 12), samples first"
     ]
 
 
@@ -539,12 +539,12 @@ def test_what_was_taken_as_shared_is_named_where_the_model_fails():
         def forward(self, x: Tensor, meta: Tensor) -> Tensor:
             return self.two(self.one(x.flatten(1)) + meta)
 
-    given = {"x": images(), "meta": torch.ones(3, 5).double()}
+    given = {"x": images(), "meta": torch.ones(7, 5).double()}
     how = {"perturb": "x", "units": GRID}
     with pytest.raises(RuntimeError, match="must match the size") as raised:
         entropy(Both(), given, "two", **how)
     (said,) = [note for note in raised.value.__notes__ if "'meta'" in note and "shared" in note]
-    assert "'meta' [3, 5]: taken as shared by all samples" in said
+    assert "'meta' [7, 5]: taken as shared by all samples" in said
     assert "shared='meta'" in said
     with pytest.raises(RuntimeError) as stated:
         entropy(Both(), given, "two", shared="meta", **how)
