@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from importlib import metadata
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -36,7 +36,7 @@ def positive(or_zero: bool = False, /, **values: float | None) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if isinstance(value, str) or not hasattr(value, "__gt__"):
+        if not isinstance(value, Real) and getattr(value, "ndim", 1):  # tensors without a size do
             raise TypeError(f"{name}={value!r} must be a number")
         if not (value > 0 or (or_zero and value == 0)):
             raise ValueError(

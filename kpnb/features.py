@@ -205,7 +205,23 @@ def picked(output: Any, name: str, select: Key | None = None) -> Tensor:
         found = entries[key]
     if not isinstance(found, Tensor):
         raise TypeError(f"layer {name!r} returns {_contents(found)}, not a tensor, at {select!r}")
+    _check_numbers(found, name)
     return found
+
+
+def _check_numbers(feature: Tensor, name: str) -> None:
+    """``TypeError`` for a feature whose distances are not those of real numbers side by side."""
+    if feature.is_complex():
+        raise TypeError(
+            f"layer {name!r} returns complex numbers ({feature.dtype}): have the model pass "
+            "torch.view_as_real of them, real and imaginary parts side by side, through a module, "
+            "and measure that"
+        )
+    if feature.layout != torch.strided:
+        raise TypeError(
+            f"layer {name!r} returns a sparse tensor ({feature.layout}): have the model pass its "
+            "to_dense() through a module, and measure that"
+        )
 
 
 def replaced(output: Any, key: tuple[int | str, ...], value: Tensor) -> Any:
@@ -378,6 +394,9 @@ class Network:
 
     def __post_init__(self) -> None:
         check_forward(self.forward)
+        for option in (self.select, self.batch_dim):
+            if isinstance(option, Mapping):
+                layer_names(self.model, [*option])  # a misspelt name would be a layer without it
 
     def features(
         self, x: Any, rows: int, layers: Sequence[str], runs: dict[str, int] | None = None
@@ -415,14 +434,19 @@ def uncompiled() -> Any:
 
 @contextmanager
 def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; modes, ``requires_grad`` and RNG states come
-    back in any case.
+    """Evaluation mode without parameter gradients; modes, ``requires_grad``, buffers and RNG states
+    come back in any case.
 
     PyTorch's fast path of attention is off: it runs without a graph only, and puts zeros where a
     sample is padded, so that passes with and without a graph would not be of one function.
     """
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     gpus = [device] if device.type == "cuda" and torch.cuda.is_available() else []
     fast = torch.backends.mha.get_fastpath_enabled()
     with torch.inference_mode(False), torch.random.fork_rng(gpus), uncompiled():
@@ -438,6 +462,19 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
                 module.training = mode
             for parameter, flag in grads:
                 parameter.requires_grad_(flag)
+            for module, name, buffer, before in buffers:
+                _restore(module, name, buffer, before)
+
+
+def _restore(module: nn.Module, name: str, buffer: Tensor, before: Tensor) -> None:
+    """Give a module its ``buffer`` back, with the values ``before``: a forward pass may count its
+    calls, or go on with running statistics.
+    """
+    if getattr(module, name) is not buffer:
+        setattr(module, name, buffer)
+    if not torch.equal(buffer, before):
+        with torch.no_grad():
+            buffer.copy_(before)
 
 
 def check_runs(

@@ -107,7 +107,12 @@ def check_regions(foreground: Tensor, background: Tensor) -> None:
 def _region(name: str, region: Any, entropy: Tensor) -> Tensor:
     """One region, bool ``[N, n]``, on the device of the ``entropy``."""
     region = as_tensor(region, name)
-    if entropy.dim() < 2 or region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
+    if entropy.dim() < 2:
+        raise ValueError(
+            f"the entropy is [..., N, n], images by units; got {described(entropy)}: a single "
+            "image is entropy[None], and its regions likewise"
+        )
+    if region.shape != entropy.shape[-2:] or region.dtype != torch.bool:
         raise ValueError(
             f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's "
             f"images and units [..., N, n]; got {described(region)}. "

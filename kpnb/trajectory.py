@@ -193,6 +193,12 @@ class Recorder:
             for name, parameter in self.model.named_parameters()
         }
         norms = self._norms(now)
+        if self._before is not None and not any(norms.values()):
+            log.warning(
+                "epoch %d: no parameter has changed since the epoch before; is this model the one "
+                "that is trained?",
+                len(self._epochs),
+            )
         weights = "" if self._artefacts is None else weights_digest(self.model)
         if not (self.resume and not self._epochs and self._take_up(weights)):
             found = self._measure(weights)

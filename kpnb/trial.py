@@ -36,7 +36,26 @@ class Seen:
     ) -> dict[str, Tensor]:
         """Features ``[len(x), ...]`` of the layers; ``runs`` as in ``capture``."""
         x = self.inputs.with_x(self.x.clone())
-        return perturbation.network.features(x, len(self.x), layers, runs)
+        found = perturbation.network.features(x, len(self.x), layers, runs)
+        coarsest = _coarsest(perturbation)
+        return {name: _rounded(feature, coarsest) for name, feature in found.items()}
+
+
+def _coarsest(perturbation: Perturbation) -> torch.dtype:
+    """The type of least precision that the network computes in, by whose rounding a feature moves,
+    whatever its own type.
+    """
+    parameters = perturbation.network.model.parameters()
+    types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+    return max({*types, perturbation.x.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _rounded(feature: Tensor, coarsest: torch.dtype) -> Tensor:
+    """The ``feature`` in a type that is as coarse as what it was computed from."""
+    is_finer = feature.is_floating_point() and (
+        torch.finfo(feature.dtype).eps < torch.finfo(coarsest).eps
+    )
+    return feature.to(coarsest) if is_finer else feature
 
 
 def _shown(perturbation: Perturbation) -> tuple[Seen, Seen, int]:
@@ -123,16 +142,27 @@ def _taken_as_shared(inputs: Inputs) -> list[str]:
     if inputs.stated:
         return []
     others = {name: v for name, v in inputs.others.items() if name not in inputs.own}
-    return sorted(n for n, v in others.items() if isinstance(v, Tensor) and v.dim() and len(v) > 1)
+    return sorted(name for name, value in others.items() if _has_several(value))
+
+
+def _has_several(value: Any) -> bool:
+    """Whether it might have a part for each sample: rows, or entries that are tensors."""
+    if isinstance(value, Tensor):
+        return bool(value.dim()) and len(value) > 1
+    return isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value)
 
 
 def _shared(names: Sequence[str], inputs: Inputs) -> str:
     """Says that inputs were taken as shared, and how to have it otherwise."""
-    listed = ", ".join(f"{name!r} {list(inputs.others[name].shape)}" for name in names)
+
+    def described(value: Any) -> str:
+        return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+    listed = ", ".join(f"{name!r} {described(inputs.others[name])}" for name in names)
     return (
-        f"{listed}: taken as shared by all samples, because the first size is not that of the "
-        f"batch. What belongs to the samples needs a row for each; shared={names[0]!r} states that "
-        "it is shared"
+        f"{listed}: taken as shared by all samples, because it is no tensor whose first size is "
+        "that of the batch, and passes are made of some samples at a time. What belongs to the "
+        f"samples is one tensor with a row for each; shared={names[0]!r} states that it is shared"
     )
 
 

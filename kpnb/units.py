@@ -252,6 +252,8 @@ class Regions:
         whole(n=self.n)
         labels = labels.long()  # not all small types can be compared
         largest = int(labels.max())
+        if largest < 0:
+            raise ValueError("all labels are negative: no element belongs to any unit")
         size = largest + 1 if self.n is None else self.n
         if size < 1 or largest >= size:
             raise ValueError(f"the largest label is {largest}, the number of units n = {self.n}")

@@ -14,7 +14,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import kpnb
-from kpnb import ClosedForm, Converged, ImageGrid, Stochastic, Tokens, entropies, entropy
+from kpnb import (
+    ClosedForm,
+    Converged,
+    ImageGrid,
+    Regions,
+    Stochastic,
+    Tokens,
+    entropies,
+    entropy,
+)
 from kpnb.features import capture, layer_at, replaced
 from kpnb.schedule import Schedule
 from tests.models import images, small_net
@@ -353,6 +362,8 @@ def test_a_models_own_error_says_what_it_was_called_with():
         ({"objective": -2.8}, TypeError, r"objective is Aligned\(\) or Converged"),
         ({"scale": float("nan")}, ValueError, "scale=nan must be positive"),
         ({"scale": "1"}, TypeError, "scale='1' must be a number"),
+        ({"scale": [1.0, 1.0]}, TypeError, r"scale=\[1.0, 1.0\] must be a number"),
+        ({"scale": torch.ones(3)}, TypeError, "must be a number"),
         ({"max_batch": 0}, ValueError, "max_batch=0 must be positive"),
         ({"dead": "no"}, ValueError, "unknown dead 'no'"),
     ],
@@ -671,3 +682,22 @@ def test_settings_are_ready_for_json():
         TimeFirst(), torch.randn(2, 5, 6).double(), "layer", units=Tokens(mask), batch_dim=1
     )
     assert re.fullmatch(r"Tokens\([0-9a-f]{12}\)", json.loads(json.dumps(found.settings))["units"])
+
+
+def test_parts_of_samples_in_a_list_are_named_as_shared():
+    left, right = torch.randn(8, 6), torch.randn(8, 6)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(6, 3)
+
+        def forward(self, left: Tensor, right: list[Tensor]) -> Tensor:
+            return self.one(left) * self.one(torch.stack(right))
+
+    given = {"left": left, "right": list(right)}
+    with pytest.raises(RuntimeError) as raised:
+        entropy(Both(), given, "", perturb="left", units=Regions(torch.arange(6) // 2))
+    (said,) = [note for note in raised.value.__notes__ if "'right'" in note and "shared" in note]
+    assert "'right' list: taken as shared by all samples" in said
+    assert "one tensor with a row for each" in said

@@ -252,7 +252,7 @@ RESULT = Entropy(*[ENTROPY] * 6, settings={})
         (ENTROPY + 0j, FOREGROUND, TypeError, "entropy holds real numbers"),
         (None, FOREGROUND, TypeError, "entropy must come as a tensor .*NoneType"),
         (ENTROPY, None, TypeError, "foreground must come as a tensor"),
-        (ENTROPY[0], FOREGROUND[0], ValueError, r"images and units \[..., N, n\]"),
+        (ENTROPY[0], FOREGROUND[0], ValueError, r"a single image is entropy\[None\]"),
         (ENTROPY, FOREGROUND[None], ValueError, r"got torch.bool \(1, 2, 6\)"),
         (ENTROPY, FOREGROUND.double().numpy(), ValueError, r"float64 .*kpnb.foreground_units"),
         (ENTROPY, FOREGROUND.to(torch.uint8), ValueError, "must be bool .*torch.uint8"),

@@ -345,7 +345,7 @@ def test_the_examples_on_the_page_run(tmp_path):
     page = (ROOT / "book" / "rerun.md").read_text("utf8").partition("(own-network)=")[2]
     blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     here = [block for block in blocks if not re.search(r"kpnb_book|cuda", block)]
-    assert len(here) == 13
+    assert len(here) == 14
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(here)],
         cwd=tmp_path,

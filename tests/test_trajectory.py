@@ -622,7 +622,7 @@ def test_a_feature_that_overflows_in_a_checkpoint_is_said(live, caplog):
         found = recorder.trajectory()
     else:
         found = kpnb.trajectory(model, states, x, FOREGROUND, layers, **CHEAP)
-    assert re.findall(r"epoch .*", caplog.text) == [
+    assert re.findall(r"epoch \d, samples .*", caplog.text) == [
         "epoch 2, samples 2, 4 (2 of 6): the feature of layer 'hot' is not finite (NaN or "
         "infinite), or its derivative or the square of that is not (float64 has room for more); "
         "their entropy is undefined there"
@@ -1047,3 +1047,15 @@ def test_numbers_of_files_that_are_no_epochs_are_told(numbers, told, tmp_path, c
     else:
         assert f"have the numbers {told}, taken as epochs 0 to 2" in caplog.text
         assert "the first counts as the untrained network" in caplog.text
+
+
+def test_a_recorder_of_a_model_that_is_not_trained_says_so(caplog):
+    model, x = small_net().double(), images()
+    foreground = torch.zeros(len(x), 16, dtype=torch.bool)
+    foreground[:, :4] = True
+    recorder = kpnb.Recorder(model, x, foreground, "8", units=kpnb.ImageGrid(4))
+    recorder.epoch()
+    assert not caplog.messages
+    recorder.epoch()
+    (said,) = caplog.messages
+    assert said.startswith("epoch 1: no parameter has changed since the epoch before")

@@ -641,3 +641,86 @@ def test_all_that_measure_are_told_what_is_shared(tmp_path):
         for w, s in ((weight, "weight"), (weight.expand(4, 4), ()))
     )
     torch.testing.assert_close(found.kappa, each.kappa)
+
+
+# ---- numbers of another kind, and what a pass leaves behind
+
+
+class Told(nn.Module):
+    """A module that returns its input as ``turned`` makes it, and then a real number of it."""
+
+    def __init__(self, turned, back) -> None:
+        super().__init__()
+        self.feature, self.turned, self.back = nn.Identity(), turned, back
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.feature(self.turned(x.flatten(1)[:, :8])))
+
+
+def test_complex_features_are_refused_and_their_parts_side_by_side_are_not():
+    def paired(h: Tensor) -> Tensor:
+        return torch.complex(h[:, :4], 10 * h[:, 4:])
+
+    message = r"layer 'feature' returns complex numbers.*view_as_real"
+    for solver in (ClosedForm(rank=None), Stochastic(steps=2, samples=4)):
+        with pytest.raises(TypeError, match=message):
+            measure(Told(paired, torch.abs), "feature", solver=solver)
+    apart = Told(lambda h: torch.view_as_real(paired(h)), torch.sum)
+    beside = Told(lambda h: torch.cat([h[:, :4], 10 * h[:, 4:]], 1), torch.sum)
+    found, wanted = (measure(m, "feature", solver=ClosedForm(rank=None)) for m in (apart, beside))
+    torch.testing.assert_close(found.entropy, wanted.entropy)
+
+
+def test_sparse_features_are_refused():
+    with pytest.raises(TypeError, match=r"layer 'feature' returns a sparse tensor.*to_dense"):
+        measure(Told(Tensor.to_sparse, Tensor.to_dense), "feature")
+
+
+def test_a_finer_head_is_not_mistaken_for_a_dependence():
+    """Rounding is that of the network's coarsest numbers, whatever the feature's own."""
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.below, self.head = nn.Conv2d(3, 16, 3), nn.Linear(16, 2).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.below(x).mean((2, 3)).double())
+
+    found = measure(Head(), "head", images(4, dtype=torch.float32))
+    assert found.entropy.isfinite().all()
+
+
+def test_buffers_are_left_as_they_were_even_after_an_error():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+            self.norm = nn.BatchNorm1d(5).double()
+            self.register_buffer("passes", torch.zeros(()))
+            self.register_buffer("other", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes += 1
+            self.other = self.other + 1
+            self.norm.train()
+            return self.norm(self.net(x))
+
+    model = Counting()
+    buffers = dict(model.named_buffers())
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    assert measure(model, "net.two").entropy.isfinite().all()
+    with pytest.raises(ValueError, match="more than 1 value"):  # of one sample no statistics
+        measure(model, "norm")
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name]
+        assert torch.equal(buffer, before[name]), name
+
+
+def test_misspelt_layers_in_options_are_named():
+    model = Net()
+    for option in ({"select": {"too": 0}}, {"batch_dim": {"too": 1}}):
+        with pytest.raises(LookupError, match=r"unknown layer 'too'; did you mean 'two'"):
+            measure(model, "two", **option)
+    assert measure(model, "two", batch_dim={"one": 0}).entropy.isfinite().all()
