@@ -180,16 +180,29 @@ class Artefacts:
 
     def _where(self) -> tuple[str, str]:
         """Which folder cannot be written, and what helps."""
-        return str(self.path), "free some space there, or choose a folder that can be written"
+        return str(self.path), "choose a folder that can be written"
+
+    def check_folder(self) -> None:
+        """``NotADirectoryError`` when a file lies where the folder is to be, or one above it."""
+        places = (self.path, *self.path.parents)
+        first = next(place for place in places if os.path.exists(place))
+        if not os.path.isdir(first):
+            folder, remedy = self._where()
+            raise NotADirectoryError(
+                f"cannot write to {folder}: {first} is a file, where a folder is wanted; {remedy}"
+            )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            self.check_folder()
             folder, remedy = self._where()
             reason = error.strerror or error
-            raise OSError(f"cannot write to {folder} ({reason}): {remedy}") from error
+            raise OSError(
+                f"cannot write to {folder} ({reason}): free some space there, or {remedy}"
+            ) from error
 
 
 class Checkpoints:

@@ -31,13 +31,24 @@ from kpnb.objectives import Aligned, Objective
 from kpnb.points import check_regions, knowledge_points, summarise
 from kpnb.sampling import Stochastic
 from kpnb.units import Units, read_units
-from kpnb.weights import COUNTER, SUFFIXES, Source, bare_name, listed, loaded
+from kpnb.weights import (
+    COUNTER,
+    NUMBER,
+    Source,
+    bare_name,
+    expanded,
+    listed,
+    loaded,
+    looked_in,
+    lying_in,
+    patterns_in,
+    weights_in,
+)
 
 log = logging.getLogger(__name__)
 
 Checkpoint = Source | Callable[[], Source]
 
-NUMBER = re.compile(r"\d+")
 COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
 """A number in the name of a file that is said to count epochs or steps."""
 
@@ -177,7 +188,7 @@ class Recorder:
         self.background = None if background is None else self._region(background)
         check_regions(self.foreground, ~self.foreground if background is None else self.background)
         self._input = _digest_of_inputs(self._inputs)
-        self._artefacts = None if folder is None else Artefacts(folder)
+        self._artefacts = None if folder is None else _kept_in(folder)
         self._epochs: list[dict[str, Any]] = []
         self._measured: list[dict[str, Entropy]] = []
         self._before: dict[str, Tensor] | None = None
@@ -367,6 +378,12 @@ class Recorder:
                 )
 
 
+def _kept_in(folder: str | os.PathLike[str]) -> Artefacts:
+    artefacts = Artefacts(folder)
+    artefacts.check_folder()
+    return artefacts
+
+
 def trajectory(
     model: nn.Module,
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
@@ -400,6 +417,7 @@ def trajectory(
                 behind "epoch", "ep", "iter" or "step". Or an iterable in the order it has, of
                 files, patterns, state dicts, networks, and functions that return one of these.
                 Or what ``kpnb.distill`` returns.
+                In a folder, files of the endings ``weights.SUFFIXES`` count.
                 Many loops do not save the untrained network: put its state dict in front,
                 ``[initial, "runs/epoch-*.pt"]``
     x           ``[N, ...]`` floating point, on the model's device, or a mapping: see ``entropy``
@@ -417,8 +435,9 @@ def trajectory(
     Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
     an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
 
-    Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, ``ValueError`` for
-    fewer than two checkpoints and for patterns whose files have no one order.
+    Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, for files that are not
+    there before anything is measured; ``ValueError`` for fewer than two checkpoints and for
+    patterns whose files have no one order.
     """
     check_model(model)
     sources = in_order(checkpoints)
@@ -480,24 +499,30 @@ def in_order(
     A number behind "epoch", "ep", "iter" or "step" orders them; without these, all numbers have to
     agree. A list is taken at its word; files whose numbers do not grow with it are logged.
 
-    Raises ``FileNotFoundError`` for a pattern or folder without files, ``ValueError`` when files
-    differ in more than numbers, when these do not agree, or when fewer than two checkpoints are
-    left; ``TypeError`` for a set, which has no order.
+    Raises ``FileNotFoundError`` for a pattern or folder without files and for a file that is not
+    there, ``ValueError`` when files differ in more than numbers, when these do not agree, or when
+    fewer than two checkpoints are left; ``TypeError`` for a set, which has no order.
     """
     found: list[Checkpoint] = []
     given = list(_listed(checkpoints))
     _tell_disorder(given)
     for source in given:
-        pattern = isinstance(source, str | os.PathLike) and glob.has_magic(os.fspath(source))
-        if pattern and not Path(source).exists():
-            files = [Path(name) for name in glob.glob(os.fspath(source), recursive=True)]
-            found += _natural(files, os.fspath(source))
-        else:
+        if not isinstance(source, str | os.PathLike) or expanded(source).exists():
             found.append(source)
+            continue
+        pattern = os.fspath(source)
+        if not glob.has_magic(pattern):
+            raise FileNotFoundError(
+                f"checkpoint {pattern}: there is no such file or folder{looked_in(pattern)}"
+            )
+        files = [Path(name) for name in glob.glob(str(expanded(pattern)), recursive=True)]
+        if not files:
+            raise FileNotFoundError(f"no checkpoints match {pattern}{looked_in(pattern)}")
+        found += _natural(files, pattern)
     if len(found) < 2:
         raise ValueError(
             f"{len(found)} checkpoint(s); the metrics need the untrained network and at least one "
-            "epoch"
+            f"epoch{_suggested(checkpoints)}"
         )
     _check_not_shared(found)
     return found
@@ -510,10 +535,13 @@ def _listed(
     if isinstance(checkpoints, Checkpoints):
         return [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
     if isinstance(checkpoints, str | os.PathLike):
-        folder = Path(checkpoints)
+        folder = expanded(checkpoints)
         if not folder.is_dir():
             return [checkpoints]
-        files = [path for path in folder.iterdir() if path.suffix in SUFFIXES]
+        files = weights_in(folder)
+        if not files:
+            remedy = f"give a pattern or a list{_suggested(folder)}"
+            raise FileNotFoundError(f"no checkpoints in {folder}: {lying_in(folder)}{remedy}")
         return _natural(files, f"{folder}{os.sep}")
     kind = type(checkpoints).__name__
     if isinstance(checkpoints, set | frozenset):
@@ -527,10 +555,16 @@ def _listed(
     return checkpoints
 
 
+def _suggested(checkpoints: object) -> str:
+    """The pattern of the checkpoints that lie in a folder in another way; "" for anything else."""
+    if not isinstance(checkpoints, str | os.PathLike) or not expanded(checkpoints).is_dir():
+        return ""
+    patterns = patterns_in(expanded(checkpoints))
+    return f"; is it the pattern {patterns[0]!r}?" if patterns else ""
+
+
 def _natural(files: list[Path], pattern: str) -> list[Path]:
     """Files in the order of the numbers in their names, which must be all they differ in."""
-    if not files:
-        raise FileNotFoundError(f"no checkpoints match {pattern} (looked in {Path.cwd()})")
     kinds: dict[str, str] = {}
     for path in files:
         kinds.setdefault(NUMBER.sub("#", str(path)), str(path))

@@ -6,9 +6,10 @@ import logging
 import os
 import pathlib
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,13 @@ TRANSPARENT = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"
 OPTIMISER = ("momentum", "mean", "square", "step")
 """What kpnb's own checkpoints hold, parameter by parameter, beside ``model``."""
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt", ".bin")
+"""Endings of the files in a folder that are weights; a file that is named may have any."""
+
+USUAL = ("model.safetensors", "pytorch_model.bin")
+"""What Hugging Face's trainer calls the weights in the folder of a checkpoint, beside others."""
+
+NUMBER = re.compile(r"\d+")
 
 COUNTER = "num_batches_tracked"
 
@@ -59,9 +66,10 @@ def load_weights(
 
     model   any module, also compiled or in DataParallel; device and mode stay as they are
     source  a mapping of names to tensors; another network; ``.safetensors``; what ``torch.save``
-            writes (any suffix, read with ``weights_only=True``); a folder with one such file.
-            Wrapped in an entry such as ``"state_dict"`` or ``"model"``, and with names that all
-            start with ``module.``, ``_orig_mod.``, ``model.`` or another prefix
+            writes (any suffix, read with ``weights_only=True``); a folder with one such file
+            (of an ending in ``SUFFIXES``). "~" is the home folder. Wrapped in an entry such as
+            ``"state_dict"`` or ``"model"``, and with names that all start with ``module.``,
+            ``_orig_mod.``, ``model.`` or another prefix
     entry   the entry of the file to take, such as ``"state_dict_ema"``; default the plain weights,
             not their moving average
     prefix  take only the names that start so, without the prefix: ``"student."``
@@ -70,9 +78,9 @@ def load_weights(
     ``num_batches_tracked`` that an old file lacks stays as the model has it: no evaluation reads
     it. A tied tensor may be stored once.
 
-    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` for one that is damaged,
-    holds objects whose loading would run code, or does not fit: missing and unexpected names and
-    other shapes are listed, and the model is as it was.
+    Raises ``FileNotFoundError`` for a missing file, or a folder without any, and ``ValueError`` for
+    one that is damaged, holds objects whose loading would run code, or does not fit: missing and
+    unexpected names and other shapes are listed, and the model is as it was.
     """
     notes = loaded(model, source, entry, prefix)
     for note in notes:
@@ -132,7 +140,7 @@ def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str,
     if not isinstance(source, Mapping | str | os.PathLike):
         kind = type(source).__name__
         raise TypeError(f"weights come as a state dict, a network or a file; got {kind}")
-    content = source if isinstance(source, Mapping) else _file_content(Path(source))
+    content = source if isinstance(source, Mapping) else _file_content(expanded(source))
     where = named(source)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
@@ -156,7 +164,7 @@ def _file_content(path: Path) -> Any:
     if path.is_dir():
         path = _only_file(path)
     if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist (looked in {Path.cwd()})")
+        raise FileNotFoundError(f"weights file {path} does not exist{looked_in(path)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -172,15 +180,59 @@ def _file_content(path: Path) -> Any:
 
 def _only_file(folder: Path) -> Path:
     """The file with the weights in a checkpoint's folder, as Hugging Face's trainer writes it."""
-    usual = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    usual = [folder / name for name in USUAL]
     present = [path for path in usual if path.is_file()]
-    files = present or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    files = present or weights_in(folder)
     if len(files) == 1 or present:
         return files[0]
+    if not files:
+        remedy = "name one of them"
+        raise FileNotFoundError(f"the folder {folder} holds no weights: {lying_in(folder)}{remedy}")
     raise ValueError(
         f"the folder {folder} holds {len(files)} weights files "
         f"({listed(path.name for path in files)}): name one"
     )
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with "~" for the home folder, as shells expand it."""
+    return Path(os.path.expanduser(path))
+
+
+def looked_in(path: str | os.PathLike[str]) -> str:
+    """Where a relative path was looked for, in brackets; "" for an absolute one."""
+    return "" if expanded(path).is_absolute() else f" (looked in {Path.cwd()})"
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """What lies in a folder and is weights by its ending."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+
+
+def lying_in(folder: Path) -> str:
+    """What lies in a folder without weights, and which endings these have; for an error, which
+    then says what helps.
+    """
+    names = sorted(path.name + os.sep * path.is_dir() for path in folder.glob("[!.]*"))
+    found = f"it holds {listed(names, 4)}" if names else "it is empty"
+    return f"{found}; in a folder, files that end in {', '.join(SUFFIXES)} count. Else "
+
+
+def patterns_in(folder: Path) -> list[str]:
+    """Patterns of what lies in a folder, has a number in its name and can be weights, the one of
+    most names first: of folders with such files, and of what ``torch.save`` wrote.
+    """
+    kinds: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("[!.]*")):
+        kinds.setdefault(NUMBER.sub("*", path.name), []).append(path)
+    found = []
+    for kind, paths in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        files = weights_in(paths[0]) if paths[0].is_dir() else []
+        if len(paths) < 2 or not (files or zipfile.is_zipfile(paths[0])):
+            continue
+        several = len(files) > 1 and not any(file.name in USUAL for file in files)
+        found.append(os.path.join(folder, kind, *[file.name for file in files[:1] if several]))
+    return found
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -333,7 +385,7 @@ def _check_fit(state: Mapping[str, Any], own: Mapping[str, Any], where: str) -> 
         for name in own
         if name in state and not _same_kind(state[name], own[name])
     ]
-    lists = {"missing": [_with_nearest(n, unexpected) for n in missing[:6]] + missing[6:]}
+    lists = {"missing": _with_nearest(missing[:6], unexpected) + missing[6:]}
     lists |= {"not in the model": unexpected, "of another shape": shapes}
     wrong = [f"{title}: {listed(names, 40)}" for title, names in lists.items() if names]
     if wrong:
@@ -357,9 +409,27 @@ def _kind(value: object) -> str:
     return shape if value.is_floating_point() else f"{str(value.dtype)[6:]} {shape}"
 
 
-def _with_nearest(name: str, others: Collection[str]) -> str:
-    near = get_close_matches(name, others, n=1, cutoff=0.6)
-    return f"{name} (is it {near[0]}?)" if near else name
+def _with_nearest(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """``names`` with what may be meant by them, each of the ``others`` once at most."""
+    pairs = [(_nearness(name, other), name, other) for name in names for other in others]
+    near: dict[str, str] = {}
+    for nearness, name, other in sorted(pairs, key=lambda pair: -pair[0]):
+        if nearness and name not in near and other not in near.values():
+            near[name] = other
+    return [f"{name} (is it {near[name]}?)" if name in near else name for name in names]
+
+
+def _nearness(name: str, other: str) -> float:
+    """0 to 1: 0 unless one name is the other behind a prefix, or each of their parts between dots
+    is like that of the other.
+    """
+    ours = name.split(".")
+    theirs = other.split(".")
+    if len(ours) != len(theirs):
+        short, long = sorted((ours, theirs), key=len)
+        return len(short) / len(long) if len(short) > 1 and long[-len(short) :] == short else 0
+    alike = [SequenceMatcher(None, *pair).ratio() for pair in zip(ours, theirs, strict=True)]
+    return sum(alike) / len(alike) if min(alike) >= 0.6 else 0
 
 
 def _fitting_prefixes(state: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

@@ -330,7 +330,7 @@ def test_root_that_cannot_be_written_is_named(tmp_path: Path):
     run = Store(tmp_path / "file").run("kind", {})
     assert not run.has("a")
     with pytest.raises(
-        OSError, match=rf"cannot write to the store {tmp_path / 'file'} .*KPNB_STORE"
+        OSError, match=rf"store {tmp_path / 'file'}: .*file is a file, where a folder.*KPNB_STORE"
     ):
         run.get("a", never)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import kpnb
 from kpnb import distill
+from kpnb.checkpoints import Artefacts
 from kpnb.distill import TensorData
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
@@ -450,14 +451,116 @@ def test_checkpoints_in_natural_order(tmp_path):
     assert in_order(tmp_path / "epoch*") == expected
     assert in_order(tmp_path) == expected
     assert in_order(expected[::-1]) == expected[::-1]  # a list is taken at its word
-    assert in_order(iter(["first.pt", str(tmp_path / "*.ckpt")])) == ["first.pt", *expected]
+    first = tmp_path / "first.pt"
+    first.touch()
+    assert in_order(iter([first, str(tmp_path / "*.ckpt")])) == [first, *expected]
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(ValueError, match=r"more than their numbers \(.*last\.ckpt\).*narrow"):
         in_order(tmp_path / "*.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no checkpoints match .*looked in"):
-        in_order(tmp_path / "*.pt")
+        in_order("nowhere/*.bin")
     with pytest.raises(ValueError, match=r"1 checkpoint\(s\)"):
         in_order([expected[0]])
+
+
+def test_what_is_not_there_is_named_before_anything_is_measured(trained, tmp_path, monkeypatch):
+    """Alone or among others; a single file that is there is another thing."""
+    _, files = trained
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["kpnb.trajectory"], "entropy", None)
+    (tmp_path / "ck").mkdir()
+    for name in ("runs/nope", "ck/lst/", "ck/nope.pt"):
+        for given in (name, Path(name), [files, name]):
+            says = (
+                rf"{name.rstrip('/')}/?: there is no such file or folder \(looked in {tmp_path}\)"
+            )
+            with pytest.raises(FileNotFoundError, match=says):
+                kpnb.trajectory(net(), given, X, FOREGROUND, "8", **CHEAP)
+    with pytest.raises(FileNotFoundError, match=r"/nope: there is no such file or folder$"):
+        in_order(tmp_path / "nope")
+    with pytest.raises(ValueError, match=r"1 checkpoint\(s\).*one epoch$"):
+        kpnb.trajectory(net(), files.replace("*", "1"), X, FOREGROUND, "8", **CHEAP)
+
+
+def test_the_home_folder_is_where_shells_have_it(trained, tmp_path, monkeypatch):
+    states, files = trained
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ck").mkdir()
+    for epoch, state in enumerate(states):
+        torch.save(state, tmp_path / "ck" / f"{epoch}.pt")
+    expected = kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP)
+    for given in ("~/ck", Path("~/ck"), "~/ck/*.pt", [f"~/ck/{k}.pt" for k in range(len(states))]):
+        found = kpnb.trajectory(net(3), given, X, FOREGROUND, "8", **CHEAP)
+        assert equal(found, expected)
+    kpnb.Recorder(net(), X, FOREGROUND, "8", folder="~/kept", **CHEAP).epoch()
+    assert (tmp_path / "kept" / "recorder.json").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_a_file_where_results_are_to_go_is_told_before_anything_is_measured(
+    below, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys.modules["kpnb.trajectory"], "entropy", None)
+    (tmp_path / "kept").write_text("mine")
+    how = {"folder": f"{tmp_path}/kept{below}", **CHEAP}
+    says = rf"cannot write to .*kept{below}: {tmp_path}/kept is a file, where a folder is wanted"
+    with pytest.raises(NotADirectoryError, match=says):
+        kpnb.Recorder(net(), X, FOREGROUND, "8", **how)
+    with pytest.raises(NotADirectoryError, match=says):
+        kpnb.trajectory(net(), trained[1], X, FOREGROUND, "8", **how)
+    with pytest.raises(NotADirectoryError, match=says):  # whatever else writes there
+        Artefacts(how["folder"]).write("name", {}, {}, 0.0)
+    assert (tmp_path / "kept").read_text() == "mine"
+
+
+def test_a_folder_of_endings_with_a_dot_in_them(trained, tmp_path):
+    """As PyTorch's own examples write them. An archive of another kind does not count."""
+    states, files = trained
+    for epoch, state in enumerate(states):
+        torch.save({"state_dict": state}, tmp_path / f"ck_{epoch}.pth.tar")
+    (tmp_path / "images_2.tar").touch()
+    found = kpnb.trajectory(net(3), tmp_path, X, FOREGROUND, "8", **CHEAP)
+    assert equal(found, kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP))
+
+
+@pytest.mark.parametrize(
+    ("places", "pattern"),
+    [
+        (["checkpoint-{}/model.safetensors", "checkpoint-{}/optimizer.pt"], "checkpoint-*"),
+        (["epoch-{}/weights.pt"], "epoch-*"),
+        (["epoch-{}/net.pt", "epoch-{}/optim.pt"], "epoch-*/net.pt"),
+        (["ck-{}.weights", "log-{}.txt"], "ck-*.weights"),
+    ],
+)
+@pytest.mark.parametrize("last", [None, "model.safetensors"])
+def test_a_folder_that_is_full_of_something_else_says_of_what(
+    last, places, pattern, trained, tmp_path
+):
+    """And the pattern that it suggests is the right one."""
+    states, files = trained
+    for epoch, state in enumerate(states):
+        for place in places:
+            path = tmp_path / place.format(epoch)
+            path.parent.mkdir(exist_ok=True)
+            if path.suffix == ".txt":
+                path.write_text("text")
+            elif path.suffix == ".safetensors":
+                save_file(state, path)
+            else:
+                torch.save(state, path)
+    (tmp_path / ".hidden").touch()
+    error, says = FileNotFoundError, r"no checkpoints in .*: it holds (checkpoint|epoch|ck)-0.*"
+    says += r"; in a folder, files that end in .*\.pth\.tar.* count"
+    if last:  # what the last weights were saved as, beside the others
+        save_file(states[-1], tmp_path / last)
+        error, says = ValueError, r"1 checkpoint\(s\)"
+    with pytest.raises(error, match=f"{says}.*; is it the pattern '.*'") as caught:
+        kpnb.trajectory(net(3), tmp_path, X, FOREGROUND, "8", **CHEAP)
+    assert ".hidden" not in str(caught.value)
+    suggested = re.search("is it the pattern '(.*)'", str(caught.value))[1]
+    assert suggested == str(tmp_path / pattern)
+    found = kpnb.trajectory(net(3), suggested, X, FOREGROUND, "8", **CHEAP)
+    assert equal(found, kpnb.trajectory(net(3), files, X, FOREGROUND, "8", **CHEAP))
 
 
 @pytest.mark.parametrize(
@@ -505,8 +608,12 @@ def test_numbers_that_do_not_agree_about_the_order_are_an_error(names, tmp_path,
     assert in_order(files) == files
 
 
-def test_lists_that_are_not_in_the_order_of_their_numbers_are_told(caplog):
+def test_lists_that_are_not_in_the_order_of_their_numbers_are_told(tmp_path, monkeypatch, caplog):
     files = [f"runs/epoch-{epoch}.pt" for epoch in range(12)]
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for name in ("runs/init-0.pt", "other.pt", *files):
+        Path(name).touch()
     for fine in (files, map(Path, files), ["runs/init-0.pt", *files[1:]], [net().state_dict()] * 1):
         in_order([*fine, "other.pt"])
     assert not caplog.records

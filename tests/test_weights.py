@@ -189,6 +189,64 @@ def test_a_folder_as_hugging_faces_trainer_writes_it(tmp_path):
         load_weights(model, tmp_path)
 
 
+def test_a_folder_of_folders_says_what_it_holds(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        save_file(net(1).state_dict(), tmp_path / f"checkpoint-{step}" / "model.safetensors")
+    says = (
+        r"holds no weights: it holds checkpoint-10/, checkpoint-5/; .* end in \.safetensors, \.pt"
+    )
+    with pytest.raises(FileNotFoundError, match=says):
+        load_weights(net(2), tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no weights: it is empty; "):
+        load_weights(net(2), tmp_path / "empty")
+
+
+def test_the_home_folder_and_where_a_file_was_looked_for(tmp_path, monkeypatch):
+    source, model = net(1), net(2)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    torch.save(source.state_dict(), tmp_path / "last.pth.tar")
+    for given in ("~/last.pth.tar", pathlib.Path("~"), "~"):
+        load_weights(model, net(2))
+        load_weights(model, given)
+        assert same(model, source)
+    with pytest.raises(
+        FileNotFoundError, match=rf"lst\.pt does not exist \(looked in {tmp_path}\)"
+    ):
+        load_weights(model, "lst.pt")
+    with pytest.raises(FileNotFoundError, match=r"lst\.pt does not exist$"):
+        load_weights(model, "~/lst.pt")
+
+
+def test_hints_are_whole_parts_of_names_and_name_a_tensor_once():
+    class Theirs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+
+    numbered = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=r"missing: conv1\.weight, bn1\.weight") as error:
+        load_weights(Theirs(), numbered.state_dict())
+    assert "is it" not in str(error.value)
+    typed = Theirs().state_dict()
+    near = {"convl.weight": typed.pop("conv1.weight")}
+    with pytest.raises(ValueError, match=r"conv1\.weight \(is it convl\.weight\?\)"):
+        load_weights(Theirs(), typed | near)
+    two = nn.ModuleDict({"head": nn.Linear(2, 2, bias=False), "heads": nn.Linear(2, 2, bias=False)})
+    with pytest.raises(
+        ValueError, match=r"missing: head\.weight \(is it headz\.weight\?\), heads\.w"
+    ) as error:
+        load_weights(two, {"headz.weight": torch.ones(2, 2)})
+    assert str(error.value).count("is it") == 1
+    both = {"extra": torch.ones(2), "deep.net.head.weight": torch.ones(2, 2)}
+    with pytest.raises(
+        ValueError, match=r"head\.weight \(is it deep\.net\.head\.weight\?\), heads"
+    ):
+        load_weights(two, both)
+
+
 def test_old_files_without_the_counter_of_batches(caplog):
     source, model = net(1), net(2)
     model[1].num_batches_tracked += 5

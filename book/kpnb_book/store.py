@@ -50,7 +50,7 @@ class Run(Artefacts):
 
     def _where(self) -> tuple[str, str]:
         remedy = "make it a writable folder, or set KPNB_STORE to another folder"
-        return f"the store {self.root}", f"free some space there, {remedy}"
+        return f"the store {self.root}", remedy
 
 
 def canonical(value: object, path: str = "config") -> Any:
