@@ -49,6 +49,26 @@ def parts(n=2, size=4):
     }
 
 
+def test_images_are_normalised_as_imagenets_are_or_as_is_said():
+    given = parts() | {"images": torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)}
+    data, both = ImageSet(**given), torch.tensor([1, 0])
+    pixels = given["images"].flip(0).double().permute(0, 2, 3, 1) / 255
+    usual = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    said = (pixels - torch.tensor([0.5, 0, 1])) / torch.tensor([0.5, 1, 0.25])
+    half = (pixels - torch.tensor([0.5, 0, 1])) / torch.tensor([0.229, 0.224, 0.225])
+    plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}  # whole numbers too
+    for how, expected in (
+        ({}, usual),
+        (plain, pixels),
+        ({"mean": [0.5, 0, 1], "std": (0.5, 1, 0.25)}, said),
+        ({"mean": [0.5, 0, 1]}, half),
+    ):
+        x, labels = data.batch(both, **how)
+        assert x.dtype == torch.float32
+        assert labels.tolist() == [1, 0]
+        torch.testing.assert_close(x.permute(0, 2, 3, 1), expected.float())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -264,7 +264,19 @@ UNKNOWN = {
     ("03", "grid=7"): "grid=7 does not divide the 64 pixels",
     ("05", "grid=65"): "grid=65: more cells a side than size=64 has pixels",
     ("05", "void=255"): "void is a value in masks of your own: it needs data_root",
-    ("05", "profile=paper"): "profile='paper': this page has smoke and laptop only",
+    ("05", "profile=paper"): "'profile' takes one of smoke, laptop, not 'paper'",
+    ("05", "profile=huge"): "'profile' takes one of smoke, laptop, not 'huge'",
+    ("80", "profile=paper"): "'profile' takes one of smoke, laptop, not 'paper'",
+    ("10", "profile=huge"): "'profile' takes one of smoke, laptop, paper, not 'huge'",
+    ("05", "void=256"): "'void' takes a whole number from 0 to 255, a value in masks, not 256",
+    ("05", "void=99999999999"): "from 0 to 255, a value in masks, not 99999999999$",
+    ("05", "void=-1"): "from 0 to 255, a value in masks, not -1",
+    ("05", "mean=[123.7, 116.3, 103.5]"): "'mean' takes three numbers from 0 to 1, .* white is 1",
+    ("05", "mean=0.5"): "'mean' takes three numbers",
+    ("05", "mean=[0.5]"): "'mean' takes three numbers",
+    ("05", "mean=[0, 0, none]"): "'mean' takes three numbers",
+    ("05", "std=[1, 1, 0]"): "'std' takes three numbers above 0, at most 1, of red",
+    ("05", "std=[58.4, 57.1, 57.4]"): "'std' takes three numbers above 0, at most 1, of red",
     ("12", "dataset=os.path:isabs"): r"it is called as isabs\(request, size\): too many",
     ("05", "device=cuda:99"): "device='cuda:99': PyTorch finds [0-9]+ cuda devices",
     ("05", "device=mps:99"): "device='mps:99': PyTorch finds [0-9]+ mps devices",
@@ -300,6 +312,10 @@ def test_what_a_study_knows_is_taken(tmp_path):
     for name in ("voc", "folder"):
         check_run(path, {"dataset": name, "data_root": "/on/another/machine"})
     check_run(path, {"profile": "paper", "grid": 224, "dataset": "pet"})
+    for same in ("mean=[0, 0, 0]", "std=[1, 1, 1]", "mean=[0.5, 0.5, 0.5]", "mean=null"):
+        check_run(OWN, read_assignments([same]))
+    for void in (0, 255):
+        check_run(OWN, {"void": void, "data_root": "/on/another/machine"})
     check_run(OWN, {"device": "cuda:99"}, here=False)  # of a cluster
 
 
@@ -361,7 +377,7 @@ def test_a_complete_set_of_your_own_is_taken(theirs):
         ("student_checkpoints", "/nowhere/*.pt", r"no checkpoints match /nowhere/\*\.pt"),
         ("student_checkpoints", "{folder}/student/epoch-1.pt", "1 checkpoint"),
         ("student_checkpoints", "{folder}/*/epoch-*.pt", "differ in more than their numbers"),
-        ("baseline_checkpoints", "{folder}", "no checkpoints match"),
+        ("baseline_checkpoints", "{folder}", "no checkpoints in .*: it holds baseline/, student/"),
     ],
 )
 def test_half_a_set_of_your_own_is_refused_before_a_kernel_starts(

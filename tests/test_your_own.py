@@ -13,10 +13,13 @@ from PIL import Image
 from torch import nn
 
 import kpnb
+from kpnb.metrics import NAMES
+from kpnb_book.run.rerun import results_of
 from tests.drawn import draw
 from tests.test_study import papermill
 
 PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "05_your_own.ipynb"
+VERDICTS = ("shows", "opposite", "open")
 MODULE = """
 from torch import nn
 
@@ -124,6 +127,26 @@ def test_plain_papermill_executes_the_page_on_what_it_is_given(given, tmp_path):
     printed = str([cell.get("outputs", "") for cell in page.cells])
     assert "The student has 4 checkpoints and the baseline 4" in printed
     assert "Your student has" in printed  # the takeaway
+    assert "hardly learns" not in printed  # from few images, when nothing is trained on them
+    check_results(results_of(page), rows)
+
+
+def check_results(found: dict, rows: list[str]) -> None:
+    """What is left for other programs is what the page shows."""
+    shown = [rows[:7], rows[7:]]
+    for line, (role, *values) in zip(found["tables"]["metrics"], shown, strict=True):
+        assert line["role"] == role
+        assert [f"{line[name]:.3f}" for name in NAMES] == values
+    student, baseline = found["tables"]["metrics"]
+    differences = {line["metric"]: line for line in found["tables"]["differences"]}
+    assert [*differences] == [*NAMES]
+    for name in ("n_fg", "n_bg"):  # of all images: the difference of the means
+        line = differences[name]
+        assert line["value"] == pytest.approx(student[name] - baseline[name])
+        assert line["low"] <= line["value"] <= line["high"]
+        assert (line["images"], line["verdict"] in VERDICTS) == (5, True)
+    assert found["results"]["student_n_fg"] == pytest.approx(student["n_fg"])
+    assert found["results"]["n_fg_low"] == pytest.approx(differences["n_fg"]["low"])
 
 
 def test_void_in_masks_is_neither_object_nor_background(given, tmp_path):
@@ -182,6 +205,28 @@ def test_the_embedded_images_have_no_void():
 def test_what_is_measured_is_of_all_classes(given):
     page = execute(given | {"images": 10}, 4)
     assert len(page["data"].labels[page["measured"]].unique()) == 2
+
+
+def test_images_are_normalised_as_the_network_wants_them(given, caplog):
+    """Here as Pillow reads them, from 0 to 1; of few images, which are only measured, no word."""
+    plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    page = execute(given | plain, 4)
+    assert "hardly learns" not in caplog.text
+    names = [page["data"].names[i] for i in page["measured"]]
+    files = [Path(given["data_root"], "images", name) for name in names]
+    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
+    np.testing.assert_allclose(page["x"].numpy(), pixels.transpose(0, 3, 1, 2), atol=1e-6)
+    usual = execute(given, 4)["x"]
+    shift = torch.tensor([0.485, 0.456, 0.406])
+    scale = torch.tensor([0.229, 0.224, 0.225])
+    wanted = (page["x"].movedim(1, -1) - shift) / scale
+    torch.testing.assert_close(usual.movedim(1, -1), wanted)
+
+
+def test_few_images_are_said_where_the_example_learns_from_them(given, caplog):
+    ours = dict.fromkeys(["model", "student_checkpoints", "baseline_checkpoints"])
+    execute(given | ours, 4)
+    assert "a network hardly learns from them" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["model", "student_checkpoints", "baseline_checkpoints"])

@@ -105,7 +105,7 @@ def listing(wanted: ImageRequest) -> Listing:
         records.append(record._replace(**rule) if mask else record)
     skipped = _skipped(root, base, paths, masks.values())
     found = Listing(base, classes, records, skipped, [])
-    if wanted.split == "train":
+    if wanted.split == "train" and wanted.learned:
         found.remarks.extend(_few(found))
     return found
 

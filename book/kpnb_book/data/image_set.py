@@ -62,14 +62,22 @@ class ImageSet(SampleSet):
             asked = f"{torch.bool} {list(self.masks.shape)} for these {self.KIND}"
             raise ValueError(f"void must be {asked}, not {void.dtype} {list(void.shape)}")
 
-    def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    def batch(
+        self,
+        index: Tensor,
+        device: torch.device | str = "cpu",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Images ``index`` [B] as float32 [B, 3, S, S], and their labels [B].
 
-        They are normalised with ImageNet's mean and standard deviation.
+        They are normalised with a mean and a standard deviation for each channel of an image in
+        [0, 1]; None: ImageNet's.
         """
         index = index.to(self.images.device)
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, STD))
-        images = (self.images[index].to(device).float() / 255 - mean) / std
+        shift = torch.tensor(mean or MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+        scale = torch.tensor(std or STD, dtype=torch.float32, device=device).view(3, 1, 1)
+        images = (self.images[index].to(device).float() / 255 - shift) / scale
         return images, self.labels[index].to(device)
 
     def incomplete(self) -> dict[str, int]:
@@ -107,16 +115,18 @@ class ImageRequest(Request):
     above       values of a mask above this are foreground, in masks with grey edges
     exif        True: pictures and masks are turned upright as the EXIF tag of each says; False:
                 both are taken as they are stored
+    learned     whether a network is to learn from the split "train": few images are said then
     """
 
     LEFT_OUT: ClassVar[tuple[str, ...]] = (*Request.LEFT_OUT, "background", "void", "foreground")
-    LEFT_OUT = (*LEFT_OUT, "above", "exif")
+    LEFT_OUT = (*LEFT_OUT, "above", "exif", "learned")
 
     background: str | None = None
     void: int | None = None
     foreground: int | None = None
     above: float | None = None
     exif: bool | None = None
+    learned: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

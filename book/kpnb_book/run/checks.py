@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kpnb_book.run.chapters import SMALL, WAITS_FOR
+from kpnb_book.run.chapters import WAITS_FOR
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.parameters import RULES, check_parameters
 from kpnb_book.run.source import defaults_of
@@ -78,8 +78,6 @@ def _asks_a_study(parameters: Mapping[str, Any]) -> bool:
 
 def _check_page(path: Path, values: Mapping[str, Any]) -> None:
     """``ValueError`` for what a page without a study, such as chapter 05, cannot do."""
-    if path.stem in SMALL and values.get("profile") == "paper":
-        raise ValueError("profile='paper': this page has smoke and laptop only")
     grid = values.get("grid") or 1
     if path.stem in FROM_SCRATCH and PIXELS % grid:
         raise ValueError(f"grid={grid} does not divide the {PIXELS} pixels of a side")

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from kpnb_book.run.chapters import SMALL
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.source import defaults_of
 
@@ -152,22 +153,25 @@ def add_parameters(parser: argparse.ArgumentParser, what: str = "a parameter") -
 @dataclass(frozen=True)
 class Rule:
     """What a parameter of this book may be: of which ``kind``, from ``least`` on or ``above`` a
-    number, one of some ``words`` or one that a ``pattern`` describes; or ``several`` in a list.
+    number, to ``most``, or a text that a ``pattern`` describes; or ``several`` in a list, or a list
+    of just this ``length``, which may repeat itself.
     """
 
     kind: type
     what: str
     least: float | None = None
     above: float | None = None
+    most: float | None = None
     pattern: str | None = None
     several: bool = False
+    length: int | None = None
 
     def reason(self, value: Any) -> str:
         """Why the ``value`` of a parameter is refused; "" when it fits."""
         if not self.fits(value):
             most = f", at most {MOST[self.kind]:,}" if self._is_huge(value) else ""
             return f"takes {self.what}{most}, not {value!r}"
-        if isinstance(value, list):
+        if isinstance(value, list) and self.length is None:
             twice = [one for i, one in enumerate(value) if one in value[:i]]
             return f"has {twice[0]!r} more than once" if twice else ""
         return ""
@@ -176,11 +180,16 @@ class Rule:
         """Whether a number, or one of several, is beyond what networks can be given."""
         numbers = value if isinstance(value, list) else [value]
         kinds = (int, float)
-        return self.kind in MOST and any(
-            type(one) in kinds and one > MOST[self.kind] for one in numbers
+        return (
+            self.kind in MOST
+            and self.most is None
+            and any(type(one) in kinds and one > MOST[self.kind] for one in numbers)
         )
 
     def fits(self, value: Any) -> bool:
+        if self.length is not None:
+            listed = isinstance(value, list) and len(value) == self.length
+            return listed and all(self._fits_one(one) for one in value)
         if isinstance(value, list):
             return self.several and bool(value) and all(self._fits_one(one) for one in value)
         return self._fits_one(value)
@@ -193,9 +202,9 @@ class Rule:
             return re.fullmatch(self.pattern, value) is not None
         if self.kind in MOST and not value <= MOST[self.kind]:
             return False
-        return (self.least is None or value >= self.least) and (
-            self.above is None or value > self.above
-        )
+        enough = self.least is None or value >= self.least
+        enough = enough and (self.above is None or value > self.above)
+        return enough and (self.most is None or value <= self.most)
 
 
 def _count(several: bool = False) -> Rule:
@@ -209,16 +218,24 @@ def _layers(*names: str) -> Rule:
     )
 
 
+def _profiles(*names: str) -> Rule:
+    return Rule(str, f"one of {', '.join(names)}", pattern="|".join(names))
+
+
+CHANNELS = "of red, green and blue where black is 0 and white is 1"
+
 # By name, for all chapters. A default of None, which most have, does not say what fits.
 RULES = {
-    "profile": Rule(str, f"one of {', '.join(PROFILES)}", pattern="|".join(PROFILES)),
+    "profile": _profiles(*PROFILES),
     "dataset": Rule(str, "the name of a data set"),
     "data_root": Rule(str, "a folder"),
     "results": Rule(str, "a folder"),
     "model": Rule(str, "package.module:function", pattern=r"\w+(\.\w+)*:\w+(\.\w+)*"),
     "student_checkpoints": Rule(str, "a pattern of files or a folder"),
     "baseline_checkpoints": Rule(str, "a pattern of files or a folder"),
-    "void": Rule(int, "a whole number from 0 on, a value in masks", least=0),
+    "void": Rule(int, "a whole number from 0 to 255, a value in masks", least=0, most=255),
+    "mean": Rule(float, f"three numbers from 0 to 1, {CHANNELS}", least=0, most=1, length=3),
+    "std": Rule(float, f"three numbers above 0, at most 1, {CHANNELS}", above=0, most=1, length=3),
     "size": _count(),
     "network": Rule(str, "the name of a network", several=True),
     "losses": Rule(str, "names of losses in a list", several=True),
@@ -266,11 +283,18 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
         if default is not None and given is not kind and (kind, given) != (float, int):
             wanted = f"takes {kind.__name__}, as in {default!r}, not {given.__name__} {value!r}"
             raise UsageError(f"{path.name}: parameter {name!r} {wanted}")
-        rule = RULES.get(name)
+        rule = _rule(path, name)
         if rule is None or value is None or not (default is None or rule.fits(default)):
             continue
         if why := rule.reason(value):
             raise UsageError(f"{path.name}: parameter {name!r} {why}")
+
+
+def _rule(path: Path, name: str) -> Rule | None:
+    """What a parameter of a notebook may be; some pages do not have all profiles."""
+    if name == "profile" and path.stem in SMALL:
+        return _profiles("smoke", "laptop")
+    return RULES.get(name)
 
 
 def settled(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
