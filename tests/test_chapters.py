@@ -221,7 +221,14 @@ def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monke
     monkeypatch.setenv("KPNB_STORE", str(tmp_path))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of another one than its own
     monkeypatch.chdir(path.parent)
-    for name in ("plan_of", "controls_plan", "softened_plan", "fine_tuned_plan", "losses_plan"):
+    for name in (
+        "plan_of",
+        "controls_plan",
+        "softened_plan",
+        "fine_tuned_plan",
+        "losses_plan",
+        "transformer_plan",
+    ):
         monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
     monkeypatch.setattr(Plan, "also", lambda plan, *trainings: plan)
     monkeypatch.setattr(Study, "head", lambda *what: None)
@@ -229,7 +236,12 @@ def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monke
     parameters = {"profile": "smoke", "device": "cpu"}
     if other:
         options = {"epochs": 7, "b": 0.15, "grid": 4, "seed": 3, "seeds": [2, 5], "factor": 2.0}
-        options |= {"layer": "FC1", "classes": 3, "control_epochs": 1, "length": 30}
+        options |= {
+            "layer": "mean" if "transformer" in path.stem else "FC1",
+            "classes": 3,
+            "control_epochs": 1,
+            "length": 30,
+        }
         parameters |= {name: options[name] for name in options.keys() & known.keys()}
     plans = chapters.plans_of(path.stem[:2], known | parameters)
     made = studies_of(path, parameters)

@@ -15,6 +15,7 @@ from kpnb_book.store import Store
 from kpnb_book.studies import choose, evidence, losses, measure
 from kpnb_book.studies.again import again
 from kpnb_book.studies.board import stored
+from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.evidence import Evidence, collect, plan, seed_rows
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
@@ -253,7 +254,7 @@ def test_rates_in_use_are_those_that_were_found():
 
 
 def test_the_seed_of_the_choice_is_of_nobody_else():
-    stated = {seed for each in losses.every().values() for seed in each.seeds}
+    stated = {seed for each in every().values() for seed in each.seeds}
     trained = stated | {seed + OTHER for seed in LOSSES_EVIDENCE.seeds}
     own = {seed for profile in ImageStudy.PROFILES.values() for seed in profile["seeds"]}
     assert choose.SEED not in trained | own | {seed + OTHER for seed in own}

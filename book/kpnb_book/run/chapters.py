@@ -31,6 +31,7 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "60_agreement": ("10_images_h1",),
     "61_noise_and_controls": ("10_images_h1",),
     "70_losses": ("10_images_h1",),  # the teacher
+    "71_transformer": ("10_images_h1",),  # the teacher
     "80_evidence": (),
     "90_scoreboard": ("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1"),
 }
@@ -45,6 +46,7 @@ LONG = (
     "60_agreement",
     "61_noise_and_controls",
     "70_losses",
+    "71_transformer",
 )
 
 

@@ -150,7 +150,7 @@ def run_choose(options: argparse.Namespace) -> int:
 
 def _with_tables(folder: Path | None, overrides: Mapping[str, Any]) -> list[str]:
     """The studies that have tables; without those whose data are not here."""
-    from kpnb_book.studies.losses import every
+    from kpnb_book.studies.catalogue import every
 
     known = [each for each in every().values() if results_of(each, folder).origin is not None]
     chosen = [each for each in known if "data_root" in overrides or not each.official]
@@ -181,7 +181,7 @@ def check_one(
 
 def study_of(name: str) -> "Evidence":
     """The study of that name. Raises UsageError when there is none."""
-    from kpnb_book.studies.losses import every
+    from kpnb_book.studies.catalogue import every
 
     if name not in every():
         raise UsageError(unknown("study", name, every()))

@@ -4,57 +4,27 @@ No comparison is made before all seeds are there that were stated: who looks in 
 where it suits, finds what is not there."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from kpnb_book.studies import paper
-from kpnb_book.studies.evidence import STUDIES, Evidence
-from kpnb_book.studies.losses import every
+from kpnb_book.studies.catalogue import every
+from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.results import KEY, RESULTS, Results
+from kpnb_book.studies.stored import Stored, stored_of
 from kpnb_book.studies.verdicts import (
     BY_PAPER,
     KIND,
     QUESTIONS,
     Estimate,
-    Question,
     estimates,
-    seeds_of,
     verdicts,
 )
 
 SHOWN = ("student", "baseline", "untrained")
 """Networks whose points are shown where they lie."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The tables of one study.
-
-    kind                        of data
-    networks, samples, places   frames as in ``results.Rows``, of the stated seeds alone
-    stated                      seeds that were stated before any was computed
-    roles                       networks that each of these has in the end
-    outdated                    what the tables belong to that is otherwise today, in words
-    """
-
-    kind: str
-    networks: pd.DataFrame
-    samples: pd.DataFrame
-    places: pd.DataFrame
-    stated: tuple[int, ...]
-    roles: frozenset[str]
-    outdated: tuple[str, ...] = ()
-
-    def seeds(self, question: Question = BY_PAPER) -> int:
-        """How many seeds have both networks of a question."""
-        return len(seeds_of(self.samples, question.student, question.other))
-
-    def finished(self, question: Question = BY_PAPER) -> bool:
-        """Whether all stated seeds have them, and there are two at least."""
-        return self.seeds(question) == len(self.stated) > 1
 
 
 def stored(folder: str | Path | None = None) -> dict[str, Stored]:
@@ -64,25 +34,13 @@ def stored(folder: str | Path | None = None) -> dict[str, Stored]:
     """
     root = Path(folder or RESULTS)
     others = sorted(path.name for path in root.glob("*") if path.name not in every())
-    names = [*STUDIES, *others]  # losses have a chapter of their own
+    names = [*STUDIES, *others]  # losses and the transformer have chapters of their own
     results = {name: Results(root / name) for name in names}
     return {
-        name: _stored(each, STUDIES.get(name))
+        name: stored_of(each, STUDIES.get(name))
         for name, each in results.items()
         if each.origin is not None
     }
-
-
-def _stored(results: Results, evidence: Evidence | None) -> Stored:
-    """One study's tables; of one that is not expected, what is there is all that was stated."""
-    rows = results.read()
-    stated = tuple(results.seeds() if evidence is None else evidence.seeds)
-    roles = frozenset(rows.networks["network"] if evidence is None else evidence.roles)
-    frames = [
-        frame[frame["seed"].isin(stated)] for frame in (rows.networks, rows.samples, rows.places)
-    ]
-    outdated = () if evidence is None else tuple(evidence.outdated(results))
-    return Stored(KIND[results.origin["study"]], *frames, stated, roles, outdated)
 
 
 def finished(found: Mapping[str, Stored]) -> dict[str, Stored]:

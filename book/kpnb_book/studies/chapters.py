@@ -28,6 +28,8 @@ from kpnb_book.studies.plan import Plan, plan_of
 from kpnb_book.studies.settings import several
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.text import QuestionStudy, TextStudy
+from kpnb_book.studies.transformer import brief as brief_transformer
+from kpnb_book.studies.transformer import transformer_plan
 
 Parameters = Mapping[str, Any]
 
@@ -145,6 +147,13 @@ def losses(parameters: Parameters) -> list[Plan]:
     return [losses_plan(study, seed, parameters["losses"])]
 
 
+def transformer(parameters: Parameters) -> list[Plan]:
+    profile, seed = parameters["profile"], parameters["seed"]
+    options = given(parameters, but=["results"])
+    study = ImageStudy(profile, **options | brief_transformer(profile, parameters["epochs"]))
+    return [transformer_plan(study, seed)]
+
+
 def scoreboard(parameters: Parameters) -> list[Plan]:
     profile, device = parameters["profile"], parameters["device"]
     studies = [
@@ -179,6 +188,7 @@ CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
     "60": agreement,
     "61": noise_and_controls,
     "70": losses,
+    "71": transformer,
     "90": scoreboard,
 }
 

@@ -255,11 +255,6 @@ LOSSES_EVIDENCE = LossesEvidence(
 )
 
 
-def every() -> dict[str, Evidence]:
-    """All studies that evidence is stored of: those of the paper's experiment, and this one."""
-    return evidence.STUDIES | {LOSSES_EVIDENCE.name: LOSSES_EVIDENCE}
-
-
 def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str]:
     """How the student in a ``row`` of the stored networks would be trained otherwise, in words."""
     way = way_of(loss)

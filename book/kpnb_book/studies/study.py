@@ -58,6 +58,7 @@ class Study(ABC):
     def __init__(
         self, profile: str = "laptop", *, store: Store | None = None, **overrides: Any
     ) -> None:
+        self.profile = profile
         self.settings = self.resolve(profile, **overrides)
         self.store = store or Store()
         self._below: dict[str, set[str]] = {}

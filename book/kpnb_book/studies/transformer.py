@@ -1,0 +1,308 @@
+"""A vision transformer under the same microscope: by which teacher it was taught, and how; what its
+blocks discard, and which output is the feature; how it differs from a convolutional network.
+
+    collect(TRANSFORMER_EVIDENCE, range(5), Results(RESULTS / "transformer"))
+
+All students begin with the baseline's weights and see its share of the images. The paper's student
+learns a feature of a transformer; the others learn what their teacher says, beside the labels:
+that of another transformer, or of the convolutional network of the other chapters.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from kpnb._messages import one_of
+from kpnb.losses import TrainingObjective
+from kpnb.points import background_level, knowledge_points
+from kpnb.stats import Difference
+from kpnb_book.networks.images import LAYERS
+from kpnb_book.studies import losses, paper
+from kpnb_book.studies.evidence import ENOUGH, Evidence
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.measure import Measurement, metrics
+from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.results import RESULTS, Results
+from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.study import Study
+from kpnb_book.studies.training import Training, source_of
+from kpnb_book.studies.verdicts import POINTS, SIX, Question, answers, decided, means
+
+TAUGHT = ("student", "outputs", "convolution")  # by a feature; by outputs, of either teacher
+UNTRAINED = {
+    "student": "untrained",
+    "outputs": "untrained outputs",
+    "convolution": "untrained convolution",
+}
+"""The same students, of the same teacher before its training."""
+SAME = (
+    "dataset", "data_root", "size", "width", "hidden", "teacher_samples", "teacher_epochs",
+    "share", "test_samples", "device",
+)  # fmt: skip
+"""What the convolutional teacher's study has from the transformers'."""
+
+
+def convolutional(study: Study) -> ImageStudy:
+    """The study of convolutional networks on the same data."""
+    same = {name: getattr(study.settings, name) for name in SAME}
+    return ImageStudy(study.profile, store=study.store, **same)
+
+
+def layers_of(study: Study) -> tuple[str, ...]:
+    """A transformer's layers but the logits, from the input on: its blocks, and what may be called
+    its feature.
+    """
+    return tuple(name for name in LAYERS[study.settings.network] if name != "FC3")
+
+
+def by_outputs(study: Study, teacher: Training, seed: int, teacher_epoch: int = -1) -> Training:
+    """The student of a teacher's softened outputs beside the labels, at the baseline's rate."""
+    baseline = study.baseline(seed)
+    return Training(
+        study.store,
+        "student",
+        study.spec(seed),
+        study.share,
+        TrainingObjective("soft_targets", labels=1.0),
+        baseline.schedule,
+        teacher_source=source_of(teacher, type(study).build, teacher_epoch, study.store),
+        label=f"student of outputs, seed {seed}",
+        **study.how,
+    )
+
+
+def network(study: Study, role: str, layer: str, seed: int) -> Training:
+    """The network of a ``role``: "baseline", one of ``TAUGHT``, or its control in ``UNTRAINED``."""
+    if role == "baseline":
+        return study.baseline(seed)
+    control = {name: taught for taught, name in UNTRAINED.items()}
+    taught, epoch = control.get(role, role), 0 if role in control else -1
+    one_of("network", taught, TAUGHT)
+    if taught == "student":
+        return study.student(layer, seed, teacher_epoch=epoch)
+    if taught == "outputs":
+        return by_outputs(study, study.teacher(), seed, epoch)
+    return by_outputs(study, convolutional(study).teacher(), seed, epoch)
+
+
+@dataclass(frozen=True)
+class TransformerEvidence(Evidence):
+    """Besides the columns of all studies, networks have for each layer what ``by_layer`` says of
+    its last epoch, as "Block1 n_fg".
+    """
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return "baseline", *TAUGHT, *UNTRAINED.values()
+
+    def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
+        return network(study, role, layer, seed)
+
+    def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
+        last = [last_epoch(plan.study, each.training) for each in plan.measurements]
+        whole = super().completed(plan, roles, seed)
+        return replace(whole, measurements=(*whole.measurements, *last))
+
+    def rows(
+        self,
+        study: Study,
+        layer: str,
+        role: str,
+        training: Training,
+        seed: int,
+        whole: Study | None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+        if training.objective.labels:
+            networks = networks.assign(accuracy=study.scores(training)["accuracy"])
+        return networks.assign(**by_layer(study, training)), samples, places
+
+
+TRANSFORMER_EVIDENCE = TransformerEvidence(
+    "transformer",
+    ImageStudy,
+    {"network": "vit_4_8", "layers": "cls", "analysed": ENOUGH["images"]},
+    controls=(),
+    seeds=range(5),
+)
+
+
+MEASURES = ("n_fg", "n_bg", "gap")
+
+
+def last_epoch(study: Study, training: Training) -> Measurement:
+    """The entropies of a network's last epoch at all of ``layers_of``."""
+    return Measurement(study, training, layers_of(study), epochs=[-1])
+
+
+def by_layer(study: Study, training: Training) -> dict[str, float]:
+    """After the last epoch, means over the samples at each layer: ``n_fg`` and ``n_bg``, and the
+    ``gap``, by how many nats more of the background is discarded than of the foreground.
+    """
+    measured = last_epoch(study, training).values()
+    regions = {"foreground": study.foreground, "background": study.background}
+    found = {}
+    for layer, values in measured.items():
+        H = values["entropy"][0]
+        points = knowledge_points(H, b=study.settings.b, **regions)
+        levels = {name: background_level(H, region) for name, region in regions.items()}
+        found[f"{layer} n_fg"] = points.n_fg.nanmean().item()
+        found[f"{layer} n_bg"] = points.n_bg.nanmean().item()
+        found[f"{layer} gap"] = (levels["background"] - levels["foreground"]).nanmean().item()
+    return found
+
+
+# --------------------------------------------------------------------------- what the tables say
+
+
+def stored(folder: str | Path | None = None) -> Stored | None:
+    """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None where
+    there are none.
+    """
+    results = Results(Path(folder or RESULTS) / TRANSFORMER_EVIDENCE.name)
+    return None if results.origin is None else stored_of(results, TRANSFORMER_EVIDENCE)
+
+
+def differences(
+    stored: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
+) -> dict[str, dict[str, Difference]]:
+    """By student, its difference from another network in the six metrics, where all seeds that
+    were stated are there.
+
+    against   "baseline", or "untrained": the same student of the untrained teacher
+    tables    the paper's (None: read), which give what is too small to matter
+    """
+    known = paper.read() if tables is None else tables
+    delta = paper.deltas(known, "images", means(stored.samples))
+    others = UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
+    asked = [Question(role, role, other, SIX) for role, other in others.items()]
+    return {
+        question.student: decided(stored.samples, question, delta)
+        for question in asked
+        if stored.finished(question)
+    }
+
+
+def layer_means(
+    networks: pd.DataFrame, roles: Collection[str] = ("baseline", *TAUGHT)
+) -> pd.DataFrame:
+    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for each network and
+    layer, with the columns ``MEASURES``.
+    """
+    layers = [name.removesuffix(" gap") for name in networks if name.endswith(" gap")]
+    means = networks.groupby("network").mean(numeric_only=True)
+    rows = [
+        {"network": role, "layer": layer}
+        | {name: means.loc[role, f"{layer} {name}"] for name in MEASURES}
+        for role in roles
+        if role in means.index
+        for layer in layers
+    ]
+    return pd.DataFrame(rows)
+
+
+def network_means(stored: Stored) -> pd.DataFrame:
+    """The six metrics and held-out accuracy of every network, means over the seeds."""
+    accuracies = stored.networks.groupby("network")["accuracy"].mean()
+    rows = [
+        {"network": role} | means(stored.samples, role) | {"accuracy": accuracies[role]}
+        for role in TRANSFORMER_EVIDENCE.roles
+        if role in accuracies.index
+    ]
+    return pd.DataFrame(rows)
+
+
+KINDS = Question("kinds", "transformer", "convolution", {m: SIX[m] for m in POINTS}, POINTS)
+"""Baselines of both kinds; distances and detours depend on how a kind is trained."""
+
+
+def kinds(folder: str | Path | None = None) -> dict[str, Difference]:
+    """Transformer minus convolutional network, both from scratch, in the metrics of ``KINDS``, from
+    the tables in ``folder`` (default ``book/results``); empty until both have all seeds that were
+    stated for transformers, and unless they measured the same pictures.
+    """
+    root = Path(folder or RESULTS)
+    ours, theirs = (Results(root / name) for name in (TRANSFORMER_EVIDENCE.name, "images"))
+    if ours.origin is None or theirs.origin is None:
+        return {}
+    if ours.origin["measured"] != theirs.origin["measured"]:
+        return {}
+    frame = of_both_kinds(ours.read().samples, theirs.read().samples)
+    if not answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
+        return {}
+    delta = paper.deltas(paper.read(), "images", means(frame, "convolution"))
+    return decided(frame, KINDS, delta)
+
+
+def of_both_kinds(transformers: pd.DataFrame, convolutions: pd.DataFrame) -> pd.DataFrame:
+    """Samples of baselines of both kinds, of the seeds that both have, means over each one's
+    layers; for ``KINDS``.
+    """
+    tables = {"transformer": transformers, "convolution": convolutions}
+    parts = []
+    for name, samples in tables.items():
+        chosen = samples[samples["network"] == "baseline"]
+        means = chosen.groupby(["seed", "sample"])[[*SIX.values()]].mean().reset_index()
+        parts.append(means.assign(layer="all", network=name))
+    both = set(parts[0]["seed"]) & set(parts[1]["seed"])
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[frame["seed"].isin(both)]
+
+
+# ------------------------------------------------------------------------ a build's own networks
+
+OWN = ("baseline", "convolution")
+BRIEF = {"laptop": {"epochs": 3, "share": 1000, "analysed": 12}}
+"""Settings of the networks that a build trains, by profile: stored evidence has the others."""
+
+
+def brief(profile: str, epochs: int | None = None) -> dict[str, Any]:
+    """Settings of a build's own networks; ``epochs`` if they were asked for."""
+    found = BRIEF.get(profile, {"epochs": None})
+    return {**found, "epochs": epochs or found["epochs"]}
+
+
+def own_networks(study: Study, seed: int) -> dict[str, Training]:
+    """Those of a build: the baseline, and the student of a convolutional network. The teachers of
+    the others would take longer than the rest of the chapter.
+    """
+    layer = study.settings.layers[0]
+    return {role: network(study, role, layer, seed) for role in OWN}
+
+
+def last_points(
+    study: Study, networks: Mapping[str, Training], layer: str, chosen: Tensor
+) -> dict[str, Tensor]:
+    """Knowledge points bool ``[K, n]`` after the last epoch, by network, of the samples ``chosen``
+    ``[K]`` among the measured.
+    """
+    return {
+        name: losses.last_points(study, training, layer).points[chosen]
+        for name, training in networks.items()
+    }
+
+
+def own_table(study: Study, seed: int) -> pd.DataFrame:
+    """A row for each of them: the six metrics, held-out accuracy, and ``by_layer``."""
+    (layer,) = study.settings.layers
+    rows = [
+        {"network": role}
+        | metrics(study, training, layer).row()
+        | {"accuracy": study.scores(training)["accuracy"]}
+        | by_layer(study, training)
+        for role, training in own_networks(study, seed).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def transformer_plan(study: Study, seed: int) -> Plan:
+    """What a build trains and measures."""
+    networks = own_networks(study, seed).values()
+    (layer,) = study.settings.layers
+    planned = Plan.measuring(study, [(each, layer) for each in networks])
+    last = [last_epoch(study, each) for each in networks]
+    return replace(planned, measurements=(*planned.measurements, *last))

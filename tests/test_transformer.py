@@ -1,0 +1,275 @@
+"""Transformers as students: the networks, what is trained and stored of them, and what is said of
+the tables.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision import models
+
+from kpnb.features import capture
+from kpnb_book.figures import transformer as shown
+from kpnb_book.networks.images import LAYERS, build, layer_path
+from kpnb_book.store import Store
+from kpnb_book.studies import measure, transformer
+from kpnb_book.studies.chapters import plans_of
+from kpnb_book.studies.evidence import collect, plan
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.results import KEY, NETWORK, Results
+from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
+from tests.drawn import TINY, draw
+from tests.simulated import tables
+
+SMALL = {"input_size": 32, "width": 0.03, "hidden": 8}
+
+
+# ---- the network
+
+
+def test_at_full_size_it_is_torchvisions():
+    ours = build("vit_b_16", 1000, input_size=224)
+    with torch.device("meta"):
+        theirs = models.vit_b_16()
+    shapes = {name: value.shape for name, value in theirs.state_dict().items()}
+    assert {name: value.shape for name, value in ours.state_dict().items()} == shapes
+
+
+def test_features_are_what_their_names_say():
+    model = build("vit_4_8", 5, **SMALL).eval()
+    x = torch.randn(3, 3, 32, 32)
+    paths = {layer: layer_path("vit_4_8", layer) for layer in LAYERS["vit_4_8"]}
+    found = capture(model, x, [*paths.values()])
+    tokens = found[paths["tokens"]]
+    assert tokens.shape == (3, 1 + 16, 24)  # 768 * 0.03 numbers, shared evenly by 4 heads
+    torch.testing.assert_close(found[paths["cls"]], tokens[:, 0])
+    torch.testing.assert_close(found[paths["mean"]], tokens.mean(1))
+    normalised = model.encoder.ln(found[paths["Block4"]])
+    torch.testing.assert_close(normalised, tokens)
+    torch.testing.assert_close(found[paths["FC3"]], model(x))
+    assert model(x).std(0).min() > 0  # untrained, it tells images apart
+
+
+def test_its_output_is_torchvisions_for_the_same_weights():
+    model = build("vit_4_8", 5, **SMALL).eval()
+    theirs = models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=4, num_heads=4, hidden_dim=24, mlp_dim=96,
+        num_classes=5,
+    ).eval()  # fmt: skip
+    theirs.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(x), theirs(x))
+
+
+def test_weights_follow_the_seed_and_global_generators_are_left_alone():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    one, same, other = (build("vit_4_8", 5, **SMALL, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    states = [network.state_dict() for network in (one, same, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["conv_proj.weight"], states[2]["conv_proj.weight"])
+
+
+def test_weights_of_other_classes_come_without_the_classifier(tmp_path):
+    donor = build("vit_4_8", 7, **SMALL, seed=3)
+    torch.save(donor.state_dict(), tmp_path / "vit.pt")
+    loaded = build("vit_4_8", 5, **SMALL, weights=tmp_path / "vit.pt").state_dict()
+    fresh = build("vit_4_8", 5, **SMALL).state_dict()
+    for name, value in loaded.items():
+        source = fresh if name.startswith("heads.") else donor.state_dict()
+        assert torch.equal(value, source[name]), name
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="input_size=36 must be a multiple of the patch, 8"):
+        build("vit_4_8", 5, input_size=36)
+    with pytest.raises(ValueError, match="unknown layer of vit_4_8 'FC1'"):
+        layer_path("vit_4_8", "FC1")
+
+
+# ---- what is trained and stored
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    root = draw(tmp_path_factory.mktemp("shapes"))
+    settings = {**TINY, "dataset": "folder", "data_root": str(root), "b": 0.05}
+    settings |= {"network": "vit_4_8", "width": 0.03, "layers": "cls", "lr": 1e-3}
+    settings |= {"student_lr": 1e-3, "head_lr": 1e-3}
+    return replace(TRANSFORMER_EVIDENCE, name="small", overrides=settings, seeds=range(2))
+
+
+@pytest.fixture(scope="module")
+def study(evidence, tmp_path_factory) -> ImageStudy:
+    return evidence.study(Store(tmp_path_factory.mktemp("store")))
+
+
+def test_students_differ_in_their_teacher_alone(study):
+    own, other = (transformer.network(study, role, "cls", 0) for role in ("outputs", "convolution"))
+    baseline = study.baseline(0)
+    for each in (own, other):
+        assert each.source.identity == baseline.source.identity
+        assert each.schedule == baseline.schedule
+        assert each.schedule.adamw
+        assert each.objective.loss == "soft_targets"
+        assert each.objective.labels == 1
+    assert own.teacher.address == study.teacher().address
+    assert other.teacher.address == transformer.convolutional(study).teacher().address
+    assert own.objective.config == other.objective.config
+    for role, control in UNTRAINED.items():
+        taught, untrained = (transformer.network(study, name, "cls", 0) for name in (role, control))
+        assert untrained.teacher_source.identity["epoch"] == 0
+        assert untrained.teacher.address == taught.teacher.address
+        assert untrained.objective == taught.objective
+    with pytest.raises(ValueError, match="unknown network 'outputz'"):
+        transformer.network(study, "outputz", "cls", 0)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])
+def test_the_convolutional_teacher_is_that_of_other_chapters(profile, study):
+    """Same address, so that it is trained once."""
+    where = {"dataset": "folder", "data_root": study.settings.data_root, "store": study.store}
+    small = {"size": 32, "width": 0.1, "hidden": 8, "teacher_weights": "IMAGENET1K_V1"}
+    small = {name: small[name] for name in ("size", "width", "hidden")}
+    usual = ImageStudy(profile, **where, **small, layers="FC1")
+    vit = ImageStudy(profile, **where, **small, network="vit_4_8")
+    theirs = transformer.convolutional(vit)
+    assert theirs.teacher().address == usual.teacher().address
+
+
+def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, tmp_path):
+    results = Results(tmp_path / "small")
+    collect(evidence, [0], results, study.store)
+    rows = results.read()
+    roles = {"baseline", *TAUGHT, *UNTRAINED.values()}
+    found = set(map(tuple, rows.networks[["layer", "network"]].to_numpy()))
+    assert found == {("cls", role) for role in roles}
+    assert [*rows.networks.columns[: len(KEY) + len(NETWORK)]] == [*KEY, *NETWORK]
+    assert rows.networks["Block4 gap"].notna().all()
+    known = rows.networks.set_index("network")["accuracy"]
+    assert known[["baseline", *TAUGHT]].between(0, 1).all()
+
+    # the tables' numbers are those of the networks
+    training = transformer.network(study, "convolution", "cls", 0)
+    metrics = measure.metrics(study, training, "cls")
+    chosen = rows.samples[rows.samples["network"] == "convolution"]
+    stored = chosen.loc[chosen["layer"] == "cls", "n_bg"].to_numpy()
+    np.testing.assert_allclose(stored, metrics.n_bg.numpy(), atol=1e-5)
+
+    small = stored_of(results, evidence)
+    assert shown.state(small, 3) == "Stored evidence has 1 of 2 seeds; the verdict waits for all."
+    assert transformer.differences(small) == {}
+    means = transformer.layer_means(small.networks)
+    blocks = [f"Block{number}" for number in range(1, 5)]
+    assert [*means["layer"].unique()] == [*blocks, "tokens", "cls", "mean"]
+    figure = shown.by_layer(means)
+    assert len(figure.axes) == len(transformer.MEASURES)
+
+    # at the feature that is measured after every epoch, both tables say the same
+    last = means.set_index(["network", "layer"]).loc[("convolution", "cls"), "n_bg"]
+    assert last == pytest.approx(np.nanmean(stored), abs=1e-5)
+
+
+def test_the_plan_is_what_a_seed_takes(evidence, study, tmp_path):
+    """After it is finished, rows are read without training or measuring."""
+    planned = plan(evidence, study, 1)
+    for measurement in planned.measurements:
+        measurement.finish()
+    for training in planned.everything().values():
+        training.finish()
+    before = sorted(path for path in study.store.root.rglob("*.safetensors"))
+    for layer, role in (("cls", "outputs"), ("cls", "student")):
+        evidence.rows(study, layer, role, evidence.training(study, role, layer, 1), 1, None)
+    assert sorted(path for path in study.store.root.rglob("*.safetensors")) == before
+
+
+def test_a_builds_own_networks_are_planned(study):
+    own = transformer.own_table(study, 3)
+    assert set(own["network"]) == {"baseline", "convolution"}
+    planned = transformer.transformer_plan(study, 3)
+    assert not any(training.missing() for training in planned.everything().values())
+    assert not any(
+        measurement.missing(layer)
+        for measurement in planned.measurements
+        for layer in measurement.layers
+    )
+
+
+def test_the_chapter_has_a_plan():
+    parameters = {
+        "profile": "smoke", "dataset": None, "data_root": None, "network": "vit_4_8",
+        "layer": "cls", "grid": None, "b": None, "epochs": None, "seed": 101, "device": None,
+        "results": None,
+    }  # fmt: skip
+    (found,) = plans_of("71", parameters)
+    kinds = {training.kind for training in found.everything().values()}
+    assert kinds == {"baseline", "student", "teacher"}
+
+
+# ---- what is said of tables
+
+
+def planted(effects: dict[str, dict[str, float]], seeds: int = 5) -> Stored:
+    roles = [*TAUGHT, *UNTRAINED.values()]
+    every = {role: effects.get(role, {}) for role in roles}
+    samples, networks = tables(every, seeds=seeds, samples=40, layers=("cls",))
+    blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
+    networks = networks.assign(**blocks)
+    stated = tuple(TRANSFORMER_EVIDENCE.seeds)
+    return Stored("images", networks, samples, networks[KEY], stated, frozenset(every))
+
+
+def test_students_are_judged_against_baseline_and_control():
+    stored = planted({"convolution": {"n_fg": 8.0}, "untrained convolution": {"n_fg": 8.0}})
+    found = transformer.differences(stored)
+    assert found["convolution"]["n_fg"].verdict == "shows"
+    assert found["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
+    assert found["outputs"]["n_fg"].verdict != "shows"
+    beyond = transformer.differences(stored, "untrained")
+    assert abs(beyond["convolution"]["n_fg"].value) < 2
+    table = shown.differences_table(found)
+    assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
+    assert "of a convolutional network: shows" in shown.taught(found)
+    assert transformer.differences(planted({}, seeds=3)) == {}
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"), [(9.0, "keeps more points"), (-6.0, "keeps fewer points"), (0.0, "")]
+)
+def test_both_kinds_are_compared_on_the_same_pictures(effect, said, tmp_path):
+    ours, _ = tables({}, seeds=5, samples=40, layers=("cls",), seed=1)
+    theirs, _ = tables({}, seeds=7, samples=40, layers=("FC1", "FC2"), seed=2)
+    ours = ours.assign(n_bg=ours["n_bg"] + effect)
+    frame = transformer.of_both_kinds(ours, theirs)
+    assert sorted(frame["seed"].unique()) == [*range(5)]
+    found = transformer.decided(frame, transformer.KINDS, {"n_bg": 1.0})
+    assert found["n_bg"].value == pytest.approx(effect, abs=1.5)
+    if said:
+        assert said in shown.background(found)
+    else:
+        assert "more points than" not in shown.background(found)
+    assert "not judged" in shown.background({})
+
+
+def test_other_pictures_are_not_compared(tmp_path):
+    samples, networks = tables({}, seeds=5, samples=20)
+    for name, measured in (("transformer", "a"), ("images", "b")):
+        rows = transformer.Results(tmp_path / name)
+        rows.add({"study": "ImageStudy", "measured": measured}, _rows(samples, networks))
+    assert transformer.kinds(tmp_path) == {}
+    again = Results(tmp_path / "again" / "transformer")
+    again.add({"study": "ImageStudy", "measured": "b"}, _rows(samples, networks))
+    Results(tmp_path / "again" / "images").add(
+        {"study": "ImageStudy", "measured": "b"}, _rows(samples, networks)
+    )
+    assert set(transformer.kinds(tmp_path / "again")) == set(transformer.POINTS)
+
+
+def _rows(samples: pd.DataFrame, networks: pd.DataFrame):
+    from kpnb_book.studies.results import Rows
+
+    return Rows(networks, samples, networks[KEY])
