@@ -92,6 +92,24 @@ def test_takeaways_quote_computed_values(path):
     assert re.search(r'f"[^"]*\{\w', takeaway)
 
 
+@pytest.mark.parametrize(
+    "name", ["03_method_from_scratch", "04_distillation_from_scratch", "05_your_own"]
+)
+def test_what_is_written_out_shows_its_result_at_the_top(name):
+    """Outputs below the title wait for the last cell of code, which fills them."""
+    title, *cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    assert re.fullmatch(r"# .+\n\n(> .+\n?)+", title.source)
+    _, _, result, figure = takewhile(lambda cell: cell.cell_type == "code", cells)
+    assert folded(result)
+    assert folded(figure)
+    assert "figure" in figure.metadata["mystnb"]
+    filling = [cell.source for cell in cells if "> **Takeaway.**" in cell.source]
+    assert len(filling) == 1
+    for cell in (result, figure):
+        (handle,) = re.findall(r"^(\w+) = DisplayHandle\(\)$", cell.source, re.M)
+        assert f"\n{handle}.update(" in filling[0]
+
+
 @pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
 def test_result_and_figure_come_first(path):
     """Below the title stands a sentence, then what was found and its figure, then the rest; the

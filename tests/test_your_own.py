@@ -108,7 +108,7 @@ def test_plain_papermill_executes_the_page_on_what_it_is_given(given, tmp_path):
     page = papermill(PAGE, tmp_path / "page.ipynb", given, PYTHONPATH=package)
     table = next(cell for cell in page.cells if cell.id == "05-18").outputs[0].data["text/html"]
     rows = re.findall(r"<td[^>]*>([^<]*)</td>", table)
-    start = execute(given, 4)  # images and units; nothing is trained or measured so far
+    start = execute(given, 6)  # images and units; nothing is trained or measured so far
     x, units, foreground = start["x"], start["units"], start["foreground"]
     assert x.shape == (5, 3, 32, 32)
     net = importlib.import_module("somebodys.nets").Net()
@@ -126,7 +126,10 @@ def test_plain_papermill_executes_the_page_on_what_it_is_given(given, tmp_path):
     assert rows == wanted
     printed = str([cell.get("outputs", "") for cell in page.cells])
     assert "The student has 4 checkpoints and the baseline 4" in printed
-    assert "Your student has" in printed  # the takeaway
+    top = next(cell for cell in page.cells if cell.id == "05-top")
+    assert "Your student has" in str(top.outputs)  # the takeaway, which the last cell puts there
+    figure = next(cell for cell in page.cells if cell.id == "05-top-figure")
+    assert "image/png" in figure.outputs[0].data
     assert "hardly learns" not in printed  # from few images, when nothing is trained on them
     check_results(results_of(page), rows)
 
@@ -158,7 +161,7 @@ def test_void_in_masks_is_neither_object_nor_background(given, tmp_path):
         Image.fromarray(values).save(path)
     given = given | {"data_root": str(root)}
     with pytest.raises(ValueError, match=r"ambiguous: masks hold 0, 1, 255: say void=255"):
-        execute(given, 4)
+        execute(given, 6)
     page = execute(given | {"void": 255})
     names = [page["data"].names[i] for i in page["measured"]]
     masks = np.stack([np.asarray(Image.open(root / "masks" / name)) for name in names])
@@ -178,7 +181,7 @@ def test_void_in_masks_is_neither_object_nor_background(given, tmp_path):
     shown = page["maps"]["student"]["features"].isnan().numpy()
     assert (shown == ~(foreground | background)).all()
     (root / "kpnb.json").write_text('{"void": 255}')
-    again = execute(given, 4)  # the folder says it itself
+    again = execute(given, 6)  # the folder says it itself
     assert torch.equal(again["background"], page["background"])
 
 
@@ -194,29 +197,29 @@ def test_masks_without_an_object_are_told_early_and_what_void_has_to_do_with_it(
     given = given | {"data_root": str(tmp_path / "images"), "void": void}
     says = "void is on neither side: is it the value of the object" if void else "check the masks$"
     with pytest.raises(ValueError, match=f"no cell of any measured image is foreground: .*{says}"):
-        execute(given, 4)
+        execute(given, 6)
 
 
 def test_the_embedded_images_have_no_void():
     with pytest.raises(ValueError, match="void= is for dataset='folder'"):
-        execute({"void": 255, "profile": "smoke"}, 3)
+        execute({"void": 255, "profile": "smoke"}, 5)
 
 
 def test_what_is_measured_is_of_all_classes(given):
-    page = execute(given | {"images": 10}, 4)
+    page = execute(given | {"images": 10}, 6)
     assert len(page["data"].labels[page["measured"]].unique()) == 2
 
 
 def test_images_are_normalised_as_the_network_wants_them(given, caplog):
     """Here as Pillow reads them, from 0 to 1; of few images, which are only measured, no word."""
     plain = {"mean": [0, 0, 0], "std": [1, 1, 1]}
-    page = execute(given | plain, 4)
+    page = execute(given | plain, 6)
     assert "hardly learns" not in caplog.text
     names = [page["data"].names[i] for i in page["measured"]]
     files = [Path(given["data_root"], "images", name) for name in names]
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
     np.testing.assert_allclose(page["x"].numpy(), pixels.transpose(0, 3, 1, 2), atol=1e-6)
-    usual = execute(given, 4)["x"]
+    usual = execute(given, 6)["x"]
     shift = torch.tensor([0.485, 0.456, 0.406])
     scale = torch.tensor([0.229, 0.224, 0.225])
     wanted = (page["x"].movedim(1, -1) - shift) / scale
@@ -225,11 +228,11 @@ def test_images_are_normalised_as_the_network_wants_them(given, caplog):
 
 def test_few_images_are_said_where_the_example_learns_from_them(given, caplog):
     ours = dict.fromkeys(["model", "student_checkpoints", "baseline_checkpoints"])
-    execute(given | ours, 4)
+    execute(given | ours, 6)
     assert "a network hardly learns from them" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["model", "student_checkpoints", "baseline_checkpoints"])
 def test_half_of_what_is_needed_is_an_error(given, missing):
     with pytest.raises(ValueError, match="come together"):
-        execute(given | {missing: None}, 2)
+        execute(given | {missing: None}, 4)
