@@ -192,8 +192,8 @@ def test_parameters_of_chapters_that_are_taken():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_parameter_of_a_chapter_has_a_rule_that_its_default_fits(path):
     for name, known in parameters_of(path).items():
-        if (path.stem, name) == ("05_your_own", "layer"):
-            continue  # a module of anybody's network, and so not of ours
+        if (path.stem, name) in (("05_your_own", "layer"), ("71_transformer", "layer")):
+            continue  # of anybody's network; of a transformer, whose study names what is unknown
         assert known.value is None or RULES[name].fits(known.value), name
         assert known.value is not None or name in RULES, name
 
