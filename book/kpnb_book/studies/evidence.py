@@ -34,6 +34,7 @@ from kpnb_book.place import EVIDENCE, seed_lock
 from kpnb_book.store import Store
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
+from kpnb_book.studies.foreground import rule_columns
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, artefact, distance
 from kpnb_book.studies.plan import Plan
@@ -142,6 +143,28 @@ class Evidence:
         return differences({name: theirs.get(name) for name in ours}, ours)
 
 
+@dataclass(frozen=True)
+class ImageEvidence(Evidence):
+    """Samples have the metrics by other ``rules`` of what is foreground, besides the columns of all
+    studies.
+    """
+
+    rules: tuple[str, ...] = ()
+
+    def rows(
+        self,
+        study: Study,
+        layer: str,
+        role: str,
+        training: Training,
+        seed: int,
+        whole: Study | None,
+    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+        more = rule_columns(study, training, layer, self.rules)
+        return networks, samples.assign(**more), places
+
+
 def at_equal_rate(study: Study, layer: str, seed: int) -> Training:
     """The student, trained with the baseline's rate."""
     student = study.student(layer, seed)
@@ -175,11 +198,12 @@ def _tiny_imagenet(network: str, title: str, seeds: range) -> Evidence:
         "analysed": ENOUGH["images"],
     }
     name = f"tiny-imagenet-{title}"
-    return Evidence(name, ImageStudy, settings, OFFICIAL, seeds, official=True)
+    # Its masks are boxes.
+    return ImageEvidence(name, ImageStudy, settings, OFFICIAL, seeds, True, rules=("apart",))
 
 
 _ALL = [
-    Evidence("images", ImageStudy, {"analysed": ENOUGH["images"]}),
+    ImageEvidence("images", ImageStudy, {"analysed": ENOUGH["images"]}, rules=("box", "apart")),
     _tiny_imagenet("vgg11_bn", "vgg11", SEEDS),
     _clouds("pointnet"),
     _clouds("pointnet2"),
