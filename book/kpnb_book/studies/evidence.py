@@ -34,6 +34,7 @@ from kpnb_book.place import EVIDENCE, seed_lock
 from kpnb_book.store import Store
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
+from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.foreground import rule_columns
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, artefact, distance
@@ -145,8 +146,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ImageEvidence(Evidence):
-    """Samples have the metrics by other ``rules`` of what is foreground, besides the columns of all
-    studies.
+    """Besides the columns of all studies, samples have the metrics by other ``rules`` of what is
+    foreground, and networks their points by epoch.
     """
 
     rules: tuple[str, ...] = ()
@@ -161,6 +162,7 @@ class ImageEvidence(Evidence):
         whole: Study | None,
     ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+        networks = networks.assign(**curve_columns(study, training, layer))
         more = rule_columns(study, training, layer, self.rules)
         return networks, samples.assign(**more), places
 

@@ -1,4 +1,8 @@
-"""Other rules of what is foreground, against plain loops and cases that are known."""
+"""What evidence on images has besides: other rules of what is foreground, and points by epoch;
+against plain loops and cases that are known.
+"""
+
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -6,9 +10,11 @@ import torch
 
 from kpnb_book.store import Store
 from kpnb_book.studies import evidence, measure
+from kpnb_book.studies.curves import curves
 from kpnb_book.studies.evidence import STUDIES, ImageEvidence, seed_rows
 from kpnb_book.studies.foreground import RULES, apart, boxes, in_the_box, ring_share
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.results import KEY
 from tests.drawn import TINY, draw
 
 METRICS = ("n_fg", "n_bg", "lambda", "d", "rho")
@@ -59,14 +65,41 @@ def test_where_masks_are_boxes_the_box_changes_nothing(study):
     assert (in_the_box(study)[0] | ~study.foreground).float().mean() > 0.95
 
 
-def test_every_rule_has_its_columns_beside_those_of_all_studies(study, monkeypatch):
+@pytest.fixture(scope="module")
+def shapes(study) -> ImageEvidence:
+    settings = {name: getattr(study.settings, name) for name in ("dataset", "data_root", "b")}
+    return ImageEvidence("shapes", ImageStudy, TINY | settings, (), rules=("box",))
+
+
+def test_points_by_epoch_end_with_those_of_the_tables(study, shapes):
+    own = shapes.study(study.store)
+    rows = seed_rows(shapes, own, 0)
+    found = curves(rows.networks)
+    assert found.groupby("network").size().to_dict() == dict.fromkeys(
+        ("baseline", "student"), own.settings.epochs + 1
+    )
+    last = found[found["epoch"] == own.settings.epochs].set_index("network")
+    means = rows.samples.groupby("network")[["n_fg", "n_bg", "lambda"]].mean()
+    pd.testing.assert_frame_equal(
+        last[["n_fg", "n_bg", "lambda"]], means, check_names=False, rtol=1e-6
+    )
+    assert last.loc["baseline", "accuracy"] == own.baseline(0).accuracy
+    assert pd.isna(last.loc["student", "accuracy"])  # it has learned no labels
+    (layer,) = own.settings.layers
+    H = measure.entropies(own, own.student(layer, 0), layer)["entropy"][0]
+    level = torch.stack([h[b].mean() for h, b in zip(H, own.background, strict=True)])
+    points = (level[:, None] - H > own.settings.b) & own.foreground
+    first = found[(found["epoch"] == 0) & (found["network"] == "student")]
+    assert first["n_fg"].item() == pytest.approx(points.sum(1).double().mean().item())
+    assert curves(rows.networks[KEY]).empty
+
+
+def test_every_rule_has_its_columns_beside_those_of_all_studies(study, shapes, monkeypatch):
     same = {"masks": lambda study: study.regions}
     monkeypatch.setattr("kpnb_book.studies.foreground.RULES", RULES | same)
-    rules = ("masks", "box", "apart")
-    settings = {name: getattr(study.settings, name) for name in ("dataset", "data_root", "b")}
-    shapes = ImageEvidence("shapes", ImageStudy, TINY | settings, (), rules=rules)
-    own = shapes.study(study.store)
-    samples = seed_rows(shapes, own, 0).samples
+    ruled = replace(shapes, rules=("masks", "box", "apart"))
+    own = ruled.study(study.store)
+    samples = seed_rows(ruled, own, 0).samples
     for name in METRICS:  # the study's own regions give the study's own numbers
         pd.testing.assert_series_equal(samples[f"masks_{name}"], samples[name], check_names=False)
     assert not samples["apart_n_bg"].equals(samples["n_bg"])
