@@ -15,6 +15,8 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "10_images_h1": (),
     "11_images_h2": ("10_images_h1",),
     "12_images_h3": ("10_images_h1",),
+    "13_tiny_imagenet": ("10_images_h1",),
+    "14_drawings_photographs": ("10_images_h1",),
     "50_teacher_size": ("10_images_h1",),  # the smaller teacher
     "51_grid_and_threshold": ("10_images_h1",),
     "52_output_distillation": ("10_images_h1",),  # the teacher
@@ -25,6 +27,7 @@ WAITS_FOR: dict[str, tuple[str, ...]] = {
     "30_sentiment_h1": (),
     "31_sentiment_h2": ("30_sentiment_h1",),
     "32_sentiment_h3": ("30_sentiment_h1",),
+    "33_sst2": ("30_sentiment_h1",),
     "40_qa_h1": (),
     "41_qa_h2": ("40_qa_h1",),
     "42_qa_h3": ("40_qa_h1",),

@@ -42,6 +42,12 @@ def given(parameters: Parameters, but: Iterable[str] = ()) -> dict[str, Any]:
     return {SETTINGS.get(name, name): value for name, value in left.items()}
 
 
+def on_own_data(parameters: Parameters, kind: type[Study]) -> list[Plan]:
+    """A chapter on stored evidence, with networks of one study beside it."""
+    options = given(parameters, but=["results"])
+    return [plan_of(kind(parameters["profile"], **options), "pairs")]
+
+
 def one_plan(parameters: Parameters, kind: type[Study], what: str) -> list[Plan]:
     """A chapter on one study."""
     return [plan_of(kind(parameters["profile"], **given(parameters)), what)]
@@ -172,12 +178,15 @@ CHAPTERS: dict[str, Callable[[Parameters], list[Plan]]] = {
     "10": partial(one_plan, kind=ImageStudy, what="first chapter"),
     "11": partial(one_plan, kind=ImageStudy, what="pairs"),
     "12": partial(one_plan, kind=ImageStudy, what="pairs"),
+    "13": partial(on_own_data, kind=ImageStudy),
+    "14": partial(on_own_data, kind=ImageStudy),
     "20": partial(clouds_plans, what="chapter", ends="first chapter"),
     "21": partial(clouds_plans, what="pairs"),
     "22": partial(clouds_plans, what="pairs"),
     "30": partial(one_plan, kind=TextStudy, what="first chapter"),
     "31": partial(one_plan, kind=TextStudy, what="pairs"),
     "32": partial(one_plan, kind=TextStudy, what="pairs"),
+    "33": partial(on_own_data, kind=TextStudy),
     "40": partial(one_plan, kind=QuestionStudy, what="first chapter"),
     "41": partial(one_plan, kind=QuestionStudy, what="pairs"),
     "42": partial(one_plan, kind=QuestionStudy, what="pairs"),

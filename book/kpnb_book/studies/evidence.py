@@ -192,29 +192,49 @@ def _clouds(network: str, seeds: range = SEEDS) -> Evidence:
     return Evidence(network, CloudStudy, settings, seeds=seeds)
 
 
-def _tiny_imagenet(network: str, title: str, seeds: range) -> Evidence:
+def _drawings(title: str, **changed: Any) -> Evidence:
+    """An experiment: the embedded images with one setting ``changed``."""
+    settings = {"analysed": ENOUGH["images"], **changed}
+    return Evidence(f"images-{title}", ImageStudy, settings, (), range(5))
+
+
+def _tiny_imagenet(
+    network: str, title: str, controls: tuple[str, ...] = (), **more: Any
+) -> Evidence:
+    """Photographs; their masks are boxes. With ``controls`` as many seeds as other studies have."""
     settings = {
         "dataset": "tiny",
         "network": network,
         "layers": ("Conv", "FC1", "FC2"),
         "analysed": ENOUGH["images"],
+        **more,
     }
+    seeds = SEEDS if controls else range(5)
     name = f"tiny-imagenet-{title}"
-    # Its masks are boxes.
-    return ImageEvidence(name, ImageStudy, settings, OFFICIAL, seeds, True, rules=("apart",))
+    return ImageEvidence(name, ImageStudy, settings, controls, seeds, True, rules=("apart",))
+
+
+def _sst2(name: str, controls: tuple[str, ...], seeds: range, **more: Any) -> Evidence:
+    settings = {"dataset": "sst2", "analysed": ENOUGH["sst2"], **more}
+    return Evidence(name, TextStudy, settings, controls, seeds, official=True)
 
 
 _ALL = [
     ImageEvidence("images", ImageStudy, {"analysed": ENOUGH["images"]}, rules=("box", "apart")),
-    _tiny_imagenet("vgg11_bn", "vgg11", SEEDS),
+    _tiny_imagenet("vgg11_bn", "vgg11", OFFICIAL),
+    _tiny_imagenet("alexnet", "alexnet"),
+    _tiny_imagenet("vgg16_bn", "vgg16"),
+    _tiny_imagenet("vgg19_bn", "vgg19"),
+    _tiny_imagenet("vgg11_bn", "larger-teacher", teacher_network="vgg16_bn"),
+    _drawings("small-share", share=500),
+    _drawings("weak-teacher", teacher_samples=2000),
     _clouds("pointnet"),
     _clouds("pointnet2"),
     _clouds("dgcnn", range(10)),
     _clouds("pointconv", range(10)),
     Evidence("sentiment", TextStudy, {"analysed": ENOUGH["sentiment"]}),
-    Evidence(
-        "sst2", TextStudy, {"dataset": "sst2", "analysed": ENOUGH["sst2"]}, OFFICIAL, official=True
-    ),
+    _sst2("sst2", OFFICIAL, SEEDS),
+    _sst2("sst2-six-layers", (), range(5), depth="all"),
     Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}),
 ]
 STUDIES = {each.name: each for each in _ALL}

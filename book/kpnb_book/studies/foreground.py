@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from kpnb.metrics import Choices, six_metrics
+from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.points import foreground_units
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, distance
@@ -57,18 +57,25 @@ def apart(study: ImageStudy) -> Regions:
 RULES: dict[str, Callable[[ImageStudy], Regions]] = {"box": in_the_box, "apart": apart}
 
 
+def metrics_by_rule(
+    study: ImageStudy, training: Training, layer: str, rule: str | None = None
+) -> Metrics:
+    """The six metrics of a network by one of the ``RULES``; None: by the study's own regions."""
+    foreground, background = RULES[rule](study) if rule else study.regions
+    H = Measurement(study, training, (layer,)).values()[layer]["entropy"]
+    path = distance(study, training, layer)
+    return six_metrics(H, foreground, path, Choices(b=study.settings.b), background=background)
+
+
 def rule_columns(
     study: ImageStudy, training: Training, layer: str, rules: Collection[str]
 ) -> dict[str, list[float]]:
     """By column, a value for each sample: what a network's metrics would be by each of the
     ``rules``; ``d`` is the weight distance at m-hat (inside Eq. 8).
     """
-    H = Measurement(study, training, (layer,)).values()[layer]["entropy"]
-    path = distance(study, training, layer)
     columns: dict[str, list[float]] = {}
     for rule in rules:
-        foreground, background = RULES[rule](study)
-        found = six_metrics(H, foreground, path, Choices(b=study.settings.b), background=background)
+        found = metrics_by_rule(study, training, layer, rule)
         values = {
             "n_fg": found.n_fg,
             "n_bg": found.n_bg,

@@ -1,0 +1,247 @@
+"""The paper's own data: rows of its tables beside those of stored evidence, and what drawings and
+photographs have in common.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from kpnb.metrics import BETTER, NAMES
+from kpnb_book.studies import board, paper
+from kpnb_book.studies.curves import curves
+from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.foreground import metrics_by_rule
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.results import RESULTS, Results
+from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.verdicts import (
+    SIX,
+    Estimate,
+    Question,
+    by_seed,
+    decided,
+    estimates,
+    means,
+)
+
+ROLES = ("student", "baseline")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set that the paper has a table of, and evidence on it.
+
+    table, name   the paper's
+    studies       by name of the evidence: the network and the teacher in the paper's words
+    """
+
+    table: str
+    name: str
+    studies: Mapping[str, tuple[str, str]]
+
+    def stored(self, folder: str | Path | None = None) -> dict[str, Stored]:
+        """Its tables in ``folder`` (default ``book/results``), by name."""
+        return stored(self.studies, folder)
+
+    def paper_rows(self) -> pd.DataFrame:
+        """The rows of the paper's table about this set."""
+        rows = paper.read()
+        return rows[(rows["table"] == self.table) & (rows["dataset"] == self.name)]
+
+    def rows(self, found: Mapping[str, Stored]) -> pd.DataFrame:
+        """Student and baseline in the six metrics, of the paper and then of evidence, which has a
+        row for each of them at each layer; columns from, network, teacher, layer, role, ``NAMES``.
+        """
+        theirs = self.paper_rows()
+        teacher = theirs["setting"].str.removeprefix("pair of: ").str.removeprefix("Distilling ")
+        # Where the paper names no teacher, it is of the student's kind.
+        theirs = theirs.assign(source="paper", teacher=teacher.fillna("from its own kind"))
+        ours = [
+            {"source": "here", "network": network, "teacher": f"from {teacher}"}
+            | {"layer": layer, "role": role}
+            | means(each.samples[each.samples["layer"] == layer], role)
+            for name, each in found.items()
+            for network, teacher in (self.studies[name],)
+            for layer in sorted(each.samples["layer"].unique())
+            for role in ROLES
+        ]
+        both = pd.concat([theirs, pd.DataFrame(ours)], ignore_index=True)
+        columns = ["source", "network", "teacher", "layer", "role", *NAMES]
+        return both[columns].rename(columns={"source": "from"})
+
+    def signs(self, found: Mapping[str, Stored]) -> pd.DataFrame:
+        """In how many pairs a student is what the hypothesis wants, in the paper's table and here:
+        a row for each metric, with the columns metric, paper, pairs, here and seeds.
+
+        Here a pair is a student and its baseline at one layer and seed, means over the samples.
+        """
+        theirs = paper.differences(self.paper_rows())
+        ours = pd.concat([pairs_of(each) for each in found.values()] or [pd.DataFrame()])
+        rows = []
+        for metric in NAMES:
+            row: dict[str, object] = {"metric": metric}
+            row["paper"], row["pairs"] = _wanted(theirs[metric], metric)
+            row["here"], row["seeds"] = _wanted(ours[metric], metric) if len(ours) else (0, 0)
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+
+def _wanted(values: pd.Series, metric: str) -> tuple[int, int]:
+    """How many differences have the sign that the hypothesis wants, and how many there are."""
+    known = values.dropna()
+    return int((known * BETTER[metric] > 0).sum()), len(known)
+
+
+TINY_IMAGENET = DataSet(
+    "9",
+    "Tiny-ImageNet",
+    {
+        "tiny-imagenet-vgg11": ("VGG-11", "VGG-11"),
+        "tiny-imagenet-alexnet": ("AlexNet", "AlexNet"),
+        "tiny-imagenet-vgg16": ("VGG-16", "VGG-16"),
+        "tiny-imagenet-vgg19": ("VGG-19", "VGG-19"),
+        "tiny-imagenet-larger-teacher": ("VGG-11", "VGG-16"),
+    },
+)
+SST2 = DataSet(
+    "6",
+    "SST-2",
+    {"sst2": ("two layers", "two layers"), "sst2-six-layers": ("six layers", "six layers")},
+)
+
+
+def stored(names: Iterable[str], folder: str | Path | None = None) -> dict[str, Stored]:
+    """The tables in ``folder`` (default ``book/results``) that there are of these studies."""
+    results = {name: Results(Path(folder or RESULTS) / name) for name in names}
+    return {
+        name: stored_of(each, STUDIES.get(name))
+        for name, each in results.items()
+        if each.origin is not None
+    }
+
+
+def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
+    """``verdicts.estimates`` of those that are finished, by name."""
+    tables = paper.read()
+    return {
+        name: estimates(each.samples, each.kind, tables)
+        for name, each in board.finished(found).items()
+    }
+
+
+def pairs_of(each: Stored) -> pd.DataFrame:
+    """Student minus baseline, a row for each layer and seed, means over the samples; a column a
+    metric.
+    """
+    layers = [samples for _, samples in each.samples.groupby("layer")]
+    return pd.concat([by_seed(samples) for samples in layers], ignore_index=True)
+
+
+# ------------------------------------------------------------------------ figures 2 and 7
+
+
+def points_by_epoch(each: Stored, layer: str) -> dict[str, dict[str, Tensor]]:
+    """Figure 7: by kind of point and network, means over the samples at a ``layer``,
+    ``[epochs, seeds]``, for ``plots.point_curves``; empty where evidence has no curves.
+    """
+    known = curves(each.networks)
+    known = known[known["layer"] == layer].set_index("network")
+    if not {*ROLES} <= {*known.index}:
+        return {}
+    titles = {"n_fg": "on the object", "n_bg": "on the background"}
+    return {
+        title: {role: _by_seed(known.loc[role], name) for role in ROLES}
+        for name, title in titles.items()
+    }
+
+
+def _by_seed(curve: pd.DataFrame, name: str) -> Tensor:
+    """One column of a network's curves, ``[epochs, seeds]``."""
+    return torch.tensor(curve.pivot(index="epoch", columns="seed", values=name).to_numpy())
+
+
+def quality_by_epoch(each: Stored, layer: str) -> pd.DataFrame:
+    """Figure 2: lambda at a ``layer`` and held-out accuracy of the baselines after each epoch,
+    means over the seeds, for ``plots.quality_and_accuracy``.
+    """
+    known = curves(each.networks)
+    known = known[(known["layer"] == layer) & (known["network"] == "baseline")]
+    columns = ["lambda", "accuracy"]
+    found = known.groupby("epoch")[columns].mean().dropna().reset_index()
+    return found.assign(network="baseline")
+
+
+def quality_correlation(each: Stored, layer: str) -> pd.Series:
+    """Rank correlation of lambda and held-out accuracy over the epochs of each baseline, by seed;
+    the untrained network does not count.
+    """
+    known = curves(each.networks)
+    known = known[(known["layer"] == layer) & (known["network"] == "baseline")]
+    trained = known[known["epoch"] > 0].dropna(subset=["lambda", "accuracy"])
+    found = {
+        seed: frame["lambda"].corr(frame["accuracy"], method="spearman")
+        for seed, frame in trained.groupby("seed")
+    }
+    return pd.Series(found, dtype=float, name="correlation")
+
+
+# ------------------------------------------------------------------------ drawings and photographs
+
+BOTH = ("images", "tiny-imagenet-vgg11")
+"""Drawings and photographs, at the same settings but for the data."""
+EXPERIMENTS = {
+    "images-small-share": "of 500 images instead of 2,000 learn student and baseline",
+    "images-weak-teacher": "the teacher learns from 2,000 images instead of 8,000",
+}
+"""Drawings, with one thing changed."""
+
+RULE_TITLES = {
+    "": "as the set has it",
+    "box": "the object's bounding box",
+    "apart": "cells next to the object count as neither",
+}
+
+
+def rule_question(rule: str) -> Question:
+    """Student against baseline, by a rule of what is foreground ("": the study's own)."""
+    prefix = f"{rule}_" if rule else ""
+    return Question(
+        rule, "student", "baseline", {metric: f"{prefix}{name}" for metric, name in SIX.items()}
+    )
+
+
+def pair_by_rule(study: ImageStudy, layer: str, seed: int) -> pd.DataFrame:
+    """Points and lambda of a study's own student and baseline by each rule: a row for each rule and
+    network, means over the images.
+    """
+    networks = {"student": study.student(layer, seed), "baseline": study.baseline(seed)}
+    return pd.DataFrame(
+        {"rule": title, "network": role}
+        | {name: each.row()[name] for name in ("n_fg", "n_bg", "lambda")}
+        for rule, title in RULE_TITLES.items()
+        for role, training in networks.items()
+        for each in (metrics_by_rule(study, training, layer, rule or None),)
+    )
+
+
+def by_rule(each: Stored) -> pd.DataFrame:
+    """What student minus baseline is by each rule of what is foreground that the tables have: a row
+    for each rule and metric, with its interval and verdict. Empty before all stated seeds.
+    """
+    if not each.finished():
+        return pd.DataFrame()
+    delta = paper.deltas(paper.read(), each.kind, means(each.samples))
+    rows = []
+    for rule, title in RULE_TITLES.items():
+        question = rule_question(rule)
+        if {*question.columns.values()} <= {*each.samples}:
+            rows += [
+                {"rule": title, "metric": metric, "value": d.value}
+                | {"low": d.low, "high": d.high, "verdict": d.verdict}
+                for metric, d in decided(each.samples, question, delta).items()
+            ]
+    return pd.DataFrame(rows)
