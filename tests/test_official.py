@@ -1,0 +1,188 @@
+"""The chapters on the paper's own data: planted tables, and what is said of them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kpnb.metrics import BETTER, NAMES
+from kpnb_book.figures import official as shown
+from kpnb_book.figures import plots
+from kpnb_book.studies import board, official, paper
+from kpnb_book.studies.evidence import OFFICIAL, STUDIES
+from kpnb_book.studies.official import SST2, TINY_IMAGENET
+from kpnb_book.studies.results import KEY, Results, Rows
+from tests.simulated import origin_of, tables
+
+EFFECTS = {"student": {"n_fg": 6.0, "n_bg": -4.0, "lambda": 0.06, "d": -0.2, "rho": 0.1}}
+EFFECTS |= {"untrained": {"d": -0.2}, "random-labels": {"d": -0.2}, "equal-rate": {}}
+EPOCHS = 4
+
+
+def planted(
+    folder: Path,
+    name: str,
+    effects: dict[str, dict[str, float]],
+    seeds: int,
+    layers=("Conv", "FC1"),
+) -> None:
+    """Tables of one of ``STUDIES``: by its other rules the student has more, by a point of the
+    object, and accuracy rises with lambda from epoch to epoch.
+    """
+    samples, networks = tables(effects, seeds=seeds, samples=12, layers=layers)
+    for rule in getattr(STUDIES[name], "rules", ()):
+        more = (samples["network"] == "student").astype(float)
+        added = {f"{rule}_n_fg": samples["n_fg"] + more}
+        added |= {f"{rule}_{each}": samples[each] for each in ("n_bg", "lambda", "d", "rho")}
+        samples = samples.assign(**added)
+    for epoch in range(EPOCHS + 1):
+        is_baseline = networks["network"] == "baseline"
+        networks[f"epoch {epoch} n_fg"] = 2.0 * epoch + networks["seed"]
+        networks[f"epoch {epoch} n_bg"] = 1.0
+        networks[f"epoch {epoch} lambda"] = 0.1 * epoch
+        networks[f"epoch {epoch} accuracy"] = np.where(is_baseline, 0.2 * epoch, np.nan)
+    origin = origin_of(name, STUDIES[name].kind.__name__)
+    Results(folder / name).add(origin, Rows(networks, samples, networks[KEY].iloc[:0]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("results")
+    planted(root, "tiny-imagenet-vgg11", EFFECTS, 20)
+    planted(root, "tiny-imagenet-vgg16", {"student": {"n_fg": -6.0}}, 2)
+    planted(root, "images", {"student": {}}, 20)
+    planted(root, "sst2", {"student": {}}, 3, ("feature",))
+    return root
+
+
+@pytest.fixture(scope="module")
+def stored(folder) -> dict[str, board.Stored]:
+    return TINY_IMAGENET.stored(folder)
+
+
+def test_rows_of_the_paper_stand_beside_ours(stored):
+    rows = TINY_IMAGENET.rows(stored)
+    theirs, ours = (rows[rows["from"] == source] for source in ("paper", "here"))
+    table = paper.read().query("table == '9' and dataset == 'Tiny-ImageNet'")
+    assert theirs[[*NAMES]].to_numpy().tolist() == table[[*NAMES]].to_numpy().tolist()
+    assert len(ours) == 2 * 2 * 2  # studies, layers, roles
+    student = ours[(ours["role"] == "student") & (ours["layer"] == "FC1")].set_index("network")
+    samples = stored["tiny-imagenet-vgg11"].samples
+    chosen = samples[(samples["network"] == "student") & (samples["layer"] == "FC1")]
+    assert student.loc["VGG-11", "n_fg"] == pytest.approx(chosen["n_fg"].mean())
+    assert student.loc["VGG-11", "d_var"] == pytest.approx(
+        chosen.groupby("seed")["d"].var(ddof=0).mean()
+    )
+
+
+def test_signs_are_counted_as_the_hypotheses_want_them(stored):
+    signs = TINY_IMAGENET.signs(stored).set_index("metric")
+    pairs = paper.paper_pairs(TINY_IMAGENET.paper_rows())
+    for metric in NAMES:
+        gaps = (pairs["student"] - pairs["baseline"])[metric] * BETTER[metric]
+        assert signs.loc[metric, "paper"] == sum(gap > 0 for gap in gaps)
+        assert signs.loc[metric, "pairs"] == len(gaps) == 6
+    wanted = 0
+    for each in stored.values():
+        means = each.samples.groupby(["layer", "seed", "network"])["n_fg"].mean().unstack()
+        wanted += int((means["student"] > means["baseline"]).sum())
+    assert signs.loc["n_fg", "here"] == wanted
+    assert signs.loc["n_fg", "seeds"] == 2 * (20 + 2)
+    none = TINY_IMAGENET.signs({})
+    assert none["here"].sum() == none["seeds"].sum() == 0
+    assert shown.counted(none).endswith("comparisons of the paper's table.")
+
+
+def test_nothing_is_judged_before_all_seeds_are_there(stored):
+    said = shown.state(stored, TINY_IMAGENET.studies)
+    assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in said
+    assert "`tiny-imagenet-alexnet` has 0 of 5 seeds" in said
+    assert "vgg11" not in said
+    asked = board.board(stored)
+    assert set(asked["study"]) == {"tiny-imagenet-vgg11"}
+    assert [*official.estimated(stored)] == ["tiny-imagenet-vgg11"]
+    assert official.by_rule(stored["tiny-imagenet-vgg16"]).empty
+    assert shown.intervals_table(pd.DataFrame()).empty
+    assert shown.controls_table(pd.DataFrame(), "sst2").empty
+    assert shown.controls_table(asked, "sst2").empty
+
+
+def test_controls_stand_beside_the_verdict(stored):
+    asked = board.board(stored)
+    table = shown.controls_table(asked, "tiny-imagenet-vgg11").set_index("metric")
+    assert [*table] == ["student - baseline", *shown.CONTROLS.values()]
+    row = table.iloc[NAMES.index("d_mean")]
+    assert row["student - baseline"].endswith("shows")
+    assert row["untrained teacher - baseline"].endswith("shows")
+    assert not row["student - untrained teacher's"].endswith("shows")
+    assert table.iloc[NAMES.index("n_fg")]["student - untrained teacher's"].endswith("shows")
+
+
+def test_another_rule_of_what_is_foreground_has_its_own_differences(folder):
+    drawn = official.stored(official.BOTH, folder)["images"]
+    rows = official.by_rule(drawn).set_index(["rule", "metric"])["value"]
+    masks, box, apart = official.RULE_TITLES.values()
+    assert rows[box, "n_fg"] == pytest.approx(rows[masks, "n_fg"] + 1)
+    assert rows[apart, "lambda"] == pytest.approx(rows[masks, "lambda"])
+    table = shown.rules_table(official.by_rule(drawn))
+    assert [*table] == ["metric", masks, box, apart]
+    assert len(table) == len(NAMES)
+
+
+def test_curves_are_those_of_the_tables(stored):
+    each = stored["tiny-imagenet-vgg11"]
+    found = official.points_by_epoch(each, "FC1")["on the object"]["student"]
+    assert found.shape == (EPOCHS + 1, 20)
+    assert found[3].tolist() == [6.0 + seed for seed in range(20)]
+    plots.point_curves(official.points_by_epoch(each, "FC1"))
+    quality = official.quality_by_epoch(each, "FC1")
+    assert quality["accuracy"].tolist() == pytest.approx([0.2 * k for k in range(EPOCHS + 1)])
+    plots.quality_and_accuracy(quality)
+    assert official.quality_correlation(each, "FC1").tolist() == pytest.approx([1.0] * 20)
+    assert "+1.00 in the mean of 20 baselines, and positive in 20" in shown.correlated(
+        official.quality_correlation(each, "FC1")
+    )
+    assert shown.correlated(pd.Series([math.nan])) == ""
+
+
+def test_tables_without_curves_have_no_figure(folder, tmp_path):
+    samples, networks = tables({"student": {}}, seeds=2, samples=4)
+    name = "tiny-imagenet-vgg11"
+    Results(tmp_path / name).add(
+        origin_of(name, "ImageStudy"), Rows(networks, samples, networks[KEY].iloc[:0])
+    )
+    (each,) = TINY_IMAGENET.stored(tmp_path).values()
+    assert official.points_by_epoch(each, "FC1") == {}
+    assert official.quality_by_epoch(each, "FC1").empty
+    assert official.quality_correlation(each, "FC1").empty
+
+
+def test_evidence_on_the_papers_own_data_is_what_the_chapters_name():
+    for data in (TINY_IMAGENET, SST2):
+        assert all(STUDIES[name].official for name in data.studies)
+        assert len(data.paper_rows())
+    for name in ("tiny-imagenet-vgg11", "sst2"):
+        assert STUDIES[name].controls == OFFICIAL
+        assert len(STUDIES[name].seeds) == 20
+    every = {name for name, each in STUDIES.items() if each.official}
+    assert every == {*TINY_IMAGENET.studies, *SST2.studies}
+    settings = STUDIES["sst2-six-layers"].kind.resolve(
+        "laptop", **STUDIES["sst2-six-layers"].overrides
+    )
+    assert settings.depth == "all"
+
+
+@pytest.mark.parametrize("name", official.EXPERIMENTS)
+def test_an_experiment_changes_one_setting(name):
+    resolved = {
+        each: STUDIES[each].kind.resolve("laptop", **STUDIES[each].overrides)
+        for each in ("images", name)
+    }
+    changed = [
+        field
+        for field in vars(resolved["images"])
+        if getattr(resolved["images"], field) != getattr(resolved[name], field)
+    ]
+    assert len(changed) == 1
