@@ -212,7 +212,13 @@ def pet(root):
     return base
 
 
-TREES = {"cub": cub, "voc": voc, "det": det, "coco": coco, "tiny": tiny, "pet": pet}
+def tiny_part(root):
+    """As whoever measures it has the set: without some of the classes that are measured."""
+    return tiny(root)
+
+
+TREES = {"tiny-20": tiny_part}
+TREES |= {"cub": cub, "voc": voc, "det": det, "coco": coco, "tiny": tiny, "pet": pet}
 each = pytest.mark.parametrize("name", TREES)
 
 
@@ -620,6 +626,56 @@ def test_tiny(tmp_path):
     box[:] = False
     box[6:9, 5:8] = True
     is_crop(test, 0, base / "val" / "images" / "val_0.JPEG", (0, 0, 64, 64), box)
+
+
+def as_many_of_tiny(root, synsets):
+    """Tiny-ImageNet of these classes, in this order; of each three pictures, and one to test."""
+    base, validated = root / "tiny-imagenet-200", []
+    write(base / "wnids.txt", "\n".join(synsets) + "\n")
+    for synset in sorted(synsets):
+        folder = base / "train" / synset
+        for i in range(3):
+            picture(
+                folder / "images" / f"{synset}_{i}.JPEG",
+                width=64,
+                height=64,
+                seed=int(synset[1:]) + i,
+            )
+        lines = [f"{synset}_{i}.JPEG\t0\t10\t63\t{50 + i}" for i in range(3)]
+        write(folder / f"{synset}_boxes.txt", "\n".join(lines) + "\n")
+        picture(
+            base / "val" / "images" / f"{synset}.JPEG", width=64, height=64, seed=int(synset[1:])
+        )
+        validated.append(f"{synset}.JPEG\t{synset}\t5\t6\t20\t30")
+    write(base / "val" / "val_annotations.txt", "\n".join(validated) + "\n")
+
+
+def test_some_classes_of_the_whole_set_are_those_of_a_part_of_it(tmp_path, monkeypatch, caplog):
+    """Whatever else there is, and in whatever order."""
+    only = ["n03", "n01", "n04"]
+    monkeypatch.setitem(official.ABOUT["tiny-20"], "only", only)
+    as_many_of_tiny(tmp_path / "whole", ["n02", "n04", "n01", "n05", "n03"])
+    as_many_of_tiny(tmp_path / "part", ["n01", "n03", "n04"])
+    for split, count in (("train", 9), ("test", 3)):
+        whole, part = (
+            load("tiny-20", split, root=tmp_path / name, size=16) for name in ("whole", "part")
+        )
+        assert whole.classes == part.classes == ("n03", "n01", "n04")
+        assert len(whole) == count
+        assert whole.names == part.names
+        assert whole.config == part.config
+        assert torch.equal(whole.images, part.images)
+        assert torch.equal(whole.labels, part.labels)
+        assert [whole.classes[label] for label in whole.labels] == [
+            name[:3] for name in whole.names
+        ]
+    drawn = [load("tiny-20", root=tmp_path / n, size=16, count=6) for n in ("whole", "part")]
+    assert drawn[0].names == drawn[1].names
+    assert not caplog.records
+    as_many_of_tiny(tmp_path / "others", ["n07", "n01"])
+    assert load("tiny-20", root=tmp_path / "others", size=16).classes == ("n07", "n01")
+    assert "2 of 3 classes are not in" in caplog.text
+    assert "all 2 classes that are there are taken" in caplog.text
 
 
 def test_pet_agrees_with_torchvision(tmp_path):

@@ -1,19 +1,27 @@
 """The chapters on the paper's own data: planted tables, and what is said of them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from kpnb.metrics import BETTER, NAMES
+from kpnb_book.figures import losses as of_losses
 from kpnb_book.figures import official as shown
 from kpnb_book.figures import plots
-from kpnb_book.studies import board, official, paper
-from kpnb_book.studies.evidence import OFFICIAL, STUDIES
+from kpnb_book.store import Store
+from kpnb_book.studies import board, fine_tuning, official, paper
+from kpnb_book.studies.catalogue import every
+from kpnb_book.studies.evidence import OFFICIAL, STUDIES, seed_rows
+from kpnb_book.studies.experiments import SomeClasses
+from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
 from kpnb_book.studies.official import SST2, TINY_IMAGENET
 from kpnb_book.studies.results import KEY, Results, Rows
+from tests.drawn import TINY, draw
 from tests.simulated import origin_of, tables
 
 EFFECTS = {"student": {"n_fg": 6.0, "n_bg": -4.0, "lambda": 0.06, "d": -0.2, "rho": 0.1}}
@@ -28,11 +36,11 @@ def planted(
     seeds: int,
     layers=("Conv", "FC1"),
 ) -> None:
-    """Tables of one of ``STUDIES``: by its other rules the student has more, by a point of the
+    """Tables of a study: by its other rules the student has more, by a point of the
     object, and accuracy rises with lambda from epoch to epoch.
     """
     samples, networks = tables(effects, seeds=seeds, samples=12, layers=layers)
-    for rule in getattr(STUDIES[name], "rules", ()):
+    for rule in getattr(every()[name], "rules", ()):
         more = (samples["network"] == "student").astype(float)
         added = {f"{rule}_n_fg": samples["n_fg"] + more}
         added |= {f"{rule}_{each}": samples[each] for each in ("n_bg", "lambda", "d", "rho")}
@@ -43,7 +51,7 @@ def planted(
         networks[f"epoch {epoch} n_bg"] = 1.0
         networks[f"epoch {epoch} lambda"] = 0.1 * epoch
         networks[f"epoch {epoch} accuracy"] = np.where(is_baseline, 0.2 * epoch, np.nan)
-    origin = origin_of(name, STUDIES[name].kind.__name__)
+    origin = origin_of(name, every()[name].kind.__name__)
     Results(folder / name).add(origin, Rows(networks, samples, networks[KEY].iloc[:0]))
 
 
@@ -166,8 +174,8 @@ def test_evidence_on_the_papers_own_data_is_what_the_chapters_name():
     for name in ("tiny-imagenet-vgg11", "sst2"):
         assert STUDIES[name].controls == OFFICIAL
         assert len(STUDIES[name].seeds) == 20
-    every = {name for name, each in STUDIES.items() if each.official}
-    assert every == {*TINY_IMAGENET.studies, *SST2.studies}
+    own = {name for name, each in STUDIES.items() if each.official}
+    assert own == {*TINY_IMAGENET.studies, *SST2.studies}
     settings = STUDIES["sst2-six-layers"].kind.resolve(
         "laptop", **STUDIES["sst2-six-layers"].overrides
     )
@@ -186,3 +194,55 @@ def test_an_experiment_changes_one_setting(name):
         if getattr(resolved["images"], field) != getattr(resolved[name], field)
     ]
     assert len(changed) == 1
+
+
+# ---- fine-tuning
+
+
+def test_fine_tuning_is_stored_beside_learning_from_scratch(tmp_path):
+    """Of drawn shapes: each network is of the class that the other has not seen before."""
+    root = draw(tmp_path / "shapes")
+    settings = TINY | {"dataset": "folder", "data_root": str(root), "b": 0.05, "layers": ("Conv",)}
+    small = replace(
+        FINE_TUNING_EVIDENCE, name="small", overrides={**settings, "classes": (0, 1)}, rules=()
+    )
+    study = small.study(Store(tmp_path / "store"))
+    source = study.baseline(9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "before", lambda study: source)
+        rows = seed_rows(small, study, 0)
+        tuned = small.training(study, "fine-tuned", "Conv", 0)
+    assert rows.networks["network"].tolist() == ["fine-tuned", "from scratch"]
+    assert rows.networks["accuracy"].tolist() == [tuned.accuracy, study.baseline(0).accuracy]
+    first, learned = tuned.state(0), source.state()
+    assert all(
+        torch.equal(first[name], learned[name])
+        for name in first
+        if not name.startswith("classifier.6.")
+    )
+    with pytest.raises(ValueError, match="network"):
+        small.training(study, "student", "Conv", 0)
+
+
+def test_what_is_learned_before_has_other_classes(tmp_path):
+    assert not {*fine_tuning.BEFORE} & {*fine_tuning.NEW}
+    root = draw(tmp_path / "shapes")
+    how = {"dataset": "folder", "data_root": str(root), "device": "cpu"}
+    study = SomeClasses("laptop", store=Store(tmp_path / "store"), classes=(1,), **how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fine_tuning, "BEFORE", range(1))
+        teacher = fine_tuning.before(study)
+    assert teacher.data.classes == ("disc",)
+    assert study.share.classes == ("square",)
+
+
+def test_figure_7_waits_for_its_seeds(tmp_path):
+    assert official.fine_tuned(tmp_path) == ({}, {})
+    for seeds in (2, 5):
+        folder, name = tmp_path / str(seeds), FINE_TUNING_EVIDENCE.name
+        planted(folder, name, {"fine-tuned": {"n_fg": 9.0}, "from scratch": {}}, seeds, ("Conv",))
+        curves, gaps = official.fine_tuned(folder)
+        assert curves["on the object"]["fine-tuned"].shape == (EPOCHS + 1, seeds)
+        assert bool(gaps) == (seeds == 5)
+    assert gaps["n_fg"].value == pytest.approx(9.0, abs=2.5)
+    assert of_losses.six_table({"fine-tuned": gaps})["student"].tolist() == ["fine-tuned"]

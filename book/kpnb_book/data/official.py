@@ -57,6 +57,8 @@ def source(wanted: Request, size: int) -> Source:
         raise FileNotFoundError(f"{found}: {where}, and unpack it there")
     with reading(f"the annotations in {base}"):
         classes, records = LISTINGS[wanted.dataset](base, wanted.split, about.get("classes", {}))
+    if "only" in about:
+        classes, records = narrowed(classes, records, about["only"], base)
     labels = {category: label for label, category in enumerate(classes)}
     if odd := [record for record in records if record.label not in labels]:
         found = unknown("category", odd[0].label, labels)
@@ -64,6 +66,24 @@ def source(wanted: Request, size: int) -> Source:
     records = [record._replace(label=labels[record.label]) for record in records]
     root = base.parent  # where CUB's masks may lie
     return image_set.source(wanted, size, [*classes.values()], records, root, about["crop"])
+
+
+def narrowed(
+    classes: Mapping[str, str], records: list[Record], only: list[str], base: Path
+) -> tuple[Mapping[str, str], list[Record]]:
+    """The categories ``only``, in their order, and the objects of these, whatever others there are:
+    the same set from the whole archive and from a part of it. All where some of them are missing.
+    """
+    if missing := [category for category in only if category not in classes]:
+        log.warning(
+            "%d of %d classes are not in %s (%s, ...): all %d classes that are there are taken",
+            len(missing), len(only), base, missing[0], len(classes),
+        )  # fmt: skip
+        return classes, records
+    order = {category: number for number, category in enumerate(only)}
+    kept = [record for record in records if record.label in order]
+    kept.sort(key=lambda record: order[record.label])  # stable: within a class as listed
+    return {category: classes[category] for category in only}, kept
 
 
 def _fetched(archives: Iterable[tuple[str, str]], unpacked: str, where: str) -> Path:
@@ -265,4 +285,12 @@ def _pet(base: Path, split: str, _: Mapping) -> Listing:
     return classes, records
 
 
-LISTINGS = {"cub": _cub, "voc": _voc, "det": _det, "coco": _coco, "tiny": _tiny, "pet": _pet}
+LISTINGS = {
+    "cub": _cub,
+    "voc": _voc,
+    "det": _det,
+    "coco": _coco,
+    "tiny": _tiny,
+    "tiny-20": _tiny,
+    "pet": _pet,
+}

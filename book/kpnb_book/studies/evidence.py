@@ -203,7 +203,7 @@ def _tiny_imagenet(
 ) -> Evidence:
     """Photographs; their masks are boxes. With ``controls`` as many seeds as other studies have."""
     settings = {
-        "dataset": "tiny",
+        "dataset": "tiny-20",
         "network": network,
         "layers": ("Conv", "FC1", "FC2"),
         "analysed": ENOUGH["images"],

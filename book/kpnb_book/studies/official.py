@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.studies import board, paper
+from kpnb.stats import Difference
+from kpnb_book.studies import board, fine_tuning, paper
 from kpnb_book.studies.curves import curves
 from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE, QUESTION
 from kpnb_book.studies.foreground import metrics_by_rule
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import RESULTS, Results
@@ -144,19 +146,38 @@ def pairs_of(each: Stored) -> pd.DataFrame:
 # ------------------------------------------------------------------------ figures 2 and 7
 
 
-def points_by_epoch(each: Stored, layer: str) -> dict[str, dict[str, Tensor]]:
+def points_by_epoch(
+    each: Stored, layer: str, roles: tuple[str, ...] = ROLES
+) -> dict[str, dict[str, Tensor]]:
     """Figure 7: by kind of point and network, means over the samples at a ``layer``,
     ``[epochs, seeds]``, for ``plots.point_curves``; empty where evidence has no curves.
     """
     known = curves(each.networks)
     known = known[known["layer"] == layer].set_index("network")
-    if not {*ROLES} <= {*known.index}:
+    if not {*roles} <= {*known.index}:
         return {}
     titles = {"n_fg": "on the object", "n_bg": "on the background"}
     return {
-        title: {role: _by_seed(known.loc[role], name) for role in ROLES}
+        title: {role: _by_seed(known.loc[role], name) for role in roles}
         for name, title in titles.items()
     }
+
+
+def fine_tuned(
+    folder: str | Path | None = None,
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Difference]]:
+    """Figure 7 itself: the curves of fine-tuned networks and of those from scratch, and their
+    differences in the six metrics once all stated seeds are there; both empty without tables.
+    """
+    evidence = FINE_TUNING_EVIDENCE
+    results = Results(Path(folder or RESULTS) / evidence.name)
+    if results.origin is None:
+        return {}, {}
+    each = stored_of(results, evidence)
+    (layer,) = evidence.overrides["layers"]
+    found = points_by_epoch(each, layer, fine_tuning.ROLES)
+    judged = decided(each.samples, QUESTION) if each.finished(QUESTION) else {}
+    return found, judged
 
 
 def _by_seed(curve: pd.DataFrame, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from kpnb.metrics import NAMES
 from kpnb.stats import LEVEL, NAN, Difference, holm, judge, paired, seed_means
 from kpnb_book.studies import paper
 
-KIND = {"ImageStudy": "images", "CloudStudy": "clouds"}
+KIND = {"ImageStudy": "images", "SomeClasses": "images", "CloudStudy": "clouds"}
 KIND |= {"TextStudy": "sentiment", "QuestionStudy": "questions"}
 """Kinds of data of the studies, by the names of their classes."""
 SIX = {"n_fg": "n_fg", "n_bg": "n_bg", "lambda": "lambda", "d_mean": "d", "rho": "rho"}
