@@ -24,7 +24,8 @@ FINDINGS = ROOT / "book" / "kpnb_book" / "figures" / "findings.py"  # sentences 
 STATED = ("95 %", "5 %")
 VERDICTS = ("supported", "contradicted", "mixed", "shows", "opposite", "negligible")
 VERDICTS += ("undecided", "open")
-GLUES = {"conclusion", "paths", "by_path", "by_choice", "repeated", "linear", "replicated"}
+GLUES = {"conclusion", "paths", "by_path", "factors", "by_choice", "repeated", "linear"}
+GLUES |= {"replicated"}
 """Functions of ``figures.findings`` that glue under the prefix which they take first."""
 SMALL = "two|three|four|five|six|seven|eight|nine|ten"
 CLAIMS = {

@@ -233,7 +233,25 @@ def test_words_are_those_of_the_board(stored):
     assert f"{counts['shows']} show" in sentences.total(asked, "paper")
     assert sentences.place(asked).count("left for the object") == 4
     assert "and $D_{mean}$ shows for the student of an untrained" in sentences.smooth(asked)
-    assert sentences.path(asked, board.finished(stored)).count("at equal rates") == 1
+    paths = sentences.path(asked, board.finished(stored))
+    assert paths.count("at equal rates") == 1
+    assert "**images**: $D_{mean}$ -0.20" in paths
+    assert paths.count("is a shorter path, not sooner learning.") == 1  # planted in images alone
+
+
+@pytest.mark.parametrize(
+    ("distance", "share", "said"),
+    [
+        ("shows", "shows", "its points sooner."),
+        ("shows", "opposite", "later: what shows in $D_{mean}$ is a shorter path, not sooner"),
+        ("shows", "open", "as far as these seeds tell: what shows in $D_{mean}$ is a shorter"),
+        ("opposite", "shows", "sooner: what $D_{mean}$ tells is a longer path, not later"),
+        ("opposite", "opposite", "its points later."),
+        ("negligible", "opposite", "its points later."),
+    ],
+)
+def test_what_follows_for_hypothesis_2(distance, share, said):
+    assert said in sentences.sooner(distance, share)
 
 
 @pytest.mark.parametrize(("needed", "said"), [(31.0, "(31)"), (float("inf"), "(no number)")])

@@ -11,9 +11,12 @@ import torch
 from kpnb.stats import Difference
 from kpnb_book.figures import findings, report
 from kpnb_book.figures.findings import Found
+from kpnb_book.studies import tables
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.stored import Stored
 from kpnb_book.studies.text import QuestionStudy, TextStudy
+from tests.simulated import tables as simulated
 
 NAN = float("nan")
 
@@ -178,6 +181,23 @@ def test_lengths_of_paths():
     assert "In 2 epochs" in text
     assert "this student travel 0.75 times, those of the baseline 2.25 times" in text
     assert report.GLUED == {"h2_student_path": 0.75, "h2_baseline_path": 2.25, "h2_epochs": 2}
+
+
+def test_factors_of_this_build_and_of_stored_evidence(monkeypatch):
+    share = {metric: difference(metric, 0.125) for metric in ("d_mean", "d_var")}
+    monkeypatch.setattr(tables, "factors", lambda study: tables.Factors(0.25, share))
+    monkeypatch.setattr(findings.board, "about", lambda studies: {})
+    text = findings.factors("c2", {"PointNet++": None}).data
+    assert text.startswith("- PointNet++: in this build the student's weights travel 0.25 times")
+    assert "student minus baseline: mean +0.125 (" in text
+    assert report.GLUED == {"c2_pointnet2_length": 0.25, "c2_pointnet2_share": 0.125}
+    samples, networks = simulated({"student": {"d": -0.2}}, seeds=4)
+    roles = frozenset(networks["network"])
+    planted = Stored("clouds", networks, samples, networks.iloc[:0], (0, 1, 2, 3), roles)
+    monkeypatch.setattr(findings.board, "about", lambda studies: {"pointnet": planted})
+    text = findings.factors("c2", {"": None}).data
+    assert text.startswith("- In this build")
+    assert "- **pointnet**: $D_{mean}$ -0.2" in text
 
 
 def test_what_choices_change():

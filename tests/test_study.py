@@ -105,6 +105,24 @@ def test_tables_of_choices_agree_with_a_count_by_hand(study):
         assert means.loc[title, role] == pytest.approx(rho[title, role])
 
 
+def test_factors_of_the_weight_distance(study):
+    """Equation 8 by hand: the share of the path at the richest epoch, and the whole of it."""
+    shares, whole = {}, {}
+    for role, training in (("student", study.student("FC1")), ("baseline", study.baseline())):
+        path = measure.distance(study, training, "FC1")
+        counts = measure.point_counts(study, training, "FC1")[1:]
+        known = counts.sum(0) > 0
+        found = path[counts.argmax(0) + 1] / path[-1]
+        shares[role], whole[role] = found.where(known, torch.nan), path[-1].item()
+    both = ~(shares["student"] - shares["baseline"]).isnan()
+    gap = (shares["student"] - shares["baseline"])[both].mean().item()
+    student, baseline = (shares[role][both].var(correction=0) for role in ("student", "baseline"))
+    factors = tables.factors(study)
+    assert factors.length == pytest.approx(whole["student"] / whole["baseline"])
+    assert factors.share["d_mean"].value == pytest.approx(gap)
+    assert factors.share["d_var"].value == pytest.approx((student - baseline).item())
+
+
 def test_one_checkpoint_estimated_twice_and_its_linearity(study):
     networks = {"student": study.student("FC1"), "baseline": study.baseline()}
     twice = tables.repeated(study, networks, "FC1").set_index("network")

@@ -27,7 +27,7 @@ from kpnb_book.figures.report import (
     show,
 )
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.studies import measure, tables
+from kpnb_book.studies import board, measure, tables
 from kpnb_book.studies.replication import Beside, every_beside
 from kpnb_book.studies.study import Study
 
@@ -131,9 +131,12 @@ def _listed(said: Mapping[str, str]) -> str:
 
 
 def _said(d: Difference) -> str:
-    """A difference with its interval and verdict."""
-    there = numbers.value(d.value, sign=True)
-    return f"{there} in {SYMBOL[d.metric]} ({interval(d)}: *{d.verdict}*)"
+    """A metric's difference with its interval and verdict."""
+    return f"{numbers.value(d.value, sign=True)} in {SYMBOL[d.metric]} {_sure(d)}"
+
+
+def _sure(d: Difference) -> str:
+    return f"({interval(d)}: *{d.verdict}*)"
 
 
 def counted(found: Found) -> Markdown:
@@ -201,6 +204,30 @@ def paths(
         "with that length, so a difference in $D$ can come from the optimiser (learning rate, "
         "loss) as well as from what is learned."
     )
+
+
+def factors(prefix: str, studies: Mapping[str, Study]) -> Markdown:
+    """The two factors of D in this build, and what stored evidence says of them once it has all of
+    its seeds.
+    """
+    lines = []
+    for name, study in studies.items():
+        found = tables.factors(study)
+        key = f"{prefix}_{name.lower().replace('++', '2')}" if name else prefix
+        glue(**{f"{key}_length": found.length, f"{key}_share": found.share["d_mean"].value})
+        mean, variance = (
+            f"{numbers.value(d.value, sign=True)} {_sure(d)}" for d in found.share.values()
+        )
+        lines.append(
+            f"- {f'{name}: in' if name else 'In'} this build the student's weights travel "
+            f"{numbers.value(found.length, digits=2)} times as far as the baseline's. Of the "
+            f"*share* of that path, student minus baseline: mean {mean}; variance {variance}."
+        )
+    stored = board.finished(board.about(studies.values()))
+    if stored:
+        lines += ["", "Stored [evidence](80_evidence.ipynb), with all of its seeds:", ""]
+        lines.append(sentences.path(board.board(stored), stored))
+    return Markdown("\n".join(lines))
 
 
 def by_path(prefix: str, gaps: pd.DataFrame) -> Markdown:

@@ -301,9 +301,28 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         ]
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
-            f"weights travel {value(ratio, 2)} times as far as the baseline's; {'; '.join(parts)}."
+            f"weights travel {value(ratio, 2)} times as far as the baseline's; {'; '.join(parts)}. "
+            f"{sooner(*(rows.loc[name, 'verdict'] for name in ('paper', 'share of the path')))}"
         )
     return "\n".join(lines)
+
+
+def sooner(distance: str, share: str) -> str:
+    """What follows for hypothesis 2 from two verdicts on D_mean: as printed, and by the share of
+    each network's own path.
+    """
+    if share == "shows":
+        alone = "By the share of its own path the student has its points sooner"
+    elif share == "opposite":
+        alone = "By the share of its own path the student has its points later"
+    else:
+        alone = "By the share of its own path the student has its points neither sooner nor later"
+        alone += ", as far as these seeds tell"
+    if distance == "shows" != share:
+        return f"{alone}: what shows in {SYMBOL['d_mean']} is a shorter path, not sooner learning."
+    if distance == "opposite" != share:
+        return f"{alone}: what {SYMBOL['d_mean']} tells is a longer path, not later learning."
+    return f"{alone}."
 
 
 def rate(found: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 No comparison is made before all seeds are there that were stated: who looks in between, and stops
 where it suits, finds what is not there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ import pandas as pd
 from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.replication import concerns
 from kpnb_book.studies.results import KEY, RESULTS, Results
 from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.study import Study
 from kpnb_book.studies.verdicts import (
     BY_PAPER,
     KIND,
@@ -40,6 +42,16 @@ def stored(folder: str | Path | None = None) -> dict[str, Stored]:
         name: stored_of(each, STUDIES.get(name))
         for name, each in results.items()
         if each.origin is not None
+    }
+
+
+def about(studies: Iterable[Study], folder: str | Path | None = None) -> dict[str, Stored]:
+    """Those of the tables in ``folder`` that belong to the settings of one of the ``studies``."""
+    found = stored(folder)
+    return {
+        name: each
+        for name, each in found.items()
+        if name in STUDIES and any(concerns(STUDIES[name], study) for study in studies)
     }
 
 

@@ -3,13 +3,14 @@ other choices and other noise would give.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pandas as pd
 
 from kpnb.metrics import Choices, agreement
 from kpnb.stats import Chance, Difference, compare_seeds, holm
-from kpnb_book.studies.measure import Scope, entropies, every_pair
+from kpnb_book.studies.measure import Scope, distance, entropies, every_pair
 from kpnb_book.studies.study import TEACHER_SEED, Study
 from kpnb_book.studies.training import Training, announce
 
@@ -60,6 +61,36 @@ def overall(
     """
     found, s = every_pair(study, choices, scope), study.settings
     return holm(compare_seeds([[found[layer, n] for layer in s.layers] for n in s.seeds], chance))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a weight distance is made of.
+
+    length   how far the student's weights travel in all, in proportion to the baseline's; mean over
+             layers and seeds
+    share    student minus baseline in the share of its own path at which a sample has the most
+             foreground points: its mean ("d_mean") and variance ("d_var"), tests corrected for two
+    """
+
+    length: float
+    share: Mapping[str, Difference]
+
+
+def factors(study: Study) -> Factors:
+    """The factors of D_mean and D_var, for all layers and seeds of a study."""
+    s, ratios, pairs = study.settings, [], {}
+    for (layer, seed), found in every_pair(study).items():
+        networks = study.student(layer, seed), study.baseline(seed)
+        whole = [distance(study, network, layer)[-1] for network in networks]
+        ratios.append(float(whole[0] / whole[1]))
+        pairs[layer, seed] = tuple(
+            replace(metrics, distance=metrics.distance / length)
+            for metrics, length in zip(found, whole, strict=True)
+        )
+    shares = compare_seeds([[pairs[layer, seed] for layer in s.layers] for seed in s.seeds])
+    speed = {metric: shares[metric] for metric in ("d_mean", "d_var")}
+    return Factors(sum(ratios) / len(ratios), holm(speed))
 
 
 def by_scope(study: Study) -> pd.DataFrame:
