@@ -141,6 +141,29 @@ def test_places_are_means_over_seeds_and_samples(stored):
 # ---- which tables there are, and what they say
 
 
+def test_every_seed_is_a_dot_of_its_network(stored):
+    roles = ("student", "untrained", "baseline")
+    means = board.seed_means(stored["images"], roles)
+    assert list(dict.fromkeys(means["network"])) == [*roles]
+    samples = stored["images"].samples
+    one = samples[(samples["network"] == "student") & (samples["seed"] == 7)]
+    row = means[(means["network"] == "student") & (means["seed"] == 7)].iloc[0]
+    assert row["n_fg"] == pytest.approx(one["n_fg"].mean())
+    assert row["d_var"] == pytest.approx(one.groupby("layer")["d"].var(ddof=0).mean())
+    networks = stored["images"].networks
+    paths = networks[(networks["network"] == "student") & (networks["seed"] == 7)]["path"]
+    assert row["path"] == pytest.approx(paths.mean())
+    strips = estimation.metrics_of_roles(means).axes
+    for axis, metric in zip(strips, NAMES, strict=True):
+        for role in roles:
+            ours = means.loc[means["network"] == role, metric].sort_values()
+            assert dots(axis, estimation.OF_ROLES[role]) == pytest.approx(ours.to_numpy())
+    (axis,) = estimation.factors_of_distance(means).axes
+    for role in roles:
+        ours = means.loc[means["network"] == role, "path"].sort_values()
+        assert dots(axis, estimation.OF_ROLES[role]) == pytest.approx(ours.to_numpy())
+
+
 def test_tables_are_read_in_the_order_of_the_studies(stored):
     there = ["images", "dgcnn", "pointconv", "sentiment", "questions"]
     assert list(stored) == [*there, "another"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -123,11 +124,16 @@ def estimation(found: Mapping[str, Sequence[Estimate]]) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, dots: Mapping[str, tuple[str, str]], bands: Mapping[str, str]) -> None:
+def _legend(
+    figure: Figure,
+    dots: Mapping[str, tuple[str, str]],
+    bands: Mapping[str, str],
+    columns: int = 3,
+) -> None:
     """Name markers and bands below the strips."""
     handles = [plt.Line2D([], [], marker=m, ls="", color=colour) for m, colour in dots.values()]
     handles += [plt.Rectangle((0, 0), 1, 1, color=colour, alpha=0.22) for colour in bands.values()]
-    options = {"loc": "outside lower center", "ncols": 3, "fontsize": 8, "handletextpad": 0.3}
+    options = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "handletextpad": 0.3}
     figure.legend(handles, [*dots, *bands], **options, columnspacing=1.0)
 
 
@@ -184,4 +190,62 @@ def point_places(shares: Mapping[str, np.ndarray]) -> Figure:
     label = "share of images"
     bar = figure.colorbar(shown, ax=axes, label=label, shrink=0.85, format="{x:.0%}")
     bar.outline.set_visible(False)
+    return figure
+
+
+OF_ROLES = {
+    "student": COLOUR["student"],
+    "untrained": COLOUR["teacher"],
+    "equal-rate": COLOUR["foreground"],
+    "baseline": COLOUR["baseline"],
+}
+KNOWN_AS = {
+    "student": "student",
+    "untrained": "student of an untrained teacher",
+    "equal-rate": "student at the baseline's rate",
+    "baseline": "baseline",
+}
+
+
+@_styled
+def metrics_of_roles(means: pd.DataFrame) -> Figure:
+    """The six metrics of several kinds of network, a strip for each metric, a row of dots in it for
+    each kind: every dot is a seed, a bar their mean.
+
+    means   columns network, seed and ``NAMES``: ``board.seed_means``
+    """
+    figure, axes = _strips(len(NAMES))
+    roles = list(dict.fromkeys(means["network"]))
+    heights = np.linspace(UPPER + 0.3, LOWER - 0.3, len(roles))
+    for axis, metric in zip(axes, NAMES, strict=True):
+        _limits(axis, means[metric].dropna(), np.empty(0))
+        for role, height in zip(roles, heights, strict=True):
+            values = means.loc[means["network"] == role, metric].dropna().to_numpy()
+            _dots(axis, values, height, OF_ROLES[role])
+            ends = [height - 0.3, height + 0.3]
+            axis.plot([values.mean()] * 2, ends, color=OF_ROLES[role], lw=3)
+        _named(axis, SYMBOL[metric], "", GREY)
+    _legend(figure, {KNOWN_AS[role]: ("o", OF_ROLES[role]) for role in roles}, {}, columns=1)
+    return figure
+
+
+@_styled
+def factors_of_distance(means: pd.DataFrame) -> Figure:
+    """D_mean of each network over the length of its whole path; every dot is a seed.
+
+    means   columns network, seed, d_mean and path: ``board.seed_means``
+
+    On a line from the origin the share of the path is the same.
+    """
+    figure, axis = plt.subplots(figsize=(WIDE, 3.2))
+    longest = 1.05 * means["path"].max()
+    for share in (0.25, 0.5, 0.75, 1.0):
+        axis.plot([0, longest], [0, share * longest], color=GREY, lw=1, ls=":", zorder=0)
+        axis.annotate(f" {100 * share:.0f} %", (longest, share * longest), color=GREY, fontsize=8)
+    for role, seeds in means.groupby("network", sort=False):
+        look = {"s": 22, "alpha": 0.75, "lw": 0, "color": OF_ROLES[role]}
+        axis.scatter(seeds["path"], seeds["d_mean"], label=KNOWN_AS[role], **look)
+    axis.set(xlim=(0, longest), ylim=(0, None), xlabel="length of the whole path")
+    axis.set_ylabel(SYMBOL["d_mean"])
+    figure.legend(loc="outside lower center", fontsize=8, ncols=1)
     return figure

@@ -3,7 +3,7 @@
 No comparison is made before all seeds are there that were stated: who looks in between, and stops
 where it suits, finds what is not there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from kpnb_book.studies.verdicts import (
     BY_PAPER,
     KIND,
     QUESTIONS,
+    SIX,
     Estimate,
     estimates,
     verdicts,
@@ -109,6 +110,20 @@ def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
         for kind, name in standing().items()
         if name in ready
     }
+
+
+def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
+    """The six metrics of each network, a row for each of these ``roles`` and seed: means over the
+    samples, then over the layers; and "path", the length of its whole path.
+    """
+    samples = each.samples[each.samples["network"].isin([*roles])]
+    groups = samples.groupby(["network", "seed", "layer"])
+    table = pd.DataFrame({metric: groups[column].mean() for metric, column in SIX.items()})
+    table["d_var"] = groups["d"].var(ddof=0)
+    table["path"] = each.networks.set_index(["network", "seed", "layer"])["path"]
+    means = table.groupby(["network", "seed"]).mean()
+    known = [role for role in roles if role in means.index.unique("network")]
+    return means.loc[known].reset_index()
 
 
 def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
