@@ -6,7 +6,7 @@ import html
 import math
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import ClassVar
 
 import numpy as np
@@ -19,7 +19,15 @@ from kpnb_book.figures.views import heat_map
 from kpnb_book.networks.text import build
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
-from kpnb_book.studies.text import QuestionStudy, TextStudy, best_spans, exact_and_f1, normalise
+from kpnb_book.studies.study import Study
+from kpnb_book.studies.text import (
+    QuestionStudy,
+    TextStudy,
+    alike,
+    best_spans,
+    exact_and_f1,
+    normalise,
+)
 from kpnb_book.studies.training import Schedule, baseline
 from tests.by_hand import metrics_by_hand
 from tests.tiny_text import tiny_model, write_squad, write_sst2
@@ -74,6 +82,50 @@ def test_table_agrees_with_a_count_by_hand(study):
                 np.mean(values) if values else np.nan, nan_ok=True
             )
     assert "undefined" in show(tables.table5(study)).to_html()
+
+
+@pytest.mark.parametrize("pool", ["first", "mean", "all"])
+def test_padding_that_is_cut_off_changes_nothing(study, pool):
+    """Texts of like length go together, cut to the longest of them; against all at full length."""
+    options = {**asdict(study.settings), "pool": pool, "analysed": 12}
+    several = type(study)("smoke", store=study.store, **options)
+    lengths = several.measured.attention_mask.sum(1)
+    assert len(lengths.unique()) > 2
+    model = several.build(**several.spec(0))
+    how = {"solver": measure.solver_of(several.settings), "dead": "nan", "progress": False}
+    layer = several.path("feature")
+    ours = several.entropies(model, [layer], **how)[layer]
+    whole = Study.entropies(several, model, [layer], **how)[layer]
+    assert ours.settings == whole.settings
+    for name, values in ours.tensors().items():
+        expected = whole.tensors()[name]
+        if name == "error":  # of probes that have another number of units to disagree about
+            expected, values = expected.isnan(), values.isnan()
+        torch.testing.assert_close(values, expected, atol=2e-5, rtol=1e-3, equal_nan=True)
+
+
+def test_texts_of_like_length_are_neighbours():
+    lengths = torch.tensor([9, 3, 7, 3, 5, 8])
+    found = [(index.tolist(), longest) for index, longest in alike(lengths, window=4, at_once=2)]
+    assert found == [([1, 3], 3), ([2, 0], 9), ([4, 5], 8)]
+    few = [(index.tolist(), longest) for index, longest in alike(lengths[:4], 4, 2)]
+    assert few == found[:2]  # the first ones have the same company, however many follow
+
+
+def test_texts_without_a_foreground_are_not_measured(study):
+    """In SST-2 every text has a word that counts here; half of them lose theirs."""
+    share = study.share
+    masks = share.masks.clone()
+    masks[::2] = False
+    poorer = replace(share, masks=masks)
+    kept = poorer.complete()
+    assert len(kept) == len(share) // 2
+    assert kept.names == share.names[1::2]
+    assert share.complete() is share
+    without = replace(share, masks=torch.zeros_like(masks))
+    assert without.complete() is without  # to be told where the metrics are counted
+    everything = replace(share, masks=share.counts)
+    assert everything.complete() is everything
 
 
 def test_a_copied_study_is_trained_already_and_one_of_another_model_is_not(study, tmp_path):

@@ -80,6 +80,10 @@ class ImageSet(SampleSet):
         images = (self.images[index].to(device).float() / 255 - shift) / scale
         return images, self.labels[index].to(device)
 
+    @property
+    def outside(self) -> Tensor:
+        return ~self.masks if self.void is None else ~(self.masks | self.void)
+
     def incomplete(self) -> dict[str, int]:
         """How many images have no foreground, and how many no background.
 

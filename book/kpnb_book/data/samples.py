@@ -102,6 +102,16 @@ class SampleSet:
         config = {**self.config, "subsets": [*self.config.get("subsets", []), step]}
         return replace(self, **chosen, names=names, config=config)
 
+    @property
+    def outside(self) -> Tensor:
+        """What is background, bool ``[N, ...]``: everything that is not foreground."""
+        return ~self.masks
+
+    def complete(self) -> Self:
+        """The samples that have a foreground and a background; all where none has both."""
+        both = self.masks.flatten(1).any(1) & self.outside.flatten(1).any(1)
+        return self.subset(both) if both.any() and not both.all() else self
+
     def share(self, n: int, seed: int) -> Self:
         """``n`` samples drawn without replacement, each class in proportion.
 

@@ -67,6 +67,10 @@ class TextSet(SampleSet):
         return inputs, targets[index].to(device)
 
     @property
+    def outside(self) -> Tensor:
+        return self.counts & ~self.masks
+
+    @property
     def cut(self) -> int:
         """How many of the texts had to lose tokens to fit."""
         return int((self.sizes > self.input_ids.shape[1]).sum())

@@ -181,7 +181,7 @@ CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
     ),
 }
 
-ENOUGH = {"images": 112, "clouds": 112, "sentiment": 256, "questions": 160, "sst2": 512}
+ENOUGH = {"images": 112, "clouds": 112, "sentiment": 208, "questions": 160, "sst2": 640}
 """Measured samples, so many that each metric is defined for at least a hundred."""
 
 OFFICIAL = ("untrained", "random-labels", "equal-rate")  # controls on the paper's own data

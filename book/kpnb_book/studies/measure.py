@@ -17,7 +17,7 @@ from kpnb._messages import one_of
 from kpnb._progress import Progress
 from kpnb.checkpoints import Item
 from kpnb.energy import ClosedForm
-from kpnb.entropy import Entropy, entropy
+from kpnb.entropy import Entropy
 from kpnb.learning import weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Aligned, Objective
@@ -142,15 +142,14 @@ class Measurement:
     def _measure(self, epoch: int, layers: Sequence[str]) -> dict[str, Entropy]:
         study = self.study
         model = self.training.load(epoch=epoch).to(study.settings.device)
-        found = entropy(
+        found = study.entropies(
             model,
-            layers=[study.path(layer) for layer in layers],
+            [study.path(layer) for layer in layers],
             solver=self.used,
             objective=self.objective,
             seed=self.noise_seed,
             dead="nan",
             progress=False,
-            **study.inputs(model),
         )
         return {layer: found[study.path(layer)] for layer in layers}
 

@@ -7,15 +7,16 @@ becomes of that in ``tables``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kpnb.entropy import Entropy, Options, entropy
 from kpnb.features import parameters_below
 from kpnb.units import Units
 from kpnb_book.data.samples import check_dataset, stratified
@@ -111,17 +112,20 @@ class Study(ABC):
         train = self.load("train", at_most(s.teacher_samples))
         count = round(s.share * len(train)) if isinstance(s.share, float) else at_most(s.share)
         share = drawn(train, count, seed=0)
-        # Training samples are measured, as in the paper.
-        measured = share.share(min(s.analysed, len(share)), seed=MEASURED_SEED)
+        # Training samples are measured, as in the paper, and of these only such as have both
+        # regions: no metric is defined for another.
+        both = share.complete()
+        measured = both.share(min(s.analysed, len(both)), seed=MEASURED_SEED)
         return Samples(train, share, self.load("test", at_most(s.test_samples)), measured)
 
     def first_measured(self, count: int) -> Any:
         """The samples that are measured where ``count`` are asked for."""
-        return self.share.share(min(count, len(self.share)), seed=MEASURED_SEED)
+        both = self.share.complete()
+        return both.share(min(count, len(both)), seed=MEASURED_SEED)
 
     def positions(self, count: int) -> np.ndarray:
-        """Their positions in the share, ascending."""
-        labels = self.share.labels.numpy()
+        """Their positions among those of the share that have both regions, ascending."""
+        labels = self.share.complete().labels.numpy()
         return stratified(labels, min(count, len(labels)), seed=MEASURED_SEED)
 
     @property
@@ -180,6 +184,12 @@ class Study(ABC):
         """
         s = self.settings
         return {"x": self.x, "units": self.units, "scale": s.scale, "max_batch": s.max_batch}
+
+    def entropies(
+        self, model: nn.Module, layers: Sequence[str], **options: Unpack[Options]
+    ) -> dict[str, Entropy]:
+        """``kpnb.entropy`` of the measured samples at these ``layers`` (module names)."""
+        return entropy(model, layers=layers, **options, **self.inputs(model))
 
     def parameters_below(self, layer: str) -> set[str]:
         """Names of the parameters that the feature at ``layer`` depends on."""

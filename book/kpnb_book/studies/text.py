@@ -5,14 +5,16 @@ as units.
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from kpnb.entropy import Entropy, Options, entropy
 from kpnb.inputs import embedded
 from kpnb.units import Tokens
 from kpnb_book.data.text import ROOTS, SOURCES, load
@@ -183,12 +185,34 @@ class TextStudy(Study):
 
     def inputs(self, model: nn.Module) -> dict[str, Any]:
         """The measured texts with the word embeddings of ``model``, at the scale of those."""
-        own = {
-            "x": embedded(model, **self.x),
+        return super().inputs(model) | self._embedded(model, self.x, self.measured.counts)
+
+    def _embedded(
+        self, model: nn.Module, x: Mapping[str, Tensor], counts: Tensor
+    ) -> dict[str, Any]:
+        return {
+            "x": embedded(model, **x),
+            "units": Tokens(counts),
             "perturb": "inputs_embeds",
             "scale": self.settings.scale * model.words.weight.std().item(),
         }
-        return super().inputs(model) | own
+
+    def entropies(
+        self, model: nn.Module, layers: Sequence[str], **options: Unpack[Options]
+    ) -> dict[str, Entropy]:
+        """As ``Study.entropies``; texts of like length go together, cut to the longest of them:
+        padding takes as long as words do, and changes nothing.
+        """
+        counts = self.measured.counts
+        parts, found = alike(self.measured.attention_mask.sum(1)), []
+        for index, length in parts:
+            x = {name: value[index, :length] for name, value in self.x.items()}
+            own = super().inputs(model) | self._embedded(model, x, counts[index, :length])
+            found.append(entropy(model, layers=layers, **options, **own))
+        order = torch.cat([index for index, _ in parts])
+        return {
+            layer: together([each[layer] for each in found], order, self.units) for layer in layers
+        }
 
     def scores(self, training: Training) -> dict[str, float]:
         """Held-out accuracy; of answers both ends count, and there are exact match and F1 besides;
@@ -214,6 +238,32 @@ class TextStudy(Study):
                 x, _ = self.test.batch(part, device)
                 spans.append(best_spans(model(**x)).cpu())
         return self.test.parts(torch.cat(spans))
+
+
+def alike(lengths: Tensor, window: int = 32, at_once: int = 8) -> list[tuple[Tensor, int]]:
+    """Positions of texts that are measured together, and the longest of their ``lengths [N]``.
+
+    Only neighbours within a ``window`` change their order, so that the first texts are measured
+    in the same company however many follow, and give the same digits.
+    """
+    found = []
+    for some in torch.arange(len(lengths)).split(window):
+        order = some[lengths[some].argsort(stable=True)]
+        found += [(index, int(lengths[index].max())) for index in order.split(at_once)]
+    return found
+
+
+def together(parts: Sequence[Entropy], order: Tensor, units: Tokens) -> Entropy:
+    """Results of some texts each as one of them all: row i of ``parts`` is text ``order[i]``, and
+    those of the ``units`` that only longer texts have are NaN.
+    """
+    tensors, width = {}, units.mask.shape[1]
+    for name in parts[0].tensors():
+        rows = [getattr(part, name) for part in parts]
+        if rows[0].dim() == 2:
+            rows = [pad(part, (0, width - part.shape[1]), value=torch.nan) for part in rows]
+        tensors[name] = torch.cat(rows)[order.argsort()]
+    return Entropy(**tensors, settings=parts[0].settings | {"units": repr(units)})
 
 
 class QuestionStudy(TextStudy):
