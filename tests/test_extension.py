@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
@@ -94,3 +95,32 @@ def test_table_of_contents_says_what_was_found(tmp_path):
         "notebooks/22_clouds_h3": "About 22_clouds_h3 (mixed: 1 of 4 shows, 2 opposite)",
         "notebooks/41_qa_h2": "About 41_qa_h2 (partly contradicted: 1 of 2 opposite)",
     }
+
+
+def test_the_page_says_when_the_tests_passed_on_a_card(monkeypatch, tmp_path):
+    """What the workflow hands over, and that nothing is known elsewhere."""
+    computed, page = EXTENSION["computed"], "book/benchmarks"
+    (tmp_path / "_toc.yml").write_text("")
+    monkeypatch.delenv("KPNB_CUDA_TESTED", raising=False)
+    assert "knows of no run" in computed(page, tmp_path)["CUDA_TESTED"]
+    monkeypatch.setenv("KPNB_CUDA_TESTED", "2026-01-31 at revision 0123abc")
+    said = computed(page, tmp_path)["CUDA_TESTED"]
+    assert said == "The tests passed on a card on 2026-01-31 at revision 0123abc."
+    text = (ROOT / f"{page}.md").read_text("utf8")
+    assert all(text.count(place) == 1 for place in computed(page, tmp_path))
+
+
+def test_workflows_are_what_the_pages_say_of_them():
+    """Both are YAML; the one on a card starts only where a runner is named, and tests there."""
+    folder = ROOT / ".github" / "workflows"
+    cuda, book = (yaml.safe_load((folder / name).read_text()) for name in ("cuda.yml", "book.yml"))
+    (job,) = cuda["jobs"].values()
+    assert job["if"] == "vars.CUDA_RUNNER != ''"
+    commands = "\n".join(step.get("run", "") for step in job["steps"])
+    for path in re.findall(r"tests/\w+\.py", commands):
+        assert (ROOT / path).exists()
+    assert "torch.cuda.is_available()" in commands
+    publishing = "\n".join(step.get("run", "") for step in book["jobs"]["publish"]["steps"])
+    assert "--workflow cuda.yml" in publishing
+    assert "KPNB_CUDA_TESTED" in publishing
+    assert book["jobs"]["publish"]["permissions"]["actions"] == "read"

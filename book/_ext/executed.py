@@ -7,6 +7,7 @@ repository ships and what `python -m benchmarks` has kept here, if it was run. S
 `make vendor` has fetched are used instead of their CDN, and the pages then need no network.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,21 @@ def computed(docname: str, root: Path) -> dict[str, str]:
     if docname == "book/benchmarks":
         shipped = sorted((root / "benchmarks" / "results").glob("*.txt"))
         return {
+            "CUDA_TESTED": cuda_tested(os.environ.get("KPNB_CUDA_TESTED", "")),
             "SHIPPED": _figures(shipped) or "No figures are shipped with this version.",
             "MEASURED": _figures([executed / "benchmarks.txt"])
             or "Nothing has been measured here yet: `python -m benchmarks` does it.",
         }
     return {}
+
+
+def cuda_tested(when: str) -> str:
+    """When the tests last passed on a CUDA card; ``when`` is what the workflow that publishes the
+    pages knows of it ("2026-01-31 at revision 0123abc"), or "".
+    """
+    if not when:
+        return "Whoever built these pages knows of no run of the tests on a card either."
+    return f"The tests passed on a card on {when}."
 
 
 def _figures(files: list[Path]) -> str:
