@@ -13,6 +13,8 @@ scaling   with the number of images and of epochs
 memory    peak of one call, by the number of images and ``max_batch``
 solvers   the closed form against the stochastic learner and against the exact Jacobian: time and
           accuracy
+frontier  error of H and knowledge points against time, from the fewest directions to the exact
+          Jacobian; --points keeps it as a table, --figure draws it
 clouds    training the point cloud networks, beside their usual formulation
 fullsize  entropy of an image by networks of full size, and what a row of the paper's Table 5 takes
           from that
@@ -36,15 +38,16 @@ from datetime import UTC, datetime
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
-def later(module: str, name: str = "run") -> Callable[[bool], None]:
+def later(module: str, name: str = "run") -> Callable[..., None]:
     """A benchmark whose module is imported when it runs: the card's needs none of the others."""
 
-    def run(quick: bool) -> None:
-        getattr(import_module(f"benchmarks.{module}"), name)(quick)
+    def run(quick: bool, **where: Any) -> None:
+        getattr(import_module(f"benchmarks.{module}"), name)(quick, **where)
 
     return run
 
@@ -54,6 +57,7 @@ ALL = {
     "scaling": later("speed", "scaling"),
     "memory": later("memory"),
     "solvers": later("solvers"),
+    "frontier": later("frontier"),
     "clouds": later("clouds"),
     "fullsize": later("fullsize"),
     "sweep": later("sweep"),
@@ -90,13 +94,15 @@ def machine() -> str:
     return "\n".join(lines)
 
 
-def measure(names: list[str], quick: bool) -> None:
-    """Print the machine and the benchmarks of these names."""
+def measure(names: list[str], quick: bool, where: dict[str, dict[str, Path]]) -> None:
+    """Print the machine and the benchmarks of these names; ``where`` some keep more than they
+    print.
+    """
     print(machine())
     if quick:
         print("            with --quick: small and little repeated, so the figures are rough")
     for name in names:
-        ALL[name](quick)
+        ALL[name](quick, **where.get(name, {}))
 
 
 def main() -> None:
@@ -121,20 +127,30 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="fewer, smaller and less repeated measurements"
     )
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE", help="where to keep those of the frontier, as CSV"
+    )
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="where to draw the frontier: .svg or .png"
+    )
     given = parser.parse_args()
     if unknown := set(given.names) - ALL.keys():
         parser.error(f"unknown benchmark {min(unknown)!r}: choose from {', '.join(ALL)}")
     names = given.names or [*ALL]
+    files = {"points": given.points, "figure": given.figure}
+    where = {"frontier": {name: file for name, file in files.items() if file}}
+    if where["frontier"] and "frontier" not in names:
+        parser.error("--points and --figure are of the frontier: name it too")
     kept = given.output
     if kept is None and not given.names:
         from kpnb_book.run.notebooks import find_root
 
         kept = find_root() / "book" / "_executed" / "benchmarks.txt"
     if kept is None:
-        measure(names, given.quick)
+        measure(names, given.quick, where)
         return
     with redirect_stdout(Tee()) as said:
-        measure(names, given.quick)
+        measure(names, given.quick, where)
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(said.getvalue(), "utf8")
     print(f"\nkept: {kept}")

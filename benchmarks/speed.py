@@ -20,7 +20,7 @@ from kpnb_book.studies.images import ImageStudy
 
 NETWORK, LAYERS = "vgg11_bn", ("Conv", "FC1", "FC2", "FC3")
 CLOSED = kpnb.ClosedForm()
-STUDY = kpnb.ClosedForm(rank=16, probes=16, noise=24)  # what the chapters of the book use
+STUDY = kpnb.ClosedForm.careful()  # what the chapters of the book use
 
 
 def turns(runs: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:

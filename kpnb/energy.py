@@ -8,6 +8,7 @@ every coordinate of the feature; the sketch gets by with a few directions (``kpn
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from kpnb.units import Units
 @dataclass(frozen=True)
 class ClosedForm:
     """Settings of the closed form; the defaults cost 16 forwards and 14 backwards for a batch and a
-    layer.
+    layer. ``draft()`` costs less and is less exact, ``careful()`` the other way round.
 
     rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of
                 the feature that noise moves at all: the exact Jacobian, with as many backwards
@@ -52,6 +53,20 @@ class ClosedForm:
             raise ValueError(
                 f"check = {self.check} and noise = {self.noise}: both need at least one forward"
             )
+
+    @classmethod
+    def draft(cls) -> Self:
+        """About as exact as the stochastic learner of the 2020 release, in 6 forwards and 5
+        backwards: to look at much, quickly. ``benchmarks/frontier.py`` measures it.
+        """
+        return cls(rank=3, probes=2, noise=4)
+
+    @classmethod
+    def careful(cls) -> Self:
+        """What the book measures images with, early in training too: 26 forwards and 32
+        backwards.
+        """
+        return cls(rank=16, probes=16, noise=24)
 
     def spans(self, width: int) -> bool:
         """Whether rank and probes together are all of a feature with ``width`` coordinates."""

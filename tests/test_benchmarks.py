@@ -10,17 +10,21 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import kpnb
 from benchmarks import __main__ as command
-from benchmarks import chapters, fullsize, gpu, regression, solvers
+from benchmarks import chapters, frontier, fullsize, gpu, regression, solvers
 from kpnb.units import ImageGrid
+from kpnb_book.figures import frontier as figure
 from kpnb_book.networks.images import build
 from kpnb_book.run.notebooks import run_notebook
 from tests.models import images, small_net
@@ -165,6 +169,129 @@ def test_a_row_of_the_paper_counts_the_passes_that_the_release_makes(capsys):
     assert released == ("30.0", f"{8 * 2 * 5760:,}")
     assert aligned == ("19.5", f"{8 * 2 * 39 * 96:,}")
     assert "as released takes 60 times as long" in said
+
+
+# ---- the frontier
+
+
+@pytest.fixture(scope="module")
+def few() -> frontier.Case:
+    """A small network after no training, of which the learner measures one of two images."""
+    how = {"x": Few.x, "units": Few.units, "scale": 1.0}
+    about = ("images", "early", "FC1")
+    return frontier.Case(*about, small_net(), "8", how, Few.foreground, b=0.05, few=1)
+
+
+SKETCHES = (
+    kpnb.ClosedForm(rank=2, probes=2, noise=3),
+    kpnb.ClosedForm(rank=20, probes=4, noise=20),
+)
+
+
+@pytest.fixture(scope="module")
+def found(few) -> pd.DataFrame:
+    """Points of two sketches, of which the second spans the feature, the Jacobian and the
+    learner.
+    """
+    rows = frontier.measured(few, SKETCHES, seeds=[0, 10], samples=2)
+    return pd.DataFrame(map(asdict, rows))
+
+
+def test_errors_of_the_frontier_are_those_of_entropies_by_hand(few, found):
+    """Means over the seeds, over all images and over those of the learner."""
+    how = {"units": Few.units, "dead": "nan"}
+    model = small_net()
+    exact = kpnb.entropy(model, Few.x, "8", solver=kpnb.ClosedForm(rank=None), **how).entropy
+    sketched = found[found["rank"] == 2].set_index("samples")
+    assert [*sketched.index] == [1, 2]
+    for count in (1, 2):
+        gaps = [
+            kpnb.entropy(model, Few.x, "8", solver=SKETCHES[0], seed=s, **how).entropy - exact
+            for s in (0, 10)
+        ]
+        wanted = np.mean([gap[:count].abs().mean().item() for gap in gaps])
+        assert sketched.loc[count, "error"] == pytest.approx(wanted)
+    spans = found[(found["rank"] == 20) | (found["way"] == "exact Jacobian")]
+    assert len(spans) == 4
+    assert spans["error"].max() < 1e-5
+    assert spans["iou"].min() == 1
+    assert (found[found["way"].str.startswith("learner")]["samples"] == 1).all()
+
+
+def test_the_frontier_names_the_fastest_setting_that_is_as_good_as_the_learner(capsys):
+    """One has too few points on the learner's images, if not on all; one is slow."""
+    about = {"network": "images", "when": "late", "layer": "FC1", "error": 0.02}
+    settings = {(1, 2, 2): (1, 0.7), (3, 2, 4): (2, 0.85), (9, 5, 14): (4, 0.95)}
+    rows = []
+    for (rank, probes, noise), (milliseconds, iou) in settings.items():
+        numbers = {"way": "closed form", "rank": rank, "probes": probes, "noise": noise}
+        row = about | numbers | {"milliseconds": milliseconds}
+        rows += [row | {"samples": 4, "iou": iou}, row | {"samples": 32, "iou": 0.99}]
+    for way, milliseconds in (("as released", 2200), ("stopped when aligned", 1400)):
+        row = about | {"way": f"learner, {way}", "milliseconds": milliseconds}
+        rows.append(row | {"samples": 4, "iou": 0.8})
+    frontier.show(pd.DataFrame(rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert "3 + 2, 4 (draft) has the released learner's IoU: 1,100 times faster" in lines[-1]
+    assert lines[-1].endswith("700 times faster than the learner, stopped when aligned")
+    assert [line.split("  ")[1] for line in lines[3:6]] == [
+        "1 + 2, 2",
+        "3 + 2, 4 (draft)",
+        "9 + 5, 14 (default)",
+    ]
+
+
+def test_points_that_are_kept_are_read_again_and_drawn(found, tmp_path):
+    """With their provenance, a line for the layer, and the learner's two marks in each panel."""
+    path = tmp_path / "frontier-mine.csv"
+    frontier.keep(found, path, "processor   mine")
+    assert "# processor   mine\n" in path.read_text("utf8")
+    rows = figure.read(path)
+    pd.testing.assert_frame_equal(rows, found, check_exact=False, rtol=1e-4)
+    error, iou = figure.draw(rows).axes
+    line, sketched = error.lines[0].get_xydata(), rows[rows["samples"] == 2]
+    sketched = sketched[sketched["error"] > 0].sort_values("milliseconds")
+    np.testing.assert_array_equal(line, sketched[["milliseconds", "error"]])
+    for axis in (error, iou):
+        assert len(axis.collections) == 2
+
+
+def test_points_and_figure_go_where_the_frontier_is_told_to(clone, monkeypatch, capsys):
+    said = {}
+    monkeypatch.setitem(command.ALL, "frontier", lambda quick, **where: said.update(where))
+    call(monkeypatch, "one", "frontier", "--points", "a.csv", "--figure", "a.svg")
+    assert said == {"points": Path("a.csv"), "figure": Path("a.svg")}
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "one", "--points", "a.csv")
+    assert "--points and --figure are of the frontier" in capsys.readouterr().err
+
+
+def test_named_settings_make_as_many_passes_as_they_say():
+    """Forwards: the noise, one with a graph, one that checks; backwards: one a direction."""
+    for name, (forwards, backwards) in {"draft": (6, 5), "default": (16, 14)}.items():
+        counting = Passes()
+        model = torch.nn.Sequential(counting, *small_net(width=48))
+        how = {"units": Few.units, "dead": "nan", "check": False, "max_batch": 2}
+        kpnb.entropy(model, Few.x, "9", solver=frontier.NAMED[name], **how)
+        assert (counting.forwards, counting.backwards) == (forwards, backwards)
+    assert frontier.NAMED["careful"] == kpnb.ClosedForm(rank=16, probes=16, noise=24)
+
+
+class Passes(torch.nn.Module):
+    """Hands images on, and counts the passes in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forwards = self.backwards = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.forwards += 1
+        if x.requires_grad:
+            x.register_hook(self.back)
+        return x
+
+    def back(self, _gradient: torch.Tensor) -> None:
+        self.backwards += 1
 
 
 # ---- on a card

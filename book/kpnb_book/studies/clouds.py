@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from kpnb.energy import ClosedForm
 from kpnb.units import Points
 from kpnb_book.data.cloud_set import CloudSet
 from kpnb_book.data.clouds import ROOTS, SOURCES, load
@@ -138,7 +139,7 @@ class CloudStudy(Study):
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         if given.get("network", cls.Settings.network) == "pointnet":
-            given = {"b": 0.5, "rank": 9, "probes": 5, "noise": 14} | given
+            given = {"b": 0.5, **settings.directions(ClosedForm())} | given
         return super().resolve(profile, **given)
 
     def load(self, split: str, count: int | None) -> CloudSet:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from kpnb._messages import one_of
+from kpnb.energy import ClosedForm
 
 ALL = "all"  # every sample that there is, or every layer of an encoder
 Count = int | Literal["all"]
@@ -17,6 +18,14 @@ OWN = (101, 102, 103)
 """Seeds that a build trains itself: beyond those that stored evidence has, and those that settings
 were chosen with (100 and 200).
 """
+
+
+def directions(solver: ClosedForm) -> dict[str, int | None]:
+    """The settings that say what a solver's numbers are."""
+    return {"rank": solver.rank, "probes": solver.probes, "noise": solver.noise}
+
+
+CAREFUL = ClosedForm.careful()
 
 
 @dataclass(frozen=True)
@@ -38,8 +47,8 @@ class Settings:
                             None, as for every setting, keeps the profile's number
     analysed                samples of the share that are measured, as the paper measures training
                             samples
-    rank, probes, noise     of ``ClosedForm``: more than its defaults, for networks early in
-                            training
+    rank, probes, noise     of ``ClosedForm``: those of ``ClosedForm.careful()``, more than its
+                            defaults, for networks early in training
     max_batch               rows of the largest forward pass when measuring
     scale                   the input's, see ``kpnb.entropy``
     """
@@ -63,9 +72,9 @@ class Settings:
     share: Count | float = 1000
     test_samples: Count = 1000
     analysed: int = 48
-    rank: int = 16
-    probes: int = 16
-    noise: int = 24
+    rank: int = CAREFUL.rank
+    probes: int = CAREFUL.probes
+    noise: int = CAREFUL.noise
     max_batch: int = 32
     scale: float = 1.0
 
