@@ -36,10 +36,10 @@ NAMED = {
     "careful": kpnb.ClosedForm.careful(),
 }
 SETTINGS = (
-    kpnb.ClosedForm(rank=1, probes=2, noise=2),
-    kpnb.ClosedForm(rank=2, probes=2, noise=3),
-    kpnb.ClosedForm(rank=3, probes=2, noise=4),
-    kpnb.ClosedForm(rank=4, probes=3, noise=6),
+    kpnb.ClosedForm(rank=1, probes=2, noise=1),
+    kpnb.ClosedForm(rank=2, probes=2, noise=2),
+    kpnb.ClosedForm(rank=3, probes=2, noise=3),
+    kpnb.ClosedForm(rank=4, probes=2, noise=4),
     kpnb.ClosedForm(rank=6, probes=4, noise=9),
     kpnb.ClosedForm(rank=9, probes=5, noise=14),
     kpnb.ClosedForm(rank=16, probes=16, noise=24),
