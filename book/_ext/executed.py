@@ -3,7 +3,8 @@
 The table of contents names the source notebooks, so that the launch and download buttons lead to
 real files, and says of each hypothesis what was found. The page book/executed.md gets a table of
 the copies, the gallery their figures, and the page of the benchmarks the figures that the
-repository ships and what `python -m benchmarks` has kept here, if it was run. Scripts that
+repository ships, with the frontier drawn of its points, and what `python -m benchmarks` has kept
+here, if it was run. Scripts that
 `make vendor` has fetched are used instead of their CDN, and the pages then need no network.
 """
 
@@ -17,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 
+from kpnb_book.figures import frontier
 from kpnb_book.run.chapters import notebooks_of
 from kpnb_book.run.gallery import gallery
 from kpnb_book.run.provenance import table
@@ -65,6 +67,8 @@ def computed(docname: str, root: Path) -> dict[str, str]:
             "SHIPPED": _figures(shipped) or "No figures are shipped with this version.",
             "MEASURED": _figures([executed / "benchmarks.txt"])
             or "Nothing has been measured here yet: `python -m benchmarks` does it.",
+            "FRONTIER": _frontiers(root / "benchmarks" / "results", executed / "benchmarks")
+            or "No points are shipped with this version.",
         }
     return {}
 
@@ -76,6 +80,21 @@ def cuda_tested(when: str) -> str:
     if not when:
         return "Whoever built these pages knows of no run of the tests on a card either."
     return f"The tests passed on a card on {when}."
+
+
+def _frontiers(results: Path, pictures: Path) -> str:
+    """Figures of the points that the repository ships, as MyST; drawn into the folder
+    ``pictures``, which lies in book/_executed.
+    """
+    shown = []
+    for file in sorted(results.glob("frontier-*.csv")):
+        pictures.mkdir(parents=True, exist_ok=True)
+        picture = pictures / f"{file.stem}.svg"
+        frontier.draw(frontier.read(file)).savefig(picture)
+        where = f"{pictures.parent.name}/{pictures.name}/{picture.name}"
+        lines = [f"```{{figure}} {where}", f":name: {file.stem}", f":alt: {frontier.ALT}", ""]
+        shown.append("\n".join([*lines, frontier.CAPTION, "```"]))
+    return "\n\n".join(shown)
 
 
 def _figures(files: list[Path]) -> str:
