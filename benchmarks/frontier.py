@@ -11,7 +11,7 @@ too. ``quick`` takes the smoke profile's networks, whose numbers mean little.
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,8 @@ class Case:
     """A layer of a network, and what is measured there.
 
     network, when, layer   what the table calls it, such as "images", "late", "FC1"
-    how                    arguments of ``kpnb.entropy``: ``x``, ``units`` and so on
+    entropies              of a study, which measures its samples as the chapters do
+    how                    for the learner, ``x`` and other arguments of ``kpnb.entropy``
     foreground, b          of knowledge points: bool ``[N, n]``, and nats
     few                    how many samples the learner measures; 0: it does not
     """
@@ -65,6 +66,7 @@ class Case:
     layer: str
     model: nn.Module
     path: str
+    entropies: Callable[..., dict[str, kpnb.Entropy]]
     how: dict[str, Any]
     foreground: Tensor
     b: float
@@ -72,8 +74,8 @@ class Case:
 
     def entropy(self, solver: kpnb.ClosedForm, seed: int = 0) -> Tensor:
         """``[N, n]`` of all samples."""
-        how = self.how | {"solver": solver, "seed": seed, "dead": "nan", "check": False}
-        return kpnb.entropy(self.model, layers=self.path, **how).entropy
+        how = {"solver": solver, "seed": seed, "dead": "nan", "check": False}
+        return self.entropies(self.model, [self.path], **how)[self.path].entropy
 
     def learned(self, learner: kpnb.Stochastic) -> Tensor:
         """``[few, n]`` of the first samples."""
@@ -122,7 +124,7 @@ def measured(
         yield from judged(case, f"learner, {name}", None, [seconds / case.few], [H], exact)
 
 
-def timed(run: Any) -> tuple[Tensor, float]:
+def timed(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """What ``run`` returns, and its CPU time in seconds."""
     start = time.process_time()
     found = run()
@@ -208,14 +210,14 @@ def case(
     model = training.load(epoch=epoch)
     late = training.number(epoch) == training.epochs
     when = f"{training.kind} after epoch {training.number(epoch)}"
-    how = study.inputs(model)
     return Case(
         network,
         f"{'late' if late else 'early'} ({when})",
         layer,
         model,
         study.path(layer),
-        how,
+        study.entropies,
+        study.inputs(model),
         study.foreground,
         study.settings.b,
         few,

@@ -183,7 +183,11 @@ def few() -> frontier.Case:
     """A small network after no training, of which the learner measures one of two images."""
     how = {"x": Few.x, "units": Few.units, "scale": 1.0}
     about = ("images", "early", "FC1")
-    return frontier.Case(*about, small_net(), "8", how, Few.foreground, b=0.05, few=1)
+
+    def entropies(model, layers, **options):
+        return kpnb.entropy(model, layers=layers, **how, **options)
+
+    return frontier.Case(*about, small_net(), "8", entropies, how, Few.foreground, 0.05, few=1)
 
 
 SKETCHES = (
@@ -246,15 +250,15 @@ def test_the_frontier_names_the_fastest_setting_that_is_as_good_as_the_learner(c
 
 
 def test_points_that_are_kept_are_read_again_and_drawn(found, tmp_path):
-    """With their provenance, a line for the layer, and the learner's two marks in each panel."""
+    """With their provenance: a line of the closed form, and the learner's two marks in each."""
     path = tmp_path / "frontier-mine.csv"
     frontier.keep(found, path, "processor   mine")
     assert "# processor   mine\n" in path.read_text("utf8")
     rows = figure.read(path)
     pd.testing.assert_frame_equal(rows, found, check_exact=False, rtol=1e-4)
     error, iou = figure.draw(rows).axes
-    line, sketched = error.lines[0].get_xydata(), rows[rows["samples"] == 2]
-    sketched = sketched[sketched["error"] > 0].sort_values("milliseconds")
+    line, sketched = error.lines[0].get_xydata(), rows[rows["way"] == "closed form"]
+    sketched = sketched[sketched["samples"] == 2]
     np.testing.assert_array_equal(line, sketched[["milliseconds", "error"]])
     for axis in (error, iou):
         assert len(axis.collections) == 2

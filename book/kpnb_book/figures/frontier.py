@@ -19,9 +19,10 @@ ALT = (
 )
 CAPTION = (
     "Error of H and IoU of knowledge points, both against the exact Jacobian, over the CPU time of "
-    "a sample. Lines: the closed form, from few directions to many, then the exact Jacobian. "
+    "a sample. Lines: the closed form, from few directions to many; stars: the exact Jacobian. "
     "Squares: the stochastic learner as released in 2020; diamonds: stopped when aligned."
 )
+LEAST = 1e-4  # nats
 LEARNERS = {"learner, as released": "s", "learner, stopped when aligned": "D"}
 
 
@@ -31,14 +32,15 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def _lines(axes: tuple[Axes, Axes], rows: pd.DataFrame) -> None:
-    """A line for each layer, over all its samples; the exact Jacobian is the end of its IoU."""
+    """A line for each layer, over all its samples, and the marks beside it."""
     whole = rows[rows["samples"] == rows.groupby("layer")["samples"].transform("max")]
     for (layer, line), colour in zip(whole.groupby("layer", sort=False), SERIES, strict=False):
-        line = line[~line["way"].isin(LEARNERS)].sort_values("milliseconds")
         look = {"color": colour, "marker": "o", "ms": 3, "lw": 1, "label": layer}
-        sketched = line[line["error"] > 0]
+        sketched = line[line["way"] == "closed form"]
         axes[0].plot(sketched["milliseconds"], sketched["error"], **look)
-        axes[1].plot(line["milliseconds"], line["iou"], **look)
+        axes[1].plot(sketched["milliseconds"], sketched["iou"], **look)
+        exact = line[line["way"] == "exact Jacobian"]
+        axes[1].plot(exact["milliseconds"], exact["iou"], "*", color=colour, ms=8)
         learned = rows[(rows["layer"] == layer) & rows["way"].isin(LEARNERS)]
         for row in learned.itertuples():
             about = {"color": colour, "s": 22, "zorder": 3, "marker": LEARNERS[row.way]}
@@ -52,9 +54,9 @@ def draw(rows: pd.DataFrame) -> Figure:
 
     rows    columns as in ``benchmarks.frontier.Point``
 
-    Lines are the closed form, from few directions to many, and end in the exact Jacobian, whose
-    error is 0 and not drawn. Squares and diamonds are the learner, as released and stopped when
-    aligned, on its few images.
+    Lines are the closed form, from few directions to many. Stars are the exact Jacobian, whose
+    error is 0 and cannot be drawn. Squares and diamonds are the learner, as released and stopped
+    when aligned, on its few images. Errors below ``LEAST`` are rounding.
     """
     networks = list(rows.groupby(["network", "when"], sort=False))
     size = (7, 1.9 * len(networks) + 0.5)
@@ -62,6 +64,7 @@ def draw(rows: pd.DataFrame) -> Figure:
     for pair, ((network, when), found) in zip(axes, networks, strict=True):
         _lines(tuple(pair), found)
         pair[0].set(xscale="log", yscale="log", ylabel="error of H, nats")
+        pair[0].set_ylim(bottom=max(LEAST, pair[0].get_ylim()[0]))
         pair[1].set(xscale="log", ylabel="IoU of points", ylim=(None, 1.02))
         pair[0].set_title(f"{network}, {when}", loc="left")
         pair[1].legend(fontsize=8)
