@@ -1,6 +1,6 @@
 """All benchmarks, or those that are named.
 
-    python -m benchmarks                # everything: half an hour, once the laptop's networks are
+    python -m benchmarks                # everything: an hour at most, once the laptop's networks are
                                         # trained
     python -m benchmarks --quick        # everything, small: minutes
     python -m benchmarks speed memory   # only these
