@@ -1,7 +1,6 @@
 """All benchmarks, or those that are named.
 
-    python -m benchmarks                # everything: an hour at most, once the laptop's networks are
-                                        # trained
+    python -m benchmarks                # everything: an hour at most, with trained networks
     python -m benchmarks --quick        # everything, small: minutes
     python -m benchmarks speed memory   # only these
     python -m benchmarks gpu FOLDER     # on a CUDA card: at most 8 minutes; gpu --help says more
