@@ -248,26 +248,29 @@ HEADER = """\
 """
 
 
-def keep(rows: pd.DataFrame, path: Path, about: str) -> None:
-    """Write the points as CSV, below lines that say ``about`` what and whence they are."""
+def keep(rows: pd.DataFrame, path: Path, about: str, seeds: int = len(SEEDS)) -> None:
+    """Write the points as CSV, below lines that say what they are, over how many ``seeds``, and
+    ``about`` which computer.
+    """
     lines = "".join(f"# {line}\n" for line in about.splitlines())
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = HEADER.format(seeds=len(SEEDS)) + lines
+    head = HEADER.format(seeds=seeds) + lines
     path.write_text(head + rows.to_csv(index=False, float_format="%.5g"), "utf8")
 
 
 def run(quick: bool, points: Path | None = None, figure: Path | None = None) -> None:
     """Print the frontier; keep its ``points`` as CSV and draw its ``figure`` where these say so."""
     about = machine()
+    seeds = SEEDS[:1] if quick else SEEDS
     settings = sorted({*SETTINGS, *NAMED.values()}, key=lambda one: (one.rank, one.noise))
     found: list[Point] = []
     for one in cases(quick):
-        new = list(measured(one, settings, SEEDS[:1] if quick else SEEDS, 8 if quick else 96))
+        new = list(measured(one, settings, seeds, 8 if quick else 96))
         show(pd.DataFrame(map(asdict, new)))
         found += new
     rows = pd.DataFrame(map(asdict, found))
     if points:
-        keep(rows, points, about)
+        keep(rows, points, about, len(seeds))
     if figure:
         figure.parent.mkdir(parents=True, exist_ok=True)
         draw(rows).savefig(figure)

@@ -274,6 +274,38 @@ def test_points_and_figure_go_where_the_frontier_is_told_to(clone, monkeypatch, 
     assert "--points and --figure are of the frontier" in capsys.readouterr().err
 
 
+SHIPPED = figure.read(ROOT / "benchmarks" / "results" / "frontier-two-cores.csv")
+OF = ["rank", "probes", "noise"]
+
+
+def test_the_draft_is_the_cheapest_that_is_as_good_as_the_learner_at_both_layers():
+    """Of the points that are shipped, on the learner's images."""
+    learned = SHIPPED[SHIPPED["way"] == "learner, as released"].set_index("layer")
+    closed = SHIPPED[(SHIPPED["way"] == "closed form") & (SHIPPED["when"].str.startswith("late"))]
+    closed = closed[(closed["samples"] == frontier.FEW) & (closed["network"] == "images")]
+    closed = closed[closed["layer"].isin(learned.index)]
+    closed = closed.assign(enough=closed["iou"] >= closed["layer"].map(learned["iou"]))
+    by_setting = closed.groupby(OF)
+    enough = by_setting["milliseconds"].mean()[by_setting["enough"].all()]
+    assert kpnb.ClosedForm(*map(int, enough.idxmin())) == kpnb.ClosedForm.draft()
+
+
+def test_the_page_says_of_the_named_settings_what_the_points_say():
+    page = (ROOT / "book" / "benchmarks.md").read_text("utf8")
+    cell = r" *([\d.]+) \(([\d.]+)\) *\|"
+    rows = re.findall(rf"^\| ([a-z ]+), (\w+), (\w+) \|{3 * cell}", page, re.M)
+    assert len(rows) == 9
+    for network, layer, when, *said in rows:
+        here = (SHIPPED["layer"] == layer) & SHIPPED["when"].str.startswith(when)
+        here &= SHIPPED["network"] == network.removeprefix("point ")
+        points = SHIPPED[here & (SHIPPED["way"] == "closed form")].sort_values("samples")
+        points = points.drop_duplicates(OF, keep="last").set_index(OF)
+        for solver, iou, error in zip(frontier.NAMED.values(), said[::2], said[1::2], strict=True):
+            point = points.loc[(solver.rank, solver.probes, solver.noise)]
+            assert float(iou) == pytest.approx(point["iou"], abs=0.0051)
+            assert float(error) == pytest.approx(point["error"], abs=0.00051)
+
+
 def test_named_settings_make_as_many_passes_as_they_say():
     """Forwards: the noise, one with a graph, one that checks; backwards: one a direction."""
     for name, (forwards, backwards) in {"draft": (5, 5), "default": (16, 14)}.items():

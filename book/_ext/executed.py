@@ -4,8 +4,8 @@ The table of contents names the source notebooks, so that the launch and downloa
 real files, and says of each hypothesis what was found. The page book/executed.md gets a table of
 the copies, the gallery their figures, and the page of the benchmarks the figures that the
 repository ships, with the frontier drawn of its points, and what `python -m benchmarks` has kept
-here, if it was run. Scripts that
-`make vendor` has fetched are used instead of their CDN, and the pages then need no network.
+here, if it was run. Scripts that `make vendor` has fetched are used instead of their CDN, and the
+pages then need no network.
 """
 
 import os
