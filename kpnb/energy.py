@@ -57,8 +57,8 @@ class ClosedForm:
     @classmethod
     def draft(cls) -> Self:
         """To look at much, quickly: 5 forwards and 5 backwards. The cheapest whose knowledge points
-        at FC1 and FC2 are at least as near the exact ones as those of the stochastic learner of
-        2020 (``benchmarks/frontier.py``).
+        of images at FC1 and FC2 are at least as near the exact ones as those of the stochastic
+        learner of 2020; of point clouds they are not (``benchmarks/frontier.py``).
         """
         return cls(rank=3, probes=2, noise=3)
 
