@@ -86,6 +86,7 @@ HIDDEN = """() => {
   const cut = [...document.querySelectorAll("article *")]
     .filter(box => box.querySelector(":scope > table, :scope > * > table"))
     .filter(box => box.scrollWidth > box.clientWidth + 1)
+    .filter(box => box.checkVisibility())  // a folded one says so when it is opened
     .filter(box => ["auto", "scroll"].includes(getComputedStyle(box).overflowX))
     .filter(box => getComputedStyle(box, "::before").content === "none");
   const verdicts = [...document.querySelectorAll("article table")]
@@ -338,6 +339,14 @@ def test_every_figure_opens_at_full_size_on_a_telephone(visits):
 def test_no_verdict_is_out_of_sight_and_tables_say_that_they_scroll(visits):
     found = culprits(visits, "hidden")
     assert not found
+
+
+def test_a_folded_table_says_that_it_scrolls_when_it_is_opened(browser, address, site):
+    page = browser.new_page(viewport=TELEPHONE)
+    page.goto(f"{address}/notebooks/80_evidence.html")
+    page.evaluate("() => document.querySelectorAll('article details').forEach(d => d.open = true)")
+    page.wait_for_function(f"() => !({HIDDEN})().length")
+    page.close()
 
 
 def test_outputs_are_results_and_not_logs(visits):

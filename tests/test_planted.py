@@ -128,6 +128,9 @@ class TwoImages:
     def __len__(self) -> int:
         return 2
 
+    def complete(self) -> "TwoImages":
+        return self
+
     def share(self, count: int, seed: int) -> "TwoImages":
         return self
 
