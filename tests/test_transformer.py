@@ -16,7 +16,7 @@ from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
-from kpnb_book.studies.evidence import collect, plan
+from kpnb_book.studies.evidence import OneNetwork, collect, plan
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import KEY, NETWORK, Results
 from kpnb_book.studies.stored import Stored, stored_of
@@ -183,7 +183,7 @@ def test_the_plan_is_what_a_seed_takes(evidence, study, tmp_path):
         training.finish()
     before = sorted(path for path in study.store.root.rglob("*.safetensors"))
     for layer, role in (("cls", "outputs"), ("cls", "student")):
-        evidence.rows(study, layer, role, evidence.training(study, role, layer, 1), 1, None)
+        evidence.rows(OneNetwork(study, layer, role, evidence.training(study, role, layer, 1), 1))
     assert sorted(path for path in study.store.root.rglob("*.safetensors")) == before
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -51,6 +51,23 @@ PROFILE = "laptop"
 SEEDS = range(20)
 SHIFTS = range(1, 16)  # the samples whose regions judge a sample, so many places further on
 SHARED = ("images", "clouds", "texts", "teacher")  # kinds of runs that all seeds have in common
+
+
+Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+"""Of networks, samples and places, as in ``Rows``."""
+
+
+class OneNetwork(NamedTuple):
+    """A network whose rows are written: what it is of the ``study``, and for ``whole`` see
+    ``rows_of``.
+    """
+
+    study: Study
+    layer: str
+    role: str
+    training: Training
+    seed: int
+    whole: Study | None = None
 
 
 @dataclass(frozen=True)
@@ -100,16 +117,9 @@ class Evidence:
         heads = [study.head(layer, seed) for layer in study.settings.layers if "student" in roles]
         return plan.also(*heads)
 
-    def rows(
-        self,
-        study: Study,
-        layer: str,
-        role: str,
-        training: Training,
-        seed: int,
-        whole: Study | None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    def rows(self, one: OneNetwork) -> Frames:
         """The rows of one network, see ``rows_of``."""
+        study, layer, role, training, seed, whole = one
         return rows_of(study, layer, role, training, seed, whole=whole)
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
@@ -152,16 +162,9 @@ class ImageEvidence(Evidence):
 
     rules: tuple[str, ...] = ()
 
-    def rows(
-        self,
-        study: Study,
-        layer: str,
-        role: str,
-        training: Training,
-        seed: int,
-        whole: Study | None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+    def rows(self, one: OneNetwork) -> Frames:
+        networks, samples, places = super().rows(one)
+        study, training, layer = one.study, one.training, one.layer
         networks = networks.assign(**curve_columns(study, training, layer))
         more = rule_columns(study, training, layer, self.rules)
         return networks, samples.assign(**more), places
@@ -454,7 +457,7 @@ def seed_rows(
     for measurement in planned.measurements:  # a baseline is measured at all layers in one call
         measurement.finish()
     chosen = networks(evidence, study, seed, roles)
-    found = [evidence.rows(study, *each, seed, whole) for each in chosen]
+    found = [evidence.rows(OneNetwork(study, *each, seed, whole)) for each in chosen]
     return Rows(*(pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)))
 
 
@@ -466,7 +469,7 @@ def rows_of(
     seed: int,
     *,
     whole: Study | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> Frames:
     """Frames of one network: its own row, those of the samples, that of the cells.
 
     whole   the study whose first measured samples are those of ``study``, for the regions of other

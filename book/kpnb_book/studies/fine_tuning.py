@@ -6,10 +6,8 @@ learned half of the classes, and then learn the other half, beside others from s
 
 from dataclasses import dataclass
 
-import pandas as pd
-
 from kpnb._messages import one_of
-from kpnb_book.studies.evidence import ENOUGH, ImageEvidence
+from kpnb_book.studies.evidence import ENOUGH, Frames, ImageEvidence, OneNetwork
 from kpnb_book.studies.experiments import SomeClasses, fine_tuned
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
@@ -47,17 +45,9 @@ class FineTuningEvidence(ImageEvidence):
             return study.baseline(seed)
         return fine_tuned(study, before(study), seed)
 
-    def rows(
-        self,
-        study: Study,
-        layer: str,
-        role: str,
-        training: Training,
-        seed: int,
-        whole: Study | None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
-        return networks.assign(accuracy=study.scores(training)["accuracy"]), samples, places
+    def rows(self, one: OneNetwork) -> Frames:
+        networks, samples, places = super().rows(one)
+        return networks.assign(accuracy=one.study.scores(one.training)["accuracy"]), samples, places
 
 
 FINE_TUNING_EVIDENCE = FineTuningEvidence(

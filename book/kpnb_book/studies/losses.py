@@ -21,7 +21,7 @@ from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints, knowledge_points
 from kpnb_book.studies import evidence, training
-from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence
+from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence, Frames, OneNetwork
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, entropies
 from kpnb_book.studies.plan import Plan
@@ -217,16 +217,9 @@ class LossesEvidence(Evidence):
         ]
         return replace(plan.also(*heads), measurements=(*plan.measurements, *compared))
 
-    def rows(
-        self,
-        study: Study,
-        layer: str,
-        role: str,
-        training: Training,
-        seed: int,
-        whole: Study | None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+    def rows(self, one: OneNetwork) -> Frames:
+        study, layer, role, training, seed, whole = one
+        networks, samples, places = super().rows(one)
         networks = networks.assign(
             accuracy=accuracy(study, layer, role, training),
             lr=training.schedule.lr,

@@ -22,7 +22,7 @@ from kpnb.points import background_level, knowledge_points
 from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import losses, paper
-from kpnb_book.studies.evidence import ENOUGH, Evidence
+from kpnb_book.studies.evidence import ENOUGH, Evidence, Frames, OneNetwork
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
@@ -107,16 +107,9 @@ class TransformerEvidence(Evidence):
         whole = super().completed(plan, roles, seed)
         return replace(whole, measurements=(*whole.measurements, *last))
 
-    def rows(
-        self,
-        study: Study,
-        layer: str,
-        role: str,
-        training: Training,
-        seed: int,
-        whole: Study | None,
-    ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        networks, samples, places = super().rows(study, layer, role, training, seed, whole)
+    def rows(self, one: OneNetwork) -> Frames:
+        study, training = one.study, one.training
+        networks, samples, places = super().rows(one)
         if training.objective.labels:
             networks = networks.assign(accuracy=study.scores(training)["accuracy"])
         return networks.assign(**by_layer(study, training)), samples, places
