@@ -37,7 +37,10 @@ NAMED = {
 }
 SETTINGS = (
     kpnb.ClosedForm(rank=1, probes=2, noise=1),
+    kpnb.ClosedForm(rank=2, probes=2, noise=1),
     kpnb.ClosedForm(rank=2, probes=2, noise=2),
+    kpnb.ClosedForm(rank=2, probes=3, noise=1),
+    kpnb.ClosedForm(rank=3, probes=2, noise=2),
     kpnb.ClosedForm(rank=3, probes=2, noise=3),
     kpnb.ClosedForm(rank=4, probes=2, noise=4),
     kpnb.ClosedForm(rank=6, probes=4, noise=9),
@@ -262,7 +265,9 @@ def run(quick: bool, points: Path | None = None, figure: Path | None = None) -> 
     """Print the frontier; keep its ``points`` as CSV and draw its ``figure`` where these say so."""
     about = machine()
     seeds = SEEDS[:1] if quick else SEEDS
-    settings = sorted({*SETTINGS, *NAMED.values()}, key=lambda one: (one.rank, one.noise))
+    settings = sorted(
+        {*SETTINGS, *NAMED.values()}, key=lambda one: (one.rank, one.noise, one.probes)
+    )
     found: list[Point] = []
     for one in cases(quick):
         new = list(measured(one, settings, seeds, 8 if quick else 96))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kpnb._messages import whole
 from kpnb.perturb import Perturbation, generator
-from kpnb.sketch import largest, probes_beyond, rescaled, shrunk, top_directions
+from kpnb.sketch import directions_to_take, largest, probes_beyond, rescaled, shrunk
 from kpnb.units import Units
 
 
@@ -24,8 +24,9 @@ class ClosedForm:
     """Settings of the closed form; the defaults cost 16 forwards and 14 backwards for a batch and a
     layer. ``draft()`` costs less and is less exact, ``careful()`` the other way round.
 
-    rank        leading feature directions whose energy is exact; ``None`` takes every coordinate of
-                the feature that noise moves at all: the exact Jacobian, with as many backwards
+    rank        leading feature directions whose energy is exact, at most ``noise`` + 1: the one
+                more is the feature itself. ``None`` takes every coordinate of the feature that
+                noise moves at all: the exact Jacobian, with as many backwards
     probes      random orthonormal directions that estimate the rest
     noise       forwards under noise of size tau that find the leading directions (and the
                 coordinates that move); layers measured in one call share them
@@ -42,10 +43,10 @@ class ClosedForm:
 
     def __post_init__(self) -> None:
         whole(rank=self.rank, probes=self.probes, noise=self.noise, check=self.check)
-        if self.rank is not None and not 0 <= self.rank <= self.noise:
+        if self.rank is not None and not 0 <= self.rank <= self.noise + 1:
             raise ValueError(
-                f"rank = {self.rank} directions need as many forwards under noise; "
-                f"noise = {self.noise}"
+                f"rank = {self.rank} directions are the feature itself and, of the others, one for "
+                f"each forward under noise; noise = {self.noise}"
             )
         if self.rank is not None and self.probes < 2:
             raise ValueError(f"probes = {self.probes}: the error estimate needs at least two")
@@ -56,11 +57,11 @@ class ClosedForm:
 
     @classmethod
     def draft(cls) -> Self:
-        """To look at much, quickly: 5 forwards and 5 backwards. The cheapest whose knowledge points
+        """To look at much, quickly: 3 forwards and 4 backwards. The cheapest whose knowledge points
         of images at FC1 and FC2 are at least as near the exact ones as those of the stochastic
         learner of 2020; of point clouds they are not (``benchmarks/frontier.py``).
         """
-        return cls(rank=3, probes=2, noise=3)
+        return cls(rank=2, probes=2, noise=1)
 
     @classmethod
     def careful(cls) -> Self:
@@ -192,7 +193,7 @@ def sketched_energies(
     probes together span the feature.
     """
     rank = solver.rank or 0
-    leading = top_directions(changes, rank)  # Q of Hutch++
+    leading = directions_to_take(_at_least_single(jacobian.flat), changes, rank)  # Q of Hutch++
     directions, times = probes_beyond(leading, changes, gaussian)
     energies = torch.stack([jacobian.energy(v) for v in directions.unbind(-1)])
     size = largest(energies, (0, 2))  # [1, B, 1], of each sample; errors have its square

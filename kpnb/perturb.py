@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,14 +53,17 @@ class Perturbation:
         part = self.inputs.rows(which)
         return replace(self, inputs=part, units=units_of(self.units, which, self.x))
 
+    @cached_property
     def inside(self) -> Tensor:
-        """1 at the elements of ``x`` that belong to a unit and 0 at others, broadcastable to it."""
+        """1 at the elements of ``x`` that belong to a unit and 0 at others, shaped like it."""
         x = self.x
-        return self.units.spread(x.new_ones(len(x), self.units.count(x)), x)
+        ones = x.new_ones(len(x), self.units.count(x))
+        # in x's memory format: to mix formats costs several times more
+        return torch.zeros_like(x) + self.units.spread(ones, x)
 
     def exists(self) -> Tensor:
         """Which units each sample has, ``[B, n]``: those with an element."""
-        return self.units.gather(self.inside().expand_as(self.x)) > 0
+        return self.units.gather(self.inside) > 0
 
     def normal(self, count: int, stream: int) -> Tensor:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x``.
@@ -83,9 +87,8 @@ class Perturbation:
         batch). What belongs to no unit gets no noise.
         """
         x = self.x
-        blank = torch.zeros_like(x)  # in x's memory format: to mix formats costs several times more
-        inside = blank + self.inside()
+        blank = torch.zeros_like(x[: noise.shape[1]])  # takes the noise to x's memory format
         for part in noise.split(max(1, self.max_batch // len(x))):
-            rows = torch.addcmul(x, blank[: part.shape[1]] + part, inside).flatten(0, 1)
+            rows = torch.addcmul(x, blank + part, self.inside).flatten(0, 1)
             features = self.network.features(self.inputs.with_x(rows), len(rows), layers)
             yield {name: f.reshape(len(part), len(x), -1) for name, f in features.items()}

@@ -42,8 +42,25 @@ def top_directions(changes: Tensor, rank: int) -> Tensor:
     return basis / basis.norm(dim=1, keepdim=True).clamp_min(torch.finfo(basis.dtype).tiny)
 
 
+def directions_to_take(feature: Tensor, changes: Tensor, rank: int) -> Tensor:
+    """The directions ``[B, d, rank]`` that are taken exactly: those that lead the ``changes [m, B,
+    d]``. Where ``rank`` = m + 1, the ``feature [B, d]`` itself comes before them.
+
+    The feature is a direction that costs no pass. In a network of ReLUs without biases f = J x
+    (Euler's theorem on homogeneous functions), so it is one more column of Y = A Omega, whose
+    "noise" is the input itself.
+    """
+    if rank <= len(changes):
+        return top_directions(changes, rank)
+    moving = feature.nan_to_num(0, 0, 0) * (changes != 0).any(0)
+    moving = moving / largest(moving, (1,))
+    first = moving / moving.norm(dim=1, keepdim=True).clamp_min(torch.finfo(moving.dtype).tiny)
+    return torch.cat([first[..., None], top_directions(changes, rank - 1)], -1)
+
+
 def probes_beyond(leading: Tensor, changes: Tensor, gaussian: Tensor) -> tuple[Tensor, Tensor]:
-    """The ``leading [B, d, k]`` directions and r random ones orthogonal to them and to each other.
+    """The ``leading [B, d, k]`` directions, made orthogonal to those before them, and r random ones
+    orthogonal to all.
 
     ``gaussian [d, r]`` are Hutch++'s G, made orthonormal within the complement of the leading
     directions. Coordinates that no noise moved (dead ReLUs) have no derivative, so probes keep out

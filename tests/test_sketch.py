@@ -5,7 +5,7 @@ import torch
 
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
-from kpnb.sketch import probes_beyond, rescaled, shrunk, top_directions
+from kpnb.sketch import directions_to_take, probes_beyond, rescaled, shrunk, top_directions
 from kpnb.units import ImageGrid
 from tests.models import Linear, images, small_net
 
@@ -79,6 +79,46 @@ def test_a_network_of_low_rank_is_exact():
     assert torch.allclose(found.entropy, exact.entropy, atol=1e-9)
     assert found.rank.tolist() == [5, 5, 5]
     assert exact.rank.tolist() == [40, 40, 40]
+
+
+def test_one_direction_more_than_noise_is_the_feature_itself():
+    """Of two directions, one draw of noise finds a mixture; with the feature, which is linear in
+    the input, both are known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(40, 2, generator=generator, dtype=torch.float64)
+    ends = torch.linalg.qr(draw).Q, torch.randn(432, 2, generator=generator, dtype=torch.float64)
+    model = Linear(432, 40).double()
+    model.f.weight.data = ends[0] @ ends[1].T
+    model.f.bias.data.zero_()
+    x = images(3, seed=5)  # other numbers than the noise, which has seed 0
+    exact = entropy(model, x, "f", units=GRID, solver=ClosedForm(rank=None))
+    errors = []
+    for rank in (1, 2):
+        solver = ClosedForm(rank=rank, probes=2, noise=1, shrink=False)
+        found = entropy(model, x, "f", units=GRID, solver=solver)
+        errors.append((found.entropy - exact.entropy).abs().max())
+    assert errors[0] > 0.01
+    assert errors[1] < 1e-9
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        feature = 1000 * torch.randn(3, 30, generator=generator).to(dtype)
+        changes = _changes(m=1).float()
+        leading = directions_to_take(feature.float(), changes, 2)
+        along = (feature.float() * (changes[0] != 0)).double()
+        along = along / along.norm(dim=1, keepdim=True)
+        assert torch.allclose(leading[..., 0].double(), along, atol=1e-6)
+        assert torch.equal(leading[..., 1:], top_directions(changes, 1))
+
+
+def test_a_feature_of_zeros_or_without_end_spoils_nothing():
+    """Directions and probes stay orthonormal, and finite."""
+    feature = torch.ones(3, 30, dtype=torch.float64)
+    feature[0], feature[2, 7] = 0, torch.inf
+    gaussian = torch.randn(30, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    leading = directions_to_take(feature, _changes(m=2), 3)
+    directions = probes_beyond(leading, _changes(m=2), gaussian)[0]
+    eye = torch.eye(7, dtype=torch.float64).expand(3, 7, 7)
+    assert torch.allclose(directions.mT @ directions, eye, atol=1e-9)
 
 
 def test_error_is_honest_over_images_and_layers():
