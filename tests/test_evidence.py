@@ -2,8 +2,8 @@
 way to it.
 """
 
-import gzip
 import json
+import lzma
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -215,15 +215,15 @@ def test_what_lies_at_the_place_of_a_point_or_a_token(tmp_path):
 def test_seeds_are_kept_and_not_computed_again(shapes, store, tmp_path, monkeypatch):
     results = Results(tmp_path / "shapes")
     assert collect(shapes, [0], results, store) == [0]
-    before = (results.folder / "samples.csv.gz").read_bytes()
+    before = (results.folder / "samples.csv.xz").read_bytes()
     monkeypatch.setattr(evidence, "seed_rows", None)  # would fail
     assert collect(shapes, [0], results, store) == []
-    assert (results.folder / "samples.csv.gz").read_bytes() == before
+    assert (results.folder / "samples.csv.xz").read_bytes() == before
     assert not evidence.folder_of(store, "shapes-0").exists()
     (evidence.folder_of(store, "shapes-0") / "student").mkdir(parents=True)  # killed at the end
     assert collect(shapes, [0], results, store) == []
     assert not evidence.folder_of(store, "shapes-0").exists()
-    text = gzip.decompress(before).decode()
+    text = lzma.decompress(before).decode()
     assert text.startswith("seed,layer,network,sample,n_fg")
     assert zipped(text) == before
 
@@ -332,7 +332,7 @@ def test_networks_are_added_to_a_seed(shapes, study, rows, store, tmp_path):
     assert collect(shapes, [0], parts, store, only="equal-rate") == []
     parts.add(shapes.origin(study), role_of(rows, *names))
     whole.add(shapes.origin(study), rows)
-    for name in ("samples.csv.gz", "places.csv.gz", "settings.json"):
+    for name in ("samples.csv.xz", "places.csv.xz", "settings.json"):
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     with pytest.raises(ValueError, match="untrained"):
         collect(shapes, [0], parts, store, only="untrain")

@@ -52,7 +52,7 @@ def test_modules_that_are_reached(package):
 def test_tables_of_stored_evidence_count_where_they_are_read(tmp_path, monkeypatch):
     package = tmp_path / "kpnb_book"
     monkeypatch.setitem(module.PACKAGES, "kpnb_book", package)
-    files = ("results/images/networks.csv", "results/images/samples.csv.gz")
+    files = ("results/images/networks.csv", "results/images/samples.csv.xz")
     files += ("results/images/.lock", "kpnb_book/studies/results.py", "kpnb_book/figures/plots.py")
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
