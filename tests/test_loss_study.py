@@ -4,6 +4,7 @@ and what the tables say.
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -262,24 +263,48 @@ def test_the_seed_of_the_choice_is_of_nobody_else():
 
 def test_rate_then_weight(study, monkeypatch):
     """Planted accuracies: the best pair is found by two searches, of equals the first."""
-    planted = {(0.5, 1.0): 0.6, (1.0, 1.0): 0.6, (0.5, 10.0): 0.7, (1.0, 10.0): 0.9}
+    planted = {(0.5, 1.0): 0.6, (1.0, 1.0): 0.6, (0.5, 1e3): 0.7, (1.0, 10.0): 0.9}
+    planted |= {(0.5, 10.0): 0.62, (0.5, 100.0): 0.65}
     monkeypatch.setattr(
         choose,
         "held_out",
         lambda study, loss, layer, way: planted.get((way.rate, way.weight), 0.1),
     )
-    found = pd.DataFrame(choose.tried(study, "at"))
+    known = choose.read(Path("nowhere"))
+    found = pd.DataFrame(choose.tried(study, "at", known))
     pairs = [*zip(found["rate"], found["weight"], strict=True)]
-    assert pairs == [*((r, 1.0) for r in choose.RATES), (0.5, 0.1), (0.5, 10.0)]
-    assert choose.best(found) == (0.5, 10.0)
-    alone = pd.DataFrame(choose.tried(study, "pkt"))
+    weights = [0.1, 10.0, 100.0, 1e3, 1e4]  # the last is worse: 1e3 is no end
+    assert pairs == [*((r, 1.0) for r in choose.RATES), *((0.5, w) for w in weights)]
+    assert choose.best(found) == (0.5, 1e3)
+    again = choose.tried(study, "at", found[found["weight"] < 1e3])
+    assert [row["weight"] for row in again] == [1e3, 1e4]
+    alone = pd.DataFrame(choose.tried(study, "pkt", known))
     assert [*alone["weight"]] == [1.0] * len(choose.RATES)  # only scales the rate
+
+
+@pytest.mark.parametrize(("peak", "beyond"), [(0.05, [0.1, 0.05, 0.025]), (8.0, [4.0, 8.0, 16.0])])
+def test_the_search_goes_on_where_the_best_is_at_an_end(peak, beyond):
+    asked = []
+
+    def accuracy(value: float) -> float:
+        asked.append(value)
+        return -abs(math.log(value / peak))
+
+    assert choose.highest(accuracy, choose.RATES, 2) == peak
+    assert asked == [*choose.RATES, *beyond]
+
+
+def test_the_search_ends():
+    asked = []
+    choose.highest(lambda value: asked.append(value) or value, choose.RATES, 2)
+    assert len(asked) == len(choose.RATES) + choose.FURTHER
 
 
 def test_what_was_tried_is_kept_and_not_tried_again(shapes, store, tmp_path, monkeypatch):
     monkeypatch.setattr(choose, "LOSSES_EVIDENCE", shapes)
     monkeypatch.setattr(choose, "RATES", (1.0, 1e9))
-    monkeypatch.setattr(choose.tried, "__defaults__", ((1.0, 1e9), (1.0, 10.0)))
+    monkeypatch.setattr(choose, "WEIGHTS", (1.0, 10.0))
+    monkeypatch.setattr(choose, "FURTHER", 0)
     table = tmp_path / "losses" / "choice.csv"
     found = choose.choose(["feature", "at"], table, store)
     assert found["loss"].tolist() == ["feature"] * 2 + ["at"] * 3
@@ -288,7 +313,7 @@ def test_what_was_tried_is_kept_and_not_tried_again(shapes, store, tmp_path, mon
     learned = losses.student(shapes.study(store), "feature", "FC1", choose.SEED)
     assert learned.missing()  # it was deleted with its store
     before = table.read_bytes()
-    monkeypatch.setattr(choose, "tried", None)  # would fail
+    monkeypatch.setattr(choose, "held_out", None)  # would fail
     choose.choose(["at"], table, store)
     assert table.read_bytes() == before
     assert choose.differing(table)[0].startswith("at: rate 1 and weight ")

@@ -4,11 +4,12 @@ anything is counted.
     choose(["at", "rkd"], RESULTS / "losses" / "choice.csv")
 
 First the rate, at the weight of the loss's paper; then, where labels count beside the loss, the
-weight at that rate. No entropy is measured. What was tried is written to a table; what comes of it
+weight at that rate. Where the best lies at an end of what was tried, the search goes on beyond it.
+No entropy is measured. What was tried is written to a table; what comes of it
 is copied into ``losses.WAYS``, and a test compares the two.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from kpnb_book.studies.study import Study
 SEED = 100  # neither evidence (0 to 19, and 50 more) nor builds (101 and more) train it
 RATES = (0.2, 0.5, 1.0, 2.0)  # times the study's student_lr: 0.02 to 0.2
 WEIGHTS = (1.0, 0.1, 10.0)  # times the paper's
+FURTHER = 4  # at most so many beyond an end, each half or twice (weights: a tenth or ten times) it
 TABLE = RESULTS / "losses" / "choice.csv"
 
 
@@ -38,7 +40,7 @@ def choose(
     **overrides: Any,
 ) -> pd.DataFrame:
     """Try rates and weights of these losses, by default of all that have none yet, and add what
-    was found to the ``table``; a loss that it has is not tried again.
+    was found to the ``table``; what it has is not tried again.
 
     Returns the table: loss, rate, weight, accuracy, seed, layer, machine, versions. Networks are
     deleted once a loss is done; a loss that was interrupted goes on where it stopped.
@@ -47,54 +49,73 @@ def choose(
     for name in wanted:
         one_of("loss", name, LOSSES)
     for name in wanted:
-        if name in set(read(table)["loss"]):
-            continue
         with of_one_seed(store or Store(), f"choose-{name}-{SEED}") as apart:
             if apart is None:
                 print(f"{name}: another process tries it", flush=True)
                 continue
             study = LOSSES_EVIDENCE.study(apart, **overrides)
-            found = pd.DataFrame(tried(study, name))
-            found = found.assign(machine=machine(study.settings.device), versions=versions())
-            every = pd.concat([read(table), found]) if table.exists() else found
-            table.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(table, every.to_csv(index=False, lineterminator="\n").encode())
-        rate, weight = best(found)
+            new = pd.DataFrame(tried(study, name, read(table)))
+            new = new.assign(machine=machine(study.settings.device), versions=versions())
+            _add(new, table)
+        rate, weight = best(read(table).query("loss == @name"))
         print(f'"{name}": rate={rate:g}, weight={weight:g}', flush=True)
     return read(table)
 
 
+def _add(new: pd.DataFrame, table: Path) -> None:
+    if new.empty:
+        return
+    every = pd.concat([read(table), new]) if table.exists() else new
+    every = every.sort_values("loss", key=lambda names: names.map([*LOSSES].index), kind="stable")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(table, every.to_csv(index=False, lineterminator="\n").encode())
+
+
 def read(table: Path = TABLE) -> pd.DataFrame:
     """What was tried so far."""
-    return pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["loss"])
+    columns = ["loss", "rate", "weight", "accuracy"]
+    return pd.read_csv(table) if table.exists() else pd.DataFrame(columns=columns)
 
 
-def tried(
-    study: Study,
-    loss: str,
-    rates: Sequence[float] = RATES,
-    weights: Sequence[float] = WEIGHTS,
-) -> list[dict[str, Any]]:
-    """A row for each way that was tried: all ``rates`` at the first weight, then, where labels
-    count, the other ``weights`` at the best rate.
+def tried(study: Study, loss: str, known: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row for each way that is tried beside those that are ``known``: the rates at the first
+    weight, then, where labels count, the other weights at the best rate.
     """
-    found = [*_tried(study, loss, [(rate, weights[0]) for rate in rates])]
-    if way_of(loss).labels:
-        rate, _ = best(pd.DataFrame(found))
-        found += _tried(study, loss, [(rate, weight) for weight in weights[1:]])
-    return found
-
-
-def _tried(
-    study: Study, loss: str, pairs: Iterable[tuple[float, float]]
-) -> Iterator[dict[str, Any]]:
+    mine = known[known["loss"] == loss]
+    found = dict(zip(zip(mine["rate"], mine["weight"], strict=True), mine["accuracy"], strict=True))
     layer = study.settings.layers[0]
-    for rate, weight in pairs:
-        way = replace(way_of(loss), rate=rate, weight=weight)
-        row = {"loss": loss, "rate": rate, "weight": weight}
-        row |= {"accuracy": held_out(study, loss, layer, way), "seed": SEED, "layer": layer}
-        print(f"{loss}: rate {rate:g}, weight {weight:g}: {row['accuracy']:.3f}", flush=True)
-        yield row
+    new = []
+
+    def accuracy(rate: float, weight: float) -> float:
+        if (rate, weight) not in found:
+            way = replace(way_of(loss), rate=rate, weight=weight)
+            found[rate, weight] = held_out(study, loss, layer, way)
+            row = {"loss": loss, "rate": rate, "weight": weight}
+            new.append(row | {"accuracy": found[rate, weight], "seed": SEED, "layer": layer})
+            print(
+                f"{loss}: rate {rate:g}, weight {weight:g}: {found[rate, weight]:.3f}", flush=True
+            )
+        return found[rate, weight]
+
+    rate = highest(lambda rate: accuracy(rate, WEIGHTS[0]), RATES, step=2)
+    if way_of(loss).labels:
+        highest(lambda weight: accuracy(rate, weight), WEIGHTS, step=10)
+    return new
+
+
+def highest(accuracy: Callable[[float], float], values: Sequence[float], step: float) -> float:
+    """The value of the highest ``accuracy``, of equals the first; of ``values``, and of those
+    beyond an end where the highest is there, ``step`` times as far.
+    """
+    scores = {value: accuracy(value) for value in values}
+    for _ in range(FURTHER):
+        top = max(scores, key=scores.__getitem__)
+        if min(scores) < top < max(scores):
+            break
+        # no more digits than a table keeps: 0.1 / 2 / 2 and 0.025 are one value
+        beyond = float(f"{top / step if top == min(scores) else top * step:.6g}")
+        scores[beyond] = accuracy(beyond)
+    return max(scores, key=scores.__getitem__)
 
 
 def held_out(study: Study, loss: str, layer: str, way: Way) -> float:
