@@ -47,8 +47,8 @@ def directions_to_take(feature: Tensor, changes: Tensor, rank: int) -> Tensor:
     d]``. Where ``rank`` = m + 1, the ``feature [B, d]`` itself comes before them.
 
     The feature is a direction that costs no pass. In a network of ReLUs without biases f = J x
-    (Euler's theorem on homogeneous functions), so it is one more column of Y = A Omega, whose
-    "noise" is the input itself.
+    (Euler's theorem on homogeneous functions), so it is one more column of Y = A Omega (Halko et
+    al., algorithm 4.1), whose "noise" is the input itself.
     """
     if rank <= len(changes):
         return top_directions(changes, rank)
