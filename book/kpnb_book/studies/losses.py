@@ -86,17 +86,18 @@ class Way:
 
 # Where a loss compares, and whether labels count beside it, is as in its paper. FitNets' two stages
 # are one here: hints at the top convolution and labels together. The feature loss has the rate of
-# the study's students, which was chosen before; of the others rate and weight are still to be
-# chosen (`kpnb choose`), by held-out accuracy on a seed that neither evidence nor builds train.
+# the study's students, which was chosen before; of the others rate and weight are chosen (`kpnb
+# choose`) by held-out accuracy on a seed that neither evidence nor builds train. What has none is
+# still to be chosen.
 WAYS: dict[str, Way] = {
     "feature": Way(rate=1.0, weight=1.0),
-    "soft_targets": Way((OUTPUT,), labels=1.0),
-    "hints": Way(("Conv",), labels=1.0, parameters={"scale": "energy"}),
-    "at": Way(("Conv",), labels=1.0),
-    "dkd": Way((OUTPUT,), labels=1.0),
-    "sp": Way(labels=1.0),
-    "rkd": Way(labels=1.0),
-    "pkt": Way(),
+    "soft_targets": Way((OUTPUT,), labels=1.0, rate=0.05, weight=1.0),
+    "hints": Way(("Conv",), labels=1.0, rate=0.2, weight=10.0, parameters={"scale": "energy"}),
+    "at": Way(("Conv",), labels=1.0, rate=0.1, weight=1.0),
+    "dkd": Way((OUTPUT,), labels=1.0, rate=0.025, weight=1.0),
+    "sp": Way(labels=1.0, rate=0.2, weight=0.1),
+    "rkd": Way(labels=1.0, rate=0.2, weight=1.0),
+    "pkt": Way(rate=16.0, weight=1.0),
     "crd_in_batch": Way(labels=1.0),
 }
 
