@@ -98,7 +98,7 @@ WAYS: dict[str, Way] = {
     "sp": Way(labels=1.0, rate=0.2, weight=0.1),
     "rkd": Way(labels=1.0, rate=0.2, weight=1.0),
     "pkt": Way(rate=16.0, weight=1.0),
-    "crd_in_batch": Way(labels=1.0),
+    "crd_in_batch": Way(labels=1.0, rate=0.5, weight=0.1),
 }
 
 
