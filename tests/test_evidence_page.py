@@ -5,6 +5,7 @@ against the tables, and the page itself with tables and without any.
 import ast
 import json
 from collections import Counter
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -260,6 +261,18 @@ def test_words_are_those_of_the_board(stored):
     assert paths.count("at equal rates") == 1
     assert "**images**: $D_{mean}$ -0.20" in paths
     assert paths.count("is a shorter path, not sooner learning.") == 1  # planted in images alone
+
+
+def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
+    """The student's is longer after its first epoch than the baseline's as a whole."""
+    images = stored["images"]
+    outrun = images.samples.copy()
+    outrun.loc[outrun["network"] == "student", "d_equal"] = np.nan
+    for samples, said in ((images.samples, False), (outrun, True)):
+        found = {"images": replace(images, samples=samples)}
+        paths = sentences.path(board.board(found), found)
+        assert ("there is nothing to compare" in paths) is said
+        assert ("at equal length of the path +" in paths or "path -" in paths) is not said
 
 
 @pytest.mark.parametrize(

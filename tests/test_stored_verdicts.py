@@ -124,6 +124,16 @@ def test_what_the_tables_lack_is_left_out_and_named():
     }
 
 
+def test_a_difference_that_one_of_the_networks_never_has_is_left_out():
+    """As at equal length, where the student's path is longer after its first epoch."""
+    samples, networks = tables({"student": {}}, seeds=3)
+    question = "equal length of the path"
+    assert question in judged(samples, networks).index.get_level_values("question")
+    samples.loc[samples["network"] == "student", "d_equal"] = np.nan
+    assert question not in judged(samples, networks).index.get_level_values("question")
+    assert question in [*unanswered(samples, networks)]
+
+
 def test_a_seed_without_one_of_its_networks_does_not_count():
     samples, networks = tables(seeds=5)
     lacking = (samples["seed"] == 3) & (samples["network"] == "student")

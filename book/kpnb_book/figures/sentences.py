@@ -282,12 +282,14 @@ def _showing(rows: pd.DataFrame) -> str:
 
 
 def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """For each study, the two factors of D_mean, and D_mean at equal rates and lengths."""
+    """For each study, the two factors of D_mean, and D_mean at equal rates and lengths. A path that
+    is longer after its first epoch than another one as a whole has no part of that length.
+    """
     controls = {
         "share of the path": "its share of the path differs by",
         "equal rates": "at equal rates",
+        "equal length of the path": "at equal length of the path",
     }
-    controls |= {"equal length of the path": "at equal length of the path"}
     lines = []
     for study, each in found.items():
         lengths = each.networks.groupby("network")["path"].mean()
@@ -299,6 +301,12 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
             for name, said in controls.items()
             if name in rows.index
         ]
+        known = each.samples["d_equal"].notna()
+        if "equal length of the path" not in rows.index and known.any():
+            parts.append(
+                "at equal length of the path there is nothing to compare, as one of them is longer "
+                "after its first epoch than the other as a whole"
+            )
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
             f"weights travel {value(ratio, 2)} times as far as the baseline's; {'; '.join(parts)}. "

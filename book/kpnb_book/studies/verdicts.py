@@ -122,11 +122,14 @@ def by_seed(
 
 
 def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] = ()) -> bool:
-    """Whether the tables have what is asked: every column, and both networks of two seeds, and of
-    all that were ``stated``.
+    """Whether the tables have what is asked: a value of each network in every column, and both
+    networks of two seeds, and of all that were ``stated``.
     """
-    asked = question.columns.values()
-    known = all(column in samples and samples[column].notna().any() for column in asked)
+    sides = [samples[samples["network"] == role] for role in (question.student, question.other)]
+    known = all(
+        column in samples and all(side[column].notna().any() for side in sides)
+        for column in question.columns.values()
+    )
     seeds = seeds_of(samples, question.student, question.other)
     return known and len(seeds) > 1 and {*stated} <= {*seeds}
 
