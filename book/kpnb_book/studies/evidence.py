@@ -184,8 +184,11 @@ CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
     ),
 }
 
-ENOUGH = {"images": 112, "clouds": 112, "sentiment": 208, "questions": 160, "sst2": 640}
-"""Measured samples, so many that each metric is defined for at least a hundred."""
+ENOUGH = {"images": 112, "clouds": 112, "sentiment": 208, "questions": 160, "sst2": 480}
+"""Measured samples, so many that each metric is defined for at least a hundred, of SST-2 for two
+hundred: on seed 100, 92 of 160 sentences have a foreground point at some epoch in student and
+baseline both, without which D and rho are undefined.
+"""
 
 OFFICIAL = ("untrained", "random-labels", "equal-rate")  # controls on the paper's own data
 
