@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 import kpnb
-from kpnb.metrics import NAMES, Choices, six_metrics
+from kpnb.metrics import NAMES
 from kpnb.stats import compare
 from kpnb_book.run.parameters import add_parameters, read_assignments
 from kpnb_book.studies import measure
@@ -37,13 +37,9 @@ def difference(
     study: Study, layer: str, pair: Sequence[Training], solver: kpnb.ClosedForm, noise_seed: int = 0
 ) -> tuple[dict[str, float], float]:
     """Student minus baseline by metric, and CPU seconds for a sample and epoch."""
-    start, sides = time.process_time(), []
-    for training in pair:
-        found = measure.entropies(study, training, layer, noise_seed=noise_seed, solver=solver)
-        path = measure.distance(study, training, layer)
-        regions = {"foreground": study.foreground, "background": study.background}
-        choices = Choices(b=study.settings.b)
-        sides.append(six_metrics(found["entropy"], distance=path, choices=choices, **regions))
+    start = time.process_time()
+    how = {"noise_seed": noise_seed, "solver": solver}
+    sides = [measure.metrics(study, training, layer, **how) for training in pair]
     seconds = time.process_time() - start
     count = sum(training.epochs + 1 for training in pair) * len(study.measured)
     return {name: found.value for name, found in compare(*sides).items()}, seconds / count

@@ -209,11 +209,14 @@ def metrics(
     layer: str,
     choices: Choices | None = None,
     scope: Scope = "all",
+    *,
+    noise_seed: int = 0,
+    solver: Solver | None = None,
 ) -> Metrics:
     """The six metrics of one network at one layer, with the study's threshold unless ``choices``
-    says otherwise.
+    says otherwise; ``noise_seed`` and ``solver`` as in :class:`Measurement`.
     """
-    values = entropies(study, training, layer)["entropy"]
+    values = entropies(study, training, layer, noise_seed=noise_seed, solver=solver)["entropy"]
     path = distance(study, training, layer, scope)
     choices = choices or Choices(b=study.settings.b)
     return six_metrics(values, study.foreground, path, choices, background=study.background)
