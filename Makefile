@@ -13,7 +13,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.kpnb-set-up
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 # Of the 20,000 modules that come few are imported: each is compiled when it is, not here (50 s).
+# What is compiled has to be kept, else every start of a kernel compiles PyTorch anew.
 LAZY   := --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 VENDOR := book/_assets/vendor
 STRIP  := $(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill"
 

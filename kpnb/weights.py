@@ -213,7 +213,8 @@ def lying_in(folder: Path) -> str:
     """What lies in a folder without weights, and which endings these have; for an error, which
     then says what helps.
     """
-    names = sorted(path.name + os.sep * path.is_dir() for path in folder.glob("[!.]*"))
+    entries = [path for path in folder.glob("[!.]*") if path.name != "__pycache__"]
+    names = sorted(path.name + os.sep * path.is_dir() for path in entries)
     found = f"it holds {listed(names, 4)}" if names else "it is empty"
     return f"{found}; in a folder, files that end in {', '.join(SUFFIXES)} count. Else "
 

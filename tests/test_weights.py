@@ -198,7 +198,7 @@ def test_a_folder_of_folders_says_what_it_holds(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=says):
         load_weights(net(2), tmp_path)
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "__pycache__").mkdir(parents=True)  # Python's, nobody's files
     with pytest.raises(FileNotFoundError, match="holds no weights: it is empty; "):
         load_weights(net(2), tmp_path / "empty")
 
