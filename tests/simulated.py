@@ -51,7 +51,8 @@ def tables(
                 path = columns["d"].mean() / columns["share"].mean()
                 columns["d_equal"] = columns["d"]
                 parts.append(pd.DataFrame({**where, "sample": range(samples), **columns, **place}))
-                networks.append({**where, "accuracy": 0.4, "path": path})
+                error = np.nan if role == "baseline" else 0.3
+                networks.append({**where, "accuracy": 0.4, "feature_error": error, "path": path})
     return pd.concat(parts, ignore_index=True), pd.DataFrame(networks)
 
 

@@ -275,6 +275,32 @@ def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(s
         assert ("at equal length of the path +" in paths or "path -" in paths) is not said
 
 
+def test_a_student_that_learned_nothing_is_no_control_of_rates(stored):
+    images = stored["images"]
+    for error, said in ((0.97, False), (1.06, True)):
+        networks = images.networks.assign(feature_error=np.nan)
+        networks.loc[networks["network"] == "equal-rate", "feature_error"] = error
+        found = {"images": replace(images, networks=networks)}
+        paths = sentences.path(board.board(found), found)
+        assert ("nothing of distillation: at that rate" in paths) is said
+        assert ("stays at 1.1" in paths) is said
+
+
+def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
+    images = stored["images"]
+    networks = images.networks.assign(accuracy=0.25, feature_error=np.nan)
+    student = networks["network"] == "student"
+    networks.loc[student, "feature_error"] = np.linspace(0.1, 0.5, student.sum())
+    table = sentences.networks({"images": replace(images, networks=networks)})
+    assert table["network"].tolist() == [
+        "student", "student of an untrained teacher", "student at the baseline's rate", "baseline",
+    ]  # fmt: skip
+    assert table["feature error"].iloc[0] == pytest.approx(0.3)
+    assert table["feature error"].iloc[1:].isna().all()
+    assert (table["accuracy"] == 0.25).all()
+    assert sentences.networks({}).empty
+
+
 @pytest.mark.parametrize(
     ("distance", "share", "said"),
     [

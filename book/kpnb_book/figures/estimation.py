@@ -202,9 +202,11 @@ OF_ROLES = {
 KNOWN_AS = {
     "student": "student",
     "untrained": "student of an untrained teacher",
+    "random-labels": "student of a teacher with labels in random order",
     "equal-rate": "student at the baseline's rate",
     "baseline": "baseline",
 }
+"""What networks are called, by their role in a study."""
 
 
 @_styled

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
+from kpnb_book.figures.estimation import KNOWN_AS
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import replication
-from kpnb_book.studies.board import Stored, standing, waiting
+from kpnb_book.studies.board import Stored, learned, standing, waiting
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -242,6 +243,21 @@ def progress(found: Mapping[str, Stored]) -> str:
     return f"<p>Stored so far: {'; '.join(parts) or 'nothing'}.</p>"
 
 
+def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
+    """``board.learned`` of each study, the student's row first."""
+    parts = [
+        learned(each)
+        .reindex([role for role in KNOWN_AS if role in each.roles])
+        .rename(KNOWN_AS)
+        .rename(columns={"feature_error": "feature error"})
+        .reset_index()
+        .assign(study=name)
+        for name, each in found.items()
+    ]
+    columns = ["study", "network", "accuracy", "feature error", "path"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+
+
 def place(board: pd.DataFrame) -> str:
     """For each study, how much of the difference in lambda is place."""
     questions = ("paper", "place", "beyond place")
@@ -285,24 +301,25 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     """For each study, the two factors of D_mean, and D_mean at equal rates and lengths. A path that
     is longer after its first epoch than another one as a whole has no part of that length.
     """
-    controls = {
-        "share of the path": "its share of the path differs by",
-        "equal rates": "at equal rates",
-        "equal length of the path": "at equal length of the path",
-    }
     lines = []
     for study, each in found.items():
-        lengths = each.networks.groupby("network")["path"].mean()
-        ratio = lengths["student"] / lengths["baseline"]
+        of_roles = learned(each)
+        ratio = of_roles.loc["student", "path"] / of_roles.loc["baseline", "path"]
         rows = board[(board["study"] == study) & (board["metric"] == "d_mean")]
         rows = rows.set_index("question")
-        parts = [
-            f"{said} {outcome(rows.loc[name])}"
-            for name, said in controls.items()
-            if name in rows.index
-        ]
-        known = each.samples["d_equal"].notna()
-        if "equal length of the path" not in rows.index and known.any():
+        parts = []
+        if "share of the path" in rows.index:
+            parts.append(
+                f"its share of the path differs by {outcome(rows.loc['share of the path'])}"
+            )
+        if "equal rates" in rows.index:
+            error = of_roles.loc["equal-rate", "feature_error"]
+            parts.append(f"at equal rates {outcome(rows.loc['equal rates'])}{_untaught(error)}")
+        if "equal length of the path" in rows.index:
+            parts.append(
+                f"at equal length of the path {outcome(rows.loc['equal length of the path'])}"
+            )
+        elif each.samples["d_equal"].notna().any():
             parts.append(
                 "at equal length of the path there is nothing to compare, as one of them is longer "
                 "after its first epoch than the other as a whole"
@@ -313,6 +330,16 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
             f"{sooner(*(rows.loc[name, 'verdict'] for name in ('paper', 'share of the path')))}"
         )
     return "\n".join(lines)
+
+
+def _untaught(error: float) -> str:
+    """Says that a student with this relative feature error has learned nothing; "" of others."""
+    if not error >= 1:
+        return ""
+    return (
+        ", which says nothing of distillation: at that rate the student's held-out feature error "
+        f"stays at {value(error, 2)}, and zeros for a feature would have 1"
+    )
 
 
 def sooner(distance: str, share: str) -> str:

@@ -126,6 +126,13 @@ def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
     return means.loc[known].reset_index()
 
 
+def learned(each: Stored) -> pd.DataFrame:
+    """What the networks of a study have learned, a row for each role: means over seeds and layers
+    of the held-out accuracy, the relative feature error, and the length of the whole path.
+    """
+    return each.networks.groupby("network")[["accuracy", "feature_error", "path"]].mean()
+
+
 def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
     """Where knowledge points lie on a square grid, ``[rows, columns]`` by network: the share of
     samples and seeds in which a cell is one.
