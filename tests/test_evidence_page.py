@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from kpnb.metrics import BETTER, NAMES
 from kpnb_book.figures import estimation, sentences
 from kpnb_book.figures.plots import COLOUR, VERDICT
-from kpnb_book.numbers import value
+from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.replication import Beside
@@ -322,6 +322,31 @@ def test_undecided_cells_say_what_would_decide(needed, said):
     frame = pd.DataFrame([{**row, "verdict": "undecided", "seeds_needed": needed}])
     cell = sentences.words(frame, {}, ["images"])["paper"].iloc[-1]
     assert cell == f"+0.10 undecided {said}"
+
+
+def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
+    asked = board.board(stored)
+    words = sentences.hypotheses(asked, stored).set_index("data")
+    assert (words.loc["clouds"] == "no seed yet").all()
+    assert (words.loc["sentiment"] == "4 of 20 seeds").all()
+    paper = asked[asked["question"] == "paper"].set_index(["study", "metric"])["verdict"]
+    planted = paper["images"][["n_fg", "n_bg", "lambda"]]
+    assert planted["n_fg"] == "shows"  # six more points
+    count = (planted == "shows").sum()
+    assert f"{count} of 3 show" in words.loc["images", "H1"]
+    assert words.loc["images", "H2"].startswith(("supported", "partly supported (1 of 2"))
+    opening = sentences.opening(asked, stored)
+    assert {name: opening[name] for name in ("H1", "H2", "H3")} == words.loc["images"].to_dict()
+    assert opening["seeds"] == "20"
+    assert float(opening["points"]) == pytest.approx(6, abs=1)
+
+
+def test_the_first_paragraph_has_no_number_before_all_seeds_are_there(stored):
+    """Nor is there an error: the page is built with whatever tables there are."""
+    for found in ({}, {"sentiment": stored["sentiment"]}):
+        opening = sentences.opening(board.board(found), found)
+        assert [opening[name] for name in ("points", "interval", "seeds")] == [DASH] * 3
+        assert opening["H1"] == "no seed yet"
 
 
 def test_24_cells_whatever_there_is(stored):

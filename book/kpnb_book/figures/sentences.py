@@ -11,7 +11,9 @@ import pandas as pd
 from kpnb.metrics import NAMES, SYMBOL
 from kpnb_book.figures.estimation import KNOWN_AS
 from kpnb_book.figures.report import HTML
-from kpnb_book.numbers import interval, value
+from kpnb_book.figures.scoreboard import HYPOTHESES
+from kpnb_book.figures.scoreboard import outcome as outcome_of
+from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored, learned, standing, waiting
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
@@ -73,6 +75,38 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
     kinds = {name: kind for kind, name in standing().items()}
     rows = words(board, found, kinds)
     return rows.assign(study=rows["study"].map(kinds)).rename(columns={"study": "data"})
+
+
+def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
+    """What the studies that stand for a kind of data say of each hypothesis, as the paper asks: a
+    row for each kind, columns data, H1, H2 and H3. Where seeds are still to be computed, how many
+    there are.
+    """
+    asked = answered(board, "paper")
+    rows = []
+    for kind, study in standing().items():
+        row = {"data": kind}
+        for hypothesis, metrics in HYPOTHESES.items():
+            row[hypothesis] = waiting(found, study, "paper") or outcome_of(
+                [{metric: asked.loc[(study, metric)] for metric in metrics}], metrics
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
+    """What the first paragraph of the book quotes: of the study that stands for images the
+    difference in foreground points, its interval, the number of seeds, and a word for each
+    hypothesis; dashes until all its seeds are there.
+    """
+    study = standing()["images"]
+    words = hypotheses(board, found).set_index("data").loc["images"].to_dict()
+    if waiting(found, study, "paper"):
+        return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
+    row = answered(board, "paper").loc[(study, "n_fg")]
+    ends = interval(row["low"], row["high"], digits=2, sign=True)
+    points = value(row["value"], 2, sign=True)
+    return {"points": points, "interval": ends, "seeds": str(row["seeds"]), **words}
 
 
 def _cell(row: Mapping[str, Any]) -> str:
