@@ -22,7 +22,8 @@ import torch
 
 import kpnb
 from benchmarks import __main__ as command
-from benchmarks import chapters, frontier, fullsize, gpu, regression, solvers
+from benchmarks import chapters, directions, frontier, fullsize, gpu, regression, solvers
+from kpnb.energy import jacobians
 from kpnb.units import ImageGrid
 from kpnb_book.figures import frontier as figure
 from kpnb_book.networks.images import build
@@ -173,6 +174,36 @@ def test_a_row_of_the_paper_counts_the_passes_that_the_release_makes(capsys):
     assert released == ("30.0", f"{8 * 2 * 5760:,}")
     assert aligned == ("19.5", f"{8 * 2 * 39 * 96:,}")
     assert "as released takes 60 times as long" in said
+
+
+# ---- the best directions
+
+
+def test_the_best_directions_are_those_of_a_singular_value_decomposition():
+    model, x = small_net(), Few.x[:1]
+    whole = torch.autograd.functional.jacobian(model[:9], x).flatten(2)[0]  # [d, C H W]
+    left, sizes, _ = np.linalg.svd(whole.numpy().astype(float), full_matrices=False)
+    about = directions.perturbation(model, x, Few.units)
+    found = directions.leading(jacobians(about, ["8"])["8"], 3)[:, 0].double().numpy()
+    # singular vectors have no sign
+    np.testing.assert_allclose(np.abs(found), np.abs(left[:, :3] * sizes[:3]).T, atol=1e-5)
+
+
+def test_directions_that_noise_finds_are_the_closed_forms_and_all_of_them_are_exact():
+    model, counts = small_net(), [(2, 2), (20, 4)]  # the second spans the feature
+    each = list(directions.entropies(model, Few.x, "8", Few.units, counts, seeds=[0, 10]))
+    how = {"units": Few.units, "dead": "nan"}
+    exact = kpnb.entropy(model, Few.x, "8", solver=kpnb.ClosedForm(rank=None), **how).entropy
+    sketch = kpnb.ClosedForm(rank=2, probes=2, noise=3)
+    sketched = kpnb.entropy(model, Few.x, "8", solver=sketch, seed=10, **how).entropy
+    for number, sample in enumerate(each):
+        assert len(sample) == 1 + 2 * 2 * 2
+        torch.testing.assert_close(sample["exact"].float(), exact[number])
+        torch.testing.assert_close(sample["noise", 2, 2, 10].float(), sketched[number])
+        for kind in ("noise", "best"):
+            torch.testing.assert_close(
+                sample[kind, 20, 4, 0].float(), exact[number], atol=1e-4, rtol=0
+            )
 
 
 # ---- the frontier
