@@ -5,6 +5,7 @@
     python -m benchmarks speed memory   # only these
     python -m benchmarks gpu FOLDER     # on a CUDA card: at most 8 minutes; gpu --help says more
     python -m benchmarks.directions         # what the best directions would give the closed form
+    python -m benchmarks.metrics STUDY      # what settings of the closed form change in the metrics
     python -m benchmarks.regression OTHER   # whether anything got slower or less exact than in
                                             # another clone or revision
 
