@@ -110,7 +110,12 @@ DEPEND_ON_LOOK = {
         "target-size",
     ]
 }
-FRAME = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+# Whether the browser draws; without a limit of time the promise of a tab that it has stopped
+# drawing is never kept.
+FRAME = """limit => new Promise(done => {
+  setTimeout(() => done(false), limit);
+  requestAnimationFrame(() => requestAnimationFrame(() => done(true)));
+})"""
 # the theme waits 300 ms after a change of width
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
@@ -171,6 +176,16 @@ class Visit:
     logs: list[str] = field(default_factory=list)  # outputs that are no results
 
 
+class Undrawn(Exception):
+    """The browser has stopped drawing a tab, which Chromium does once in many hundred."""
+
+
+def draw(page: Page) -> None:
+    """Wait until what has changed is drawn; raises Undrawn where it never is."""
+    if not page.evaluate(FRAME, PATIENCE / 4):
+        raise Undrawn(page.url)
+
+
 def use(control: Locator, kind: str) -> None:
     """Do with a control what it is for."""
     if kind == "SELECT":
@@ -195,7 +210,7 @@ def dead_controls(page: Page) -> Iterator[str]:
                 continue
             before = view.evaluate(SEEN)
             use(control, control.evaluate("c => c.tagName === 'INPUT' ? c.type : c.tagName"))
-            page.evaluate(FRAME)
+            draw(page)
             if view.evaluate(SEEN) == before:
                 yield control.evaluate("c => c.outerHTML.slice(0, 120)")
 
@@ -252,7 +267,7 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     page.emulate_media(color_scheme="dark")
     page.set_viewport_size(TELEPHONE)
     page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
-    page.evaluate(FRAME)
+    draw(page)
     page.evaluate(SETTLED)
     seen.wide += page.evaluate(WIDE)
     seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
@@ -264,6 +279,22 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     return seen
 
 
+def visited(browser: Browser, address: str, site: Path, name: str, tabs: int = 2) -> Visit:
+    """The ``visit`` of a page in a tab of its own, and in up to ``tabs`` others where that is not
+    drawn.
+    """
+    page = browser.new_page(viewport=DESK, color_scheme="light")
+    page.set_default_timeout(PATIENCE)
+    try:
+        return visit(page, address, site, name)
+    except Undrawn:
+        if not tabs:
+            raise
+    finally:
+        page.close()
+    return visited(browser, address, site, name, tabs - 1)
+
+
 @pytest.fixture(scope="module")
 def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
     found = {}
@@ -273,10 +304,7 @@ def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
         site / "search.html",
     ]:
         name = path.relative_to(site).as_posix()
-        page = browser.new_page(viewport=DESK, color_scheme="light")
-        page.set_default_timeout(PATIENCE)
-        found[name] = visit(page, address, site, name)
-        page.close()
+        found[name] = visited(browser, address, site, name)
     return found
 
 
@@ -438,3 +466,26 @@ def test_buttons_lead_to_files_of_the_repository(site):
         else:
             assert found == {"edit": {f"{source}.md"}, "binder": set(), "colab": set()}
             assert (ROOT / f"{source}.md").is_file()
+
+
+def test_a_tab_that_is_not_drawn_is_visited_again_and_not_for_ever(
+    browser, address, site, monkeypatch
+):
+    """Planted: frames that never come, at first and then always."""
+    tabs = []
+
+    def visit(page: Page, *_: Any) -> Visit:
+        tabs.append(page)
+        if len(tabs) in (1, 3, 4, 5):
+            page.evaluate("() => { window.requestAnimationFrame = () => 0; }")
+        draw(page)
+        return Visit()
+
+    monkeypatch.setattr(__name__ + ".visit", visit)
+    monkeypatch.setattr(__name__ + ".PATIENCE", 2000)
+    assert visited(browser, address, site, "search.html") == Visit()
+    assert len(tabs) == 2
+    with pytest.raises(Undrawn):
+        visited(browser, address, site, "search.html")
+    assert len(tabs) == 5
+    assert all(page.is_closed() for page in tabs)
