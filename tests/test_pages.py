@@ -177,7 +177,7 @@ class Visit:
 
 
 class Undrawn(Exception):
-    """The browser has stopped drawing a tab, which Chromium does once in many hundred."""
+    """The browser has stopped drawing a tab, as Chromium was seen to do, for no known reason."""
 
 
 def draw(page: Page) -> None:
