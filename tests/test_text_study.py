@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from kpnb.losses import cross_entropy
 from kpnb.objectives import Aligned
 from kpnb_book.figures.report import show
 from kpnb_book.figures.views import heat_map
@@ -103,6 +104,38 @@ def test_padding_that_is_cut_off_changes_nothing(study, pool):
         if name == "error":  # of probes that have another number of units to disagree about
             expected, values = expected.isnan(), values.isnan()
         torch.testing.assert_close(values, expected, atol=2e-5, rtol=1e-3, equal_nan=True)
+
+
+def test_short_texts_are_trained_without_what_no_text_of_a_batch_fills(study):
+    """Against batches at full length: the same loss and the same gradients."""
+    whole, trimmed = (replace(study.share, trimmed=trimmed) for trimmed in (False, True))
+    by_length = whole.attention_mask.sum(1).argsort()
+    short = by_length[by_length > 0][:4]
+    model, gradients, losses = study.build(**study.spec(0)), [], []
+    for data in (whole, trimmed):
+        model.zero_grad()
+        x, labels = data.batch(short)
+        losses.append(cross_entropy(model(**x), labels))
+        losses[-1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        assert x["counts"].sum() == whole.counts[short].sum()
+    assert x["input_ids"].shape[1] == whole.attention_mask[short].sum(1).max()
+    assert x["input_ids"].shape[1] < whole.input_ids.shape[1]
+    torch.testing.assert_close(losses[0], losses[1])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("length", "pool", "trims"), [(9, "first", False), (40, "mean", True), (40, "all", False)]
+)
+def test_texts_are_trimmed_where_most_is_padding(study, length, pool, trims):
+    if study.train.asks:
+        pytest.skip("of questions all tokens count")
+    options = asdict(study.settings) | {"length": length, "pool": pool}
+    other = TextStudy("smoke", store=study.store, **options)
+    assert other.train.trimmed is other.share.trimmed is other.test.trimmed is trims
+    assert other.x["input_ids"].shape == (len(other.measured), length)
 
 
 def test_texts_of_like_length_are_neighbours():

@@ -52,6 +52,11 @@ class TextSet(SampleSet):
     sizes: Tensor  # int64 [N]: tokens of the whole text, of which at most T are here
     rows: dict[str, Row]
     asks: bool  # whether these are questions, whose answer is to be found
+    # Whether a batch is cut to the longest of its texts: padding changes nothing, and takes as long
+    # as words do. Only one with the first text stays whole. What a network is tried with before it
+    # is trained is such a batch, so that texts too long for it are found there, and the whole set,
+    # whose units are counted by all T.
+    trimmed: bool = False
 
     def __post_init__(self) -> None:
         self._check(torch.int64, self.input_ids.shape[1])
@@ -60,10 +65,13 @@ class TextSet(SampleSet):
         self, index: Tensor, device: torch.device | str = "cpu"
     ) -> tuple[dict[str, Tensor], Tensor]:
         """``INPUTS`` by name, [B, T] each, of the texts ``index`` [B], and labels [B], of questions
-        ends [B, 2].
+        ends [B, 2]. Fewer than T tokens where they are ``trimmed``.
         """
         targets = self.ends if self.asks else self.labels
-        inputs = {name: getattr(self, name)[index].to(device) for name in self.INPUTS}
+        length = self.input_ids.shape[1]
+        if self.trimmed and len(index) and (index > 0).all():
+            length = int(self.attention_mask[index].sum(1).max())
+        inputs = {name: getattr(self, name)[index, :length].to(device) for name in self.INPUTS}
         return inputs, targets[index].to(device)
 
     @property

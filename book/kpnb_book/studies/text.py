@@ -147,7 +147,15 @@ class TextStudy(Study):
             "root": s.data_root,
         }
         texts = load(s.dataset, split, store=self.store, **how)
-        return drawn(texts, count, seed=0)
+        return drawn(replace(texts, trimmed=self.trims(texts)), count, seed=0)
+
+    def trims(self, texts: TextSet) -> bool:
+        """Whether batches are cut to the longest of their texts: where most of a set is padding. Of
+        SST-2's sentences that leaves out 11 of 40 tokens and a fifth of the time, of reviews and
+        questions next to nothing. Not where the feature is of all tokens, as many in every text.
+        """
+        one_for_all = self.settings.pool != "all" and not texts.asks
+        return one_for_all and texts.attention_mask.double().mean().item() < 0.5
 
     def spec(self, seed: int) -> dict[str, Any]:
         s = self.settings
