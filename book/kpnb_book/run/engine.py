@@ -86,6 +86,10 @@ def _local(count: int) -> "Iterator[SpecCluster]":
     settings = {
         # Dask would choose numbers of threads, and thresholds of the allocator.
         "distributed.nanny.pre-spawn-environ": {},
+        # It would look at itself a hundred times a second: an eighth of a core while all wait.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.system-monitor.interval": "5s",
     }
     seeded = "PYTHONHASHSEED" in os.environ
     security = Security.temporary()
