@@ -205,14 +205,16 @@ def use(control: Locator, kind: str) -> None:
 def dead_controls(page: Page) -> Iterator[str]:
     """Use every control of every view; gives those that change nothing of what is seen."""
     for view in page.locator(".kpnb-view").all():
+        before = view.evaluate(SEEN)
         for control in view.locator(CONTROLS).all():
             if not control.evaluate(USABLE):
                 continue
-            before = view.evaluate(SEEN)
             use(control, control.evaluate("c => c.tagName === 'INPUT' ? c.type : c.tagName"))
             draw(page)
-            if view.evaluate(SEEN) == before:
+            after = view.evaluate(SEEN)
+            if after == before:
                 yield control.evaluate("c => c.outerHTML.slice(0, 120)")
+            before = after
 
 
 def small_figures(page: Page) -> Iterator[str]:
