@@ -316,7 +316,9 @@ def test_what_follows_for_hypothesis_2(distance, share, said):
     assert said in sentences.sooner(distance, share)
 
 
-@pytest.mark.parametrize(("needed", "said"), [(31.0, "(31)"), (float("inf"), "(no number)")])
+@pytest.mark.parametrize(
+    ("needed", "said"), [(31.0, "(31 seeds)"), (float("inf"), "(no number of seeds)")]
+)
 def test_undecided_cells_say_what_would_decide(needed, said):
     row = {"study": "images", "question": "paper", "metric": "rho", "value": 0.1}
     frame = pd.DataFrame([{**row, "verdict": "undecided", "seeds_needed": needed}])

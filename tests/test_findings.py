@@ -7,6 +7,7 @@ import re
 import pandas as pd
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
 from kpnb.stats import Difference
 from kpnb_book.figures import findings, report
@@ -105,6 +106,19 @@ def test_studies_are_named_in_rows():
     names = ["A, FC1, seed 0", "A, FC1, seed 1", "A, all", "B, feature, seed 0"]
     assert list(both.rows) == names
     assert list(both.pairs) == [*names[:2], names[3]]
+
+
+@pytest.mark.parametrize("quote", ["", "> "])
+@pytest.mark.parametrize("value", [1, "[101, 102]", 0.5])
+def test_no_value_becomes_the_item_of_a_list(quote, value):
+    """As Markdown would have it of a number with a bracket at the start of a line."""
+    report.glue(a_value=value)
+    for end in (") differ", ". It is so"):
+        said = report.say(f"{quote}so (with the seeds\n{quote}{{{{a_value}}}}{end}").data
+        tokens = [token.type for token in MarkdownIt().parse(said)]
+        assert "ordered_list_open" not in tokens
+    listed = f"{quote}1. so\n{quote}2. and so"
+    assert report.say(listed).data == listed
 
 
 def test_a_conclusion_says_each_difference_and_what_words_mean():

@@ -80,7 +80,9 @@ def say(text: str) -> Markdown:
             return numbers.written(GLUED[name], int(places[2]), sign=bool(places[1]))
         return format(GLUED[name], form)
 
-    return Markdown(re.sub(r"\{\{(\w+)(?::([^{}]*))?\}\}", value, text.strip()))
+    # At the start of a line "1) differ" would be the item of a list.
+    text = re.sub(r"\s*\n(?:> ?)*(?=\{\{[^{}]*\}\}[.)]\s)", " ", text.strip())
+    return Markdown(re.sub(r"\{\{(\w+)(?::([^{}]*))?\}\}", value, text))
 
 
 def symbols(metrics: Iterable[str]) -> str:

@@ -113,7 +113,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     found, needed = f"{value(row['value'], 2, sign=True)} {row['verdict']}", row["seeds_needed"]
     if row["verdict"] not in ("undecided", "open") or pd.isna(needed):
         return found
-    return f"{found} ({needed:,.0f})" if isfinite(needed) else f"{found} (no number)"
+    return f"{found} ({f'{needed:,.0f}' if isfinite(needed) else 'no number of'} seeds)"
 
 
 def total(board: pd.DataFrame, question: str) -> str:
@@ -261,7 +261,7 @@ CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lo
 the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
 matter, and the arrow points where the hypothesis wants the student to be.</em> The same in a table,
 with what is left of it beyond a liking for places, beyond a smooth target, and beyond the length of
-the weights' path:</p>"""
+the weights' path; behind an undecided one stands how many seeds would decide it:</p>"""
 
 
 def progress(found: Mapping[str, Stored]) -> str:
