@@ -256,11 +256,28 @@ def test_words_are_those_of_the_board(stored):
     counts = asked[asked["question"] == "paper"]["verdict"].value_counts()
     assert f"{counts['shows']} show" in sentences.total(asked, "paper")
     assert sentences.place(asked).count("left for the object") == 4
-    assert "and $D_{mean}$ shows for the student of an untrained" in sentences.smooth(asked)
+    assert "and $D_{mean}$ shows for the student of an untrained" in sentences.smooth(asked, stored)
     paths = sentences.path(asked, board.finished(stored))
     assert paths.count("at equal rates") == 1
     assert "**images**: $D_{mean}$ -0.20" in paths
     assert paths.count("is a shorter path, not sooner learning.") == 1  # planted in images alone
+
+
+def test_a_control_without_points_is_named(stored):
+    """The student of an untrained teacher has none, so that most metrics are not defined."""
+    images = stored["images"]
+    samples = images.samples.copy()
+    blank = samples["network"] == "untrained"
+    samples.loc[blank, ["n_fg", "n_bg"]] = 0
+    samples.loc[blank, ["lambda", "d", "share", "rho"]] = np.nan
+    found = {"images": replace(images, samples=samples)}
+    asked = board.board(found)
+    said = sentences.smooth(asked, found)
+    assert said.startswith("- **images**: the student of an untrained teacher has no knowledge")
+    assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
+    table = sentences.words(asked, found, ["images"])
+    assert (table["beyond smooth"] == "no points").all()
+    assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):

@@ -50,7 +50,8 @@ def answered(board: pd.DataFrame, question: str) -> pd.DataFrame:
 def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[str]) -> pd.DataFrame:
     """Value and verdict, a row for each metric of each of the ``studies``, a column for each
     question of ``LEFT``; where it is undecided, the number of seeds that would decide in brackets,
-    and where seeds are still to be computed, how many there are.
+    and where seeds are still to be computed, how many there are. "no points": one of the networks
+    has none, so that not all metrics are defined.
     """
     cells = {
         (row["study"], row["metric"], row["question"]): _cell(row)
@@ -62,10 +63,18 @@ def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[st
             row = {"study": study, "metric": HTML[metric]}
             for question, heading in LEFT.items():
                 asked = metric in PLACED.get(question, NAMES)
-                wait = waiting(found, study, question) if asked else ""
-                row[heading] = cells.get((study, metric, question), wait)
+                absent = _absent(found, study, question) if asked else ""
+                row[heading] = cells.get((study, metric, question), absent)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _absent(found: Mapping[str, Stored], study: str, question: str) -> str:
+    """What stands in the place of an answer that is not there."""
+    roles = found[study].roles if study in found else frozenset()
+    (asked,) = (each for each in QUESTIONS if each.name == question)
+    undefined = "no points" if {asked.student, asked.other} <= roles else ""
+    return waiting(found, study, question) or undefined
 
 
 def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -300,15 +309,17 @@ def place(board: pd.DataFrame) -> str:
     for study in left.index.unique("study") if len(left) else ():
         at = (study, "lambda")
         lines.append(
-            f"- **{study}**: student minus baseline {outcome(whole.loc[at])}; with the masks of "
-            f"other samples {outcome(elsewhere.loc[at])}; left for the object "
+            f"- **{study}**: {SYMBOL['lambda']}, student minus baseline, {outcome(whole.loc[at])}; "
+            f"with the masks of other samples {outcome(elsewhere.loc[at])}; left for the object "
             f"{outcome(left.loc[at])}."
         )
     return "\n".join(lines)
 
 
-def smooth(board: pd.DataFrame) -> str:
-    """For each study, what the student of an untrained teacher shows as well."""
+def smooth(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
+    """For each study, what the student of an untrained teacher shows as well; or that it has no
+    points, without which other metrics are not defined.
+    """
     whole, control = answered(board, "paper"), answered(board, "smooth target")
     beyond = answered(board, "beyond a smooth target")
     lines = []
@@ -318,6 +329,15 @@ def smooth(board: pd.DataFrame) -> str:
             f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
             f"student of an untrained teacher; against the latter, {left} for the former."
         )
+    for study, each in found.items():
+        points = each.samples.groupby("network")[["n_fg", "n_bg"]].mean().sum(axis=1)
+        if points.get("untrained") == 0:
+            lines.append(
+                f"- **{study}**: the student of an untrained teacher has no knowledge point in any "
+                f"sample and seed, the student {value(points['student'], 2)} on average and the "
+                f"baseline {value(points['baseline'], 2)}. Without points {SYMBOL['lambda']}, "
+                f"{SYMBOL['d_mean']} and {SYMBOL['rho']} are not defined, and nothing is compared."
+            )
     return "\n".join(lines)
 
 
