@@ -151,7 +151,7 @@ class TextStudy(Study):
 
     def trims(self, texts: TextSet) -> bool:
         """Whether batches are cut to the longest of their texts: where most of a set is padding. Of
-        SST-2's sentences that leaves out 11 of 40 tokens and a fifth of the time, of reviews and
+        SST-2's sentences that leaves out 11 of 40 tokens and a quarter of the time, of reviews and
         questions next to nothing. Not where the feature is of all tokens, as many in every text.
         """
         one_for_all = self.settings.pool != "all" and not texts.asks
