@@ -188,7 +188,7 @@ def test_the_longest_run_of_code_is_written_from_scratch():
 
 @each_notebook
 def test_the_command_to_rerun_has_parameters_of_the_chapter(path):
-    commands = re.findall(r"`kpnb run ([^`]*)`", text(path))
+    commands = re.findall(r"`(?:PYTHONPATH=\. )?kpnb run ([^`]*)`", text(path))
     last = text(path).rstrip().splitlines()[-1]
     assert last.endswith("[Rerun and reuse](../book/rerun.md).")
     for words in map(shlex.split, commands):

@@ -170,10 +170,12 @@ def test_papers_signs_by_plain_counting():
                         BETTER[name] * (float(student[name]) - float(baseline[name])) > 0
                     )
     found = paper_signs(pd.read_csv(ROOT / "book" / "paper_tables.csv"))
-    assert list(found.index) == ["clouds", "images", "text"]
+    assert list(found.index) == ["clouds", "images", "questions", "sentiment"]
     assert found["better"].sum().to_dict() == dict(better)
     assert found["pairs"].sum().to_dict() == dict(pairs)
-    assert found.loc["text", ("pairs", "rho")] == 2
+    assert found.loc["sentiment", ("pairs", "rho")] == 1
+    assert found.loc["sentiment", ("better", "n_bg")] == 0  # 1.13 against 0.79
+    assert found.loc["questions", ("better", "n_bg")] == 1  # 10.24 against 10.55
     assert found.loc["clouds", ("pairs", "rho")] == 8
 
 

@@ -15,8 +15,6 @@ from kpnb_book.studies.study import Study
 from kpnb_book.studies.tables import overall, table5
 
 HYPOTHESES = {"H1": ("n_fg", "n_bg", "lambda"), "H2": ("d_mean", "d_var"), "H3": ("rho",)}
-MODALITIES = {"sentiment": "text", "questions": "text"}
-"""Of the kinds of data in the paper's tables; the others are modalities of their own."""
 
 
 def _advantage(values: pd.DataFrame) -> pd.DataFrame:
@@ -32,20 +30,17 @@ def paper_signs(tables: pd.DataFrame) -> pd.DataFrame:
 
     tables   ``paper.read()``
 
-    Returns a row for each modality, with the columns ("better", metric) and ("pairs", metric).
+    Returns a row for each kind of data, with the columns ("better", metric) and ("pairs", metric).
     """
     found = differences(tables) * pd.Series(BETTER)
-    modality = found.index.get_level_values("kind").map(lambda name: MODALITIES.get(name, name))
     counts = {"better": found > 0, "pairs": found.notna()}
-    return pd.concat(
-        {name: count.groupby(modality).sum() for name, count in counts.items()}, axis=1
-    )
+    return pd.concat({name: count.groupby("kind").sum() for name, count in counts.items()}, axis=1)
 
 
 def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFrame:
     """A row for each hypothesis, study and metric.
 
-    studies   by modality, with the network after a comma where there are several: "clouds,
+    studies   by kind of data, with the network after a comma where there are several: "clouds,
               PointNet"
     tables    as in ``paper_signs``
 

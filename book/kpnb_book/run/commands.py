@@ -68,7 +68,7 @@ def _add_run(commands: Commands) -> None:
 
 
 def _add_sweep(commands: Commands) -> None:
-    example = "Example: kpnb sweep sweeps/table7.yaml -p profile=laptop --workers 2"
+    example = "Example: kpnb sweep my.yaml -p profile=laptop --workers 2"
     many = commands.add_parser(
         "sweep", help="run a grid of parameters, here or on a Dask cluster", epilog=example
     )
