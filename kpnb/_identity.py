@@ -51,6 +51,11 @@ def identity_of_call(model: nn.Module, forward: Callable[..., Any]) -> list[Any]
     return [own.of(forward), parts]
 
 
+def identity_of(part: object) -> Any:
+    """What a unit type, a solver or an objective is: its class, and what it was made with."""
+    return _Description({}).of(part)
+
+
 class _Description:
     """Describes values; one that was ``seen`` goes by its place among them."""
 
@@ -126,8 +131,10 @@ class _Description:
             parts = [[name, *self.module(module)] for name, module in value.named_modules()]
             return [digest_of(tensors), parts]
         kind = type(value)
-        looked_into = dataclasses.is_dataclass(value) or not _installed(kind.__module__)
-        if not (looked_into or isinstance(value, OPEN)):
+        if dataclasses.is_dataclass(value):  # without what it has computed since it was made
+            names = [field.name for field in dataclasses.fields(value)]
+            return [self.of(kind), [[name, self.of(getattr(value, name))] for name in names]]
+        if _installed(kind.__module__) and not isinstance(value, OPEN):
             return self.of(kind)
         return [self.of(kind), self.of(getattr(value, "__dict__", {}))]
 

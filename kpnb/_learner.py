@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._tensors import described
 from kpnb.checkpoints import HELPER, with_prefix
@@ -113,17 +114,25 @@ class Learner:
         return {name: out.float() if bf16 else out for name, out in found.items()}
 
     def forward(
-        self, x: NetworkInput, labels: Tensor, targets: Sequence[Tensor]
+        self, x: NetworkInput, labels: Tensor, targets: Sequence[Tensor], labelled: float = 1.0
     ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The objective for a batch, and its scores as numerators and denominators."""
+        """The objective for a batch, and its scores as numerators and denominators.
+
+        ``labelled`` weighs the labels' part: by it the parts of a larger batch add up to the mean
+        over all labels there, where some are ignored.
+        """
         outputs = self.outputs(x)
         if self.objective.labels:
             check_labels(outputs[""], labels)
-        loss = self.objective_value(outputs, targets, labels)
+        loss = self.objective_value(outputs, targets, labels, labelled)
         return loss, scores(self.objective, outputs, targets, labels)
 
     def objective_value(
-        self, outputs: Mapping[str, Tensor], targets: Sequence[Tensor], labels: Tensor
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: Sequence[Tensor],
+        labels: Tensor,
+        labelled: float = 1.0,
     ) -> Tensor:
         """What is minimised for a batch: the loss, summed over its layers, and the labels' part."""
         objective = self.objective
@@ -136,7 +145,10 @@ class Learner:
             value = objective.definition.value(*pair, labels, known)
             parts.append(objective.loss_weight * value)
         if objective.labels:
-            parts.append(objective.labels * cross_entropy(outputs[""], labels))
+            # Where all labels are ignored the mean over none of them would be NaN.
+            defined = labels.is_floating_point() or known_labels(labels)
+            value = cross_entropy(outputs[""], labels) if defined else 0 * outputs[""].sum()
+            parts.append(objective.labels * labelled * value)
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -202,6 +214,24 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
     check_classes(labels, logits.shape[1])
 
 
+def known_labels(labels: Tensor) -> int:
+    """How many labels are not ignored."""
+    return int((labels != IGNORED).sum())
+
+
+def check_finite(x: NetworkInput, numbers: Tensor) -> None:
+    """Raise ``ValueError`` naming the samples of ``x`` that are not finite; ``numbers [B]`` are
+    their positions in the data.
+    """
+    for values in [x] if isinstance(x, Tensor) else x.values():
+        if values.is_floating_point() and len(values) == len(numbers):
+            bad = ~values.flatten(1).isfinite().all(1).cpu()
+            if bad.any():
+                where = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool)
+                where[numbers[bad]] = True
+                raise ValueError(f"inputs are not finite (NaN or infinite): {named_samples(where)}")
+
+
 def check_classes(labels: Tensor, classes: int) -> None:
     """Raise ``ValueError`` for integer ``labels`` beyond the network's ``classes``."""
     known = labels[labels != IGNORED]
@@ -228,8 +258,11 @@ def scores(
     if "" in outputs and not labels.is_floating_point():
         chosen = outputs[""].argmax(1)
         if chosen.shape == labels.shape:
-            right = (chosen == labels).reshape(len(labels), -1).all(1)  # all labels of a sample
-            found["accuracy"] = (right.sum().item(), len(labels))
+            known = (labels != IGNORED).reshape(len(labels), -1)
+            right = (chosen == labels).reshape(len(labels), -1) | ~known
+            counted = known.any(1)
+            right = right.all(1) & counted  # all labels of a sample
+            found["accuracy"] = (right.sum().item(), counted.sum().item())
     if objective.loss and objective.definition.same_shape:
         pairs = [(outputs[name], t) for name, t in zip(objective.layers, targets, strict=True)]
         error = sum((ours - theirs).square().sum().item() for ours, theirs in pairs)

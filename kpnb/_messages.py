@@ -6,6 +6,7 @@ from importlib import metadata
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 
@@ -51,6 +52,22 @@ def whole(**values: Any) -> None:
     for name, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{name}={value!r} must be a whole number")
+
+
+def required(**values: Any) -> None:
+    """Raise ``TypeError`` naming the first of ``values`` that is None."""
+    for name, value in values.items():
+        if value is None:
+            raise TypeError(f"{name}=None: it must be a number")
+
+
+def plain_numbers(part: object) -> None:
+    """Make NumPy's numbers in the fields of a frozen dataclass Python's own, which JSON and PyTorch
+    want.
+    """
+    for name, value in vars(part).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(part, name, value.item())
 
 
 def check_units(units: object) -> None:

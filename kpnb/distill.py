@@ -26,7 +26,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kpnb._learner import Learner, NetworkInput, Select, batch_norms, check_classes, check_labels
+from kpnb._learner import (
+    Learner,
+    NetworkInput,
+    Select,
+    batch_norms,
+    check_classes,
+    check_finite,
+    check_labels,
+    known_labels,
+)
 from kpnb._memory import fitting
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -380,12 +389,17 @@ def train_epoch(
     learner.train_mode(rate)
     for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
         learner.optimiser.zero_grad()
-        for piece in batch.split(rows):
-            loss, scores = learner.forward(*samples.batch(piece, learner.device))
+        pieces = [(piece, samples.batch(piece, learner.device)) for piece in batch.split(rows)]
+        labels = max(1, sum(known_labels(part[1]) for _, part in pieces))
+        for piece, part in pieces:
             # the mean over the batch is that of its pieces, weighted by their sizes
-            (loss * (len(piece) / len(batch))).backward()
+            size = len(piece) / len(batch)
+            loss, scores = learner.forward(*part, known_labels(part[1]) / labels / size)
+            (loss * size).backward()
             means.add(loss=(loss.item() * len(piece), len(piece)), **scores)
         if not math.isfinite(means["loss"]):
+            for piece, (x, *_) in pieces:
+                check_finite(x, piece)
             raise FloatingPointError(
                 f"the loss of {learner.title} became {means['loss']} in epoch {epoch} after {done} "
                 f"samples: use a lower learning rate than {rate:g}; earlier epochs are kept"

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kpnb._messages import whole
+from kpnb._messages import plain_numbers, whole
 from kpnb.perturb import Perturbation, generator
 from kpnb.sketch import directions_to_take, largest, probes_beyond, rescaled, shrunk
 from kpnb.units import Units
@@ -42,6 +42,7 @@ class ClosedForm:
     shrink: bool = True
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         whole(rank=self.rank, probes=self.probes, noise=self.noise, check=self.check)
         if self.rank is not None and not 0 <= self.rank <= self.noise + 1:
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._memory import fitting
-from kpnb._messages import named_samples, one_of, positive, whole
+from kpnb._messages import named_samples, one_of, positive, required, whole
 from kpnb._models import check_model
 from kpnb._precision import widest
 from kpnb._progress import Progress
@@ -305,9 +305,10 @@ def entropy(
     solver = solver or ClosedForm()
     objective = objective or Aligned()
     _check_settings(solver, objective, dead)
+    required(max_batch=max_batch, scale=scale, seed=seed)
     whole(max_batch=max_batch, seed=seed)
     positive(max_batch=max_batch, scale=scale)
-    scale = float(scale)
+    max_batch, scale, seed = int(max_batch), float(scale), int(seed)
     network = Network(model, forward, select, batch_dim)
     with torch.inference_mode(False):
         inputs = read_inputs(model, x, perturb, shared)

@@ -107,11 +107,6 @@ def _no_name(model: nn.Module, given: object) -> str:
     return f"layers go by their names in model.named_modules(); got {type(given).__name__}{hint}"
 
 
-def module_at(model: nn.Module, name: str) -> nn.Module:
-    """The submodule with the dotted ``name``; ``LookupError`` with the nearest names."""
-    return layer_at(model, name)[0]
-
-
 def layer_names(model: nn.Module, layers: str | Sequence[str]) -> list[str]:
     """One name or several as a list, each once; errors are those of ``layer_at``, and
     ``ValueError`` for none.

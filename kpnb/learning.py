@@ -66,7 +66,8 @@ def weight_distance(
                 2020 procedure takes the weight of the target layer only)
 
     Returns ``[M + 1]`` in double precision, 0 for epoch 0. Raises ``LookupError`` for a name that
-    is not there and ``ValueError`` for the statistics of a normalisation, which are no parameters.
+    is not there and ``ValueError`` for the statistics of a normalisation, which are no parameters,
+    and where all of w_0 is 0.
     """
     _check_norms(initial, steps)
     names = list(initial if parameters is None else parameters)
@@ -86,6 +87,10 @@ def weight_distance(
             raise LookupError(f"epoch {epoch} has no norm of the parameters {missing}")
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
+    if start == 0:
+        raise ValueError(
+            f"the parameters {names} are all 0 at the start: a path relative to them is not defined"
+        )
     return torch.tensor([0.0, *norms], dtype=torch.float64).cumsum(0) / start
 
 

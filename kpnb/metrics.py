@@ -123,7 +123,9 @@ def six_metrics(
         )
     foreground, background = regions(entropy, foreground, background)
     if choices.filtered:
-        entropy = entropy.where(released_filter(entropy, foreground)[:, None], torch.nan)
+        entropy = entropy.where(
+            released_filter(entropy, foreground, background)[:, None], torch.nan
+        )
     found = knowledge_points(
         entropy, foreground, b=choices.b, background=background, level=choices.level
     )

@@ -190,12 +190,14 @@ def foreground_units(coverage: Any, at_least: float = 0.5) -> Tensor:
     return coverage >= at_least
 
 
-def released_filter(entropy: Tensor, foreground: Tensor, late: int = 1) -> Tensor:
+def released_filter(
+    entropy: Tensor, foreground: Tensor, background: Tensor, late: int = 1
+) -> Tensor:
     """Images the released 2020 procedure keeps, bool ``[N]``, from ``entropy [M, N, n]`` over
-    epochs.
+    epochs; ``foreground`` and ``background`` are bool ``[N, n]``.
 
     Those whose background is discarded at least as much as their foreground in each of the ``late``
     last epochs. It selects for the hypotheses, so nothing here uses it by default.
     """
-    margin = background_level(entropy, ~foreground) - background_level(entropy, foreground)
+    margin = background_level(entropy, background) - background_level(entropy, foreground)
     return (margin[-late:, :, 0] >= 0).all(0)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kpnb._messages import positive, whole
+from kpnb._messages import plain_numbers, positive, whole
 from kpnb._progress import Progress
 from kpnb.objectives import Aligned, Objective, entropy_of
 from kpnb.perturb import Perturbation, generator
@@ -48,6 +48,7 @@ class Stochastic:
     stop: Literal["aligned", "released"] | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         if self.method not in ("sgd", "adam"):
             raise ValueError(f"method = {self.method!r}; choose 'sgd' or 'adam'")
         if self.stop not in (None, "aligned", "released"):
@@ -101,12 +102,19 @@ class _SquaredChange:
         total = self.samples
         per_pass = max(1, self.perturbation.max_batch // len(x))
         for start in range(0, total, per_pass):
-            shape = (min(per_pass, total - start), 1, *x.shape[1:])
-            delta = torch.randn(shape, generator=self.generator, device=x.device, dtype=x.dtype)
+            # One by one: what a generator draws depends on how much is drawn at once.
+            delta = torch.stack([self._drawn() for _ in range(min(per_pass, total - start))])
             noise = self.perturbation.units.spread(sigma, x) * delta
             with self.precision:
                 features = next(self.perturbation.features([self.layer], noise))[self.layer]
             yield (features - self.feature).float().square().sum(-1).sum(0) / total
+
+    def _drawn(self) -> Tensor:
+        """Standard normal noise ``[1, ...]``, the same for all samples of the batch."""
+        x = self.perturbation.x
+        return torch.randn(
+            (1, *x.shape[1:]), generator=self.generator, device=x.device, dtype=x.dtype
+        )
 
     def gradient(self, sigma: Tensor) -> Tensor:
         """Gradient ``[B, n]`` of the mean; each part's graph is freed before the next is built."""

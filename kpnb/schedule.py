@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpnb._messages import positive, whole
+from kpnb._messages import plain_numbers, positive, required, whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Schedule:
     bf16: bool = False
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
+        required(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, seed=self.seed)
         whole(epochs=self.epochs, batch_size=self.batch_size, seed=self.seed)
         positive(batch_size=self.batch_size)
         not_negative = ("epochs", "lr", "momentum", "weight_decay")

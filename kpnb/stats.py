@@ -277,14 +277,15 @@ def _difference(
     value = float(_mean(values, 1).mean())
     images = round(1 / np.square(_weights(values)).sum())
     base = Difference(metric, value, value, value, images, seeds, delta=delta)
-    if np.nanmin(values) == np.nanmax(values):
-        return replace(base, low90=value, high90=value)
+    rng = np.random.default_rng(seed)
+    if np.nanmin(values) == np.nanmax(values):  # no spread to judge by, but for the signs
+        p = _permuted(_mean(values, 0), rng) if value else NAN
+        return replace(base, low90=value, high90=value, p=p)
     squares = np.square(values - _mean(values, 1)[:, None])
     deviation = np.sqrt(np.nansum(squares) / max(1, np.sum(~np.isnan(values)) - seeds))
     base = replace(base, effect=float(value / deviation) if deviation else NAN)
     if chance == "seeds" and seeds > 1:
         return _over_seeds(base, values)
-    rng = np.random.default_rng(seed)
     return _resampled(base, values, chance == "bootstrap" and seeds > 1, rng)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import __version__
-from kpnb._identity import digest_of, identity_of_call
+from kpnb._identity import digest_of, identity_of, identity_of_call
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -215,10 +215,11 @@ class Recorder:
             found = self._measure(weights)
             self.layers = list(found)  # without those that cannot be measured, which was said
             self._warn_of_undefined(found)
-            self._measured.append(found)
-            self._epochs.append({"norms": norms, "weights": weights})
+            epochs = [*self._epochs, {"norms": norms, "weights": weights}]
             if self._artefacts is not None and self._live:
-                self._artefacts.write("recorder", {}, {"epochs": self._epochs}, 0.0)
+                self._artefacts.write("recorder", {}, {"epochs": epochs}, 0.0)
+            self._measured.append(found)
+            self._epochs = epochs
         self._before = now
 
     def trajectory(self) -> Trajectory | dict[str, Trajectory]:
@@ -324,7 +325,7 @@ class Recorder:
             "weights": weights,
             "input": self._input,
             "layers": self._asked,
-            "how": [_identity(part) for part in parts],
+            "how": [identity_of(part) for part in parts],
             "scale": self.scale,
             "seed": self.seed,
             "perturb": self.perturb,
@@ -671,13 +672,6 @@ def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) of parameters and buffers; of counters, which no evaluation reads, not."""
     values = [*model.named_parameters(), *model.named_buffers()]
     return digest_of({bare_name(name): v for name, v in values if not name.endswith(COUNTER)})
-
-
-def _identity(part: object) -> list[Any]:
-    """What a unit type, solver or objective is, with the bits of the tensors in it."""
-    fields = vars(part) if hasattr(part, "__dict__") else {}
-    tensors = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
-    return [repr(part), digest_of(tensors)] if tensors else [repr(part)]
 
 
 def _digest_of_inputs(inputs: Inputs) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kpnb._messages import check_units, positive, whole
+from kpnb._messages import check_units, plain_numbers, positive, whole
 from kpnb._precision import widest
 from kpnb._tensors import as_tensor, described
 from kpnb.masks import read_masks
@@ -86,6 +86,7 @@ class ImageGrid:
     columns: int | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
         whole(rows=self.rows, columns=self.columns)
         positive(rows=self.rows, columns=self.columns)
 
@@ -257,7 +258,7 @@ class Regions:
         size = largest + 1 if self.n is None else self.n
         if size < 1 or largest >= size:
             raise ValueError(f"the largest label is {largest}, the number of units n = {self.n}")
-        object.__setattr__(self, "n", size)
+        object.__setattr__(self, "n", int(size))
         object.__setattr__(self, "labels", labels)
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ def test_masks_of_other_images_are_used(study):
     found = shuffled_masks(study, study.baseline(), "FC1", shift=2)
     points = measure.metrics(study, study.baseline(), "FC1").points[-1]
     for i in range(len(points)):
-        mask = study.foreground[(i - 2) % len(points)]
+        mask = study.foreground[(i + 2) % len(points)]
         level = entropy[-1, i][~mask].mean()
         assert found.n_fg[i] == ((level - entropy[-1, i] > 0.2) & mask).sum()
 
@@ -143,7 +143,7 @@ def test_filter_is_a_choice(study):
         torch.tensor([0.0, 0.1, 0.2]),
     )
     entropy[-1, 0] = -2.8 + 0.1 * study.foreground[0]
-    kept = released_filter(entropy, study.foreground)
+    kept = released_filter(entropy, study.foreground, study.background)
     every, some = (
         six_metrics(entropy, study.foreground, distance, Choices(filtered=f)) for f in (False, True)
     )

@@ -2,6 +2,9 @@
 what can go wrong.
 """
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +17,7 @@ from kpnb.entropy import entropy
 from kpnb.lipschitz import lipschitz
 from kpnb.objectives import Aligned, Converged, solve
 from kpnb.sampling import Stochastic
-from kpnb.units import ImageGrid
+from kpnb.units import ImageGrid, Regions
 from tests.models import Linear, images, jacobian_energies, perturbed, small_net
 
 GRID = ImageGrid(4)
@@ -239,6 +242,33 @@ def test_sample_does_not_depend_on_its_company_or_on_max_batch():
         for layer in layers:
             assert torch.allclose(alone[layer].entropy, together[layer].entropy[2:4], atol=1e-9)
             assert torch.allclose(alone[layer].linearity, together[layer].linearity[2:4], atol=1e-9)
+
+
+def test_the_learner_draws_the_same_noise_however_it_is_divided():
+    """Inputs of 15 numbers: generators draw those in blocks of 16 otherwise than one by one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(15, 8), nn.Tanh())
+    x, solver = torch.randn(3, 3, 5), Stochastic(steps=5, samples=16)
+    how = {"units": Regions(torch.arange(5)), "solver": solver}
+    whole = entropy(model, x, "2", **how).entropy
+    for max_batch in (1, 3, 6):
+        found = entropy(model, x, "2", max_batch=max_batch, **how).entropy
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-4)
+    fewer = entropy(model, x[1:], "2", **how).entropy
+    torch.testing.assert_close(fewer, whole[1:], rtol=0, atol=1e-4)
+
+
+def test_numbers_of_numpy_are_numbers_and_none_is_not():
+    model, x = small_net().double(), images(2)
+    plain = entropy(model, x, "5", units=GRID, max_batch=2, seed=3, solver=ClosedForm(rank=4))
+    solver = ClosedForm(rank=np.int64(4))
+    numpy = {"max_batch": np.int64(2), "seed": np.int32(3), "scale": np.float32(1)}
+    found = entropy(model, x, "5", units=ImageGrid(np.int64(GRID.rows)), solver=solver, **numpy)
+    assert torch.equal(found.entropy, plain.entropy)
+    json.dumps(found.settings)
+    for name in ("max_batch", "seed", "scale"):
+        with pytest.raises(TypeError, match=f"{name}=None: it must be a number"):
+            entropy(model, x, "5", units=GRID, **{name: None})
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def test_24_cells_whatever_there_is(stored):
 
 def test_three_sentences_count_the_24_cells(stored):
     asked = board.board(stored)
-    first, second, third = sentences.headline(asked, stored)
+    first, second, third = sentences.headline(asked)
     rows = asked[asked["study"].isin(["images", "questions"])].set_index("question")
     counts = Counter(rows.loc["paper", "verdict"])
     said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())
@@ -403,7 +403,7 @@ def test_three_sentences_count_the_24_cells(stored):
     assert shows
     assert f"of {len(shows)} that show in counts of points and their ratio, {left} " in second
     assert "in any metric" in third
-    nothing = sentences.headline(pd.DataFrame(), {})
+    nothing = sentences.headline(pd.DataFrame())
     assert "0 show, 0 opposite, 0 negligible, 0 undecided, 24 still waiting" in nothing[0]
     assert "there is nothing to judge" in nothing[1]
     page = sentences.front(asked, stored)

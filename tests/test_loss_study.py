@@ -5,6 +5,7 @@ and what the tables say.
 import math
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Thread
 
 import numpy as np
 import pandas as pd
@@ -365,3 +366,22 @@ def test_the_page_of_evidence_leaves_losses_to_their_chapter(rows, shapes, study
             Results(tmp_path / name).add(shapes.origin(study), moved)
     assert "losses" not in stored(tmp_path)
     assert "another" in stored(tmp_path)
+
+
+def test_processes_that_try_different_losses_keep_each_others_rows(tmp_path):
+    table, barrier = tmp_path / "losses" / "choice.csv", Barrier(2)
+    names = [*LOSSES][:2]
+
+    def add(loss: str) -> None:
+        row = {"loss": loss, "rate": 0.1, "weight": 1.0, "accuracy": 0.5}
+        barrier.wait()
+        choose._add(pd.DataFrame([row]), table)
+
+    for _ in range(20):
+        table.unlink(missing_ok=True)
+        threads = [Thread(target=add, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(choose.read(table)["loss"]) == names

@@ -14,7 +14,7 @@ from kpnb.learning import (
     richest_epoch,
     weight_distance,
 )
-from kpnb.metrics import six_metrics
+from kpnb.metrics import Choices, six_metrics
 from kpnb.points import (
     background_level,
     foreground_units,
@@ -146,8 +146,20 @@ def test_foreground_units_by_coverage():
 def test_released_filter_keeps_images_whose_background_is_discarded_more():
     """Foreground means -2.3 and -2.7, background -2.0 and -3.0."""
     epochs = torch.stack([-ENTROPY, ENTROPY])
-    assert released_filter(epochs, FOREGROUND).tolist() == [True, False]
-    assert released_filter(epochs, FOREGROUND, late=2).tolist() == [False, False]
+    assert released_filter(epochs, FOREGROUND, ~FOREGROUND).tolist() == [True, False]
+    assert released_filter(epochs, FOREGROUND, ~FOREGROUND, late=2).tolist() == [False, False]
+
+
+def test_released_filter_looks_at_the_background_that_is_given():
+    """Of the first image the units that are neither would lift it above the foreground."""
+    entropy = torch.tensor([[-2.0, -2.5, 0.0, 0.0], [-2.0, -1.5, 0.0, 0.0]]).repeat(2, 1, 1)
+    foreground = torch.tensor([[True, False, False, False]]).repeat(2, 1)
+    background = torch.tensor([[False, True, False, False]]).repeat(2, 1)
+    for given, kept in ((background, [False, True]), (None, [True, True])):
+        found = six_metrics(
+            entropy, foreground, [0.0, 1.0], Choices(filtered=True), background=given
+        )
+        assert (~found.n_fg.isnan()).tolist() == kept
 
 
 def test_weight_distance_by_hand():
@@ -161,6 +173,8 @@ def test_weight_distance_by_hand():
     assert torch.allclose(only_a, torch.tensor([0, 0.2, 2.6 / 3, 2.6 / 3]).double())
     with pytest.raises(LookupError, match=r"\['c'\]; known: \['a', 'b'\]"):
         weight_distance(initial, steps, ["c"])
+    with pytest.raises(ValueError, match=r"parameters \['b'\] are all 0 at the start"):
+        weight_distance(initial | {"b": 0.0}, steps, ["b"])
 
 
 N_FG = torch.tensor(

@@ -1,9 +1,11 @@
 """kpnb.distill without a store: against loops of plain PyTorch, on any network, data and folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -443,6 +445,52 @@ def test_probabilities_and_ignored_labels_are_labels():
     ignored = TensorData(torch.cat([x, 9 * x]), torch.cat([y, torch.full_like(y, -100)]))
     whole = Schedule(epochs=1, lr=0.1, batch_size=12)
     torch.testing.assert_close(distill.baseline(smooth(), ignored, whole).state(), two.state())
+
+
+@pytest.mark.parametrize("ignored", [1, 4])
+def test_ignored_labels_count_nowhere_and_parts_of_a_batch_add_up(ignored, monkeypatch):
+    """The second half of a batch has no label at all, or a single one is missing."""
+    x, y = PAIR
+    hidden = y.clone()
+    hidden[len(y) - ignored :] = -100
+    schedule = Schedule(epochs=2, lr=0.1, batch_size=len(y))
+    whole = distill.baseline(smooth(), TensorData(x, hidden), schedule)
+    right = smooth()
+    right.load_state_dict(whole.state(0))
+    known = hidden != -100
+    chosen = right(x[known]).argmax(1)
+    tested = distill.baseline(smooth(), TensorData(x, y), schedule, test=TensorData(x, hidden))
+    assert tested.log[0]["test_accuracy"] == (chosen == y[known]).double().mean().item()
+
+    attempt = distill.train_epoch
+
+    def halved(learner, samples, epoch, rate, rows, bar):
+        return attempt(learner, samples, epoch, rate, 2, bar)
+
+    monkeypatch.setattr(distill, "train_epoch", halved)
+    parts = distill.baseline(smooth(), TensorData(x, hidden), schedule)
+    torch.testing.assert_close(parts.state(), whole.state())
+    assert parts.log[2]["loss"] == pytest.approx(whole.log[2]["loss"])
+
+
+def test_inputs_that_are_not_finite_are_named():
+    x, y = PAIR
+    broken = x.clone()
+    broken[2, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"inputs are not finite .*: sample 2$"):
+        distill.baseline(smooth(), TensorData(broken, y), Schedule(epochs=1))
+
+
+def test_seeds_may_be_numbers_of_numpy():
+    data, plain = TensorData(*PAIR), Schedule(epochs=1, seed=1)
+    numpy = Schedule(
+        epochs=np.int64(1), seed=np.int64(1), lr=np.float32(0.5), batch_size=np.int8(4)
+    )
+    assert numpy == replace(plain, lr=0.5, batch_size=4)
+    json.dumps(numpy.config)
+    distill.baseline(smooth(), data, numpy)
+    with pytest.raises(TypeError, match="seed=None: it must be a number"):
+        Schedule(seed=None)
 
 
 def test_networks_of_another_kind_are_named():

@@ -396,6 +396,69 @@ def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
     assert len(recorder.trajectory().norms) == 2
 
 
+def test_a_full_disk_leaves_a_recorder_where_it_stood(tmp_path, monkeypatch):
+    """The list of epochs cannot be written; the same epoch, once there is room, counts once."""
+    model = net()
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    recorder.epoch()
+    model.load_state_dict(net(1).state_dict())
+    write = Artefacts.write
+
+    def full(self, name, *rest):
+        if name == "recorder":
+            raise OSError("no space left")
+        return write(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artefacts, "write", full)
+        with pytest.raises(OSError, match="no space"):
+            recorder.epoch()
+    recorder.epoch()
+    steps = step_norms(dict(net(1).named_parameters()), dict(net().named_parameters()))
+    (found,) = recorder.trajectory().norms[1:]
+    assert found == pytest.approx(steps)
+
+
+class Columns:
+    """Units of somebody's own, without a word on what they are."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def count(self, x: Tensor) -> int:
+        return x.shape[-1] // self.width
+
+    def spread(self, values: Tensor, x: Tensor) -> Tensor:
+        return values.repeat_interleave(self.width, 1)[:, None, None]
+
+    def gather(self, elements: Tensor) -> Tensor:
+        return elements.sum((1, 2)).unflatten(1, (-1, self.width)).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: kpnb.Regions((torch.arange(12) // 3).expand(12, 12)), lambda: Columns(3)],
+    ids=["regions", "of one's own"],
+)
+def test_units_that_were_used_are_still_the_same(make, tmp_path, monkeypatch):
+    """What they have computed since, or where they lie in memory, is no part of them."""
+    foreground = torch.tensor([[True, False, False, True]]).repeat(len(X), 1)
+
+    def recorded(weights: list[int]) -> kpnb.Trajectory:
+        how = CHEAP | {"units": make(), "folder": tmp_path, "resume": True}
+        recorder = kpnb.Recorder(net(), X, foreground, "8", **how)
+        for seed in weights:
+            recorder.model.load_state_dict(net(seed).state_dict())
+            recorder.epoch()
+        return recorder.trajectory()
+
+    first = recorded([0, 1])
+    calls = count_measurements(monkeypatch)
+    longer = recorded([1, 2])  # goes on behind the second epoch
+    assert len(calls) == 1
+    assert torch.equal(longer.measured["entropy"][:2], first.measured["entropy"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

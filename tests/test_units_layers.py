@@ -10,7 +10,7 @@ from torch import nn
 
 from kpnb import features
 from kpnb.entropy import entropy
-from kpnb.features import capture, explaining, module_at, modules_below, parameters_below
+from kpnb.features import capture, explaining, layer_at, modules_below, parameters_below
 from kpnb.units import ImageGrid
 from tests.models import images, small_net
 
@@ -88,7 +88,7 @@ def test_unknown_layer_names_the_nearest():
     model = nn.Sequential()
     model.add_module("features", nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
     with pytest.raises(LookupError, match=r"unknown layer 'feature.1'; did you mean 'features.1'"):
-        module_at(model, "feature.1")
+        layer_at(model, "feature.1")
 
 
 class _Branch(nn.Module):

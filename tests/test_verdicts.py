@@ -179,6 +179,19 @@ def test_a_seed_without_any_value_is_left_out():
     assert d.seeds == 3
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (1, 5), (2, 2), (3, 5)])
+def test_differences_without_any_spread_are_judged_by_their_signs(shape):
+    """All equal to 1: with n images the signs alone have a p of 2 / 2 ** n."""
+    (d,) = judge({"n_fg": np.ones(shape)}).values()
+    assert (d.value, d.low, d.high) == (1, 1, 1)
+    assert d.p == pytest.approx(2 * 0.5 ** shape[1])
+    assert d.verdict == "open"
+    (many,) = judge({"n_fg": np.ones((shape[0], 12))}).values()
+    assert many.verdict == "shows"
+    (none,) = judge({"n_fg": np.zeros(shape)}, delta={"n_fg": 0.1}).values()
+    assert none.verdict == "negligible"
+
+
 # ---- the same from arrays as from networks
 
 

@@ -200,7 +200,7 @@ def stale(outdated: Mapping[str, Iterable[str]]) -> str:
     return "\n".join([head, ">", *lines, ">", tail])
 
 
-def headline(board: pd.DataFrame, found: Mapping[str, Stored]) -> tuple[str, str, str]:
+def headline(board: pd.DataFrame) -> tuple[str, str, str]:
     """Three sentences, in plain text: what the paper's comparisons say on the studies that stand
     for a kind of data, what of that is left beyond place, and what beyond a smooth target and
     beyond the path.
@@ -262,7 +262,7 @@ def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     """
     if not any(each.finished() for each in found.values()):
         return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
-    lines = "".join(f"<li>{escape(line)}</li>" for line in headline(board, found))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in headline(board))
     return f"<ul>{lines}</ul>{progress(found)}"
 
 

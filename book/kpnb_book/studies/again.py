@@ -156,13 +156,14 @@ def predicted_means(stored: Rows, found: Rows) -> tuple[list[str], int]:
 
 
 def _means(stored: Rows, found: Rows) -> Iterator[tuple[str, pd.Series, float]]:
-    """A mean's name, what it is in each stored seed, and what it is now."""
+    """A mean's name, what it is in each of the other stored seeds, and what it is now."""
     columns = {
         "networks": [name for name in COLUMNS if name != "training"],
         "samples": of_sample(found),
     }
     for part, names in columns.items():
         before, now = getattr(stored, part), getattr(found, part)
+        before = before[~before["seed"].isin(now["seed"])]
         for role in found.networks["network"].unique():
             one, other = (frame[frame["network"] == role] for frame in (before, now))
             for name in names:

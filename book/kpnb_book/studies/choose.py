@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from kpnb._messages import one_of
 from kpnb.checkpoints import replace_file
@@ -63,12 +64,15 @@ def choose(
 
 
 def _add(new: pd.DataFrame, table: Path) -> None:
+    """Write these rows too, beside what another process may have written meanwhile."""
     if new.empty:
         return
-    every = pd.concat([read(table), new]) if table.exists() else new
-    every = every.sort_values("loss", key=lambda names: names.map([*LOSSES].index), kind="stable")
     table.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(table, every.to_csv(index=False, lineterminator="\n").encode())
+    with FileLock(table.with_name(".lock")):
+        every = pd.concat([read(table), new]) if table.exists() else new
+        order = {"key": lambda names: names.map([*LOSSES].index), "kind": "stable"}
+        every = every.sort_values("loss", **order)
+        replace_file(table, every.to_csv(index=False, lineterminator="\n").encode())
 
 
 def read(table: Path = TABLE) -> pd.DataFrame:

@@ -67,7 +67,7 @@ def shuffled_masks(study: Study, training: Training, layer: str, shift: int = 1)
     """A network's metrics when each measured sample is judged with the mask of the one ``shift``
     places further on.
     """
-    masks, others = (part.roll(shift, 0) for part in (study.foreground, study.background))
+    masks, others = study.other_regions(shift)
     values, path = entropies(study, training, layer)["entropy"], distance(study, training, layer)
     return six_metrics(values, masks, path, Choices(study.settings.b), background=others)
 

@@ -5,7 +5,7 @@ Tables are the data frames of ``book/results``: ``samples`` has a row for each s
 (``student``, ``baseline``, ...) and sample, ``networks`` one for each seed, layer and network.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,12 +182,6 @@ def _row(question: Question, d: Difference) -> dict[str, Any]:
     row |= {"low_mixed": d.value - half, "high_mixed": d.value + half, "p": d.p}
     row |= {"delta": d.delta, "verdict": d.verdict, "seeds": d.seeds, "samples": d.images}
     return row | {"seeds_needed": d.seeds_needed}
-
-
-def unanswered(samples: pd.DataFrame, networks: pd.DataFrame) -> Iterator[str]:
-    """Names of the questions that the tables do not answer."""
-    table = prepared(samples, networks)
-    return (question.name for question in QUESTIONS if not answers(table, question))
 
 
 @dataclass(frozen=True)
