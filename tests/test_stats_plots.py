@@ -8,7 +8,7 @@ import torch
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from kpnb.metrics import BETTER, Metrics
+from kpnb.metrics import BETTER, NAMES, Metrics
 from kpnb.stats import Difference, compare, judge, tally, verdict
 from kpnb_book.figures import plots
 
@@ -183,6 +183,28 @@ def test_curves_end_where_the_data_do():
     mean = figure.axes[0].lines[-1]
     assert mean.get_xdata().tolist() == pytest.approx([0, 0.5, 1.2])
     assert mean.get_ydata().tolist() == [0.5, 3, 4]
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1], [101, 102, 103], [7, 3], range(101, 121)])
+def test_dots_of_every_seed_lie_in_the_row_of_their_layer(seeds):
+    """Each dot says by its value to which layer and seed it belongs."""
+    layers = ("Conv", "FC1", "FC2")
+    rows = [
+        {"layer": layer, "seed": seed, "network": network} | dict.fromkeys(NAMES, row + seed / 1000)
+        for row, layer in enumerate(layers)
+        for seed in seeds
+        for network in ("student", "baseline")
+    ]
+    figure = plots.six_panels(pd.DataFrame(rows))
+    assert len(figure.axes) == 6
+    for axis in figure.axes:
+        dots = np.concatenate([shown.get_offsets() for shown in axis.collections])
+        low, high = sorted(axis.get_ylim())
+        assert len(dots) == len(rows)
+        assert ((dots[:, 1] > low) & (dots[:, 1] < high)).all()
+        nearest = np.abs(dots[:, 1, None] - axis.get_yticks()).argmin(1)
+        assert nearest.tolist() == np.floor(dots[:, 0]).astype(int).tolist()
+        assert len(np.unique(dots[:, 1])) == len(layers) * len(seeds)
 
 
 def test_every_other_figure_draws_on_a_transparent_ground():
