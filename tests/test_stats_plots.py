@@ -8,6 +8,7 @@ import torch
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from kpnb.learning import d_mean_var, learning_distance
 from kpnb.metrics import BETTER, NAMES, Metrics
 from kpnb.stats import Difference, compare, judge, tally, verdict
 from kpnb_book.figures import plots
@@ -183,6 +184,30 @@ def test_curves_end_where_the_data_do():
     mean = figure.axes[0].lines[-1]
     assert mean.get_xdata().tolist() == pytest.approx([0, 0.5, 1.2])
     assert mean.get_ydata().tolist() == [0.5, 3, 4]
+
+
+def test_samples_without_a_point_have_no_richest_epoch():
+    """The second sample never has a point, and the third has not been counted."""
+    distance = torch.tensor([0.0, 0.5, 1.2, 2.0])
+    counts = torch.tensor([[0.0, 0, 0, 9], [4, 0, torch.nan, 1], [3, 0, torch.nan, 2]])
+    counts = torch.cat([counts, torch.tensor([[1.0, 0, torch.nan, 5]])])
+    _, axis = plots.learning_curves({"student": (distance, counts)}).axes
+    curve, dotted = axis.lines
+    d_mean, _ = d_mean_var(learning_distance(counts, distance))
+    assert dotted.get_xdata() == pytest.approx([d_mean, d_mean])
+    assert d_mean == pytest.approx((0.5 + 2.0) / 2)
+    assert set(curve.get_xdata()[1:].tolist()) == {0.5, 2.0}
+    assert "samples without a point are left out" in axis.get_title()
+
+
+def test_networks_without_any_point_have_a_curve_and_no_richest_epoch():
+    distance = torch.tensor([0.0, 0.5, 1.2])
+    some = torch.tensor([[0.0, 0], [1, 2], [2, 1]])
+    figure = plots.learning_curves({"student": (distance, 0 * some), "baseline": (distance, some)})
+    curves, peaks = figure.axes
+    assert len(curves.lines) == 2 * (2 + 1)
+    assert {line.get_color() for line in peaks.lines} == {plots.COLOUR["baseline"]}
+    figure.canvas.draw()
 
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1], [101, 102, 103], [7, 3], range(101, 121)])

@@ -23,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
+from kpnb.learning import d_mean_var, learning_distance
 from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb.stats import Difference
 
@@ -328,10 +329,11 @@ def cloud_maps(
 
 @_styled
 def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """Figure 4: foreground knowledge points against the weight distance; a dot marks where each
-    image has most.
+    """Figure 4: foreground knowledge points against the weight distance, and the share of samples
+    whose richest epoch lies within a distance.
 
-    curves  by network, the distance ``[M + 1]`` and the counts ``[M + 1, N]``
+    curves  by network, the distance ``[M + 1]`` and the counts ``[M + 1, N]``; samples that never
+            have a point have no richest epoch, and are left out of the right panel as of D_mean
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), gridspec_kw={"width_ratios": [3, 2]})
     for name, (distance, counts) in curves.items():
@@ -340,9 +342,11 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
         axes[0].plot(d, np.nanmean(n, 1), color=colour, lw=2.2, marker="o", ms=3)
         end = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes[0].annotate(name, (d[-1], np.nanmean(n[-1])), color=colour, **end)
-        peak = d[1:][np.nan_to_num(n[1:], nan=-1).argmax(0)]
-        sns.ecdfplot(x=peak, ax=axes[1], color=colour, lw=2.2)
-        axes[1].axvline(peak.mean(), color=colour, lw=1, ls=":")
+        richest = learning_distance(counts, distance)
+        known = richest[~richest.isnan()].numpy()
+        if len(known):  # a network may have no point at all
+            sns.ecdfplot(x=known, ax=axes[1], color=colour, lw=2.2)
+            axes[1].axvline(d_mean_var(known)[0], color=colour, lw=1, ls=":")
     axes[0].set(
         xlabel="weight distance",
         ylabel="foreground knowledge points",
@@ -351,7 +355,7 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     axes[1].set(
         xlabel="weight distance of the richest epoch",
         ylabel="share of samples",
-        title="dotted: $D_{mean}$",
+        title="dotted: $D_{mean}$\nsamples without a point are left out",
     )
     return figure
 
