@@ -5,8 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
+from scipy import stats
 
 from kpnb.learning import d_mean_var, learning_distance
 from kpnb.metrics import BETTER, NAMES, Metrics
@@ -207,6 +209,49 @@ def test_networks_without_any_point_have_a_curve_and_no_richest_epoch():
     curves, peaks = figure.axes
     assert len(curves.lines) == 2 * (2 + 1)
     assert {line.get_color() for line in peaks.lines} == {plots.COLOUR["baseline"]}
+    figure.canvas.draw()
+
+
+def points_of(counts: torch.Tensor) -> Figure:
+    """Points by epoch of a student, beside a baseline without any."""
+    return plots.point_curves({"all": {"student": counts, "baseline": torch.zeros(3, 2)}})
+
+
+def band(axis) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper edge of the first band in a panel, by epoch."""
+    shown = axis.collections[0]
+    corners = [tuple(corner) for path in shown.get_paths() for corner in path.vertices]
+    epochs = sorted({x for x, _ in corners})
+    ys = [[y for x, y in corners if x == epoch] for epoch in epochs]
+    return np.array([min(y) for y in ys]), np.array([max(y) for y in ys])
+
+
+def test_bands_of_few_samples_are_students_t():
+    counts = torch.tensor([[1.0, 2, 3, 4, 7], [0, 5, 5, 5, 9]])
+    axis = points_of(counts).axes[0]
+    found = [
+        stats.t.interval(0.95, df=4, loc=np.mean(row), scale=stats.sem(row))
+        for row in counts.numpy().astype(float)
+    ]
+    np.testing.assert_allclose(np.transpose(band(axis)), found, rtol=1e-6)
+
+
+def test_a_sample_without_a_number_is_left_out_of_its_epoch_alone():
+    counts = torch.tensor([[1.0, 2, 6], [torch.nan, 5, 8], [3, 4, 8]])
+    axis = points_of(counts).axes[0]
+    assert axis.lines[0].get_ydata().tolist() == [3, 6.5, 5]
+    low, high = band(axis)
+    of_two = stats.t.interval(0.95, df=1, loc=6.5, scale=stats.sem([5, 8]))
+    assert (low[1], high[1]) == pytest.approx(of_two)
+    of_three = stats.t.interval(0.95, df=2, loc=5, scale=stats.sem([3, 4, 8]))
+    assert (low[2], high[2]) == pytest.approx(of_three)
+
+
+def test_one_sample_has_a_line_and_no_band():
+    counts = torch.tensor([[1.0, torch.nan], [2, torch.nan], [torch.nan, torch.nan]])
+    figure = points_of(counts)
+    np.testing.assert_equal(figure.axes[0].lines[0].get_ydata(), [1, 2, np.nan])
+    assert not [path for path in figure.axes[0].collections[0].get_paths() if len(path.vertices)]
     figure.canvas.draw()
 
 

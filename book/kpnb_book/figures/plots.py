@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter
+from scipy.special import stdtrit
 from torch import Tensor
 
 from kpnb.learning import d_mean_var, learning_distance
@@ -155,20 +156,31 @@ def coherency_maps(images: Tensor, maps: Mapping[str, Mapping[str, Tensor]]) -> 
     return figure
 
 
+def _mean_and_half(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the samples of ``values [M + 1, N]`` and half the width of its 95 % interval by
+    Student's t, both ``[M + 1]``.
+
+    What is NaN is left out of its epoch; one sample alone has no interval, NaN.
+    """
+    values = values.double()
+    count = (~values.isnan()).sum(1)
+    mean = values.nanmean(1)
+    variance = (values - mean[:, None]).square().nansum(1) / (count - 1)
+    t = torch.from_numpy(stdtrit(count.numpy() - 1, 0.975))
+    return mean, t * (variance / count).sqrt()
+
+
 @_styled
 def point_curves(counts: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Figure 7: knowledge points by epoch, a panel for each kind of point, a line for each network.
 
     counts  by kind and network, ``[M + 1, N]``; lines are means over the samples, bands their 95 %
-            intervals
+            intervals by Student's t; a sample that is NaN is left out of that epoch
     """
     figure, axes = plt.subplots(1, len(counts), figsize=(3.2 * len(counts), 2.8), squeeze=False)
     for axis, (kind, networks) in zip(axes[0], counts.items(), strict=True):
         for name, values in networks.items():
-            mean, half = (
-                values.double().mean(1),
-                1.96 * values.double().std(1) / values.shape[1] ** 0.5,
-            )
+            mean, half = _mean_and_half(values)
             colour = COLOUR["student" if name == next(iter(networks)) else "baseline"]
             axis.plot(mean, color=colour, lw=2.2, label=name)
             axis.fill_between(
