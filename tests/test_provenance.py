@@ -8,7 +8,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from kpnb_book.run.notebooks import run_notebook
-from kpnb_book.run.provenance import revision, sign, table
+from kpnb_book.run.provenance import revision, sign, signed, table
+from kpnb_book.run.rerun import provenance
 
 
 def git(root, *arguments):
@@ -73,3 +74,13 @@ def test_revision_tells_a_changed_clone(tmp_path):
     assert not clean.endswith("+")
     (tmp_path / "a").write_text("2")
     assert revision(tmp_path) == f"{clean}+"
+
+
+def test_without_git_a_copy_is_signed_and_has_no_revision(tmp_path, monkeypatch):
+    copy = tmp_path / "copy.ipynb"
+    copy.write_text(json.dumps({"cells": [], "metadata": {}}))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    sign(copy, tmp_path)
+    assert signed(copy)["revision"] == ""
+    assert provenance(tmp_path)["revision"] is None

@@ -14,11 +14,20 @@ DASH = "\N{EN DASH}"
 
 def revision(root: Path) -> str:
     """The commit of the clone at ``root``, with a + when files differ from it; "" when that is no
-    clone.
+    clone, or git is not there.
     """
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=root, capture_output=True, text=True
-    )
+    return described(root, "--dirty=+")
+
+
+def described(folder: Path, *options: str) -> str:
+    """The commit of the clone that holds ``folder``, as git describes it with these ``options``; ""
+    when that is no clone, or git is not there.
+    """
+    command = ["git", "describe", "--always", *options]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:  # no git: what was computed counts without a commit, too
+        return ""
     return done.stdout.strip()
 
 

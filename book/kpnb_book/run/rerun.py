@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -22,6 +21,7 @@ from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.notebooks import TIMEOUT, Tell, run_notebook
 from kpnb_book.run.origin import origin
 from kpnb_book.run.parameters import check_parameters
+from kpnb_book.run.provenance import described
 from kpnb_book.run.source import defaults_of
 
 if TYPE_CHECKING:
@@ -130,16 +130,10 @@ def rerun(
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """Versions of all packages, git revision of ``folder`` (None outside a clone), Python and
-    machine.
+    """Versions of all packages, git revision of ``folder`` (None outside a clone, and without git),
+    Python and machine.
     """
-    revision = None
-    with suppress(OSError):  # no git
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-        revision = (
-            subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
-            or None
-        )
+    revision = described(folder, "--dirty", "--abbrev=40") or None
     packages = {package.name: package.version for package in metadata.distributions()}
     where = {
         "python": platform.python_version(),
