@@ -1,5 +1,6 @@
 """Looking after the store, help and completion."""
 
+import io
 import os
 import re
 import shutil
@@ -75,6 +76,14 @@ def test_clean_asks(store, monkeypatch):
         assert main(["clean", "--everything"]) == (1 if kept else 0)
         assert run.path.exists() is kept
     assert str(store.root) in asked[0]
+
+
+def test_clean_does_not_go_on_when_nobody_can_answer(store, monkeypatch, capsys):
+    run = add(store, "teacher", 1)
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # as </dev/null
+    assert main(["clean", "--everything"]) == 2
+    assert "error: nobody answers here: say --yes to remove them" in capsys.readouterr().err
+    assert run.path.exists()
 
 
 def test_clean_wants_to_know_what(store, capsys):
@@ -220,3 +229,10 @@ def test_completion_in_bash(capsys, tmp_path: Path):
     assert completed("kpnb", "s") == ["sweep", "status"]
     assert "--older-than" in completed("kpnb", "clean", "--")
     assert completed("kpnb", "sweep", "--sch") == ["--scheduler"]
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_check_of_evidence_has_a_worker(count, capsys):
+    with pytest.raises(SystemExit):
+        main(["evidence-check", "images", f"--workers={count}"])
+    assert f"argument --workers: '{count}' is no whole number from 1 on" in capsys.readouterr().err

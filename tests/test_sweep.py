@@ -17,7 +17,7 @@ from kpnb_book.run.errors import UsageError
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.origin import origin
 from kpnb_book.run.parameters import check_parameters, read_assignments
-from kpnb_book.run.rerun import provenance, rerun
+from kpnb_book.run.rerun import make_folder, provenance, rerun
 
 from .test_runner import write
 
@@ -141,7 +141,11 @@ def test_resume_runs_only_what_has_changed(root):
         ({"grid": {"naem": ["a"]}}, "10_mini.ipynb: unknown parameter 'naem'; did you mean 'name'"),
         ({"grid": {"n": [1, "b"]}}, "'n' takes int, as in 1, not str 'b'"),
         ({"grid": {"n": 3}}, "grid of 'n': write the values as a list, not 3"),
+        ({"grid": {"n": []}}, "grid of 'n': it is empty, so there would be no run"),
         ({"grid": {"n": [1]}, "share": ["m"]}, "unknown parameter in 'share' 'm'"),
+        ({"share": None}, "'share' is a list of parameter names, as in .name., not None"),
+        ({"share": "name"}, "'share' is a list of parameter names, as in .name., not 'name'"),
+        ({"share": [["name"]]}, "'share' is a list of parameter names"),
         (
             {"parameters": {"name": "$KPNB_NOT_SET/x"}},
             r"set the environment variable \$KPNB_NOT_SET",
@@ -229,6 +233,21 @@ def test_a_sweep_has_a_worker(root, count, capsys):
     with pytest.raises(SystemExit):
         main(["sweep", str(grid(root)), "--dry-run", f"--workers={count}"])
     assert f"argument --workers: '{count}' is no whole number from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a folder that root cannot write")
+@pytest.mark.parametrize("folder", ["/proc", "/proc/none", "x" * 300])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_starts(root, folder, capsys):
+    assert main(["sweep", str(grid(root)), "--output", folder]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --output {root / folder}: results cannot be written there: ")
+    assert not (root / "ran").exists()
+
+
+def test_looking_whether_a_folder_can_be_written_leaves_nothing(root):
+    make_folder(root / "new" / "out")
+    make_folder(root / "new" / "out")
+    assert list((root / "new" / "out").iterdir()) == []
 
 
 def test_numbers_and_folders_of_a_sweep_are_read_as_on_the_command_line(root):

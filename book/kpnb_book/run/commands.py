@@ -144,7 +144,7 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
 def _add_workers(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--workers",
-        type=_at_least_one,
+        type=at_least_one,
         default=default,
         metavar="N",
         help="notebooks that run at a time here (%(default)s)",
@@ -152,7 +152,7 @@ def _add_workers(parser: argparse.ArgumentParser, default: int) -> None:
     _add_scheduler(parser)
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
     """A count; ``ArgumentTypeError`` for any other text."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")

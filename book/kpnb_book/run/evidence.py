@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kpnb_book.run.commands import at_least_one
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.parameters import add_parameters, read_assignments
 
@@ -52,7 +53,11 @@ def _add_check(commands: Commands) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all that have tables")
     parser.add_argument("--seed", type=int, help="default: the lowest of the tables")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="studies at a time (%(default)s)"
+        "--workers",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="studies at a time (%(default)s)",
     )
     _add_places(parser)
     parser.set_defaults(do=run_check)

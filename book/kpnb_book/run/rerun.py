@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
@@ -70,6 +71,18 @@ def check_folder(folder: Path) -> None:
             if not place.is_dir():
                 raise UsageError(f"--output {folder}: {place} is a file, not a folder")
             return
+
+
+def make_folder(folder: Path) -> None:
+    """Make the ``folder`` of results; raises UsageError when that, or writing there, fails."""
+    try:
+        check_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found = f"--output {folder}: results cannot be written there"
+        raise UsageError(f"{found}: {error.strerror}") from error
 
 
 def finished(path: Path, folder: Path, digest: str) -> dict[str, Any] | None:

@@ -137,12 +137,18 @@ def clean(options: argparse.Namespace) -> int:
     print(_summary(found))
     if options.dry_run or found.empty:
         return 0
-    if not options.yes:
-        answer = input(f"Remove them from {root}? [y/N] ")
-        if answer.strip().lower() not in ("y", "yes"):
-            return 1
+    if not options.yes and not _agreed(f"Remove them from {root}? [y/N] "):
+        return 1
     _remove(found["path"])
     return 0
+
+
+def _agreed(question: str) -> bool:
+    """Whether the answer is yes. Raises UsageError where nobody can answer, as in a script."""
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError as error:
+        raise UsageError("nobody answers here: say --yes to remove them") from error
 
 
 def _remove(paths: "pd.Series") -> None:

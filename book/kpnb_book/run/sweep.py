@@ -31,7 +31,7 @@ from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
 from kpnb_book.run.origin import content_of, with_parameters
 from kpnb_book.run.parameters import Written, read_yaml, resolve
-from kpnb_book.run.rerun import check_folder, finished, log_of, rerun
+from kpnb_book.run.rerun import finished, log_of, make_folder, rerun
 from kpnb_book.run.tables import text_of, write
 
 KEYS = ("notebook", "parameters", "grid", "share")
@@ -130,9 +130,19 @@ def _check_block(block: Any, overrides: Mapping[str, Any]) -> None:
             raise UsageError(unknown("key", key, KEYS))
         if key in ("parameters", "grid") and not isinstance(value, dict):
             raise UsageError(f"{key!r} is a mapping of names to values, not {value!r}")
-    for name, values in block.get("grid", {}).items():
+    share = block.get("share", [])
+    if not isinstance(share, list) or not all(isinstance(name, str) for name in share):
+        raise UsageError(f"'share' is a list of parameter names, as in [name], not {share!r}")
+    _check_grid(block.get("grid", {}), overrides)
+
+
+def _check_grid(grid: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Raises UsageError for values that are no list, for none, and for those that are replaced."""
+    for name, values in grid.items():
         if not isinstance(values, list):
             raise UsageError(f"grid of {name!r}: write the values as a list, not {values!r}")
+        if not values:
+            raise UsageError(f"grid of {name!r}: it is empty, so there would be no run")
         if name in overrides:
             raise UsageError(
                 f"-p {name} would replace the grid of {name!r}: change the grid in the file"
@@ -170,8 +180,7 @@ def run(
     Of members that share trainings the first runs alone; the others wait for it and not for each
     other's locks.
     """
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     todo = [member for member in members if not member.finished(folder)]
     failed = {}
     if todo:
