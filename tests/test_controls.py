@@ -67,11 +67,25 @@ def untrained(study: ImageStudy) -> torch.Tensor:
 
 def test_student_of_an_untrained_teacher(study):
     """It starts where the student starts, and mimics what the teacher was before its training."""
-    student, control = study.student("FC1"), study.student("FC1", teacher_epoch=0)
+    student, control = study.student("FC1"), study.untrained_student("FC1")
     assert torch.equal(student.state(0)["features.0.weight"], control.state(0)["features.0.weight"])
     assert control.run.config["teacher"] == {"run": study.teacher().address, "epoch": 0}
     assert torch.equal(control.teacher.state(0)["features.0.weight"], untrained(study))
     assert control.address != student.address
+
+
+def test_an_untrained_teacher_knows_nothing_where_the_teacher_starts_from_learned_weights(
+    study, tmp_path
+):
+    weights = tmp_path / "learned.pt"
+    torch.save(build(**study.spec(77)).state_dict(), weights)
+    options = asdict(study.settings) | {"teacher_weights": str(weights)}
+    other = ImageStudy("laptop", store=Store(tmp_path), **options)
+    learned = torch.load(weights)["features.0.weight"]
+    assert torch.equal(other.teacher().state(0)["features.0.weight"], learned)
+    control = other.untrained_student("FC1")
+    assert torch.equal(control.teacher.state(0)["features.0.weight"], untrained(study))
+    assert control.teacher.epochs == 0
 
 
 def test_forecast_of_the_controls(study, tmp_path):

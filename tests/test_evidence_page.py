@@ -273,7 +273,7 @@ def test_a_control_without_points_is_named(stored):
     found = {"images": replace(images, samples=samples)}
     asked = board.board(found)
     said = sentences.smooth(asked, found)
-    assert said.startswith("- **images**: the student of an untrained teacher has no knowledge")
+    assert said.startswith("- **images**: the student of an untrained teacher has hardly any")
     assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
     table = sentences.words(asked, found, ["images"])
     assert (table["beyond smooth"] == "no points").all()

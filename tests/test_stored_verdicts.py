@@ -130,6 +130,17 @@ def test_a_difference_that_one_of_the_networks_never_has_is_left_out():
     assert question not in judged(samples, networks).index.get_level_values("question")
 
 
+@pytest.mark.parametrize(("every", "judged_at_all"), [(5, True), (15, False)])
+def test_a_metric_that_few_samples_define_is_not_judged(every, judged_at_all):
+    """Of a fifth of 30 samples, and of a fifteenth."""
+    samples, networks = tables({"student": {}, "untrained": {}}, seeds=3)
+    empty = (samples["network"] == "untrained") & (samples["sample"] % every > 0)
+    samples.loc[empty, ["lambda", "d", "rho"]] = np.nan
+    found = judged(samples, networks).index.get_level_values("question")
+    assert ("beyond a smooth target" in found) == judged_at_all
+    assert "paper" in found
+
+
 def test_a_seed_without_one_of_its_networks_does_not_count():
     samples, networks = tables(seeds=5)
     lacking = (samples["seed"] == 3) & (samples["network"] == "student")

@@ -387,6 +387,23 @@ def test_only_free_artwork_is_shown(study, tmp_path):
     assert all(embedded.measured.names[i].startswith("Goog/") for i in shown)
 
 
+@pytest.mark.parametrize(
+    ("network", "layer", "name"),
+    [
+        ("vgg11_bn", "Conv", "features.25.weight"),  # 26 is the gain of its normalisation
+        ("vgg11", "Conv", "features.18.weight"),
+        ("vgg11_bn", "FC1", "classifier.0.weight"),
+        ("vgg11_bn", "FC2", "classifier.3.weight"),
+    ],
+)
+def test_the_weight_of_a_layer_is_its_own(study, network, layer, name):
+    other = ImageStudy("laptop", store=study.store, **asdict(study.settings) | {"network": network})
+    assert other.weight_of(layer) == name
+    path = measure.distance(other, other.baseline(), layer, "layer")
+    norms = other.baseline().step_norms()
+    assert path[-1] == pytest.approx(sum(step[name] for step in norms[1:]) / norms[0][name])
+
+
 def test_plain_papermill_executes_a_chapter(study, tmp_path):
     """Its numbers are those of a study of the same settings, which finds everything stored."""
     parameters = {"profile": "smoke", "dataset": "folder", "epochs": 1, "seeds": 0, "layer": "FC1"}

@@ -7,10 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import kpnb
 from kpnb import distill
 from kpnb.distill import TensorData
+from kpnb.features import capture
 from kpnb.objectives import Aligned, Converged
 from kpnb.schedule import Schedule
 from kpnb_book.networks.clouds import NETWORKS
@@ -49,6 +51,20 @@ def test_every_network_gives_a_table_that_a_count_by_hand_confirms(store, networ
         for name, value in hand.items():
             assert table.loc[role, name] == pytest.approx(value, nan_ok=True)
     assert tables.accuracies(study)["accuracy"].between(0, 1).all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_weight_of_a_layer_is_what_makes_its_units(store, network):
+    """The linear map right below the layer, and not the gain of a normalisation."""
+    study = CloudStudy("smoke", store=store, network=network, **TINY)
+    model, (x, _) = study.build(**study.spec(0)), study.measured.batch(torch.arange(2))
+    for layer in ("FC1", "FC2"):
+        name = study.weight_of(layer)
+        owner, seen = model.get_submodule(name.removesuffix(".weight")), []
+        owner.register_forward_hook(lambda *call, seen=seen: seen.append(call[2]))
+        feature = capture(model.eval(), x, [study.path(layer)])[study.path(layer)]
+        assert isinstance(owner, nn.Linear)
+        assert seen[0].shape == feature.shape
 
 
 def test_a_batch_of_one_is_named_before_anything_is_trained(tmp_path):

@@ -65,6 +65,22 @@ def study(request, tmp_path_factory) -> TextStudy:
     return TextStudy("smoke", store=Store(tmp_path_factory.mktemp("store")), **options)
 
 
+def test_the_untrained_teacher_has_no_learned_weights(study):
+    """The teacher starts from the encoder's, and its student is a control of its own."""
+    teacher, control = study.teacher(), study.untrained_student("feature").teacher
+    learned, random = teacher.state(0), control.state(0)
+    name = study.weight_of("feature")
+    assert learned[name].shape == random[name].shape
+    assert not torch.equal(learned[name], random[name])
+    pretrained = study.student("feature", teacher_epoch=0).teacher
+    assert torch.equal(pretrained.state(0)[name], learned[name])
+    assert control.epochs == 0
+
+
+def test_the_weight_of_the_feature_is_that_of_the_last_block(study):
+    assert study.weight_of("feature") == "encoder.encoder.layer.1.output.dense.weight"
+
+
 def test_table_agrees_with_a_count_by_hand(study):
     """Eq. 6-9 with plain loops, sentence by sentence without its padding."""
     table = tables.table5(study).set_index("network")

@@ -202,6 +202,7 @@ OF_ROLES = {
 KNOWN_AS = {
     "student": "student",
     "untrained": "student of an untrained teacher",
+    "pretrained": "student of the teacher's encoder as it came",
     "random-labels": "student of a teacher with labels in random order",
     "equal-rate": "student at the baseline's rate",
     "baseline": "baseline",

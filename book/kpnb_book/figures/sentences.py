@@ -24,6 +24,12 @@ LEFT = {"paper": "paper", "beyond place": "beyond place"}
 LEFT |= {"beyond a smooth target": "beyond smooth", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
 NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
+TARGETS = {
+    "untrained": ("smooth target", "beyond a smooth target"),
+    "pretrained": ("encoder as it came", "beyond the encoder as it came"),
+}
+"""Controls that have the student's loss and a target without the teacher's knowledge: what they
+show against the baseline, and what is left against them."""
 PLACED = {"beyond place": POINTS, "share of the path": SPEED}
 """Questions that are asked of some of the metrics only."""
 
@@ -51,7 +57,7 @@ def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[st
     """Value and verdict, a row for each metric of each of the ``studies``, a column for each
     question of ``LEFT``; where it is undecided, the number of seeds that would decide in brackets,
     and where seeds are still to be computed, how many there are. "no points": one of the networks
-    has none, so that not all metrics are defined.
+    has hardly any, so that not all metrics are defined.
     """
     cells = {
         (row["study"], row["metric"], row["question"]): _cell(row)
@@ -317,28 +323,38 @@ def place(board: pd.DataFrame) -> str:
 
 
 def smooth(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """For each study, what the student of an untrained teacher shows as well; or that it has no
-    points, without which other metrics are not defined.
+    """For each study, what the student of an untrained teacher shows as well, and of texts that of
+    the teacher's encoder as it came; or that it has hardly any points, without which other metrics
+    are not defined.
     """
-    whole, control = answered(board, "paper"), answered(board, "smooth target")
-    beyond = answered(board, "beyond a smooth target")
-    lines = []
-    for study in control.index.unique("study") if len(control) else ():
-        shown, alike, left = (_showing(each.loc[study]) for each in (whole, control, beyond))
-        lines.append(
+    lines = [
+        _of_control(board, study, each, role) for role in TARGETS for study, each in found.items()
+    ]
+    return "\n".join(filter(None, lines))
+
+
+def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> str:
+    """A line on one control of one study; "" while seeds of it are to be computed."""
+    question, beyond = TARGETS[role]
+    (asked,) = (each for each in QUESTIONS if each.name == question)
+    if role not in found.roles or not found.finished(asked):
+        return ""
+    control = answered(board, question)
+    if study in control.index.unique("study"):
+        rows = (answered(board, "paper"), control, answered(board, beyond))
+        shown, alike, left = (_showing(each.loc[study]) for each in rows)
+        return (
             f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
-            f"student of an untrained teacher; against the latter, {left} for the former."
+            f"{KNOWN_AS[role]}; against the latter, {left} for the former."
         )
-    for study, each in found.items():
-        points = each.samples.groupby("network")[["n_fg", "n_bg"]].mean().sum(axis=1)
-        if points.get("untrained") == 0:
-            lines.append(
-                f"- **{study}**: the student of an untrained teacher has no knowledge point in any "
-                f"sample and seed, the student {value(points['student'], 2)} on average and the "
-                f"baseline {value(points['baseline'], 2)}. Without points {SYMBOL['lambda']}, "
-                f"{SYMBOL['d_mean']} and {SYMBOL['rho']} are not defined, and nothing is compared."
-            )
-    return "\n".join(lines)
+    points = found.samples.groupby("network")[["n_fg", "n_bg"]].mean().sum(axis=1)
+    return (
+        f"- **{study}**: the {KNOWN_AS[role]} has hardly any knowledge points, "
+        f"{value(points[role], 3)} in a sample on average; the student has "
+        f"{value(points['student'], 2)} and the baseline {value(points['baseline'], 2)}. Without "
+        f"points {SYMBOL['lambda']}, {SYMBOL['d_mean']} and {SYMBOL['rho']} are not defined, and "
+        "nothing is compared."
+    )
 
 
 def _showing(rows: pd.DataFrame) -> str:

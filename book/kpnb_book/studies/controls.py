@@ -6,7 +6,7 @@ Each control is defined by what must not show in it:
 * networks that differ in their seed only (baselines, or networks that learn labels in random
   order): any difference;
 * masks of other images (``shuffled_masks``): a foreground treated otherwise than the background;
-* the student of an untrained teacher (``Study.student(..., teacher_epoch=0)``), which learns a
+* the student of an untrained teacher (``Study.untrained_student``), which learns a
   random function: what it has in common with a real student, against the baseline, is no trace of
   the teacher's knowledge.
 """
@@ -59,7 +59,7 @@ def controls_plan(study: Study, baselines: int) -> Plan:
     networks = [study.baseline(seed) for seed in {*range(baselines), *PAIRED}]
     networks += [shuffled_baseline(study, seed) for seed in range(SHUFFLED)]
     for seed in PAIRED:
-        networks += [study.student(layer, seed), study.student(layer, seed, teacher_epoch=0)]
+        networks += [study.student(layer, seed), study.untrained_student(layer, seed)]
     return Plan.measuring(study, [(network, layer) for network in networks])
 
 

@@ -177,7 +177,8 @@ def at_equal_rate(study: Study, layer: str, seed: int) -> Training:
 
 
 CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
-    "untrained": lambda study, layer, seed: study.student(layer, seed, teacher_epoch=0),
+    "untrained": lambda study, layer, seed: study.untrained_student(layer, seed),
+    "pretrained": lambda study, layer, seed: study.student(layer, seed, teacher_epoch=0),
     "equal-rate": at_equal_rate,
     "random-labels": lambda study, layer, seed: study.student(
         layer, seed, teacher=random_labels_teacher(study)
@@ -191,6 +192,9 @@ baseline both, without which D and rho are undefined.
 """
 
 OFFICIAL = ("untrained", "random-labels", "equal-rate")  # controls on the paper's own data
+OF_TEXTS = ("untrained", "pretrained", "equal-rate")
+"""Controls where the teacher starts from a pre-trained encoder: also the student of that, as it
+came."""
 
 
 def _clouds(network: str, seeds: range = SEEDS) -> Evidence:
@@ -246,10 +250,10 @@ _ALL = [
     _clouds("pointnet2"),
     _clouds("dgcnn", range(10)),
     _clouds("pointconv", range(10)),
-    Evidence("sentiment", TextStudy, {"analysed": ENOUGH["sentiment"]}),
+    Evidence("sentiment", TextStudy, {"analysed": ENOUGH["sentiment"]}, OF_TEXTS),
     _sst2("sst2", OFFICIAL, SEEDS),
     _sst2("sst2-six-layers", (), range(5), depth="all"),
-    Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}),
+    Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}, OF_TEXTS),
 ]
 STUDIES = {each.name: each for each in _ALL}
 

@@ -126,9 +126,10 @@ def student(
     way: Way | None = None,
 ) -> Training:
     """The student of a ``loss`` that is measured at ``layer``; ``teacher_epoch=0`` takes the
-    teacher before its training.
+    untrained teacher.
     """
     lr = (way or way_of(loss)).lr(study.settings)
+    teacher = study.untrained_teacher() if teacher_epoch == 0 else study.teacher()
     untrained = " of the untrained teacher" if teacher_epoch == 0 else ""
     return Training(
         study.store,
@@ -137,7 +138,7 @@ def student(
         study.share,
         objective(study, loss, layer, way),
         study.schedule(study.settings.epochs, lr, seed),
-        teacher_source=source_of(study.teacher(), type(study).build, teacher_epoch, study.store),
+        teacher_source=source_of(teacher, type(study).build, teacher_epoch, study.store),
         label=f"student by {loss}{untrained} at {layer}, seed {seed}",
         **study.how,
     )

@@ -193,14 +193,10 @@ def distance(study: Study, training: Training, layer: str, scope: Scope = "all")
     initial, *steps = training.step_norms()
     if scope == "all":
         return weight_distance(initial, steps)
-    below = study.parameters_below(layer)
-    names = [name for name in initial if name in below]
     if scope == "below":
-        return weight_distance(initial, steps, names)
-    weight = [name for name in names if name.endswith(".weight")][-1:]
-    return weight_distance(
-        initial, training.paths()[1:] if scope == "layer steps" else steps, weight
-    )
+        return weight_distance(initial, steps, [*study.parameters_below(layer)])
+    taken = training.paths()[1:] if scope == "layer steps" else steps
+    return weight_distance(initial, taken, [study.weight_of(layer)])
 
 
 def metrics(

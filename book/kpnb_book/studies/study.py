@@ -8,7 +8,7 @@ becomes of that in ``tables``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Unpack
 
@@ -27,6 +27,7 @@ from kpnb_book.studies.training import Model, Schedule, Training
 
 MEASURED_SEED = 1  # which samples of the share are measured
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
+LEARNED = ("pretrained", "weights")  # what tells a network to start from learned weights
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Study(ABC):
         self.profile = profile
         self.settings = self.resolve(profile, **overrides)
         self.store = store or Store()
-        self._below: dict[str, set[str]] = {}
+        self._below: dict[str, dict[str, torch.Size]] = {}
         if self.SOURCES:
             check_dataset(self.settings.dataset, self.SOURCES)
         for layer in self.settings.layers:
@@ -191,12 +192,23 @@ class Study(ABC):
         """``kpnb.entropy`` of the measured samples at these ``layers`` (module names)."""
         return entropy(model, layers=layers, **options, **self.inputs(model))
 
-    def parameters_below(self, layer: str) -> set[str]:
-        """Names of the parameters that the feature at ``layer`` depends on."""
+    def parameters_below(self, layer: str) -> dict[str, torch.Size]:
+        """Names and shapes of the parameters that the feature at ``layer`` depends on, in the
+        network's order.
+        """
         if layer not in self._below:
             network, (x, _) = type(self).build(**self.spec(0)), self.measured.batch(torch.arange(1))
-            self._below[layer] = parameters_below(network, x, self.path(layer))
+            names = parameters_below(network, x, self.path(layer))
+            shapes = {name: value.shape for name, value in network.named_parameters()}
+            self._below[layer] = {name: s for name, s in shapes.items() if name in names}
         return self._below[layer]
+
+    def weight_of(self, layer: str) -> str:
+        """Name of the target layer's own weight: the last one that maps values to others, which is
+        no gain of a normalisation.
+        """
+        below = self.parameters_below(layer)
+        return [name for name, shape in below.items() if len(shape) > 1][-1]
 
     # Its trainings.
 
@@ -223,7 +235,7 @@ class Study(ABC):
         """The teacher's feature at ``layer`` learned on the share, from the baseline's initial
         weights.
 
-        ``teacher_epoch=0`` takes the teacher before its training, and ``teacher`` another one, for
+        ``teacher_epoch=0`` takes the teacher as it starts, and ``teacher`` another one, for
         controls.
         """
         found = training.student(
@@ -238,6 +250,25 @@ class Study(ABC):
             **self.how,
         )
         found.label = f"student of {layer}, seed {seed}"
+        return found
+
+    def untrained_teacher(self) -> Training:
+        """A teacher of random weights, which knows nothing; its epoch 0 is what counts. Where the
+        teacher starts from weights that were learned elsewhere, it is another network.
+        """
+        spec, teacher = self.teacher_spec(), self.teacher()
+        random = {name: value for name, value in spec.items() if name not in LEARNED}
+        if random == spec:
+            return teacher
+        schedule = replace(teacher.schedule, epochs=0)
+        return self.classifier(random, self.train, schedule, kind="teacher")
+
+    def untrained_student(self, layer: str, seed: int = 0) -> Training:
+        """The student of the untrained teacher, a control: it has learned a function of the input
+        that is nobody's knowledge.
+        """
+        found = self.student(layer, seed, teacher_epoch=0, teacher=self.untrained_teacher())
+        found.label = f"student of {layer} by an untrained teacher, seed {seed}"
         return found
 
     def head(self, layer: str, seed: int = 0) -> Training:

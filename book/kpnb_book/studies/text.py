@@ -178,6 +178,13 @@ class TextStudy(Study):
         """Words and punctuation, without special tokens."""
         return Tokens(self.measured.counts)
 
+    def parameters_below(self, layer: str) -> dict[str, torch.Size]:
+        """As ``Study.parameters_below``; embeddings of words come first, as in the network they
+        do.
+        """
+        below = super().parameters_below(layer)
+        return dict(sorted(below.items(), key=lambda item: not item[0].startswith("words.")))
+
     def other_regions(self, shift: int) -> tuple[Tensor, Tensor]:
         """As ``Study.other_regions``: a token is what the token at the same place of the other text
         is, the first the first and the last the last, whatever the lengths.

@@ -23,6 +23,10 @@ SIX = {"n_fg": "n_fg", "n_bg": "n_bg", "lambda": "lambda", "d_mean": "d", "rho":
 """Columns of ``samples`` by metric; D_var comes with the distances."""
 POINTS = ("n_fg", "n_bg", "lambda")
 SPEED = ("d_mean", "d_var")
+LEAST = 0.1
+"""Share of the samples for which both networks have to define a metric before it is judged: else a
+few odd samples would speak for all.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ QUESTIONS = (
     Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in POINTS}, POINTS),
     Question("smooth target", "untrained", "baseline", SIX),
     Question("beyond a smooth target", "student", "untrained", SIX),
+    Question("encoder as it came", "pretrained", "baseline", SIX),
+    Question("beyond the encoder as it came", "student", "pretrained", SIX),
     Question("labels in random order", "random-labels", "baseline", SIX),
     Question("beyond labels in random order", "student", "random-labels", SIX),
     Question("length of the path", "student", "baseline", {"d_mean": "path"}, ("d_mean",), False),
@@ -122,16 +128,22 @@ def by_seed(
 
 
 def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] = ()) -> bool:
-    """Whether the tables have what is asked: a value of each network in every column, and both
-    networks of two seeds, and of all that were ``stated``.
+    """Whether the tables have what is asked: both networks of two seeds, and of all that were
+    ``stated``, and every column defined for enough samples of each, ``LEAST``.
     """
-    sides = [samples[samples["network"] == role] for role in (question.student, question.other)]
-    known = all(
-        column in samples and all(side[column].notna().any() for side in sides)
-        for column in question.columns.values()
-    )
     seeds = seeds_of(samples, question.student, question.other)
-    return known and len(seeds) > 1 and {*stated} <= {*seeds}
+    there = len(seeds) > 1 and {*stated} <= {*seeds}
+    return there and all(
+        defined(samples, role, column) >= LEAST
+        for column in question.columns.values()
+        for role in (question.student, question.other)
+    )
+
+
+def defined(samples: pd.DataFrame, role: str, column: str) -> float:
+    """For which share of a network's rows a column is defined; 0 without the column."""
+    values = samples.loc[samples["network"] == role].get(column)
+    return 0.0 if values is None or values.empty else float(values.notna().mean())
 
 
 def means(samples: pd.DataFrame, role: str = "baseline") -> dict[str, float]:
