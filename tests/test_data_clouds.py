@@ -239,6 +239,18 @@ def test_layouts_are_read_and_left_alone(tmp_path, layout):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_at_most_so_many_clouds_or_all_there_are(tmp_path):
+    write_meshes(tmp_path)
+    every, few = read(tmp_path), read(tmp_path, at_most=6)
+    assert few.labels.bincount().tolist() == [2, 2, 2]
+    assert same(few, read(tmp_path, count=6))
+    assert same(few, every.subset([every.names.index(name) for name in few.names]))
+    assert read(tmp_path, at_most=6, seed=1).names != few.names
+    assert read(tmp_path, at_most=9).config == read(tmp_path, at_most=10).config == every.config
+    with pytest.raises(ValueError, match="cannot draw 10 of 9 clouds"):
+        read(tmp_path, count=10)
+
+
 def test_points_are_those_of_the_files(tmp_path):
     write_text(tmp_path)
     data = read(tmp_path, background=0, points=40)

@@ -418,6 +418,31 @@ def test_a_stored_set_is_not_tokenised_again(tiny, tmp_path, monkeypatch):
         load("squad", **how, rule=beginning)
 
 
+@pytest.mark.parametrize(("dataset", "whole"), [("sst2", 24), ("squad", 16)])
+def test_fewer_texts_are_drawn_with_the_seed(dataset, whole, tiny, tmp_path):
+    """And asking for all of them is asking for nothing: the set and its address stay."""
+    write_sst2(tmp_path)
+    write_squad(tmp_path)
+    how = {"tokenizer": tiny, "length": 48, "root": tmp_path}
+    every = load(dataset, **how)
+    assert len(every) == whole
+    for option in ("count", "at_most"):
+        few = load(dataset, **how, **{option: 6})
+        places = [every.names.index(name) for name in few.names]
+        assert places == sorted(set(places))
+        assert len(places) == 6
+        assert places != [*range(6)]
+        assert torch.equal(few.input_ids, every.input_ids[places])
+        assert torch.equal(few.labels.bincount(), every.labels.bincount() * 6 // whole)
+        assert few.config != every.config
+        assert load(dataset, **how, **{option: 6}).config == few.config
+        assert load(dataset, **how, **{option: 6}, seed=1).names != few.names
+        assert load(dataset, **how, **{option: whole}).config == every.config
+    assert load(dataset, **how, at_most=whole + 1).config == every.config
+    with pytest.raises(ValueError, match=f"cannot draw {whole + 1} of {whole} texts"):
+        load(dataset, **how, count=whole + 1)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

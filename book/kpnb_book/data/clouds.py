@@ -29,16 +29,18 @@ def load(
 
     What may be said ``more`` are the fields of :class:`CloudRequest`. ``count`` clouds: 4,000 for
     training and 1,000 for testing ("shapes") or all ("modelnet40") by default; fewer of ModelNet40
-    are drawn with ``seed``, classes in proportion. Cloud i depends on (seed, split, i) alone.
-    ``root`` is ModelNet40's folder. ``store``, a :class:`kpnb_book.store.Store`, keeps the set;
-    without one it is made anew. Raises ``ValueError`` (``FileNotFoundError`` for a missing folder
-    or file) that names the culprit.
+    (``count``, ``at_most``) are drawn with ``seed``, classes in proportion. Cloud i depends on
+    (seed, split, i) alone. ``root`` is ModelNet40's folder. ``store``, a
+    :class:`kpnb_book.store.Store`, keeps the set; without one it is made anew. Raises
+    ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """
     wanted = CloudRequest(dataset, split, store=store, **more)
     objects = wanted.source(SOURCES)
-    index = np.arange(wanted.count or len(objects.labels))
-    if wanted.count and not objects.made:
-        index = stratified(objects.labels, wanted.count, wanted.seed, "clouds")
+    there = len(objects.labels)
+    index = np.arange(wanted.count or there)
+    count = wanted.count or (wanted.at_most and min(wanted.at_most, there))
+    if count and not objects.made:
+        index = stratified(objects.labels, count, wanted.seed, "clouds")
     config = {
         **wanted.config,
         "count": len(index),

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from kpnb_book.data import factbook, reviews, text_official
 from kpnb_book.data.contents import named
-from kpnb_book.data.samples import Request, Sample
+from kpnb_book.data.samples import Request, Sample, stratified
 from kpnb_book.data.text_set import Row, Spans, TextSet, encode, foreground
 from kpnb_book.hub import source, transformers
 from kpnb_book.store import digest
@@ -47,7 +49,8 @@ def load(
 ) -> TextSet:
     """The ``split`` ("train" or "test") of a data set.
 
-    What may be said ``more`` are the fields of :class:`TextRequest`. How texts are cut says
+    What may be said ``more`` are the fields of :class:`TextRequest`. All texts by default; fewer
+    (``count``, ``at_most``) are drawn with ``seed``, classes in proportion. How texts are cut says
     :func:`encode`. ``store``, a :class:`kpnb_book.store.Store`, keeps the tokens; without one, or
     with a ``rule`` of the caller's, which may change under the same name, they are made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
@@ -59,6 +62,9 @@ def load(
         raise ValueError(f"cannot read {dataset} ({split}) in {wanted.root}: {error!r}") from error
     if not rows:
         raise ValueError(f"{dataset} ({split}) in {wanted.root} holds no text")
+    if count := wanted.count or (wanted.at_most and min(wanted.at_most, len(rows))):
+        labels = np.array([row.label for row in rows])
+        rows = [rows[i] for i in stratified(labels, count, wanted.seed, "texts")]
 
     asks = bool(rows[0].question)
 
