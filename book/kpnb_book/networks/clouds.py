@@ -11,6 +11,10 @@ FC2   second fully connected layer, after its activation     [B, 256 * width]
 FC3   the logits as they are                                 [B, num_classes]
 ====  =====================================================  ========================
 
+Two things are not as in the papers: all four share this classifier, with ReLU and one rate of
+dropout behind FC1 and FC2, where each has its own; and DGCNN's embedding has ReLU for its
+LeakyReLU(0.2).
+
 The order of the points does not matter to any of them. Which points are sampled or are neighbours
 is constant for the gradient, which reaches every point used through its coordinates.
 """
