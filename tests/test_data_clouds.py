@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from trimesh.transformations import rotation_matrix
 from trimesh.triangles import to_kwargs
 
 from kpnb_book.data import cloud_set, clouds, shapes
@@ -216,6 +217,8 @@ def write_hdf5(root):
             file["label"] = (np.arange(n) % 3).astype(np.uint8)[:, None]
 
 
+# Resampled layouts have y upwards: a quarter turn around x, towards z.
+UPRIGHT = rotation_matrix(np.pi / 2, [1, 0, 0])[:3, :3]
 WRITERS = {"meshes": write_meshes, "text": write_text, "hdf5": write_hdf5}
 
 
@@ -254,7 +257,7 @@ def test_at_most_so_many_clouds_or_all_there_are(tmp_path):
 def test_points_are_those_of_the_files(tmp_path):
     write_text(tmp_path)
     data = read(tmp_path, background=0, points=40)
-    original = unit(np.loadtxt(tmp_path / "bed" / "bed_0001.txt", delimiter=",")[:, :3])
+    original = unit(np.loadtxt(tmp_path / "bed" / "bed_0001.txt", delimiter=",")[:, :3] @ UPRIGHT.T)
     found = sorted(data.points[data.names.index("bed/bed_0001")].tolist())
     np.testing.assert_allclose(found, sorted(original.tolist()), atol=1e-6)
     shutil.rmtree(tmp_path / "bed")
@@ -264,6 +267,38 @@ def test_points_are_those_of_the_files(tmp_path):
     np.testing.assert_allclose(
         np.ptp(sofa.numpy(), axis=0) / np.ptp(sofa[:, 1].numpy()), [3, 1, 1], atol=0.02
     )
+
+
+def test_hdf5_points_are_those_of_the_file_upright(tmp_path):
+    write_hdf5(tmp_path)
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "ply_data_train0.h5") as file:
+        clouds = file["data"][...].astype(float)
+    data = read(tmp_path, background=0, points=40)
+    for cloud, found in zip(clouds, data.points, strict=True):
+        original = unit(cloud @ UPRIGHT.T)
+        np.testing.assert_allclose(sorted(found.tolist()), sorted(original.tolist()), atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_background_stands_beside_the_object_at_its_height(tmp_path, layout):
+    """Clouds so small that they are points lie in the plane through the object across the third
+    axis.
+    """
+    WRITERS[layout](tmp_path)
+    data = read(tmp_path, scale=1e-3, distance=9)
+    ground = data.points[~data.masks]
+    assert ground[:, 2].abs().max() < 2e-4
+    assert (ground[:, :2].abs().amax(0) > 0.5).all()
+
+
+def test_content_addresses_tell_that_resampled_objects_are_turned(tmp_path):
+    """As meshes are not: they stay at their address."""
+    for layout, writer in WRITERS.items():
+        (tmp_path / layout).mkdir()
+        writer(tmp_path / layout)
+    recipes = {layout: read(tmp_path / layout).config.get("recipe") for layout in WRITERS}
+    assert recipes == {"meshes": None, "text": 2, "hdf5": 2}
 
 
 HEADS = ["OFF\n", "OFF", "# made by hand\nOFF # a cube\n", "\n\n# one\n# two 8 12\nOFF\n\n#3\n"]

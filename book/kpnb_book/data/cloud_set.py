@@ -66,11 +66,10 @@ class Objects(NamedTuple):
     classes: list[str]
     labels: np.ndarray  # [M]
     names: list[str]
-    # (object, how many points) to points [P, 3], the same at every call
+    # (object, how many points) to points [P, 3], upright in the third axis, the same at every call
     cloud: Callable[[int, int], np.ndarray]
     donors: int  # background comes from the first so many objects
     made: bool = False  # there are as many as wanted; else fewer are drawn, classes in proportion
-    up: int = 2  # the upright axis
 
 
 def surface(mesh: Trimesh, count: int, rng: Generator) -> np.ndarray:
@@ -125,7 +124,7 @@ def composed(objects: Objects, i: int, wanted: CloudRequest) -> np.ndarray:
         asked = f"{wanted.clouds} clouds of other classes wanted for {objects.names[i]}"
         raise ValueError(f"{asked}; there are {len(others)}")
     centres = rng.normal(size=(wanted.clouds, 1, 3))
-    centres[..., objects.up] = 0
+    centres[..., 2] = 0  # beside the object, at its height
     centres *= wanted.distance / np.linalg.norm(centres, axis=-1, keepdims=True)
     drawn = rng.choice(others, wanted.clouds, replace=False)
     mine = unit(objects.cloud(i, wanted.points))
