@@ -143,14 +143,22 @@ def six_metrics(
 
 
 def agreement(
-    entropy: Tensor, other: Tensor, foreground: Tensor, b: float = 0.2
+    entropy: Tensor,
+    other: Tensor,
+    foreground: Tensor,
+    b: float = 0.2,
+    background: Tensor | None = None,
 ) -> tuple[float, float]:
     """Mean absolute difference (nats) of two entropies ``[N, n]``, and the mean IoU of their
-    knowledge points.
+    knowledge points; ``foreground`` and ``background`` (default everything else) are bool
+    ``[N, n]``.
 
     The IoU is over the images in which either has a knowledge point.
     """
-    foreground = foreground.to(entropy.device)
-    one, two = (knowledge_points(e, foreground, b=b).points for e in (entropy, other))
+    regions = {
+        "foreground": foreground.to(entropy.device),
+        "background": background if background is None else background.to(entropy.device),
+    }
+    one, two = (knowledge_points(e, b=b, **regions).points for e in (entropy, other))
     overlap = widest((one & two).sum(-1)) / (one | two).sum(-1)
     return (entropy - other).abs().nanmean().item(), overlap.nanmean().item()

@@ -276,7 +276,10 @@ def test_rate_then_weight(study, monkeypatch):
     pairs = [*zip(found["rate"], found["weight"], strict=True)]
     weights = [0.1, 10.0, 100.0, 1e3, 1e4]  # the last is worse: 1e3 is no end
     assert pairs == [*((r, 1.0) for r in choose.RATES), *((0.5, w) for w in weights)]
-    assert choose.best(found) == (0.5, 1e3)
+    assert choose.best("at", found) == (0.5, 1e3)
+    beside = pd.DataFrame([{"loss": "at", "rate": 9.0, "weight": 1.0, "accuracy": 1.0}])
+    more = pd.concat([found, beside])  # higher, and nothing that the rule asks for
+    assert choose.best("at", more) == (0.5, 1e3)
     again = choose.tried(study, "at", found[found["weight"] < 1e3])
     assert [row["weight"] for row in again] == [1e3, 1e4]
     alone = pd.DataFrame(choose.tried(study, "pkt", known))

@@ -465,3 +465,12 @@ def test_wrong_settings_are_named(profile, overrides, message):
 def test_six_metrics_need_two_epochs():
     with pytest.raises(ValueError, match=r"at least two epochs; got \(1, 2, 3\)"):
         six_metrics(torch.zeros(1, 2, 3), torch.ones(2, 3, dtype=torch.bool), torch.zeros(1))
+
+
+def test_teachers_of_another_shape_do_not_fit(study):
+    """AlexNet's feature at Conv has another shape than a VGG's; FC1 is as wide in all of them."""
+    options = asdict(study.settings) | {"size": 64}
+    for teacher, fits in (("alexnet", False), ("vgg16_bn", True)):
+        other = ImageStudy("laptop", store=study.store, **options | {"teacher_network": teacher})
+        assert other.fits("Conv") is fits
+        assert other.fits("FC1")

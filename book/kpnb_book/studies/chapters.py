@@ -77,11 +77,12 @@ def teacher_size(parameters: Parameters) -> list[Plan]:
     if brief:
         options |= {"teacher_samples": 4000, "teacher_epochs": 8, "share": 500}
         options |= {"epochs": parameters["epochs"] or 12, "analysed": 16}
-    return [
-        plan_of(ImageStudy(profile, **options, layers=layer, teacher_network=name), "pairs")
+    studies = [
+        ImageStudy(profile, **options, layers=layer, teacher_network=name)
         for layer in ("FC1", "Conv")
         for name in parameters["teachers"] or usual
     ]
+    return [plan_of(study, "pairs") for study in studies if study.fits(*study.settings.layers)]
 
 
 def grid_and_threshold(parameters: Parameters) -> list[Plan]:

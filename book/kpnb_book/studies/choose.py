@@ -58,7 +58,7 @@ def choose(
             new = pd.DataFrame(tried(study, name, read(table)))
             new = new.assign(machine=machine(study.settings.device), versions=versions())
             _add(new, table)
-        rate, weight = best(read(table).query("loss == @name"))
+        rate, weight = best(name, read(table))
         print(f'"{name}": rate={rate:g}, weight={weight:g}', flush=True)
     return read(table)
 
@@ -82,11 +82,8 @@ def read(table: Path = TABLE) -> pd.DataFrame:
 
 
 def tried(study: Study, loss: str, known: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each way that is tried beside those that are ``known``: the rates at the first
-    weight, then, where labels count, the other weights at the best rate.
-    """
-    mine = known[known["loss"] == loss]
-    found = dict(zip(zip(mine["rate"], mine["weight"], strict=True), mine["accuracy"], strict=True))
+    """A row for each way that is tried beside those that are ``known``."""
+    found = accuracies(loss, known)
     layer = study.settings.layers[0]
     new = []
 
@@ -101,10 +98,24 @@ def tried(study: Study, loss: str, known: pd.DataFrame) -> list[dict[str, Any]]:
             )
         return found[rate, weight]
 
-    rate = highest(lambda rate: accuracy(rate, WEIGHTS[0]), RATES, step=2)
-    if way_of(loss).labels:
-        highest(lambda weight: accuracy(rate, weight), WEIGHTS, step=10)
+    search(loss, accuracy)
     return new
+
+
+def accuracies(loss: str, known: pd.DataFrame) -> dict[tuple[float, float], float]:
+    """What is ``known`` of a loss: accuracy by rate and weight."""
+    mine = known[known["loss"] == loss]
+    return dict(zip(zip(mine["rate"], mine["weight"], strict=True), mine["accuracy"], strict=True))
+
+
+def search(loss: str, accuracy: Callable[[float, float], float]) -> tuple[float, float]:
+    """The rule: the best rate at the first weight; then, where labels count, the best weight at
+    that rate.
+    """
+    rate = highest(lambda rate: accuracy(rate, WEIGHTS[0]), RATES, step=2)
+    if not way_of(loss).labels:
+        return rate, WEIGHTS[0]
+    return rate, highest(lambda weight: accuracy(rate, weight), WEIGHTS, step=10)
 
 
 def highest(accuracy: Callable[[float], float], values: Sequence[float], step: float) -> float:
@@ -131,18 +142,20 @@ def held_out(study: Study, loss: str, layer: str, way: Way) -> float:
         return 0.0
 
 
-def best(found: pd.DataFrame) -> tuple[float, float]:
-    """Rate and weight of the highest accuracy; of equals, those that were tried first."""
-    row = found.loc[found["accuracy"].idxmax()]
-    return float(row["rate"]), float(row["weight"])
+def best(loss: str, known: pd.DataFrame) -> tuple[float, float]:
+    """Rate and weight that the rule gives with what is ``known``, whatever else was tried; KeyError
+    where it asks for something that is not.
+    """
+    found = accuracies(loss, known)
+    return search(loss, lambda rate, weight: found[rate, weight])
 
 
 def differing(table: Path = TABLE) -> list[str]:
     """Losses whose rate or weight in ``WAYS`` is not what the ``table`` says, in words."""
-    words = []
-    for loss, found in read(table).groupby("loss"):
-        rate, weight = best(found)
-        way = way_of(str(loss))
+    words, known = [], read(table)
+    for loss in known["loss"].unique():
+        rate, weight = best(loss, known)
+        way = way_of(loss)
         if (way.rate, way.weight) != (rate, weight):
             words.append(
                 f"{loss}: rate {rate:g} and weight {weight:g} were found, {way.rate} and "

@@ -95,7 +95,7 @@ WAYS: dict[str, Way] = {
     "hints": Way(("Conv",), labels=1.0, rate=0.2, weight=10.0, parameters={"scale": "energy"}),
     "at": Way(("Conv",), labels=1.0, rate=0.1, weight=1.0),
     "dkd": Way((OUTPUT,), labels=1.0, rate=0.025, weight=1.0),
-    "sp": Way(labels=1.0, rate=0.2, weight=0.1),
+    "sp": Way(labels=1.0, rate=0.1, weight=0.1),
     "rkd": Way(labels=1.0, rate=0.2, weight=1.0),
     "pkt": Way(rate=16.0, weight=1.0),
     "crd_in_batch": Way(labels=1.0, rate=0.5, weight=0.1),

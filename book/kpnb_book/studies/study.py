@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb.entropy import Entropy, Options, entropy
-from kpnb.features import parameters_below
+from kpnb.features import capture, parameters_below
 from kpnb.units import Units
 from kpnb_book.data.samples import check_dataset, stratified
 from kpnb_book.store import Store
@@ -202,6 +202,19 @@ class Study(ABC):
             shapes = {name: value.shape for name, value in network.named_parameters()}
             self._below[layer] = {name: s for name, s in shapes.items() if name in names}
         return self._below[layer]
+
+    def fits(self, layer: str) -> bool:
+        """Whether the features of teacher and student have one shape at ``layer``, as distilling
+        one into the other takes.
+        """
+        teacher = {k: value for k, value in self.teacher_spec().items() if k not in LEARNED}
+        x, _ = self.measured.batch(torch.arange(1))
+        shapes = []
+        for spec, path in ((teacher, self.teacher_path(layer)), (self.spec(0), self.path(layer))):
+            network = type(self).build(**spec).eval()
+            with torch.no_grad():
+                shapes.append(capture(network, x, [path])[path].shape)
+        return shapes[0] == shapes[1]
 
     def weight_of(self, layer: str) -> str:
         """Name of the target layer's own weight: the last one that maps values to others, which is

@@ -130,7 +130,7 @@ def repeated(study: Study, networks: Mapping[str, Training], layer: str) -> pd.D
             entropies(study, network, layer, [-1], noise_seed=seed)["entropy"][0].cpu()
             for seed in (0, 100)
         )
-        error, iou = agreement(once, again, study.foreground, study.settings.b)
+        error, iou = agreement(once, again, study.foreground, study.settings.b, study.background)
         rows.append({"network": name, "nats": error, "IoU": iou})
     return pd.DataFrame(rows)
 
