@@ -474,3 +474,10 @@ def test_teachers_of_another_shape_do_not_fit(study):
         other = ImageStudy("laptop", store=study.store, **options | {"teacher_network": teacher})
         assert other.fits("Conv") is fits
         assert other.fits("FC1")
+
+
+@pytest.mark.parametrize(("profile", "rates"), [("laptop", (0.01, 0.05)), ("paper", (0.01, 0.01))])
+def test_alexnet_has_rates_of_its_own_where_the_profile_sets_none(profile, rates):
+    found = ImageStudy.resolve(profile, network="alexnet")
+    assert (found.lr, found.student_lr) == rates
+    assert ImageStudy.resolve(profile, network="alexnet", lr=0.3).lr == 0.3
