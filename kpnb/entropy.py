@@ -285,7 +285,8 @@ def entropy(
     max_batch   rows of the largest forward pass, which bounds the memory; halved, and said so, when
                 that runs out
     seed        of the noise and probes; the same for all networks and epochs that are to be
-                compared
+                compared, and not the one that their weights were drawn with, since one generator
+                would then have drawn both
     dead        what to do with samples whose feature does not move or is not finite: raise, or give
                 them NaN
     check       look first, in two small passes, whether the feature is the same each time, is that

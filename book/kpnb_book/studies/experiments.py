@@ -72,7 +72,7 @@ def other_maps(model: nn.Module, x: Tensor, layer: str, target: Tensor) -> dict[
     resolution.
 
     Size of the gradient of the logit ``target [N]`` with respect to the feature; Grad-CAM; and
-    internal influence, that gradient averaged over a path from the black image.
+    internal influence, that gradient averaged over a path from the average colour.
     """
     # The one page that needs it.
     from captum.attr import InternalInfluence, LayerGradCam, LayerGradientXActivation
