@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
 import safetensors.torch
 import torch
@@ -42,7 +42,7 @@ from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described
 from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture, check_runs
-from kpnb.losses import TrainingObjective, labels_only, softened_output
+from kpnb.losses import TrainingObjective, labels_only
 from kpnb.schedule import Schedule
 
 Folder = str | os.PathLike[str] | Artefacts | None
@@ -98,29 +98,22 @@ class TensorData:
 # --------------------------------------------------------------------------------- what one calls
 
 
-def baseline(
-    model: nn.Module,
-    data: Data,
-    schedule: Schedule,
-    *,
-    select: Select = None,
-    test: Data | None = None,
-    folder: Folder = None,
-    device: str = "cpu",
-) -> Checkpoints:
-    """Train a copy of ``model`` with cross-entropy: a baseline, or a teacher when ``data`` is
-    everything. Here and below see :func:`train`.
+class How(TypedDict, total=False):
+    """Keyword arguments that the functions below hand on to :func:`train`, which says what they
+    mean.
     """
-    return train(
-        model,
-        data,
-        schedule,
-        labels_only(),
-        select=select,
-        test=test,
-        folder=folder,
-        device=device,
-    )
+
+    select: Select
+    test: Data | None
+    folder: Folder
+    device: str
+
+
+def baseline(model: nn.Module, data: Data, schedule: Schedule, **how: Unpack[How]) -> Checkpoints:
+    """Train a copy of ``model`` with cross-entropy: a baseline, or a teacher when ``data`` is
+    everything.
+    """
+    return train(model, data, schedule, labels_only(), **how)
 
 
 def student(
@@ -135,11 +128,8 @@ def student(
     parameters: Mapping[str, Any] | None = None,
     weight: float | None = None,
     labels: float = 0.0,
-    select: Select = None,
     teacher_select: Select = None,
-    test: Data | None = None,
-    folder: Folder = None,
-    device: str = "cpu",
+    **how: Unpack[How],
 ) -> Checkpoints:
     """Distil what the teacher has at ``layer`` into a student; what lies above stays as it is,
     unless the labels count.
@@ -154,76 +144,19 @@ def student(
         loss, (layer,), theirs, parameters or {}, labels=labels, weight=weight
     )
     return train(
-        model,
-        data,
-        schedule,
-        objective,
-        teacher=teacher,
-        select=select,
-        teacher_select=teacher_select,
-        test=test,
-        folder=folder,
-        device=device,
+        model, data, schedule, objective, teacher=teacher, teacher_select=teacher_select, **how
     )
 
 
 def head(
-    model: nn.Module,
-    layer: str,
-    data: Data,
-    schedule: Schedule,
-    *,
-    select: Select = None,
-    test: Data | None = None,
-    folder: Folder = None,
-    device: str = "cpu",
+    model: nn.Module, layer: str, data: Data, schedule: Schedule, **how: Unpack[How]
 ) -> Checkpoints:
     """Train what lies above ``layer`` of a distilled student with cross-entropy, the rest frozen.
 
     When nothing lies above it (distillation from the output), every epoch is the student itself,
     with its accuracy.
     """
-    return train(
-        model,
-        data,
-        schedule,
-        labels_only(frozen_up_to=layer),
-        select=select,
-        test=test,
-        folder=folder,
-        device=device,
-    )
-
-
-def output(
-    model: nn.Module,
-    teacher: nn.Module,
-    data: Data,
-    schedule: Schedule,
-    *,
-    temperature: float = 4.0,
-    select: Select = None,
-    teacher_select: Select = None,
-    test: Data | None = None,
-    folder: Folder = None,
-    device: str = "cpu",
-) -> Checkpoints:
-    """Distil the softened output of the teacher into a student, see
-    :func:`kpnb.losses.soft_targets`.
-    """
-    objective = softened_output(temperature)
-    return train(
-        model,
-        data,
-        schedule,
-        objective,
-        teacher=teacher,
-        select=select,
-        teacher_select=teacher_select,
-        test=test,
-        folder=folder,
-        device=device,
-    )
+    return train(model, data, schedule, labels_only(frozen_up_to=layer), **how)
 
 
 def train(

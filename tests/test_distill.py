@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Unpack
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 
 from kpnb.checkpoints import Checkpoints  # noqa: F401 - for the processes
 from kpnb.distill import seeded
-from kpnb.losses import feature_at, softened_output
+from kpnb.losses import TrainingObjective, feature_at, softened_output
 from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training as distill
@@ -97,6 +98,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def taught(
+    store: Store,
+    model: distill.Model,
+    data: Points,
+    schedule: Schedule,
+    objective: TrainingObjective,
+    teacher: distill.Model,
+    **how: Unpack[distill.How],
+) -> distill.Training:
+    """The student of any objective."""
+    source = distill.source_of(teacher, how.get("build"), store=store)
+    return distill.Training(
+        store, "student", model, data, objective, schedule, teacher_source=source, **how
+    )
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
@@ -152,7 +169,7 @@ def test_one_distillation_step_of_a_linear_student(disk: Store, scale: str):
     data = Points(20, dtype=torch.float64)
     teacher, model = (nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)).double() for _ in range(2))
     schedule = Schedule(epochs=1, lr=0.05, momentum=0.9, weight_decay=0.0, batch_size=20)
-    training = distill.student(disk, model, data, schedule, teacher=teacher, layer="0", scale=scale)
+    training = taught(disk, model, data, schedule, feature_at("0", scale=scale), teacher)
     with torch.no_grad():
         ours, theirs = model[0](data.x), teacher[0](data.x)
         unit = {"sum": 1.0, "mean": 4.0, "energy": theirs.square().sum(1).mean().item()}[scale]
@@ -167,7 +184,7 @@ def test_soft_loss_gradient_is_that_of_the_formula(disk: Store):
     data, temperature = Points(16, dtype=torch.float64), 3.0
     teacher, model = nn.Linear(5, 3).double(), nn.Linear(5, 3).double()
     schedule = Schedule(epochs=1, lr=0.2, weight_decay=0.0, batch_size=16)
-    training = distill.output(disk, model, data, schedule, teacher=teacher, temperature=temperature)
+    training = taught(disk, model, data, schedule, softened_output(temperature), teacher)
     with torch.no_grad():
         ours, theirs = ((net(data.x) / temperature).softmax(1) for net in (model, teacher))
         gradient = (
@@ -283,7 +300,7 @@ def test_caller_keeps_generators_model_and_teacher(disk: Store):
     random = torch.get_rng_state()
     fast = Schedule(epochs=1)
     distill.student(disk, model, data, fast, teacher=teacher, layer="4", test=data).finish()
-    distill.output(disk, model, data, fast, teacher=teacher).finish()
+    taught(disk, model, data, fast, softened_output(), teacher).finish()
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for net in (model, teacher) for module in net.modules()] == modes
     assert same(model.state_dict(), before[0])
@@ -381,11 +398,11 @@ def test_everything_that_determines_a_run_is_in_its_address(disk: Store):
         schedule = Schedule(epochs=0, **{name: value})
         trainings.append(distill.baseline(disk, model, data, schedule))
     for teacher, layer, scale in product((one, other), ("0", "4"), ("sum", "energy")):
-        how = {"teacher": teacher, "layer": layer, "scale": scale}
-        trainings.append(distill.student(disk, model, data, plain, **how))
+        objective = feature_at(layer, scale=scale)
+        trainings.append(taught(disk, model, data, plain, objective, teacher))
     for temperature in (1.0, 2.0):
-        how = {"teacher": other, "temperature": temperature}
-        trainings.append(distill.output(disk, model, data, plain, **how))
+        objective = softened_output(temperature)
+        trainings.append(taught(disk, model, data, plain, objective, other))
     for layer in ("0", "4"):
         trainings.append(distill.head(disk, model, layer, data, plain))
     addresses = [training.address for training in trainings]
@@ -423,13 +440,12 @@ def test_all_lost_but_asked_for(disk: Store):
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_epochs(disk: Store):
-    data = Points(40)
+    data, schedule = Points(40), Schedule(epochs=50, lr=1e6)
+    training = taught(disk, mlp(), data, schedule, feature_at("5", scale="sum"), mlp(1))
     with pytest.raises(
         FloatingPointError, match=r"became (nan|inf) in epoch \d+ after \d+ samples: use a lower"
     ):
-        distill.student(
-            disk, mlp(), data, Schedule(epochs=50, lr=1e6), teacher=mlp(1), layer="5", scale="sum"
-        ).finish()
+        training.finish()
     (run,) = disk.root.glob("student/*")
     assert (run / "epoch-000.json").exists()
     assert not list(run.glob("*.tmp"))
@@ -445,7 +461,7 @@ def test_bad_input_is_named(disk: Store):
     with pytest.raises(
         ValueError, match=r"student's 'output' is \[3\], the teacher's 'output' \[8\]"
     ):
-        distill.output(disk, model, data, fast, teacher=nn.Linear(5, 8)).finish()
+        taught(disk, model, data, fast, softened_output(), nn.Linear(5, 8)).finish()
     with pytest.raises(LookupError, match="unknown layer '9'"):
         distill.student(disk, model, data, fast, teacher=teacher, layer="9").finish()
     with pytest.raises(ValueError, match="unknown scale 'sums'; did you mean 'sum'"):

@@ -28,6 +28,7 @@ from torchvision import models  # noqa: F401 - once, before any process forks
 import kpnb._learner
 import kpnb.features
 from kpnb.entropy import entropy
+from kpnb.losses import softened_output
 from kpnb.sampling import Stochastic
 from kpnb.schedule import Schedule
 from kpnb.units import ImageGrid
@@ -37,7 +38,7 @@ from kpnb_book.studies import training as distill
 from kpnb_book.studies.images import ImageStudy
 from tests.drawn import TINY, draw
 from tests.models import images, small_net
-from tests.test_distill import Points, mlp, same
+from tests.test_distill import Points, mlp, same, taught
 
 REPOSITORY = Path(__file__).parents[1]
 ENV = os.environ | {
@@ -379,7 +380,7 @@ def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bo
         store, model = Store(tmp_path / name), nn.Sequential(memory, *layers).double()
         how = {"teacher": teacher, "teacher_layer": "0", "layer": "3", "test": data}
         student = distill.student(store, model, data, schedule, **how)
-        output = distill.output(store, model, data, schedule, teacher=mlp(1).double(), test=data)
+        output = taught(store, model, data, schedule, softened_output(), mlp(1).double(), test=data)
         trainings.append((student.finish(), output.finish()))
     assert halvings(caplog) == [8, 4] * 2
     for quiet, small in zip(*trainings, strict=True):

@@ -13,6 +13,7 @@ import kpnb
 from kpnb import distill
 from kpnb.distill import TensorData
 from kpnb.features import capture
+from kpnb.losses import softened_output
 from kpnb.objectives import Aligned, Converged
 from kpnb.schedule import Schedule
 from kpnb_book.networks.clouds import NETWORKS
@@ -79,7 +80,9 @@ def test_a_batch_of_one_is_named_before_anything_is_trained(tmp_path):
     with pytest.raises(ValueError, match=says):
         distill.student(model, model, path, data, Schedule(1), folder=tmp_path / "own")
     with pytest.raises(ValueError, match=says):
-        distill.output(model, model, data, Schedule(1), folder=tmp_path / "own")
+        distill.train(
+            model, data, Schedule(1), softened_output(), teacher=model, folder=tmp_path / "own"
+        )
     assert not list(tmp_path.rglob("epoch-*"))
 
 

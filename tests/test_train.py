@@ -16,12 +16,20 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from kpnb import distill
 from kpnb.checkpoints import Checkpoints
 from kpnb.distill import TensorData, seeded
-from kpnb.losses import LOSSES, Loss, TrainingObjective, feature, feature_at, labels_only
+from kpnb.losses import (
+    LOSSES,
+    Loss,
+    TrainingObjective,
+    feature,
+    feature_at,
+    labels_only,
+    softened_output,
+)
 from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training
 from kpnb_book.studies.training import Source
-from tests.test_distill import Points, mlp, one_thread, same  # noqa: F401 - a fixture
+from tests.test_distill import Points, mlp, one_thread, same, taught  # noqa: F401 - a fixture
 
 
 def points(count: int = 37, seed: int = 0) -> TensorData:
@@ -143,7 +151,7 @@ def test_parameters_that_were_frozen_stay_frozen(adamw: bool):
     for found in (
         distill.baseline(model, data, schedule),
         distill.student(model, teacher, "4", data, schedule),
-        distill.output(model, teacher, data, schedule),
+        distill.train(model, data, schedule, softened_output(), teacher=teacher),
         distill.head(model, "0", data, schedule),
     ):
         end = found.state()
@@ -272,7 +280,9 @@ def test_the_part_of_an_output_can_be_named(form: str, both: bool):
         return [
             distill.baseline(model, data, schedule, test=data, **one).state(),
             learned.state(),
-            distill.output(model, teacher_for[how], data, schedule, **two).state(),
+            distill.train(
+                model, data, schedule, softened_output(), teacher=teacher_for[how], **two
+            ).state(),
             distill.head(
                 learned.load(Wrapped(0, *how)), "below", data, schedule, select=everywhere
             ).state(),
@@ -397,7 +407,6 @@ def test_data_of_another_kind_are_named(data):
     for train in (
         lambda: distill.baseline(network(), data, schedule),
         lambda: distill.student(network(), network(1), "4", data, schedule),
-        lambda: distill.output(network(), network(1), data, schedule),
         lambda: distill.head(network(), "4", data, schedule),
         lambda: distill.train(network(), data, schedule, labels_only()),
     ):
@@ -498,9 +507,9 @@ def test_networks_of_another_kind_are_named():
     with pytest.raises(TypeError, match=r"the model is a torch\.nn\.Module; got function"):
         distill.baseline(lambda x: x, data, schedule)
     with pytest.raises(TypeError, match=r"the teacher is a torch\.nn\.Module; got function"):
-        distill.output(network(), lambda x: x, data, schedule)
+        distill.student(network(), lambda x: x, "4", data, schedule)
     with pytest.raises(ValueError, match=r"has no shape yet: .* through the teacher first"):
-        distill.output(network(), nn.LazyLinear(3), data, schedule)
+        distill.student(network(), nn.LazyLinear(3), "", data, schedule)
     with pytest.raises(ValueError, match=r"needs logits \[B, K\].*\(2,\)"):
         distill.baseline(
             nn.Sequential(smooth(), nn.Linear(3, 1), nn.Flatten(0)).double(), data, schedule
@@ -562,7 +571,7 @@ def test_a_quantised_teacher_teaches():
     quantised = torch.ao.quantization.quantize_dynamic(teacher, {nn.Linear})
     data = TensorData(torch.randn(40, 5), torch.zeros(40, dtype=torch.int64))
     model, schedule = nn.Linear(5, 3), Schedule(epochs=30, lr=0.1)
-    log = distill.output(model, quantised, data, schedule).log
+    log = distill.train(model, data, schedule, softened_output(), teacher=quantised).log
     assert log[-1]["loss"] < 0.5 * log[1]["loss"]
 
 
@@ -686,7 +695,7 @@ def test_a_training_computes_nothing_before_it_is_read(tmp_path: Path):
         store, {"seed": 0}, data, schedule, teacher=teacher, layer="4", build=build, test=data
     )
     whole = training.head(store, mimic, "4", data, schedule, test=data)
-    softened = training.output(store, {"seed": 0}, data, schedule, teacher=teacher, build=build)
+    softened = taught(store, {"seed": 0}, data, schedule, softened_output(), teacher, build=build)
     derived = training.baseline(
         store, Source({"from": mimic.address}, lambda: mimic.load()[:5], (mimic,)), data, schedule
     )

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kpnb.features import capture
+from kpnb.losses import softened_output
 from kpnb_book.data.image_set import ImageSet
-from kpnb_book.studies import images, settings, training
+from kpnb_book.studies import images, settings
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.training import Model, Schedule, Source, Training
+from kpnb_book.studies.training import Model, Schedule, Source, Training, source_of
 
 Way = Literal["even", "uneven", "as printed"]
 
@@ -159,13 +160,14 @@ def softened(study: ImageStudy, seed: int = 0, temperature: float = 4.0) -> Trai
     """The student of the teacher's softened output (Hinton et al. 2015), in the baseline's
     schedule.
     """
-    return training.output(
+    return Training(
         study.store,
+        "output",
         study.spec(seed),
         study.share,
+        softened_output(temperature),
         study.baseline(seed).schedule,
-        teacher=study.teacher(),
-        temperature=temperature,
+        teacher_source=source_of(study.teacher()),
         **study.how,
     )
 

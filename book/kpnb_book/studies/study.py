@@ -304,7 +304,7 @@ class Study(ABC):
         return Schedule(epochs, lr, batch_size=size, seed=seed, cosine=cosine)
 
     @property
-    def how(self) -> dict[str, Any]:
+    def how(self) -> training.How:
         """What all trainings have in common: how networks are built, where they run, and the
         samples that test them; options of the functions of ``training``.
         """

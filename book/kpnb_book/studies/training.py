@@ -12,14 +12,14 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, TypedDict, Unpack
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from kpnb.checkpoints import Checkpoints, copied, digest
 from kpnb.distill import NetworkInput, seeded, train
-from kpnb.losses import TrainingObjective, feature_at, labels_only, softened_output
+from kpnb.losses import TrainingObjective, feature_at, labels_only
 from kpnb.schedule import Schedule
 from kpnb_book.data.contents import named
 from kpnb_book.store import Store
@@ -215,6 +215,16 @@ def _place() -> str:
 Model = Training | nn.Module | Mapping[str, Any] | Source
 
 
+class How(TypedDict, total=False):
+    """Keyword arguments that the functions below hand on to ``Training``, which says what they
+    mean.
+    """
+
+    build: Build | None
+    test: Data | None
+    device: str
+
+
 def baseline(
     store: Store,
     model: Model,
@@ -222,18 +232,13 @@ def baseline(
     schedule: Schedule,
     *,
     kind: str = "baseline",
-    build: Build | None = None,
-    test: Data | None = None,
-    device: str = "cpu",
+    **how: Unpack[How],
 ) -> Training:
     """Train with cross-entropy: a baseline, or a teacher when ``data`` is everything.
 
     These functions describe a training; nothing is computed before something of it is read.
     """
-    objective = labels_only()
-    return Training(
-        store, kind, model, data, objective, schedule, build=build, test=test, device=device
-    )
+    return Training(store, kind, model, data, labels_only(), schedule, **how)
 
 
 def student(
@@ -246,42 +251,22 @@ def student(
     layer: str,
     teacher_layer: str | None = None,
     teacher_epoch: int = -1,
-    scale: str = "energy",
-    kind: str = "student",
-    build: Build | None = None,
-    test: Data | None = None,
-    device: str = "cpu",
+    **how: Unpack[How],
 ) -> Training:
     """Distil the feature of the teacher (of a training: after ``teacher_epoch``) into ``layer`` of
     a student.
 
-    ``teacher_layer`` where the teacher's has another name; ``scale``: see ``kpnb.losses.feature``.
+    ``teacher_layer`` where the teacher's has another name.
     """
+    objective = feature_at(layer, teacher_layer)
+    source = source_of(teacher, how.get("build"), teacher_epoch, store)
     return Training(
-        store,
-        kind,
-        model,
-        data,
-        feature_at(layer, teacher_layer, scale),
-        schedule,
-        teacher_source=source_of(teacher, build, teacher_epoch, store),
-        build=build,
-        test=test,
-        device=device,
+        store, "student", model, data, objective, schedule, teacher_source=source, **how
     )
 
 
 def head(
-    store: Store,
-    student: Model,
-    layer: str,
-    data: Data,
-    schedule: Schedule,
-    *,
-    kind: str = "head",
-    build: Build | None = None,
-    test: Data | None = None,
-    device: str = "cpu",
+    store: Store, student: Model, layer: str, data: Data, schedule: Schedule, **how: Unpack[How]
 ) -> Training:
     """Train what lies above ``layer`` of a distilled student (its last epoch) with cross-entropy,
     the rest frozen.
@@ -290,39 +275,7 @@ def head(
     with its accuracy.
     """
     objective = labels_only(frozen_up_to=layer)
-    return Training(
-        store, kind, student, data, objective, schedule, build=build, test=test, device=device
-    )
-
-
-def output(
-    store: Store,
-    model: Model,
-    data: Data,
-    schedule: Schedule,
-    *,
-    teacher: Model,
-    teacher_epoch: int = -1,
-    temperature: float = 4.0,
-    kind: str = "output",
-    build: Build | None = None,
-    test: Data | None = None,
-    device: str = "cpu",
-) -> Training:
-    """Distil the softened output of the teacher into a student, see
-    ``kpnb.losses.soft_targets``."""
-    return Training(
-        store,
-        kind,
-        model,
-        data,
-        softened_output(temperature),
-        schedule,
-        teacher_source=source_of(teacher, build, teacher_epoch, store),
-        build=build,
-        test=test,
-        device=device,
-    )
+    return Training(store, "head", student, data, objective, schedule, **how)
 
 
 def source_of(
