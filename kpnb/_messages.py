@@ -62,8 +62,8 @@ def required(**values: Any) -> None:
 
 
 def plain_numbers(part: object) -> None:
-    """Make NumPy's numbers in the fields of a frozen dataclass Python's own, which JSON and PyTorch
-    want.
+    """Turn NumPy scalars in the fields of a frozen dataclass into Python numbers, for JSON and
+    PyTorch.
     """
     for name, value in vars(part).items():
         if isinstance(value, np.generic):
@@ -71,7 +71,7 @@ def plain_numbers(part: object) -> None:
 
 
 def check_units(units: object) -> None:
-    """Raise ``TypeError`` for what has not the methods of ``kpnb.units.Units``."""
+    """Raise ``TypeError`` for what lacks the methods of ``kpnb.units.Units``."""
     methods = all(hasattr(units, name) for name in ("count", "spread", "gather"))
     if isinstance(units, type) or not methods:
         what = units.__name__ if isinstance(units, type) else f"{type(units).__name__} {units!r}"

@@ -399,7 +399,7 @@ class Network:
         """Outputs ``[rows, ...]`` of the layers for the input ``x`` of that many samples.
 
         As ``capture``, with the samples in front. Raises ``ValueError`` for a layer whose output
-        has not one part for each sample.
+        does not have one part for each sample.
         """
         how = {"forward": self.forward, "select": self.select, "runs": runs}
         found = capture(self.model, x, layers, **how)

@@ -43,9 +43,7 @@ class Units(Protocol):
 
 
 def read_units(units: Any) -> Units:
-    """``units``, by default the paper's grid; ``TypeError`` for what has not the methods of
-    ``Units``.
-    """
+    """``units``, by default the paper's grid; ``TypeError`` for what lacks methods of ``Units``."""
     if units is None:
         return ImageGrid()
     check_units(units)

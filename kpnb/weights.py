@@ -89,7 +89,7 @@ def load_weights(
 
 
 def loaded(model: nn.Module, source: Source, entry: str | None, prefix: str | None) -> list[str]:
-    """``load_weights`` without a word in the log."""
+    """``load_weights``, returning its notes without logging them."""
     where = named(source)
     check_module(model)
     own = model.state_dict(keep_vars=True)

@@ -8,7 +8,7 @@ EVIDENCE = "evidence"
 
 
 def seed_lock(folder: Path) -> Path:
-    """The file that who works in such a folder locks; beside it, because the folder goes."""
+    """The lock of such a folder. It lies beside the folder, which is deleted in the end."""
     return folder.with_name(f".{folder.name}.lock")
 
 

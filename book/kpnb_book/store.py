@@ -45,7 +45,7 @@ class Run(Artefacts):
 
     @property
     def name(self) -> str:
-        """What progress bars call it: the kind, unless who computes it has ``said`` more."""
+        """What progress bars call it: the kind, unless the code that computes it sets ``said``."""
         return self.said
 
     def _where(self) -> tuple[str, str]:

@@ -27,10 +27,10 @@ def load(
 ) -> CloudSet:
     """The ``split`` ("train" or "test") of a data set.
 
-    What may be said ``more`` are the fields of :class:`CloudRequest`. ``count`` clouds: 4,000 for
-    training and 1,000 for testing ("shapes") or all ("modelnet40") by default; fewer of ModelNet40
-    (``count``, ``at_most``) are drawn with ``seed``, classes in proportion. Cloud i depends on
-    (seed, split, i) alone. ``root`` is ModelNet40's folder. ``store``, a
+    ``more`` takes the fields of :class:`CloudRequest`. ``count`` clouds: 4,000 for training and
+    1,000 for testing ("shapes") or all ("modelnet40") by default; fewer of ModelNet40 (``count``,
+    ``at_most``) are drawn with ``seed``, classes in proportion. Cloud i depends on (seed, split, i)
+    alone. ``root`` is ModelNet40's folder. ``store``, a
     :class:`kpnb_book.store.Store`, keeps the set; without one it is made anew. Raises
     ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the culprit.
     """

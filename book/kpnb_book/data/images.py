@@ -35,11 +35,10 @@ def load(
 ) -> ImageSet:
     """The ``split`` ("train" or "test") of a data set, as images of ``size`` pixels a side.
 
-    What may be said ``more``, ``count``, ``at_most``, ``seed``, ``root``, and how pictures and
-    masks are read, are the fields of :class:`kpnb_book.data.image_set.ImageRequest`. ``count``
-    images: 8,000 for training and 1,000 for testing ("emoji") or all (others) by default; fewer are
-    drawn with ``seed``, classes in proportion, while "emoji" makes other images for another
-    ``seed``.
+    ``more`` takes the fields of :class:`kpnb_book.data.image_set.ImageRequest`: ``count``,
+    ``at_most``, ``seed``, ``root``, and how pictures and masks are read. ``count`` images: 8,000
+    for training and 1,000 for testing ("emoji") or all (others) by default; fewer are drawn with
+    ``seed``, classes in proportion, while "emoji" makes other images for another ``seed``.
     ``root`` is the folder of a data set that lives in files. ``store``, a
     :class:`kpnb_book.store.Store`, keeps the decoded set; without one it is made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for a missing folder or file) that names the

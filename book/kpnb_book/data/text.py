@@ -49,10 +49,10 @@ def load(
 ) -> TextSet:
     """The ``split`` ("train" or "test") of a data set.
 
-    What may be said ``more`` are the fields of :class:`TextRequest`. All texts by default; fewer
-    (``count``, ``at_most``) are drawn with ``seed``, classes in proportion. How texts are cut says
-    :func:`encode`. ``store``, a :class:`kpnb_book.store.Store`, keeps the tokens; without one, or
-    with a ``rule`` of the caller's, which may change under the same name, they are made anew.
+    ``more`` takes the fields of :class:`TextRequest`. All texts by default; fewer (``count``,
+    ``at_most``) are drawn with ``seed``, classes in proportion. See :func:`encode` for how texts
+    are cut. ``store``, a :class:`kpnb_book.store.Store`, keeps the tokens; without one, or with a
+    ``rule`` of the caller's, which may change under the same name, they are made anew.
     Raises ``ValueError`` (``FileNotFoundError`` for what is missing) that names the culprit.
     """
     wanted = TextRequest(dataset, split, store=store, **more)

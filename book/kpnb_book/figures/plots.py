@@ -306,7 +306,7 @@ def detour_maps(
 
 
 def project(points: Tensor, turn: float = 0.6, tilt: float = 0.35) -> Tensor:
-    """``points [..., 3]``, upright in the third axis, as (right, up, away) of who looks at them;
+    """``points [..., 3]``, upright in the third axis, as a viewer sees them: (right, up, away);
     angles in radians.
     """
     x, y, z = points.unbind(-1)

@@ -132,7 +132,7 @@ def explorable(
                 without epochs. All networks have the same layers, and the first has the most
                 epochs; the view starts after its last one
     foreground  bool ``[K, n]``, of a grid of ``shape``
-    alt         what the view shows, for who cannot see it
+    alt         what the view shows, for those who cannot see it
     """
     first = next(iter(maps.values()))
     count, epochs = len(pictures), len(next(iter(first.values()))) - 1
@@ -199,7 +199,7 @@ def turnable(
     clouds  by title, ``[P, 3]`` in the unit sphere, the third axis upright
     kinds   by title, int ``[P]``: each point's index into ``names``, whose colours are those of
             ``plots.KINDS``
-    alt     what the picture shows, for who cannot see it
+    alt     what the picture shows, for those who cannot see it
     """
     shown = []
     for title, points in clouds.items():

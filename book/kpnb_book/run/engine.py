@@ -76,8 +76,8 @@ def cluster(workers: int = 1, scheduler: str | None = None) -> "Iterator[Client]
 
 @contextmanager
 def _local(count: int) -> "Iterator[SpecCluster]":
-    """Worker processes of one thread each. Only who has a key made for this cluster can speak to
-    it: a scheduler executes what it is sent, and other users of the machine can see its port.
+    """Worker processes of one thread each. Only those with the key made for this cluster can
+    speak to it: a scheduler executes what it is sent, and other users of the machine see its port.
     """
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
@@ -222,7 +222,7 @@ def _submit(client: "Client", task: Task, topic: str) -> "Future":
 
 
 def perform(task: Task, topic: str) -> Outcome:
-    """Do a task in a worker, and say to who listens to ``topic`` what it is doing."""
+    """Do a task in a worker, and tell those who listen to ``topic`` what it is doing."""
     from distributed import get_worker
 
     worker = get_worker()

@@ -18,8 +18,8 @@ TO_EXPLORE = "*This one can be explored on its page.*"
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure of a page: its label, its caption, what it shows for who cannot see it, and its
-    picture as PNG, which a view that moves has not.
+    """A figure of a page: its label, its caption, what it shows for those who cannot see it, and
+    its picture as PNG, which a view that moves lacks.
     """
 
     label: str
@@ -86,5 +86,7 @@ def _card(shown: Shown, folder: Path) -> str:
 
 
 def _plain(caption: str) -> str:
-    """The caption's first sentence on one line, for who hears where a card leads."""
+    """The caption's first sentence on one line, for screen readers, as the name of a card's
+    link.
+    """
     return " ".join(caption.partition(". ")[0].split()).rstrip(".")

@@ -152,9 +152,16 @@ def add_parameters(parser: argparse.ArgumentParser, what: str = "a parameter") -
 
 @dataclass(frozen=True)
 class Rule:
-    """What a parameter of this book may be: of which ``kind``, from ``least`` on or ``above`` a
-    number, to ``most``, or a text that a ``pattern`` describes; or ``several`` in a list, or a list
-    of just this ``length``, which may repeat itself.
+    """What a parameter of this book may be.
+
+    kind     the type of the value, or of each in a list
+    what     the same in words, for messages
+    least    the smallest number
+    above    what a number has to exceed
+    most     the largest number
+    pattern  what a text matches as a whole
+    several  whether a list of different values fits too
+    length   how many values a list has, and then nothing but such a list fits; values may repeat
     """
 
     kind: type

@@ -65,7 +65,7 @@ def log_of(path: Path, folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UsageError for a file where results are to go into a folder."""
+    """Raises UsageError where ``folder``, or one above it, is a file."""
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():

@@ -1,7 +1,7 @@
 """All stored tables together: which there are, and every comparison that they answer.
 
-No comparison is made before all seeds are there that were stated: who looks in between, and stops
-where it suits, finds what is not there."""
+No comparison is made before all seeds are there that were stated: those who look in between, and
+stop where it suits, find what is not there."""
 
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path

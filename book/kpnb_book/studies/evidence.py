@@ -134,8 +134,8 @@ class Evidence:
         }
 
     def stated(self, settings: Settings) -> dict[str, Any]:
-        """As much of it as can be said without the data: without the device and the data's folder,
-        on which no number depends, and without the seeds.
+        """The part of ``origin`` that is known without loading data. Device, folder and seeds are
+        left out: no number depends on the first two, and seeds are rows of the tables.
         """
         values = asdict(settings)
         for name in ("device", "data_root", "seeds"):
@@ -144,8 +144,8 @@ class Evidence:
         return study | {"settings": values, "method": METHOD}
 
     def outdated(self, results: Results) -> list[str]:
-        """What the tables belong to that is otherwise today, in words; for pages, without the
-        data. Empty when there are no tables.
+        """Settings in which the tables differ from today's, in words; for pages, without the data.
+        Empty when there are no tables.
         """
         theirs = results.origin
         if theirs is None:

@@ -232,7 +232,7 @@ class LossesEvidence(Evidence):
         return networks, samples, places.assign(**picture_columns(study, layer, training))
 
     def outdated(self, results: Results) -> list[str]:
-        """As for all studies; and students that would be trained otherwise today."""
+        """As for all studies; and students that would be trained differently today."""
         found = super().outdated(results)
         if results.origin is None:
             return found

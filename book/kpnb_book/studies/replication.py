@@ -71,7 +71,7 @@ class Beside:
     stored, own   ``by_seed`` at the same layers on the same samples
     samples       how many these are
     stated        how many seeds the stored study has in the end
-    outdated      what the tables belong to that is otherwise today, in words; nothing is compared
+    outdated      settings in which the tables differ from today's, in words; nothing is compared
                   then, and both frames are empty
     """
 

@@ -17,7 +17,7 @@ class Stored:
     networks, samples, places   frames as in ``results.Rows``, of the stated seeds alone
     stated                      seeds that were stated before any was computed
     roles                       networks that each of these has in the end
-    outdated                    what the tables belong to that is otherwise today, in words
+    outdated                    settings in which the tables differ from today's, in words
     """
 
     kind: str

@@ -163,7 +163,9 @@ class Training:
         return [training for source in sources if source for training in source.requires]
 
     def finish(self) -> Self:
-        """Compute every epoch that is not stored, in order, and what that takes."""
+        """Compute, in order, every epoch that is not stored, and first the trainings that it
+        requires.
+        """
         if self.missing():
             announce([self])
             with seeded(self.schedule.seed, -1):

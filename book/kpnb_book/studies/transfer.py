@@ -33,7 +33,7 @@ class Taught:
 
     rows      of networks, samples and places
     stated    seeds that were stated before; none for a build's own students
-    outdated  what stored tables belong to that is otherwise today, in words
+    outdated  settings in which stored tables differ from today's, in words
     measured  identity of the stored tables' samples
     """
 
