@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from kpnb.metrics import BETTER, Choices, Metrics, six_metrics
 from kpnb.stats import Difference
-from kpnb_book.studies.measure import Scope, distance, entropies
+from kpnb_book.studies.measure import Scope, distance, entropies, six
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
@@ -139,6 +139,4 @@ def _every_choice(study: Study, network: Training, layer: str) -> Iterator[dict[
         options = dict(zip(OPTIONS, chosen, strict=True))
         choices = Choices(study.settings.b, **options)
         for scope, path in paths.items():
-            regions = {"foreground": study.foreground, "background": study.background}
-            found = six_metrics(values, distance=path, choices=choices, **regions)
-            yield {**options, "scope": scope, **found.row()}
+            yield {**options, "scope": scope, **six(study, values, path, choices).row()}

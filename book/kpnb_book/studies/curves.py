@@ -9,8 +9,7 @@ import re
 
 import pandas as pd
 
-from kpnb.points import knowledge_points
-from kpnb_book.studies.measure import Measurement
+from kpnb_book.studies import measure
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
@@ -22,9 +21,8 @@ def curve_columns(study: Study, training: Training, layer: str) -> dict[str, flo
     """By column, of every epoch from the untrained network on: means of foreground and background
     points and of lambda, and held-out accuracy where the network learns labels.
     """
-    H = Measurement(study, training, (layer,)).values()[layer]["entropy"]
-    regions = {"foreground": study.foreground, "background": study.background}
-    points = knowledge_points(H, b=study.settings.b, **regions)
+    H = measure.entropies(study, training, layer)["entropy"]
+    points = measure.points(study, H)
     of_labels = training.objective.labels > 0
     found = {
         "n_fg": points.n_fg.nanmean(-1).tolist(),

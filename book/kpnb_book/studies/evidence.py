@@ -28,10 +28,10 @@ from kpnb._messages import one_of
 from kpnb._progress import Progress
 from kpnb.checkpoints import digest
 from kpnb.learning import learning_distance
-from kpnb.metrics import Choices, Metrics, six_metrics
-from kpnb.points import knowledge_points
+from kpnb.metrics import Metrics
 from kpnb_book.place import EVIDENCE, seed_lock
 from kpnb_book.store import Store
+from kpnb_book.studies import measure
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import random_labels_teacher
 from kpnb_book.studies.curves import curve_columns
@@ -476,13 +476,7 @@ def rows_of(
     """
     measured = Measurement(study, training, (layer,)).values()[layer]
     path = distance(study, training, layer)
-    found = six_metrics(
-        measured["entropy"],
-        study.foreground,
-        path,
-        Choices(b=study.settings.b),
-        background=study.background,
-    )
+    found = measure.six(study, measured["entropy"], path)
     where = {"seed": seed, "layer": layer, "network": name}
     network = where | scores(study, layer, name, training, seed)
     network |= addresses(study, layer, training) | provenance(study, layer, training)
@@ -586,10 +580,7 @@ def distance_within(study: Study, entropy: Tensor, path: Tensor, length: float |
     epochs = 0 if length is None else int((path <= length * (1 + 1e-9)).sum())
     if epochs < 2:  # the untrained network alone is no path
         return torch.full((entropy.shape[1],), torch.nan, dtype=path.dtype)
-    points = knowledge_points(
-        entropy[:epochs], study.foreground, b=study.settings.b, background=study.background
-    )
-    return learning_distance(points.n_fg, path[:epochs])
+    return learning_distance(measure.points(study, entropy[:epochs]).n_fg, path[:epochs])
 
 
 def place_counts(study: Study, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:

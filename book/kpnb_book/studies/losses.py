@@ -19,11 +19,11 @@ from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
-from kpnb.points import KnowledgePoints, knowledge_points
-from kpnb_book.studies import evidence, training
+from kpnb.points import KnowledgePoints
+from kpnb_book.studies import evidence, measure, training
 from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence, Frames, OneNetwork
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.measure import Measurement, entropies
+from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Results, Rows
 from kpnb_book.studies.settings import Settings
@@ -270,9 +270,7 @@ def accuracy(study: Study, layer: str, role: str, learned: Training) -> float:
 
 def last_points(study: Study, network: Training, layer: str) -> KnowledgePoints:
     """A network's knowledge points after its last epoch, ``[N, n]``."""
-    values = entropies(study, network, layer, [-1])["entropy"][0]
-    regions = {"foreground": study.foreground, "background": study.background}
-    return knowledge_points(values, b=study.settings.b, **regions)
+    return measure.points(study, measure.entropies(study, network, layer, [-1])["entropy"][0])
 
 
 def iou(one: Tensor, other: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from kpnb.entropy import Entropy
 from kpnb.learning import weight_distance
 from kpnb.metrics import Choices, Metrics, six_metrics
 from kpnb.objectives import Aligned, Objective
-from kpnb.points import background_level, knowledge_points
+from kpnb.points import KnowledgePoints, background_level, knowledge_points
 from kpnb.sampling import Stochastic
 from kpnb_book.store import Run
 from kpnb_book.studies.settings import Settings
@@ -199,6 +199,22 @@ def distance(study: Study, training: Training, layer: str, scope: Scope = "all")
     return weight_distance(initial, taken, [study.weight_of(layer)])
 
 
+def points(study: Study, entropy: Tensor) -> KnowledgePoints:
+    """The knowledge points of the measured samples' ``entropy [..., N, n]``, by the study's regions
+    and threshold.
+    """
+    regions = {"foreground": study.foreground, "background": study.background}
+    return knowledge_points(entropy, b=study.settings.b, **regions)
+
+
+def six(study: Study, entropy: Tensor, path: Tensor, choices: Choices | None = None) -> Metrics:
+    """The six metrics of the measured samples' ``entropy [M + 1, N, n]`` and a weight distance
+    ``path [M + 1]``, by the study's regions, and its threshold unless ``choices`` says otherwise.
+    """
+    choices = choices or Choices(b=study.settings.b)
+    return six_metrics(entropy, study.foreground, path, choices, background=study.background)
+
+
 def metrics(
     study: Study,
     training: Training,
@@ -213,17 +229,12 @@ def metrics(
     says otherwise; ``noise_seed`` and ``solver`` as in :class:`Measurement`.
     """
     values = entropies(study, training, layer, noise_seed=noise_seed, solver=solver)["entropy"]
-    path = distance(study, training, layer, scope)
-    choices = choices or Choices(b=study.settings.b)
-    return six_metrics(values, study.foreground, path, choices, background=study.background)
+    return six(study, values, distance(study, training, layer, scope), choices)
 
 
 def point_counts(study: Study, training: Training, layer: str) -> Tensor:
     """Foreground knowledge points of every measured sample by epoch, ``[M + 1, N]``."""
-    values = entropies(study, training, layer)["entropy"]
-    background = study.background
-    found = knowledge_points(values, study.foreground, b=study.settings.b, background=background)
-    return found.n_fg
+    return points(study, entropies(study, training, layer)["entropy"]).n_fg
 
 
 def region_means(study: Study, entropies: Mapping[str, Tensor]) -> pd.DataFrame:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.losses import TrainingObjective
-from kpnb.points import background_level, knowledge_points
+from kpnb.points import background_level
 from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS
-from kpnb_book.studies import losses, paper
+from kpnb_book.studies import losses, measure, paper
 from kpnb_book.studies.evidence import ENOUGH, Evidence, Frames, OneNetwork
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
@@ -141,7 +141,7 @@ def by_layer(study: Study, training: Training) -> dict[str, float]:
     found = {}
     for layer, values in measured.items():
         H = values["entropy"][0]
-        points = knowledge_points(H, b=study.settings.b, **regions)
+        points = measure.points(study, H)
         levels = {name: background_level(H, region) for name, region in regions.items()}
         found[f"{layer} n_fg"] = points.n_fg.nanmean().item()
         found[f"{layer} n_bg"] = points.n_bg.nanmean().item()
