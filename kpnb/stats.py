@@ -462,14 +462,24 @@ def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
     """The same with every p corrected for the number of comparisons (Holm 1979): all of them
     together err in 5 %.
     """
-    tested = sorted(
-        (name for name, d in found.items() if not np.isnan(d.p)), key=lambda name: found[name].p
-    )
-    corrected, p = dict(found), 0.0
-    for left, name in zip(range(len(tested), 0, -1), tested, strict=True):
-        p = max(p, min(1.0, left * found[name].p))
-        corrected[name] = replace(found[name], p=p, tests=len(tested))
-    return corrected
+    p = np.array([d.p for d in found.values()])
+    tests = int(np.count_nonzero(~np.isnan(p)))
+    return {
+        name: d if np.isnan(d.p) else replace(d, p=float(corrected), tests=tests)
+        for (name, d), corrected in zip(found.items(), holm_values(p, tests), strict=True)
+    }
+
+
+def holm_values(p: ArrayLike, tests: int) -> np.ndarray:
+    """Values ``p [T]`` corrected for a number of ``tests``, T or fewer if some are NaN and do not
+    count (Holm 1979); NaN stays.
+    """
+    values = np.array(p, float)
+    known = np.count_nonzero(~np.isnan(values))
+    order = values.argsort()[:known]  # NaN is sorted to the end
+    left = np.arange(tests, tests - known, -1)
+    values[order] = np.maximum.accumulate(np.minimum(1.0, left * values[order]))
+    return values
 
 
 def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.figures import losses as of_losses
 from kpnb_book.figures import official as shown
 from kpnb_book.figures import plots
+from kpnb_book.figures.report import six_table
 from kpnb_book.store import Store
 from kpnb_book.studies import board, fine_tuning, official, paper
 from kpnb_book.studies.catalogue import every
@@ -245,4 +245,4 @@ def test_figure_7_waits_for_its_seeds(tmp_path):
         assert curves["on the object"]["fine-tuned"].shape == (EPOCHS + 1, seeds)
         assert bool(gaps) == (seeds == 5)
     assert gaps["n_fg"].value == pytest.approx(9.0, abs=2.5)
-    assert of_losses.six_table({"fine-tuned": gaps})["student"].tolist() == ["fine-tuned"]
+    assert six_table({"fine-tuned": gaps})["student"].tolist() == ["fine-tuned"]

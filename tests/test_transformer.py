@@ -12,6 +12,7 @@ from torchvision import models
 
 from kpnb.features import capture
 from kpnb_book.figures import transformer as shown
+from kpnb_book.figures.report import six_table
 from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
@@ -231,7 +232,7 @@ def test_students_are_judged_against_baseline_and_control():
     assert found["outputs"]["n_fg"].verdict != "shows"
     beyond = transformer.differences(stored, "untrained")
     assert abs(beyond["convolution"]["n_fg"].value) < 2
-    table = shown.differences_table(found)
+    table = six_table(found, shown.known_as)
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
     assert "of a convolutional network: shows" in shown.taught(found)
     assert transformer.differences(planted({}, seeds=3)) == {}

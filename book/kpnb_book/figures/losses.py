@@ -12,11 +12,9 @@ from torch import Tensor
 from kpnb.losses import LOSSES
 from kpnb.metrics import NAMES, SYMBOL
 from kpnb.stats import Difference
-from kpnb_book.figures import sentences
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _key, _marked, _picture, _styled
-from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies.losses import LOSSES_EVIDENCE, UNTRAINED, way_of
+from kpnb_book.studies.losses import UNTRAINED, way_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.transfer import Taught, baselines, by_network, by_seed, compared
 
@@ -179,11 +177,6 @@ def state(stored: Taught | None, epochs: int) -> str:
     )
 
 
-def stale(stored: Taught | None) -> str:
-    """A warning, when tables belong to other settings; else ""."""
-    return "" if stored is None else sentences.stale({LOSSES_EVIDENCE.name: stored.outdated})
-
-
 def raised(order: pd.DataFrame, finished: bool) -> str:
     """How many losses raise accuracy; once all seeds are there."""
     if not finished:
@@ -236,18 +229,6 @@ def ranking_table(taught: Taught, order: pd.DataFrame) -> pd.DataFrame:
     last |= {"shared with the teacher": mean["iou_teacher"], "by place alone": mean["iou_place"]}
     last |= {"points added": mean["added_fg"] + mean["added_bg"]}
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
-
-
-def six_table(found: Mapping[str, Mapping[str, Difference]]) -> pd.DataFrame:
-    """Values and verdicts of ``transfer.differences``, a row for each loss."""
-    rows = []
-    for loss, by_metric in found.items():
-        cells = {
-            HTML[metric]: f"{value(d.value, 2, sign=True)} {d.verdict}"
-            for metric, d in by_metric.items()
-        }
-        rows.append({"student": known_as(loss), **cells})
-    return pd.DataFrame(rows)
 
 
 def means_table(taught: Taught) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.figures import sentences
 from kpnb_book.figures.plots import COLOUR, GREY, _key, _marked, _panels, _picture, _styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
@@ -151,8 +150,3 @@ def correlated(found: pd.Series) -> str:
         f"Over the epochs of one training the rank correlation of the two is {known.mean():+.2f} "
         f"in the mean of {len(known)} baselines, and positive in {positive} of them."
     )
-
-
-def stale(found: Mapping[str, Stored]) -> str:
-    """A warning, when tables belong to other settings; else ""."""
-    return sentences.stale({name: each.outdated for name, each in found.items()})

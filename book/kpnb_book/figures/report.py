@@ -1,7 +1,7 @@
 """Results on a page: values by name, sentences that quote them, and tables."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -158,6 +158,24 @@ def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(setting=shorter).drop(
         columns="layer" if rows["layer"].nunique() == 1 else []
     )
+
+
+def six_table(
+    found: Mapping[str, Mapping[str, Difference]], known_as: Callable[[str], str] = str
+) -> pd.DataFrame:
+    """Values and verdicts in the six metrics, a row for each student.
+
+    found      by student, a comparison for each metric
+    known_as   what the page calls a student
+    """
+    rows = []
+    for student, by_metric in found.items():
+        cells = {
+            HTML[metric]: f"{numbers.value(d.value, 2, sign=True)} {d.verdict}"
+            for metric, d in by_metric.items()
+        }
+        rows.append({"student": known_as(student), **cells})
+    return pd.DataFrame(rows)
 
 
 def difference_table(

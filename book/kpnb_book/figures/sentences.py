@@ -16,6 +16,7 @@ from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored, learned, standing, waiting
+from kpnb_book.studies.transfer import Taught
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -185,20 +186,17 @@ def _state(each: Stored) -> str:
 
 def _warned(found: Mapping[str, Stored]) -> list[str]:
     """``stale`` as a paragraph of its own; nothing when no table is."""
-    warning = stale({name: each.outdated for name, each in found.items()})
+    warning = stale(found)
     return ["", warning] if warning else []
 
 
-def stale(outdated: Mapping[str, Iterable[str]]) -> str:
+def stale(found: Mapping[str, Stored | Taught | replication.Beside | None]) -> str:
     """A warning of stale tables, with what has changed since, by study; "" when none is."""
-    lines = [
-        f"> - `{name}`: {'; '.join(changed)}"
-        for name, changes in outdated.items()
-        if (changed := [*changes])
-    ]
-    if not lines:
+    outdated = {name: each.outdated for name, each in found.items() if each and each.outdated}
+    if not outdated:
         return ""
-    names = " ".join(name for name, changes in outdated.items() if [*changes])
+    lines = [f"> - `{name}`: {'; '.join(changes)}" for name, changes in outdated.items()]
+    names = " ".join(outdated)
     head = (
         "> **Stale.** These tables belong to other settings, or to another version of the method:"
     )
@@ -463,7 +461,7 @@ def replicated(found: Mapping[str, replication.Beside], metrics: Iterable[str] =
 
     found   by title ("": none is written)
     """
-    warning = stale({each.name: each.outdated for each in found.values()})
+    warning = stale({each.name: each for each in found.values()})
     lines = [
         f"{f'{title}: ' if title else ''}{_replicated(each, rows)}"
         for title, each in found.items()

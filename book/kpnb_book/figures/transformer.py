@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 
 from kpnb.metrics import SYMBOL
 from kpnb.stats import Difference
-from kpnb_book.figures import sentences
 from kpnb_book.figures.plots import COLOUR, GREY, _styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
+from kpnb_book.studies.transformer import TAUGHT, UNTRAINED
 from kpnb_book.studies.verdicts import SIX, Question
 
 Kind = TypeVar("Kind")
@@ -92,11 +91,6 @@ def state(stored: Stored | None, epochs: int) -> str:
     return f"Stored evidence has {seeds} of {stated} seeds; the verdict waits for all."
 
 
-def stale(stored: Stored | None) -> str:
-    """A warning, when tables belong to other settings; else ""."""
-    return "" if stored is None else sentences.stale({TRANSFORMER_EVIDENCE.name: stored.outdated})
-
-
 def background(found: Mapping[str, Difference]) -> str:
     """Whether a transformer keeps more of the background than a convolutional network."""
     if not found:
@@ -127,18 +121,6 @@ def taught(found: Mapping[str, Mapping[str, Difference]]) -> str:
 
 
 # ---- tables
-
-
-def differences_table(found: Mapping[str, Mapping[str, Difference]]) -> pd.DataFrame:
-    """Values and verdicts of ``studies.transformer.differences``, a row for each student."""
-    rows = []
-    for role, by_metric in found.items():
-        cells = {
-            HTML[metric]: f"{value(d.value, 2, sign=True)} {d.verdict}"
-            for metric, d in by_metric.items()
-        }
-        rows.append({"student": known_as(role)} | cells)
-    return pd.DataFrame(rows)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:

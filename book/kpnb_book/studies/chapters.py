@@ -23,12 +23,12 @@ from kpnb_book.studies.experiments import (
 )
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.images import Settings as ImageSettings
-from kpnb_book.studies.losses import brief, losses_plan
+from kpnb_book.studies.losses import BRIEF, losses_plan
 from kpnb_book.studies.plan import Plan, plan_of
-from kpnb_book.studies.settings import several
+from kpnb_book.studies.settings import brief, several
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.text import QuestionStudy, TextStudy
-from kpnb_book.studies.transformer import brief as brief_transformer
+from kpnb_book.studies.transformer import BRIEF as OF_TRANSFORMERS
 from kpnb_book.studies.transformer import transformer_plan
 
 Parameters = Mapping[str, Any]
@@ -150,14 +150,15 @@ def noise_and_controls(parameters: Parameters) -> list[Plan]:
 def losses(parameters: Parameters) -> list[Plan]:
     profile, seed = parameters["profile"], parameters["seed"]
     options = given(parameters, but=["losses", "results"])
-    study = ImageStudy(profile, **options | brief(profile, parameters["epochs"]))
+    study = ImageStudy(profile, **options | brief(BRIEF, profile, parameters["epochs"]))
     return [losses_plan(study, seed, parameters["losses"])]
 
 
 def transformer(parameters: Parameters) -> list[Plan]:
     profile, seed = parameters["profile"], parameters["seed"]
     options = given(parameters, but=["results"])
-    study = ImageStudy(profile, **options | brief_transformer(profile, parameters["epochs"]))
+    options |= brief(OF_TRANSFORMERS, profile, parameters["epochs"])
+    study = ImageStudy(profile, **options)
     return [transformer_plan(study, seed)]
 
 

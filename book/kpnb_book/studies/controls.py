@@ -11,7 +11,6 @@ Each control is defined by what must not show in it:
   the teacher's knowledge.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
@@ -88,23 +87,20 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
 def false_positives(
     nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
 ) -> dict[str, float]:
-    """How many comparisons without any effect are called "shows" or "opposite": ``count`` of
-    ``total``, ``rate`` and its 95 % interval.
+    """How many comparisons without any effect are called "shows" or "opposite", as ``share``.
 
     The interval takes the comparisons for independent; those that share networks are not, so it is
     too narrow.
     """
-    words = [pair[metric].verdict for pair in nulls for metric in metrics]
-    counts = Counter(words)
-    wrong = counts["shows"] + counts["opposite"]
-    interval = binomtest(wrong, len(words)).proportion_ci()
-    return {
-        "count": wrong,
-        "total": len(words),
-        "rate": wrong / len(words),
-        "low": interval.low,
-        "high": interval.high,
-    }
+    wrong = [pair[metric].verdict in ("shows", "opposite") for pair in nulls for metric in metrics]
+    return share(sum(wrong), len(wrong))
+
+
+def share(hits: int, total: int) -> dict[str, float]:
+    """``count`` of ``total``, their ``rate`` and its 95 % interval (Clopper and Pearson)."""
+    found = binomtest(hits, total).proportion_ci()
+    rate = {"count": hits, "total": total, "rate": hits / total}
+    return rate | {"low": found.low, "high": found.high}
 
 
 OPTIONS = {  # of ``Choices``, the text's first

@@ -357,12 +357,6 @@ BRIEF = {"laptop": {"epochs": 3, "analysed": 24, "head_epochs": 2}}
 """Settings of the students that a build trains, by profile: stored evidence has the others."""
 
 
-def brief(profile: str, epochs: int | None = None) -> dict[str, Any]:
-    """Settings of a build's own students; ``epochs`` if they were asked for."""
-    found = BRIEF.get(profile, {"epochs": None})
-    return {**found, "epochs": epochs or found["epochs"]}
-
-
 def own_roles(names: Collection[str]) -> list[str]:
     """The networks of a build: a baseline, and students of these losses. Raises ``ValueError`` for
     a loss that there is none of.

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from torch import Tensor
 
 from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
 from kpnb.stats import Difference, holm, judge, paired, predicted, seed_means
+from kpnb_book.studies.controls import share
 from kpnb_book.studies.evidence import PROFILE, STUDIES, Evidence
 from kpnb_book.studies.measure import every_pair
 from kpnb_book.studies.results import RESULTS, Results, flat
@@ -166,13 +166,6 @@ def own_means(study: Study, chosen: np.ndarray) -> pd.DataFrame:
 def _stacked(networks: list[list[dict[str, Tensor]]], name: str) -> np.ndarray:
     """One metric of networks by seed and layer, ``[S, L, N]``."""
     return np.array([[values[name].cpu().double().numpy() for values in row] for row in networks])
-
-
-def share(hits: int, total: int) -> dict[str, float]:
-    """``count`` of ``total``, their ``rate`` and its 95 % interval (Clopper and Pearson)."""
-    found = binomtest(hits, total).proportion_ci()
-    rate = {"count": hits, "total": total, "rate": hits / total}
-    return rate | {"low": found.low, "high": found.high}
 
 
 def pooled(found: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -108,6 +108,16 @@ def resolve(
     return kind(**values)
 
 
+def brief(
+    profiles: Mapping[str, Mapping[str, Any]], profile: str, epochs: int | None = None
+) -> dict[str, Any]:
+    """Overrides for the networks that a build trains itself, those of one of the ``profiles`` that
+    has any; ``epochs`` if they were asked for.
+    """
+    found = profiles.get(profile, {"epochs": None})
+    return {**found, "epochs": epochs or found["epochs"]}
+
+
 def several(given: Any) -> tuple[Any, ...]:
     """One value or a list of them as a tuple."""
     is_list = isinstance(given, Iterable) and not isinstance(given, str)

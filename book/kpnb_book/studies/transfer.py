@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kpnb.checkpoints import digest
 from kpnb.losses import LOSSES
-from kpnb.stats import LEVEL, Difference
+from kpnb.stats import LEVEL, Difference, holm_values
 from kpnb_book.studies import losses, paper
 from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
@@ -141,16 +141,9 @@ def ranking(taught: Taught) -> pd.DataFrame:
         row["p"] = stats.ttest_1samp(gains, 0).pvalue if len(gains) > 1 else np.nan
         rows.append(row)
     every = pd.DataFrame(rows)
-    every = every.assign(p=_holm(every["p"]))
+    every["p"] = holm_values(every["p"], len(every))
     every["raises"] = [_raises(row["gain"], row["p"]) for row in every.to_dict("records")]
     return every.sort_values("shared", ascending=False, ignore_index=True)
-
-
-def _holm(p: pd.Series) -> pd.Series:
-    """Corrected for their number (Holm 1979)."""
-    ascending = p.sort_values()
-    corrected = (ascending * np.arange(len(p), 0, -1)).cummax().clip(upper=1.0)
-    return corrected.reindex(p.index)
 
 
 def _raises(gain: float, p: float) -> str:

@@ -11,7 +11,6 @@ that of another transformer, or of the convolutional network of the other chapte
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -251,12 +250,6 @@ def of_both_kinds(transformers: pd.DataFrame, convolutions: pd.DataFrame) -> pd.
 OWN = ("baseline", "convolution")
 BRIEF = {"laptop": {"epochs": 3, "share": 1000, "analysed": 12}}
 """Settings of the networks that a build trains, by profile: stored evidence has the others."""
-
-
-def brief(profile: str, epochs: int | None = None) -> dict[str, Any]:
-    """Settings of a build's own networks; ``epochs`` if they were asked for."""
-    found = BRIEF.get(profile, {"epochs": None})
-    return {**found, "epochs": epochs or found["epochs"]}
 
 
 def own_networks(study: Study, seed: int) -> dict[str, Training]:
