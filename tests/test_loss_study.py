@@ -82,7 +82,7 @@ def test_the_feature_student_is_that_of_all_other_chapters(study, profile):
         head = losses.with_head(own, "feature", layer, learned)
         assert head.address == own.head(layer, 3).address
         control = losses.student(own, "feature", layer, 3, teacher_epoch=0)
-        assert control.address == own.student(layer, 3, teacher_epoch=0).address
+        assert control.address == own.untrained_student(layer, 3).address
 
 
 def test_students_differ_in_their_loss_alone(study):
