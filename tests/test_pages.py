@@ -219,14 +219,18 @@ def dead_controls(page: Page) -> Iterator[str]:
 
 def small_figures(page: Page) -> Iterator[str]:
     """Tap every figure that is smaller than it was drawn; gives those that do not open at that
-    size, and those that cannot be closed again.
+    size, and those that cannot be closed again. The first is tapped where it is on the screen, the
+    others, which lie in the same kind of button, are told that they were: a tap waits for frames.
     """
-    large = page.locator("dialog.kpnb-large")
+    large, tapped = page.locator("dialog.kpnb-large"), False
     for figure in page.locator("article .cell_output img").all():
         if not figure.is_visible() or figure.evaluate(AS_DRAWN):
             continue
-        figure.scroll_into_view_if_needed()
-        figure.click()
+        if tapped:
+            figure.dispatch_event("click")
+        else:
+            figure.click()  # which scrolls to it
+        tapped = True
         shown = large.locator("img")
         opened = shown.count() and shown.is_visible() and shown.evaluate(AS_DRAWN)
         same = opened and shown.get_attribute("alt") == figure.get_attribute("alt")
