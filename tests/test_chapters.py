@@ -160,16 +160,24 @@ def test_plumbing_is_out_of_sight(path):
     assert len(seen) <= (len(seen) + len(text(path))) / 3
 
 
-@pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
+HYPOTHESES = [path for path in NOTEBOOKS if re.fullmatch(r"[1-4][0-2]_.*", path.stem)]
+
+
+def test_there_are_three_hypotheses_on_four_kinds_of_data():
+    assert len(HYPOTHESES) == 12
+
+
+@pytest.mark.parametrize("path", HYPOTHESES, ids=lambda path: path.stem)
 def test_parameters_are_handed_over_in_their_order(path):
     """By position, so each name must stand where the study expects it."""
     kinds = {kind.__name__: kind for kind in (ImageStudy, CloudStudy, TextStudy, QuestionStudy)}
-    for node in ast.walk(ast.parse(text(path, "code"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "given":
-            names = [chapters.SETTINGS.get(name.id, name.id) for name in node.args]
-            assert names == [*kinds[node.func.value.id].PARAMETERS]
-            own = {chapters.SETTINGS.get(name, name) for name in parameters_of(path)}
-            assert {*names} == own - {"profile"}
+    nodes = ast.walk(ast.parse(text(path, "code")))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    (given,) = (node for node in calls if getattr(node.func, "attr", "") == "given")
+    names = [chapters.SETTINGS.get(name.id, name.id) for name in given.args]
+    assert names == [*kinds[given.func.value.id].PARAMETERS]
+    own = {chapters.SETTINGS.get(name, name) for name in parameters_of(path)}
+    assert {*names} == own - {"profile"}
 
 
 def test_the_longest_run_of_code_is_written_from_scratch():

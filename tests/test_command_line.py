@@ -15,6 +15,7 @@ from filelock import FileLock
 from kpnb_book.__main__ import main
 from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
+from kpnb_book.studies import chapters, plan
 from kpnb_book.studies.evidence import of_one_seed
 
 
@@ -174,8 +175,6 @@ def test_what_else_lies_among_seeds_of_evidence_stays(store, tmp_path):
 
 
 def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):
-    chapters = pytest.importorskip("kpnb_book.studies.chapters")
-    plan = pytest.importorskip("kpnb_book.studies.plan")
     asked = []
     monkeypatch.setattr(chapters, "plans_of", lambda *what: asked.append(what) or ["a plan"])
     monkeypatch.setattr(plan, "forecast", lambda plans: f"forecast of {plans}")

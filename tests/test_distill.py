@@ -2,7 +2,6 @@
 
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -576,19 +575,6 @@ def times(root: Path) -> dict[str, int]:
         f"{p.parent.parent.name}-{p.name}": p.stat().st_mtime_ns
         for p in root.glob("store/*/*/epoch-*.json")
     }
-
-
-def test_a_killed_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path, undisturbed):
-    process = start(tmp_path, 0.05)
-    wait_for(tmp_path, "student/*/epoch-002.json", process)
-    time.sleep(0.08)  # into the next epoch, which takes at least 0.3 s
-    process.kill()
-    assert process.wait(60) == -signal.SIGKILL
-    finished = times(tmp_path)
-    assert "student-epoch-002.json" in finished
-    assert f"student-epoch-{EPOCHS:03d}.json" not in finished
-    assert alike(outcome(tmp_path), undisturbed)
-    assert finished.items() <= times(tmp_path).items(), "a finished epoch was computed again"
 
 
 def test_an_interrupted_training_goes_on_and_ends_with_the_same_bits(tmp_path: Path, undisturbed):

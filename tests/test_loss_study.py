@@ -32,7 +32,7 @@ from kpnb_book.studies.losses import (
     Way,
     way_of,
 )
-from kpnb_book.studies.results import KEY, NETWORK, RESULTS, SAMPLE, Results, Rows
+from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows
 from tests.test_study import TINY, draw
 
 pytestmark = pytest.mark.xdist_group("losses")  # they share what is trained
@@ -341,10 +341,6 @@ def test_tables_of_students_that_are_trained_otherwise_are_outdated(
     assert f"at: weight was {before:g}, is 123" in shapes.outdated(results)
     with pytest.raises(evidence.Stale, match="training of the at at FC1"):
         evidence.check(shapes, study, results)
-
-
-def test_committed_tables_are_of_today():
-    assert LOSSES_EVIDENCE.outdated(Results(RESULTS / LOSSES_EVIDENCE.name)) == []
 
 
 def test_tables_computed_again_are_the_same(rows, shapes, study, store, tmp_path):

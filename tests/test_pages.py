@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Request
 
 from kpnb_book.run.browser import serve
@@ -318,6 +319,42 @@ def culprits(visits: dict[str, Visit], attribute: str) -> dict[str, Any]:
     return {name: found for name, seen in visits.items() if (found := getattr(seen, attribute))}
 
 
+PLANTED = """<!doctype html><html lang="en" data-theme="light"><title>Planted</title>
+<script>
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", (dark) => {
+    document.documentElement.dataset.theme = dark.matches ? "dark" : "light";
+  });
+  throw new Error("planted");
+</script>
+<article>
+  <div style="width: 2000px">wider than a telephone</div>
+  <label>outside <select><option>a<option>b</select></label>
+  <div class="kpnb-view"><label>dead <select><option>a<option>b</select></label></div>
+  <div style="overflow-x: auto; width: 200px"><table style="width: 900px">
+    <thead><tr><th>a</th><th>verdict</th></tr></thead><tr><td>1</td><td>shows</td></tr>
+  </table></div>
+  <div class="cell_output"><pre class="stderr">INFO</pre>
+    <img alt="small" src="large.png" width="100"></div>
+  <img src="http://example.invalid/x.png">
+</article></html>"""
+
+
+def test_what_is_planted_is_found(browser, tmp_path):
+    """A page with a fault of every kind that visits look for."""
+    (tmp_path / "planted.html").write_text(PLANTED)
+    Image.new("RGB", (900, 300), "red").save(tmp_path / "large.png")
+    with serve(tmp_path) as address:
+        seen = visited(browser, address, tmp_path, "planted.html")
+    assert any("planted" in error for error in seen.errors)
+    assert seen.foreign == {"http://example.invalid/x.png"}
+    assert any("2000px" in part for part in seen.wide)
+    assert any("image-alt" in found for found in seen.barriers) or not AXE.exists()
+    assert len(seen.dead) == len(seen.lone) == len(seen.small) == seen.views == 1
+    assert any("overflow-x" in part for part in seen.hidden)
+    assert any("shows" in part for part in seen.hidden)
+    assert len(seen.logs) == 1
+
+
 def test_every_page_was_visited(visits, site):
     toc = (site.parents[2] / "_toc.yml").read_text("utf8")
     assert {f"{name}.html" for name in re.findall(r"(?:file|root): (\S+)", toc)} <= set(visits)
@@ -443,7 +480,7 @@ def test_search_finds_a_word(browser, address):
     page = browser.new_page()
     page.goto(f"{address}/search.html?q=detours")
     found = page.locator("#search-results li a")
-    found.first.wait_for(timeout=10_000)
+    found.first.wait_for(timeout=PATIENCE)
     assert any("book/" in link.get_attribute("href") for link in found.all())
     page.close()
 
@@ -482,13 +519,14 @@ def test_a_tab_that_is_not_drawn_is_visited_again_and_not_for_ever(
 
     def visit(page: Page, *_: Any) -> Visit:
         tabs.append(page)
-        if len(tabs) in (1, 3, 4, 5):
+        blind = len(tabs) in (1, 3, 4, 5)
+        monkeypatch.setattr(__name__ + ".PATIENCE", 2000 if blind else PATIENCE)
+        if blind:
             page.evaluate("() => { window.requestAnimationFrame = () => 0; }")
         draw(page)
         return Visit()
 
     monkeypatch.setattr(__name__ + ".visit", visit)
-    monkeypatch.setattr(__name__ + ".PATIENCE", 2000)
     assert visited(browser, address, site, "search.html") == Visit()
     assert len(tabs) == 2
     with pytest.raises(Undrawn):
