@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from contextlib import suppress
@@ -12,11 +13,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kpnb_book.__main__ import main
+from kpnb_book.__main__ import main, parser
+from kpnb_book.run import sweep
+from kpnb_book.run.notebooks import find_notebook
+from kpnb_book.run.parameters import check_parameters, read_assignments
 from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
 from kpnb_book.studies import chapters, plan
+from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.evidence import of_one_seed
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -235,3 +242,48 @@ def test_a_check_of_evidence_has_a_worker(count, capsys):
     with pytest.raises(SystemExit):
         main(["evidence-check", "images", f"--workers={count}"])
     assert f"argument --workers: '{count}' is no whole number from 1 on" in capsys.readouterr().err
+
+
+# ---- what the pages say to type
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words of every command on a page: lines of its blocks for a shell, and whole commands in
+    its text.
+    """
+    text = (ROOT / page).read_text("utf8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    lines += [line for line in re.findall(r"`([^`\n]+)`", text) if len(line.split()) > 2]
+    lines = [line.removeprefix("PYTHONPATH=. ").partition(">>")[0] for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("kpnb ")]
+
+
+COMMANDS = [
+    (page, words)
+    for page in ("README.md", "book/rerun.md", "book/data.md")
+    for words in commands_of(page)
+    if not {*words} & {"--print-completion", "--help"}
+]
+
+
+def test_pages_have_commands():
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda part: " ".join(part)[:50])
+def test_what_a_page_says_to_type_is_understood(page, words, monkeypatch):
+    """Every option, notebook, parameter, study and sweep; nothing is run."""
+    options = parser().parse_args(words)
+    if page == "README.md":  # which says nothing of a variable
+        monkeypatch.delenv("KPNB_DATA", raising=False)
+    else:
+        monkeypatch.setenv("KPNB_DATA", "/data")
+    if words[0] in ("run", "forecast"):
+        given = read_assignments(options.parameters)
+        check_parameters(find_notebook(options.notebook, ROOT), given)
+    elif words[0] == "sweep" and (ROOT / options.file).is_file():
+        given = read_assignments(options.parameters)
+        assert sweep.read(ROOT / options.file, ROOT, given, here=False)
+    elif words[0].startswith("evidence"):
+        assert {*options.names} <= {*every()}

@@ -54,7 +54,7 @@ def _add_build(commands: Commands) -> None:
 
 
 def _add_run(commands: Commands) -> None:
-    example = "Example: kpnb run 10 -p layer=FC2 -p seeds=[0,1] -p epochs=5"
+    example = "Example: kpnb run 10 -p layer=FC2 -p seeds='[0,1]' -p epochs=5"
     run = commands.add_parser(
         "run", help="run one notebook, with other parameters if you like", epilog=example
     )
