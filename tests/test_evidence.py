@@ -502,6 +502,31 @@ def test_evidence_check_says_which_agree(shapes, study, rows, tmp_path, monkeypa
     assert main(["evidence-check", "right", *output]) == 0
 
 
+def test_the_command_hands_its_options_over(tmp_path, monkeypatch, capsys):
+    asked = {"collect": [], "plans": []}
+
+    def recorded(name):
+        return lambda *what, **how: asked[name].append((what, how)) or []
+
+    for name in asked:
+        monkeypatch.setattr(evidence, name, recorded(name))
+    where = ["--output", str(tmp_path), "-p", "epochs=3", "--only", "untrained"]
+    assert main(["evidence", "images", "pointnet", "--seeds", "0-2,7", "--replace", *where]) == 0
+    for name, ((one, seeds, results), how) in zip(
+        ("images", "pointnet"), asked["collect"], strict=True
+    ):
+        assert (one.name, [*seeds]) == (name, [0, 1, 2, 7])
+        assert results.folder == tmp_path / name
+        assert how == {"only": "untrained", "renew": True, "epochs": 3}
+    assert f"0 seeds computed, 0 in {tmp_path / 'images'}" in capsys.readouterr().out
+
+    assert main(["evidence", "images", "--forecast", *where]) == 0
+    (((one, seeds, results), how),) = asked["plans"]
+    assert (one.name, seeds) == ("images", one.seeds)  # all that were stated
+    assert how == {"only": "untrained", "epochs": 3}
+    assert len(asked["collect"]) == 2
+
+
 # ---- a build's own seeds
 
 
