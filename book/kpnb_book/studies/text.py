@@ -179,8 +179,8 @@ class TextStudy(Study):
         return Tokens(self.measured.counts)
 
     def parameters_below(self, layer: str) -> dict[str, torch.Size]:
-        """As ``Study.parameters_below``; embeddings of words come first, as in the network they
-        do.
+        """As ``Study.parameters_below``, with the embeddings of words first: the network registers
+        them last, and they lie farthest from the feature.
         """
         below = super().parameters_below(layer)
         return dict(sorted(below.items(), key=lambda item: not item[0].startswith("words.")))
