@@ -19,12 +19,9 @@ from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_value
 from kpnb_book.run.source import parameters_of
 from kpnb_book.studies import chapters
-from kpnb_book.studies.clouds import CloudStudy
-from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.text import QuestionStudy, TextStudy
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -168,16 +165,16 @@ def test_there_are_three_hypotheses_on_four_kinds_of_data():
 
 
 @pytest.mark.parametrize("path", HYPOTHESES, ids=lambda path: path.stem)
-def test_parameters_are_handed_over_in_their_order(path):
-    """By position, so each name must stand where the study expects it."""
-    kinds = {kind.__name__: kind for kind in (ImageStudy, CloudStudy, TextStudy, QuestionStudy)}
-    nodes = ast.walk(ast.parse(text(path, "code")))
-    calls = [node for node in nodes if isinstance(node, ast.Call)]
-    (given,) = (node for node in calls if getattr(node.func, "attr", "") == "given")
-    names = [chapters.SETTINGS.get(name.id, name.id) for name in given.args]
-    assert names == [*kinds[given.func.value.id].PARAMETERS]
-    own = {chapters.SETTINGS.get(name, name) for name in parameters_of(path)}
-    assert {*names} == own - {"profile"}
+def test_every_parameter_becomes_the_setting_of_its_name(path):
+    given = {}
+    for node in ast.walk(ast.parse(text(path, "code"))):
+        if isinstance(node, ast.Assign | ast.AugAssign) and isinstance(node.value, ast.Dict):
+            (target,) = getattr(node, "targets", None) or [node.target]
+            if getattr(target, "id", "") == "options":
+                names = [value.id for value in node.value.values]
+                given |= dict(zip((key.value for key in node.value.keys), names, strict=True))
+    own = [name for name in parameters_of(path) if name != "profile"]
+    assert {given.get(chapters.SETTINGS.get(name, name)) for name in own} == {*own}
 
 
 def test_the_longest_run_of_code_is_written_from_scratch():

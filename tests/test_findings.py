@@ -13,10 +13,7 @@ from kpnb.stats import Difference
 from kpnb_book.figures import findings, report
 from kpnb_book.figures.findings import Found
 from kpnb_book.studies import tables
-from kpnb_book.studies.clouds import CloudStudy
-from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.text import QuestionStudy, TextStudy
 from tests.simulated import tables as simulated
 
 NAN = float("nan")
@@ -236,21 +233,3 @@ def test_two_estimates_and_linearity():
     text = findings.linear("s1", rows).data
     assert "between 0.90 and 1.25" in text
     assert "0.010 at most" in text
-
-
-# ---- what it is computed from
-
-
-def test_parameters_become_settings_by_their_place():
-    names = {
-        ImageStudy: "dataset data_root network layers grid b epochs seeds device",
-        CloudStudy: "dataset data_root network layers points background b epochs seeds device",
-        TextStudy: "dataset data_root network depth pool length threshold b epochs seeds device",
-        QuestionStudy: "dataset data_root network depth length b epochs seeds device",
-    }
-    for kind, expected in names.items():
-        given = kind.given(*range(len(kind.PARAMETERS)))
-        assert given == {name: place for place, name in enumerate(expected.split())}
-        assert kind.resolve("smoke", **dict.fromkeys(given))  # all of them are settings
-        with pytest.raises(ValueError, match="zip"):
-            kind.given(1, 2)

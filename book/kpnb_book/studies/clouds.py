@@ -60,18 +60,6 @@ class CloudStudy(Study):
     SOURCES = SOURCES
     ROOTS = ROOTS
     units = Points()
-    PARAMETERS: ClassVar[tuple[str, ...]] = (
-        "dataset",
-        "data_root",
-        "network",
-        "layers",
-        "points",
-        "background",
-        "b",
-        "epochs",
-        "seeds",
-        "device",
-    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
             "epochs": 2,

@@ -74,17 +74,6 @@ class ImageStudy(Study):
     build = staticmethod(build)
     SOURCES = SOURCES
     ROOTS = ROOTS
-    PARAMETERS: ClassVar[tuple[str, ...]] = (
-        "dataset",
-        "data_root",
-        "network",
-        "layers",
-        "grid",
-        "b",
-        "epochs",
-        "seeds",
-        "device",
-    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": {
             "epochs": 2,

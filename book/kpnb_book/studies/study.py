@@ -52,7 +52,6 @@ class Study(ABC):
 
     Settings: ClassVar[type[Settings]]
     PROFILES: ClassVar[dict[str, dict[str, Any]]]
-    PARAMETERS: ClassVar[tuple[str, ...]]
     SOURCES: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # data sets that go by a name
     ROOTS: ClassVar[Mapping[str, bool]] = {}  # whether one of them needs a folder
     build: ClassVar[Callable[..., nn.Module]]
@@ -69,13 +68,6 @@ class Study(ABC):
         for layer in self.settings.layers:
             self.path(layer)
         settings.note(self.settings)
-
-    @classmethod
-    def given(cls, *parameters: Any) -> dict[str, Any]:
-        """The parameters of a chapter as overrides: all settings in ``PARAMETERS``, in that order,
-        which is that of the chapter's first cell. ``ValueError`` for more of them or fewer.
-        """
-        return dict(zip(cls.PARAMETERS, parameters, strict=True))
 
     @classmethod
     def resolve(cls, profile: str = "laptop", **overrides: Any) -> Settings:

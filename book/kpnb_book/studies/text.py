@@ -81,19 +81,6 @@ class TextStudy(Study):
         "probes": 8,
         "noise": 12,
     }
-    PARAMETERS: ClassVar[tuple[str, ...]] = (
-        "dataset",
-        "data_root",
-        "network",
-        "depth",
-        "pool",
-        "length",
-        "threshold",
-        "b",
-        "epochs",
-        "seeds",
-        "device",
-    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": LAPTOP
         | {
@@ -287,17 +274,6 @@ class QuestionStudy(TextStudy):
     """
 
     SIZE: ClassVar[dict[str, Any]] = {"dataset": "factbook", "length": 80}
-    PARAMETERS: ClassVar[tuple[str, ...]] = (
-        "dataset",
-        "data_root",
-        "network",
-        "depth",
-        "length",
-        "b",
-        "epochs",
-        "seeds",
-        "device",
-    )
     PROFILES: ClassVar[dict[str, dict[str, Any]]] = {
         "smoke": TextStudy.PROFILES["smoke"] | SIZE,
         "laptop": TextStudy.LAPTOP
