@@ -1,6 +1,7 @@
 """What the chapter on losses computes from tables, and the page itself in every state of them."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -26,7 +27,7 @@ from kpnb_book.studies.losses import (
     way_of,
 )
 from kpnb_book.studies.results import KEY, Results, Rows
-from kpnb_book.studies.transfer import Taught
+from kpnb_book.studies.stored import Stored
 from tests.simulated import tables
 from tests.test_study import TINY, draw
 
@@ -68,9 +69,14 @@ def write(folder: Path, rows: Rows, **changed: object) -> Path:
     return folder
 
 
+def as_read(rows: Rows, stated: tuple[int, ...] = ()) -> Stored:
+    """As they are read, or come of a build that states no seeds."""
+    return Stored("images", rows.networks, rows.samples, rows.places, stated, frozenset())
+
+
 @pytest.fixture(scope="module")
-def complete() -> Taught:
-    return Taught(simulated(untrained=True), tuple(LOSSES_EVIDENCE.seeds))
+def complete() -> Stored:
+    return as_read(simulated(untrained=True), tuple(LOSSES_EVIDENCE.seeds))
 
 
 # ---- what is computed
@@ -83,14 +89,14 @@ def test_losses_are_ranked_by_what_they_share(complete):
     raises = order.set_index("loss")["raises"]
     assert [raises[name] for name in ("feature", "soft_targets", "rkd")] == ["yes"] * 3
     assert raises["sp"] == "no: lower"
-    assert complete.finished
+    assert transfer.finished(complete)
     known = transfer.baselines(complete)
     assert known["teacher"] == pytest.approx(0.3, abs=0.02)
     assert known["each other"] == pytest.approx(0.25)
 
 
 def test_gains_are_paired_by_seed_and_have_students_interval(complete):
-    networks = complete.rows.networks
+    networks = complete.networks
     table = networks.pivot_table(index="seed", columns="network", values="accuracy")
     gains = table["at"] - table["baseline"]
     row = transfer.ranking(complete).set_index("loss").loc["at"]
@@ -102,7 +108,7 @@ def test_gains_are_paired_by_seed_and_have_students_interval(complete):
 def test_gains_are_corrected_for_the_number_of_losses(complete):
     """Against the textbook's loop; an interval that just excludes 0 does not do."""
     order = transfer.ranking(complete)
-    table = transfer.by_network(complete.rows)
+    table = transfer.by_network(complete)
     found = {name: transfer.compared(table, name)["gain"] for name in order["loss"]}
     plain = {name: stats.ttest_1samp(gain, 0).pvalue for name, gain in found.items()}
     largest = 0.0
@@ -115,9 +121,9 @@ def test_gains_are_corrected_for_the_number_of_losses(complete):
 
 
 def test_means_by_network_by_hand():
-    taught = Taught(simulated(("at",), seeds=2))
-    table = transfer.by_network(taught.rows).set_index(KEY)
-    mine = taught.rows.samples.set_index(KEY).loc[(1, "FC2", "at")]
+    taught = as_read(simulated(("at",), seeds=2))
+    table = transfer.by_network(taught).set_index(KEY)
+    mine = taught.samples.set_index(KEY).loc[(1, "FC2", "at")]
     row = table.loc[(1, "FC2", "at")]
     assert row["d_mean"] == pytest.approx(mine["d"].mean())
     assert row["d_var"] == pytest.approx(np.var(mine["d"]))
@@ -127,7 +133,7 @@ def test_means_by_network_by_hand():
 def test_correlation_against_scipy_and_its_verdict(complete):
     """Planted: accuracy goes with what is shared, and with nothing else."""
     found = transfer.correlations(complete).set_index("name")
-    table = transfer.by_network(complete.rows).query("network in @LOSSES")
+    table = transfer.by_network(complete).query("network in @LOSSES")
     for name in transfer.CLAIM:
         expected = stats.spearmanr(table[name], table["accuracy"]).statistic
         assert found.loc[name, "rho"] == pytest.approx(expected)
@@ -139,7 +145,7 @@ def test_correlation_against_scipy_and_its_verdict(complete):
     assert found.loc["iou_teacher", "p"] == pytest.approx(3 * p, abs=0.01)
     p = stats.spearmanr(means["n_fg"], means["accuracy"]).pvalue
     assert found.loc["n_fg", "p"] == pytest.approx(min(1, 3 * p), abs=0.1)
-    few = transfer.correlations(Taught(simulated(("at", "sp"), seeds=1)))
+    few = transfer.correlations(as_read(simulated(("at", "sp"), seeds=1)))
     assert set(few["verdict"]) == {"open"}
     assert few["between"].isna().all()
 
@@ -151,10 +157,10 @@ def test_the_six_metrics_wait_for_all_seeds(complete):
     assert found["at"]["n_fg"].seeds == 5
     beyond = transfer.differences(complete, "untrained")["at"]["n_fg"]
     assert beyond.value == pytest.approx(6, abs=2)  # its control is as the baseline
-    early = Taught(simulated(seeds=4), complete.stated)
+    early = as_read(simulated(seeds=4), complete.stated)
     assert transfer.differences(early) == {}
-    assert not early.finished
-    assert transfer.differences(Taught(early.rows, complete.stated), "untrained") == {}
+    assert not transfer.finished(early)
+    assert transfer.differences(early, "untrained") == {}
 
 
 def test_tables_of_other_students_are_told(tmp_path):
@@ -171,7 +177,7 @@ def test_tables_of_other_students_are_told(tmp_path):
 def test_seeds_that_were_not_stated_do_not_count(tmp_path):
     write(tmp_path, simulated(seeds=7))
     stored = transfer.stored(tmp_path)
-    assert sorted(stored.rows.networks["seed"].unique()) == [*LOSSES_EVIDENCE.seeds]
+    assert sorted(stored.networks["seed"].unique()) == [*LOSSES_EVIDENCE.seeds]
 
 
 # ---- figures
@@ -186,7 +192,7 @@ def test_figures_show_what_they_were_given(complete):
     means = [line.get_xdata()[0] for line in right.lines if line.get_marker() == "o"]
     assert means == pytest.approx((100 * order["gain"]).tolist())
     assert sum(line.get_linewidth() == 3 for line in right.lines) == len(order)
-    early = Taught(simulated(seeds=2), complete.stated)
+    early = as_read(simulated(seeds=2), complete.stated)
     right = shown.ranked(early, transfer.ranking(early)).axes[1]
     assert not [line for line in right.lines if line.get_linewidth() == 3]
 
@@ -255,18 +261,18 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
 
 def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_path, monkeypatch):
     """Of another study's tables, or where the network measures other images, its own."""
-    own = Taught(own_students(study, 101, ["feature"]))
+    own = transfer.own(study, 101, ["feature"])
     seen = transfer.pictures(study, own, None, "FC1")
     assert list(seen.points) == ["teacher", "baseline", "feature"]
     assert seen.images.shape[0] == len(study.shown(4)) == len(seen.points["teacher"])
     stored = transfer.stored(write(tmp_path, simulated(("at",), seeds=2)))
     assert list(transfer.pictures(study, own, stored, "FC1").points) == [*seen.points]
     monkeypatch.setattr(transfer, "with_stored_pictures", lambda *given: study)
-    places = stored.rows.places.copy()
+    places = stored.places.copy()
     cells = packed(torch.arange(16) < 5)
     for name in places.filter(regex="picture|taught"):
         places[name] = cells
-    planted = Taught(Rows(stored.rows.networks, stored.rows.samples, places), stored.stated)
+    planted = replace(stored, places=places)
     theirs = transfer.pictures(study, own, planted, "FC1").points
     assert list(theirs) == ["teacher", "baseline", "at"]
     assert theirs["at"].sum(1).tolist() == [5] * 4

@@ -20,7 +20,7 @@ from kpnb_book.studies.chapters import plans_of
 from kpnb_book.studies.evidence import OneNetwork, collect, plan
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import KEY, NETWORK, Results
-from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
 from tests.drawn import TINY, draw
 from tests.simulated import tables
@@ -143,7 +143,7 @@ def test_the_convolutional_teacher_is_that_of_other_chapters(profile, study):
 
 
 def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, tmp_path):
-    results = Results(tmp_path / "small")
+    results = Results(tmp_path / evidence.name)
     collect(evidence, [0], results, study.store)
     rows = results.read()
     roles = {"baseline", *TAUGHT, *UNTRAINED.values()}
@@ -161,7 +161,7 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, t
     stored = chosen.loc[chosen["layer"] == "cls", "n_bg"].to_numpy()
     np.testing.assert_allclose(stored, metrics.n_bg.numpy(), atol=1e-5)
 
-    small = stored_of(results, evidence)
+    small = read_one(evidence, tmp_path)
     assert shown.state(small, 3) == "Stored evidence has 1 of 2 seeds; the verdict waits for all."
     assert transformer.differences(small) == {}
     means = transformer.layer_means(small.networks)
@@ -259,7 +259,7 @@ def test_both_kinds_are_compared_on_the_same_pictures(effect, said, tmp_path):
 def test_other_pictures_are_not_compared(tmp_path):
     samples, networks = tables({}, seeds=5, samples=20)
     for name, measured in (("transformer", "a"), ("images", "b")):
-        rows = transformer.Results(tmp_path / name)
+        rows = Results(tmp_path / name)
         rows.add({"study": "ImageStudy", "measured": measured}, _rows(samples, networks))
     assert transformer.kinds(tmp_path) == {}
     again = Results(tmp_path / "again" / "transformer")

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kpnb.metrics import BETTER, NAMES, SYMBOL
-from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _styled
+from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, styled
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import Estimate
@@ -98,7 +98,7 @@ def _estimate(axis: Axes, found: Estimate) -> None:
         axis.xaxis.set_major_formatter("{x:g} %")
 
 
-@_styled
+@styled
 def estimation(found: Mapping[str, Sequence[Estimate]]) -> Figure:
     """Student minus baseline, a strip for each metric of each kind of data.
 
@@ -151,7 +151,7 @@ def _replication(axis: Axes, row: Mapping[str, Any], before: np.ndarray, after: 
     _named(axis, SYMBOL[row["metric"]], words, colour)
 
 
-@_styled
+@styled
 def replications(found: Mapping[str, Beside], metrics: Sequence[str] = NAMES) -> Figure:
     """Own seeds beside the stored ones, a strip for each of the ``metrics`` of each study.
 
@@ -175,7 +175,7 @@ def replications(found: Mapping[str, Beside], metrics: Sequence[str] = NAMES) ->
     return figure
 
 
-@_styled
+@styled
 def point_places(shares: Mapping[str, np.ndarray]) -> Figure:
     """Where knowledge points lie on average, one map a network, on one colour scale.
 
@@ -210,7 +210,7 @@ KNOWN_AS = {
 """What networks are called, by their role in a study."""
 
 
-@_styled
+@styled
 def metrics_of_roles(means: pd.DataFrame) -> Figure:
     """The six metrics of several kinds of network, a strip for each metric, a row of dots in it for
     each kind: every dot is a seed, a bar their mean.
@@ -232,7 +232,7 @@ def metrics_of_roles(means: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def factors_of_distance(means: pd.DataFrame) -> Figure:
     """D_mean of each network over the length of its whole path; every dot is a seed.
 

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kpnb_book.figures.plots import GREY, SERIES, _styled
+from kpnb_book.figures.plots import GREY, SERIES, styled
 
 ALT = (
     "For each network two panels over CPU time on a logarithmic axis: error of H, which falls, "
@@ -48,7 +48,7 @@ def _lines(axes: tuple[Axes, Axes], rows: pd.DataFrame) -> None:
             axes[1].scatter(row.milliseconds, row.iou, **about)
 
 
-@_styled
+@styled
 def draw(rows: pd.DataFrame) -> Figure:
     """Error of H and IoU of knowledge points against CPU time, a row of panels for each network.
 

@@ -12,11 +12,28 @@ from torch import Tensor
 from kpnb.losses import LOSSES
 from kpnb.metrics import NAMES, SYMBOL
 from kpnb.stats import Difference
-from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, _key, _marked, _picture, _styled
+from kpnb_book.figures.plots import (
+    COLOUR,
+    GREY,
+    VERDICT,
+    draw_cells,
+    draw_image,
+    legend_below,
+    styled,
+)
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.losses import UNTRAINED, way_of
 from kpnb_book.studies.settings import Settings
-from kpnb_book.studies.transfer import Taught, baselines, by_network, by_seed, compared
+from kpnb_book.studies.stored import Stored
+from kpnb_book.studies.transfer import (
+    baselines,
+    by_network,
+    by_seed,
+    compared,
+    finished,
+    seeds,
+    taught_by,
+)
 
 KNOWN_AS = {
     "feature": "feature",
@@ -50,13 +67,13 @@ def _strip(axis: Axes, row: float, values: np.ndarray, ends: tuple[float, float]
         axis.plot(ends, [row, row], color=COLOUR["student"], lw=3, alpha=0.7)
 
 
-@_styled
-def ranked(taught: Taught, order: pd.DataFrame) -> Figure:
+@styled
+def ranked(taught: Stored, order: pd.DataFrame) -> Figure:
     """Losses by what their students share with the teacher, beside how much accuracy they gain.
 
     order   ``transfer.ranking``, from top to bottom; intervals are drawn once all seeds are there
     """
-    table, known = by_network(taught.rows), baselines(taught)
+    table, known = by_network(taught), baselines(taught)
     size = (8.2, 0.38 * len(order) + 1.5)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
     for row, found in enumerate(order.to_dict("records")):
@@ -64,7 +81,7 @@ def ranked(taught: Taught, order: pd.DataFrame) -> Figure:
         for axis, name in zip(axes, ("shared", "gain"), strict=True):
             ends = (found[f"{name}_low"], found[f"{name}_high"])
             scale = 100 if name == "gain" else 1
-            shown = tuple(scale * end for end in ends) if taught.finished else (np.nan, np.nan)
+            shown = tuple(scale * end for end in ends) if finished(taught) else (np.nan, np.nan)
             _strip(axis, row, scale * seeds[name].to_numpy(), shown)
     axes[0].axvline(known["teacher"], color=COLOUR["baseline"], lw=1.5)
     axes[0].axvline(known["each other"], color=COLOUR["baseline"], lw=1.5, ls=":")
@@ -79,7 +96,7 @@ def ranked(taught: Taught, order: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def same_pictures(
     images: Tensor, points: Mapping[str, Tensor], foreground: Tensor, shape: tuple[int, int]
 ) -> Figure:
@@ -97,42 +114,42 @@ def same_pictures(
         axis.spines[:].set_visible(False)
     colours = [COLOUR["foreground"], COLOUR["background"]]
     for column, (image, inside) in enumerate(zip(images, foreground, strict=True)):
-        _picture(axes[0, column], image)
+        draw_image(axes[0, column], image)
         for row, found in enumerate(points.values(), 1):
             regions = (found[column] & inside, found[column] & ~inside)
-            _marked(axes[row, column], image, shape, dict(zip(colours, regions, strict=True)))
+            draw_cells(axes[row, column], image, shape, dict(zip(colours, regions, strict=True)))
     for axis, name in zip(axes[:, 0], ["input", *points], strict=True):
         axis.set_ylabel(known_as(name), rotation=0, ha="right", va="center")
-    _key(figure, ["on the object", "on the background"], colours, marker="s")
+    legend_below(figure, ["on the object", "on the background"], colours, marker="s")
     return figure
 
 
-@_styled
-def related(taught: Taught, found: pd.DataFrame) -> Figure:
+@styled
+def related(taught: Stored, found: pd.DataFrame) -> Figure:
     """Accuracy against what it should go with: a dot for each student, a colour for each loss.
 
     found   ``transfer.correlations``
     """
-    table = by_network(taught.rows)
+    table = by_network(taught)
     colours = plt.get_cmap("tab10").colors
     size = (3.0 * len(found), 3.4)
     figure, axes = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], found["name"], strict=True):
-        for number, loss in enumerate(taught.losses):
+        for number, loss in enumerate(taught_by(taught)):
             mine = table[table["network"] == loss]
             look = {"color": colours[number % len(colours)], "s": 26, "lw": 0, "alpha": 0.85}
             axis.scatter(mine[name], 100 * mine["accuracy"], **look)
         axis.set(xlabel=AXIS[name])
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_ylabel("held-out accuracy, %")
-    shown = [colours[number % len(colours)] for number in range(len(taught.losses))]
+    shown = [colours[number % len(colours)] for number in range(len(taught_by(taught)))]
     handles = [plt.Line2D([], [], marker="o", ls="", color=colour) for colour in shown]
-    names = [known_as(loss) for loss in taught.losses]
+    names = [known_as(loss) for loss in taught_by(taught)]
     figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
-@_styled
+@styled
 def six_by_loss(found: Mapping[str, Mapping[str, Difference]], counts: Sequence[int]) -> Figure:
     """Students minus another network in the six metrics, a row for each loss, coloured by the
     verdict.
@@ -152,25 +169,25 @@ def six_by_loss(found: Mapping[str, Mapping[str, Difference]], counts: Sequence[
         axis.set_title(SYMBOL[metric])
         axis.locator_params(axis="x", nbins=4)
     words = ["shows", "opposite", "negligible"]
-    _key(figure, [*words, "not decided"], [*(VERDICT[word] for word in words), GREY])
+    legend_below(figure, [*words, "not decided"], [*(VERDICT[word] for word in words), GREY])
     return figure
 
 
 # ---- words
 
 
-def state(stored: Taught | None, epochs: int) -> str:
+def state(stored: Stored | None, epochs: int) -> str:
     """How far stored evidence is; ``epochs`` of the build's own students, where there is none."""
     if stored is None:
         return (
             "There is no stored evidence of losses yet. These are this build's own students, of "
             f"one seed and {epochs} epochs, which decide nothing."
         )
-    late = min(len(stored.seeds(loss)) for loss in stored.losses)
+    late = min(len(seeds(stored, loss)) for loss in taught_by(stored))
     stated = len(stored.stated)
-    if stored.finished:
-        return f"Stored evidence of {stated} seeds, and {len(stored.losses)} losses:"
-    losses = ", ".join(known_as(loss) for loss in stored.losses)
+    if finished(stored):
+        return f"Stored evidence of {stated} seeds, and {len(taught_by(stored))} losses:"
+    losses = ", ".join(known_as(loss) for loss in taught_by(stored))
     return (
         f"Stored evidence has {late} of {stated} seeds of every loss that it knows ({losses}); the "
         "verdict waits for all. So far:"
@@ -207,7 +224,7 @@ def claim(found: pd.DataFrame, finished: bool) -> str:
 # ---- tables
 
 
-def ranking_table(taught: Taught, order: pd.DataFrame) -> pd.DataFrame:
+def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     """``transfer.ranking`` for the page; the baseline last."""
     percent = 100 * order[["gain", "gain_low", "gain_high"]]
     ends = [interval(low, high, 2, True) for low, high in percent.iloc[:, 1:].to_numpy()]
@@ -222,20 +239,20 @@ def ranking_table(taught: Taught, order: pd.DataFrame) -> pd.DataFrame:
             "accuracy gained, points": percent["gain"],
         }
     )
-    if taught.finished:
+    if finished(taught):
         table = table.assign(**{"95 % interval": ends, "raises it": order["raises"]})
-    mean = by_seed(by_network(taught.rows), "baseline").mean()
-    last = {"student": "(baseline)", "seeds": taught.rows.networks["seed"].nunique()}
+    mean = by_seed(by_network(taught), "baseline").mean()
+    last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}
     last |= {"shared with the teacher": mean["iou_teacher"], "by place alone": mean["iou_place"]}
     last |= {"points added": mean["added_fg"] + mean["added_bg"]}
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
 
 
-def means_table(taught: Taught) -> pd.DataFrame:
+def means_table(taught: Stored) -> pd.DataFrame:
     """The six metrics of every network, means over layers and seeds."""
-    table = by_network(taught.rows)
+    table = by_network(taught)
     means = table.groupby("network", sort=False)[[*NAMES, "accuracy"]].mean()
-    order = ["baseline", *taught.losses]
+    order = ["baseline", *taught_by(taught)]
     return means.loc[order].rename(index=known_as).rename_axis("student").reset_index()
 
 

@@ -7,7 +7,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.figures.plots import COLOUR, GREY, _key, _marked, _panels, _picture, _styled
+from kpnb_book.figures.plots import (
+    COLOUR,
+    GREY,
+    draw_cells,
+    draw_image,
+    legend_below,
+    square_panels,
+    styled,
+)
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.evidence import STUDIES
@@ -118,7 +126,7 @@ def rules_table(rows: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index(drop=True)
 
 
-@_styled
+@styled
 def regions(
     images: Tensor, found: Mapping[str, tuple[Tensor, Tensor, Tensor]], shape: tuple[int, int]
 ) -> Figure:
@@ -127,16 +135,16 @@ def regions(
     found   by column title: knowledge points, foreground and background, bool ``[N, n]`` each. A
             point that lies on neither is grey
     """
-    figure, axes = _panels(len(images), ["input", *found])
+    figure, axes = square_panels(len(images), ["input", *found])
     for row, image in enumerate(images):
-        _picture(axes[row, 0], image)
+        draw_image(axes[row, 0], image)
         for axis, (points, *both) in zip(axes[row, 1:], found.values(), strict=True):
             foreground, background = (points[row] & region[row] for region in both)
             neither = points[row] & ~(foreground | background)
             chosen = (foreground, background, neither)
-            _marked(axis, image, shape, dict(zip(COLOURS, chosen, strict=True)))
+            draw_cells(axis, image, shape, dict(zip(COLOURS, chosen, strict=True)))
     names = ["on the object", "on the background", "on neither"]
-    _key(figure, names, COLOURS, marker="s")
+    legend_below(figure, names, COLOURS, marker="s")
     return figure
 
 

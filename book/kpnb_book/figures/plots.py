@@ -51,7 +51,7 @@ KINDS = {  # of a cloud's points: by kind 0 to 3, on the object + 2 x knowledge 
 STYLE = Path(__file__).with_suffix(".mplstyle")
 
 
-def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     """Draw in the book's style, and keep the figure from being shown twice in a notebook."""
 
     @wraps(plot)
@@ -64,7 +64,9 @@ def _styled(plot: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def _panels(rows: int, titles: Sequence[str], size: float = 1.25) -> tuple[Figure, np.ndarray]:
+def square_panels(
+    rows: int, titles: Sequence[str], size: float = 1.25
+) -> tuple[Figure, np.ndarray]:
     """A grid of square panels without ticks, a column for each of ``titles``."""
     options = {
         "figsize": (size * len(titles), size * rows + 0.5),
@@ -81,23 +83,25 @@ def _panels(rows: int, titles: Sequence[str], size: float = 1.25) -> tuple[Figur
     return figure, axes
 
 
-def _key(figure: Figure, names: Iterable[str], colours: Iterable[str], marker: str = "o") -> None:
-    """Name the colours below the panels."""
+def legend_below(
+    figure: Figure, names: Iterable[str], colours: Iterable[str], marker: str = "o"
+) -> None:
+    """Name the colours below the panels of a ``figure``."""
     handles = [plt.Line2D([], [], marker=marker, ls="", color=colour) for colour in colours]
     figure.legend(handles, names, loc="outside lower center", ncols=2)
 
 
-def _picture(axis: Axes, image: Tensor, fade: float = 0.0) -> None:
+def draw_image(axis: Axes, image: Tensor, fade: float = 0.0) -> None:
     """Show ``image`` uint8 ``[3, S, S]``, mixed with white by ``fade``."""
     pixels = image.permute(1, 2, 0).numpy() / 255
     axis.imshow(pixels * (1 - fade) + fade, extent=(0, 1, 1, 0), interpolation="nearest")
 
 
-def _marked(
+def draw_cells(
     axis: Axes, image: Tensor, shape: tuple[int, int], chosen: Mapping[str, Tensor]
 ) -> None:
     """An image and, by colour, units of its grid, bool ``[n]``."""
-    _picture(axis, image, fade=0.35)
+    draw_image(axis, image, fade=0.35)
     rows, columns = shape
     for colour, units in chosen.items():
         for unit in units.nonzero().flatten().tolist():
@@ -115,19 +119,19 @@ def _rows(axis: Axes, names: Collection[str], metric: str) -> None:
     axis.set_title(f"{SYMBOL[metric]}: {'more' if BETTER[metric] > 0 else 'less'} expected")
 
 
-@_styled
+@styled
 def entropy_maps(images: Tensor, entropies: Mapping[str, Tensor], shape: tuple[int, int]) -> Figure:
     """Figure 1a and 3: one row an image, one column a layer; dark units are discarded least.
 
     images      uint8 ``[N, 3, S, S]``
     entropies   by column title, ``[N, n]`` nats; all share one colour scale
     """
-    figure, axes = _panels(len(images), ["input", *entropies])
+    figure, axes = square_panels(len(images), ["input", *entropies])
     values = torch.stack([*entropies.values()]).numpy()
     low, high = np.nanquantile(values, (0.01, 0.99))
     look = {"cmap": "cividis", "vmin": low, "vmax": high, "extent": (0, 1, 1, 0)}
     for image, found, (first, *others) in zip(images, values.swapaxes(0, 1), axes, strict=True):
-        _picture(first, image)
+        draw_image(first, image)
         for axis, entropy in zip(others, found, strict=True):
             shown = axis.imshow(entropy.reshape(shape), **look)
     bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.02, label="entropy $H_i$ (nats)")
@@ -135,7 +139,7 @@ def entropy_maps(images: Tensor, entropies: Mapping[str, Tensor], shape: tuple[i
     return figure
 
 
-@_styled
+@styled
 def coherency_maps(images: Tensor, maps: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Figure 1b: one row an image, one column a method and network; a method's columns share one
     scale per image.
@@ -143,9 +147,9 @@ def coherency_maps(images: Tensor, maps: Mapping[str, Mapping[str, Tensor]]) -> 
     images  uint8 ``[N, 3, S, S]``; maps by method and then by network, ``[N, h, w]``
     """
     titles = [f"{method},\n{network}" for method, columns in maps.items() for network in columns]
-    figure, axes = _panels(len(images), ["input", *titles])
+    figure, axes = square_panels(len(images), ["input", *titles])
     for row, image in enumerate(images):
-        _picture(axes[row, 0], image)
+        draw_image(axes[row, 0], image)
         shown = iter(axes[row, 1:])
         for columns in maps.values():
             values = torch.stack([column[row] for column in columns.values()])
@@ -170,7 +174,7 @@ def _mean_and_half(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, t * (variance / count).sqrt()
 
 
-@_styled
+@styled
 def point_curves(counts: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """Figure 7: knowledge points by epoch, a panel for each kind of point, a line for each network.
 
@@ -189,11 +193,11 @@ def point_curves(counts: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         axis.set(xlabel="epoch", title=kind)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("knowledge points a sample")
-    _key(figure, networks, [COLOUR["student"], COLOUR["baseline"]])
+    legend_below(figure, networks, [COLOUR["student"], COLOUR["baseline"]])
     return figure
 
 
-@_styled
+@styled
 def quality_and_accuracy(table: pd.DataFrame) -> Figure:
     """Figure 2: accuracy against lambda, a dot for each epoch of each network, large dots late.
 
@@ -217,7 +221,7 @@ def quality_and_accuracy(table: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def point_maps(
     images: Tensor, points: Mapping[str, Tensor], foreground: Tensor, shape: tuple[int, int]
 ) -> Figure:
@@ -225,15 +229,15 @@ def point_maps(
 
     points      by column title, bool ``[N, n]``; foreground bool ``[N, n]``
     """
-    figure, axes = _panels(len(images), ["input", *points])
+    figure, axes = square_panels(len(images), ["input", *points])
     names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
     colours = [COLOUR[region] for region in names]
     for row, (image, inside) in enumerate(zip(images, foreground, strict=True)):
-        _picture(axes[row, 0], image)
+        draw_image(axes[row, 0], image)
         for axis, found in zip(axes[row, 1:], points.values(), strict=True):
             regions = (found[row] & inside, found[row] & ~inside)
-            _marked(axis, image, shape, dict(zip(colours, regions, strict=True)))
-    _key(figure, names.values(), colours, marker="s")
+            draw_cells(axis, image, shape, dict(zip(colours, regions, strict=True)))
+    legend_below(figure, names.values(), colours, marker="s")
     return figure
 
 
@@ -254,7 +258,7 @@ def _strip(axis: Axes, gaps: Tensor, foreground: Tensor, b: float) -> None:
     axis.spines[["left", "bottom"]].set_visible(True)
 
 
-@_styled
+@styled
 def one_image(
     image: Tensor,
     entropy: Tensor,
@@ -268,18 +272,18 @@ def one_image(
     lies below the background's mean, ``gaps``; ``[n]`` each, on a grid of ``shape``.
     """
     titles = ["input", "entropy (dark: kept)", "knowledge points", "right of the line: counts"]
-    figure, axes = _panels(1, titles, size=2.2)
+    figure, axes = square_panels(1, titles, size=2.2)
     figure.set_size_inches(9.6, 3.5)
-    _picture(axes[0, 0], image)
+    draw_image(axes[0, 0], image)
     axes[0, 1].imshow(entropy.reshape(shape).numpy(), cmap="cividis", extent=(0, 1, 1, 0))
     chosen = {COLOUR["foreground"]: points & foreground, COLOUR["background"]: points & ~foreground}
-    _marked(axes[0, 2], image, shape, chosen)
+    draw_cells(axes[0, 2], image, shape, chosen)
     _strip(axes[0, 3], gaps.clamp(-0.6, 1.2), foreground, b)
-    _key(figure, ["on the object", "on the background"], chosen, marker="s")
+    legend_below(figure, ["on the object", "on the background"], chosen, marker="s")
     return figure
 
 
-@_styled
+@styled
 def detour_maps(
     image: Tensor,
     sets: Mapping[str, Tensor],
@@ -293,13 +297,13 @@ def detour_maps(
     sets    by row title, bool ``[M + 1, n]``; of the last column the cells that were given up again
             are grey
     """
-    figure, axes = _panels(len(sets), [*(f"epoch {epoch}" for epoch in epochs), "ever tried"])
+    figure, axes = square_panels(len(sets), [*(f"epoch {epoch}" for epoch in epochs), "ever tried"])
     kept = COLOUR["foreground"]
     for row, (title, found) in zip(axes, sets.items(), strict=True):
         for axis, epoch in zip(row, epochs, strict=False):
-            _marked(axis, image, shape, {kept: found[epoch]})
+            draw_cells(axis, image, shape, {kept: found[epoch]})
         union = found[first:].any(0)
-        _marked(row[-1], image, shape, {kept: union & found[-1], GREY: union & ~found[-1]})
+        draw_cells(row[-1], image, shape, {kept: union & found[-1], GREY: union & ~found[-1]})
         row[-1].set_xlabel(f"kept {int((union & found[-1]).sum())} of {int(union.sum())}")
         row[0].set_ylabel(title, color=COLOUR.get(title, GREY))
     return figure
@@ -315,7 +319,7 @@ def project(points: Tensor, turn: float = 0.6, tilt: float = 0.35) -> Tensor:
     return torch.stack([x * cos(turn) - y * sin(turn), up, away], -1)
 
 
-@_styled
+@styled
 def cloud_maps(
     clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str] = tuple(KINDS)
 ) -> Figure:
@@ -325,7 +329,7 @@ def cloud_maps(
     kinds   by column title, int ``[N, P]``: each point's index into ``names``, whose colours are
             those of ``KINDS``
     """
-    figure, axes = _panels(len(clouds), [*kinds], size=2.2)
+    figure, axes = square_panels(len(clouds), [*kinds], size=2.2)
     colours = np.array(list(KINDS.values()))
     for found, column in zip(kinds.values(), axes.T, strict=True):
         for axis, cloud, kind in zip(column, project(clouds), found, strict=True):
@@ -335,11 +339,11 @@ def cloud_maps(
                 right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0
             )
             axis.set(xlim=(-1, 1), ylim=(-0.8, 0.8), aspect="equal")
-    _key(figure, names, colours)
+    legend_below(figure, names, colours)
     return figure
 
 
-@_styled
+@styled
 def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     """Figure 4: foreground knowledge points against the weight distance, and the share of samples
     whose richest epoch lies within a distance.
@@ -372,7 +376,7 @@ def learning_curves(curves: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
     """Distribution of rho over the images, by network."""
     figure, axis = plt.subplots(figsize=(6, 2.8))
@@ -390,7 +394,7 @@ def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
                 ax=axis,
             )
             axis.axvline(value.mean(), color=colour, lw=2)
-    _key(figure, values, [COLOUR.get(name, GREY) for name in values], marker="s")
+    legend_below(figure, values, [COLOUR.get(name, GREY) for name in values], marker="s")
     axis.set(
         xlabel="$\\rho$: kept share of the tried knowledge points (line: mean)",
         ylabel="samples",
@@ -399,7 +403,7 @@ def detour_histogram(rho: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def six_panels(table: pd.DataFrame) -> Figure:
     """Table 5 as a picture: student and baseline at each layer, a panel for each metric, a pair for
     each seed, in the order of the table.
@@ -420,11 +424,11 @@ def six_panels(table: pd.DataFrame) -> Figure:
             )
         _rows(axis, layers, metric)
         axis.locator_params(axis="x", nbins=4)
-    _key(figure, ["student", "baseline"], [COLOUR["student"], COLOUR["baseline"]])
+    legend_below(figure, ["student", "baseline"], [COLOUR["student"], COLOUR["baseline"]])
     return figure
 
 
-@_styled
+@styled
 def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> Figure:
     """Student minus baseline with its 95 % interval, a panel for each metric, a row for each layer.
 
@@ -450,7 +454,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
     return figure
 
 
-@_styled
+@styled
 def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) -> Figure:
     """One value of the training logs by epoch, a line for each network."""
     figure, axis = plt.subplots(figsize=(6, 3))
@@ -464,7 +468,7 @@ def training_curves(logs: Mapping[str, pd.DataFrame], value: str, label: str) ->
     return figure
 
 
-@_styled
+@styled
 def discarding_by_layer(means: pd.DataFrame) -> Figure:
     """Mean entropy of foreground and background by layer, with the spread over images.
 
@@ -478,7 +482,7 @@ def discarding_by_layer(means: pd.DataFrame) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def error_and_cost(table: pd.DataFrame) -> Figure:
     """Distance to the exact entropy against backward passes, a point for each solver but the exact
     one, and each kind of unit.

@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kpnb_book.figures.plots import COLOUR, GREY, SERIES, _marked, _panels, _picture, _styled
+from kpnb_book.figures.plots import (
+    COLOUR,
+    GREY,
+    SERIES,
+    draw_cells,
+    draw_image,
+    square_panels,
+    styled,
+)
 
 MAP = {"cmap": "cividis", "extent": (0, 1, 1, 0)}
 
@@ -22,27 +30,27 @@ def _shape(cells: Tensor) -> tuple[int, int]:
     return side, side
 
 
-@_styled
+@styled
 def cell_maps(image: Tensor, maps: Mapping[str, Tensor], log: bool = True) -> Figure:
     """An image and maps ``[n]`` by title, on a colour scale of their own each, logarithmic or
     not.
     """
-    figure, axes = _panels(1, ["input", *maps], size=2.1)
-    _picture(axes[0, 0], image)
+    figure, axes = square_panels(1, ["input", *maps], size=2.1)
+    draw_image(axes[0, 0], image)
     for axis, values in zip(axes[0, 1:], maps.values(), strict=True):
         grid = values.double().reshape(_shape(values)).numpy()
         axis.imshow(grid, norm="log" if log else None, **MAP)
     return figure
 
 
-@_styled
+@styled
 def directions(image: Tensor, rows: Mapping[str, Tensor]) -> Figure:
     """What directions of a feature look like in the input: by title, derivatives ``[3, S, S]``.
 
     Mid-grey is 0. Each picture is scaled by its own largest values.
     """
-    figure, axes = _panels(1, ["input", *rows], size=1.6)
-    _picture(axes[0, 0], image)
+    figure, axes = square_panels(1, ["input", *rows], size=1.6)
+    draw_image(axes[0, 0], image)
     for axis, row in zip(axes[0, 1:], rows.values(), strict=True):
         pixels = row.permute(1, 2, 0).numpy()
         largest = np.quantile(np.abs(pixels), 0.995)
@@ -60,7 +68,7 @@ def _growth(axis: Axes, t: Tensor, curves: Mapping[str, Tensor], stop: float) ->
     axis.legend(title="$q_i$", loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
 
 
-@_styled
+@styled
 def growth(
     t: Tensor,
     curves: Mapping[str, Tensor],
@@ -85,7 +93,7 @@ def growth(
     return figure
 
 
-@_styled
+@styled
 def sampled_path(
     t: Tensor,
     curves: Mapping[str, Tensor],
@@ -113,7 +121,7 @@ def sampled_path(
     return figure
 
 
-@_styled
+@styled
 def threshold(image: Tensor, entropy: Tensor, foreground: Tensor, level: float, b: float) -> Figure:
     """Where the threshold cuts: all cells by their entropy, and those that lie below ``level - b``
     on the image.
@@ -137,13 +145,13 @@ def threshold(image: Tensor, entropy: Tensor, foreground: Tensor, level: float, 
     left.set_yticks([0, 1], ["background", "foreground"])
     regions = {"foreground": points & foreground, "background": points & ~foreground}
     chosen = {COLOUR[name]: cells for name, cells in regions.items()}
-    _marked(right, image, _shape(entropy), chosen)
+    draw_cells(right, image, _shape(entropy), chosen)
     right.set(xticks=[], yticks=[])
     right.spines[:].set_visible(False)
     return figure
 
 
-@_styled
+@styled
 def sketch_error(left_out: Tensor, rank: Sequence[int], error: Tensor) -> Figure:
     """What the first directions leave out, and what that costs.
 
@@ -160,7 +168,7 @@ def sketch_error(left_out: Tensor, rank: Sequence[int], error: Tensor) -> Figure
     return figure
 
 
-@_styled
+@styled
 def learning_paths(curves: Mapping[str, tuple[Tensor, Tensor, int | None]]) -> Figure:
     """Figure 4 for one image: foreground knowledge points along the way that the weights travel.
 

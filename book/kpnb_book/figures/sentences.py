@@ -16,7 +16,6 @@ from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored, learned, standing, waiting
-from kpnb_book.studies.transfer import Taught
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -190,7 +189,7 @@ def _warned(found: Mapping[str, Stored]) -> list[str]:
     return ["", warning] if warning else []
 
 
-def stale(found: Mapping[str, Stored | Taught | replication.Beside | None]) -> str:
+def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
     """A warning of stale tables, with what has changed since, by study; "" when none is."""
     outdated = {name: each.outdated for name, each in found.items() if each and each.outdated}
     if not outdated:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from kpnb.metrics import SYMBOL
 from kpnb.stats import Difference
-from kpnb_book.figures.plots import COLOUR, GREY, _styled
+from kpnb_book.figures.plots import COLOUR, GREY, styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.stored import Stored
@@ -47,7 +47,7 @@ def known_as(network: str) -> str:
     return KNOWN_AS.get(network, network)
 
 
-@_styled
+@styled
 def by_layer(means: pd.DataFrame) -> Figure:
     """Knowledge points, and by how much more of the background is discarded, layer by layer; blocks
     are joined by lines.

@@ -13,8 +13,8 @@ from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.replication import concerns
-from kpnb_book.studies.results import KEY, RESULTS, Results
-from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.results import KEY, RESULTS
+from kpnb_book.studies.stored import Stored, read
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.verdicts import (
     BY_PAPER,
@@ -37,13 +37,8 @@ def stored(folder: str | Path | None = None) -> dict[str, Stored]:
     """
     root = Path(folder or RESULTS)
     others = sorted(path.name for path in root.glob("*") if path.name not in every())
-    names = [*STUDIES, *others]  # losses and the transformer have chapters of their own
-    results = {name: Results(root / name) for name in names}
-    return {
-        name: stored_of(each, STUDIES.get(name))
-        for name, each in results.items()
-        if each.origin is not None
-    }
+    # losses and the transformer have chapters of their own
+    return read({**STUDIES, **dict.fromkeys(others)}, root)
 
 
 def about(studies: Iterable[Study], folder: str | Path | None = None) -> dict[str, Stored]:

@@ -18,8 +18,7 @@ from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE, QUESTION
 from kpnb_book.studies.foreground import metrics_by_rule
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.results import RESULTS, Results
-from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.stored import Stored, read, read_one
 from kpnb_book.studies.verdicts import (
     SIX,
     Estimate,
@@ -118,12 +117,7 @@ SST2 = DataSet(
 
 def stored(names: Iterable[str], folder: str | Path | None = None) -> dict[str, Stored]:
     """The tables in ``folder`` (default ``book/results``) that there are of these studies."""
-    results = {name: Results(Path(folder or RESULTS) / name) for name in names}
-    return {
-        name: stored_of(each, STUDIES.get(name))
-        for name, each in results.items()
-        if each.origin is not None
-    }
+    return read({name: STUDIES[name] for name in names}, folder)
 
 
 def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
@@ -170,10 +164,9 @@ def fine_tuned(
     differences in the six metrics once all stated seeds are there; both empty without tables.
     """
     evidence = FINE_TUNING_EVIDENCE
-    results = Results(Path(folder or RESULTS) / evidence.name)
-    if results.origin is None:
+    each = read_one(evidence, folder)
+    if each is None:
         return {}, {}
-    each = stored_of(results, evidence)
     (layer,) = evidence.overrides["layers"]
     found = points_by_epoch(each, layer, fine_tuning.ROLES)
     judged = decided(each.samples, QUESTION) if each.finished(QUESTION) else {}

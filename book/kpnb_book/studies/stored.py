@@ -1,11 +1,13 @@
-"""The tables of one study, and which seeds of it they have."""
+"""Stored tables as they are read, and which seeds of a study they have."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from kpnb_book.studies.evidence import Evidence
-from kpnb_book.studies.results import Results
+from kpnb_book.studies.results import RESULTS, Results
 from kpnb_book.studies.verdicts import BY_PAPER, KIND, Question, seeds_of
 
 
@@ -18,6 +20,7 @@ class Stored:
     stated                      seeds that were stated before any was computed
     roles                       networks that each of these has in the end
     outdated                    settings in which the tables differ from today's, in words
+    measured                    identity of the samples
     """
 
     kind: str
@@ -27,6 +30,7 @@ class Stored:
     stated: tuple[int, ...]
     roles: frozenset[str]
     outdated: tuple[str, ...] = ()
+    measured: str = ""
 
     def seeds(self, question: Question = BY_PAPER) -> int:
         """How many seeds have both networks of a question."""
@@ -37,13 +41,34 @@ class Stored:
         return self.seeds(question) == len(self.stated) > 1
 
 
-def stored_of(results: Results, evidence: Evidence | None) -> Stored:
-    """One study's tables; of one that is not expected, what is there is all that was stated."""
-    rows = results.read()
+def read(
+    evidence: Mapping[str, Evidence | None], folder: str | Path | None = None
+) -> dict[str, Stored]:
+    """The tables in ``folder`` (default ``book/results``) that there are of these studies, by name;
+    of one that is not expected (None), what is there is all that was stated.
+    """
+    found = {}
+    for name, expected in evidence.items():
+        results = Results(Path(folder or RESULTS) / name)
+        if results.origin is not None:
+            found[name] = _stored(results, expected)
+    return found
+
+
+def read_one(evidence: Evidence, folder: str | Path | None = None) -> Stored | None:
+    """The same of one study; None where there are none."""
+    return read({evidence.name: evidence}, folder).get(evidence.name)
+
+
+def _stored(results: Results, evidence: Evidence | None) -> Stored:
+    rows, origin = results.read(), results.origin
+    frames = (rows.networks, rows.samples, rows.places)
     stated = tuple(results.seeds() if evidence is None else evidence.seeds)
-    roles = frozenset(rows.networks["network"] if evidence is None else evidence.roles)
-    frames = [
-        frame[frame["seed"].isin(stated)] for frame in (rows.networks, rows.samples, rows.places)
-    ]
-    outdated = () if evidence is None else tuple(evidence.outdated(results))
-    return Stored(KIND[results.origin["study"]], *frames, stated, roles, outdated)
+    return Stored(
+        KIND[origin["study"]],
+        *(frame[frame["seed"].isin(stated)] for frame in frames),
+        stated=stated,
+        roles=frozenset(rows.networks["network"] if evidence is None else evidence.roles),
+        outdated=() if evidence is None else tuple(evidence.outdated(results)),
+        measured=origin.get("measured", ""),
+    )

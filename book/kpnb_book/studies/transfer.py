@@ -1,10 +1,10 @@
 """What each loss teaches, read from tables of ``losses``: which loss transfers most, how accurate
 its students are, and whether the two go together.
 
-Tables are ``results.Rows``, those that are stored or those of a build's own students.
+Tables are those that are stored, or those of a build's own students.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,70 +20,54 @@ from kpnb_book.studies import losses, paper
 from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
-from kpnb_book.studies.results import KEY, RESULTS, Results, Rows
+from kpnb_book.studies.results import KEY
+from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, decided, means, seeds_of
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
 
 
-@dataclass(frozen=True)
-class Taught:
-    """Tables of losses.
-
-    rows      of networks, samples and places
-    stated    seeds that were stated before; none for a build's own students
-    outdated  settings in which stored tables differ from today's, in words
-    measured  identity of the stored tables' samples
-    """
-
-    rows: Rows
-    stated: tuple[int, ...] = ()
-    outdated: tuple[str, ...] = ()
-    measured: str = ""
-
-    @property
-    def losses(self) -> list[str]:
-        """Those that have students here, in the order of ``LOSSES``."""
-        known = set(self.rows.networks["network"])
-        return [name for name in LOSSES if name in known]
-
-    def seeds(self, loss: str, other: str = "baseline") -> list[int]:
-        """Seeds that have both networks at every layer."""
-        return seeds_of(self.rows.samples, loss, other)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every loss has all seeds that were stated."""
-        every = [set(self.seeds(loss)) >= {*self.stated} for loss in LOSSES]
-        return bool(self.stated) and all(every)
-
-
-def stored(folder: str | Path | None = None) -> Taught | None:
+def stored(folder: str | Path | None = None) -> Stored | None:
     """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None without
     a baseline and a student.
     """
-    results = Results(Path(folder or RESULTS) / LOSSES_EVIDENCE.name)
-    if results.origin is None:
-        return None
-    stated = tuple(LOSSES_EVIDENCE.seeds)
-    rows = results.read()
-    frames = (rows.networks, rows.samples, rows.places)
-    kept = Rows(*(frame[frame["seed"].isin(stated)] for frame in frames))
-    outdated = tuple(LOSSES_EVIDENCE.outdated(results))
-    found = Taught(kept, stated, outdated, results.origin.get("measured", ""))
-    return found if any(found.seeds(loss) for loss in found.losses) else None
+    found = read_one(LOSSES_EVIDENCE, folder)
+    return found if found and any(seeds(found, loss) for loss in taught_by(found)) else None
 
 
-def by_network(rows: Rows) -> pd.DataFrame:
+def own(study: ImageStudy, seed: int, names: Collection[str]) -> Stored:
+    """The same of a build's own students, which are trained here; no seed of them was stated."""
+    rows = losses.own_students(study, seed, names)
+    return Stored("images", rows.networks, rows.samples, rows.places, (), frozenset())
+
+
+def taught_by(taught: Stored) -> list[str]:
+    """The losses that have students here, in the order of ``LOSSES``."""
+    known = set(taught.networks["network"])
+    return [name for name in LOSSES if name in known]
+
+
+def seeds(taught: Stored, loss: str, other: str = "baseline") -> list[int]:
+    """Seeds that have both networks at every layer."""
+    return seeds_of(taught.samples, loss, other)
+
+
+def finished(taught: Stored) -> bool:
+    """Whether every loss has all seeds that were stated."""
+    every = [{*seeds(taught, loss)} >= {*taught.stated} for loss in LOSSES]
+    return bool(taught.stated) and all(every)
+
+
+def by_network(taught: Stored) -> pd.DataFrame:
     """A row for each seed, layer and network: its accuracy, and means over the samples of the six
     metrics and of ``OVERLAP``.
     """
-    groups = rows.samples.groupby(KEY)
+    groups = taught.samples.groupby(KEY)
     columns = {metric: groups[column].mean() for metric, column in SIX.items()}
     columns["d_var"] = groups["d"].var(ddof=0)
     columns |= {name: groups[name].mean() for name in OVERLAP}
-    accuracies = rows.networks.set_index(KEY)["accuracy"]
+    accuracies = taught.networks.set_index(KEY)["accuracy"]
     return pd.DataFrame(columns).join(accuracies).reset_index()
 
 
@@ -124,15 +108,15 @@ def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     )
 
 
-def ranking(taught: Taught) -> pd.DataFrame:
+def ranking(taught: Stored) -> pd.DataFrame:
     """A row for each loss, the one that shares most with the teacher first: means of ``compared``
     over the seeds, with the intervals of "shared" and "gain", and "raises": whether accuracy is
     above the baseline's ("yes", "no: lower", "not clear"), by Student's t, whose p is corrected for
     the number of losses (Holm).
     """
-    table = by_network(taught.rows)
+    table = by_network(taught)
     rows = []
-    for loss in taught.losses:
+    for loss in taught_by(taught):
         found = compared(table, loss)
         row = {"loss": loss, "seeds": len(found), **found.mean()}
         for name in ("shared", "gain"):
@@ -152,16 +136,16 @@ def _raises(gain: float, p: float) -> str:
     return "yes" if gain > 0 else "no: lower"
 
 
-def baselines(taught: Taught) -> dict[str, float]:
+def baselines(taught: Stored) -> dict[str, float]:
     """What networks share that learned nothing from each other, means over seeds and layers: a
     baseline with the teacher ("teacher"), and two baselines ("each other").
     """
-    found = by_seed(by_network(taught.rows), "baseline").mean()
+    found = by_seed(by_network(taught), "baseline").mean()
     return {"teacher": found["iou_teacher"], "each other": found["iou_baseline"]}
 
 
 def differences(
-    taught: Taught, against: str = "baseline", tables: pd.DataFrame | None = None
+    taught: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
 ) -> dict[str, dict[str, Difference]]:
     """By loss, its student minus another network in the six metrics, with intervals over samples
     and seeds, for losses that have all seeds that were stated.
@@ -170,22 +154,22 @@ def differences(
     tables    the paper's (None: read), which give what is too small to matter
     """
     delta = paper.deltas(
-        paper.read() if tables is None else tables, "images", means(taught.rows.samples)
+        paper.read() if tables is None else tables, "images", means(taught.samples)
     )
     found = {}
-    for loss in taught.losses:
+    for loss in taught_by(taught):
         other = f"{UNTRAINED}{loss}" if against == "untrained" else against
-        seeds = taught.seeds(loss, other)
-        if len(seeds) > 1 and {*taught.stated} <= {*seeds}:
+        there = seeds(taught, loss, other)
+        if len(there) > 1 and {*taught.stated} <= {*there}:
             question = Question(loss, loss, other, BY_PAPER.columns)
-            found[loss] = decided(taught.rows.samples, question, delta)
+            found[loss] = decided(taught.samples, question, delta)
     return found
 
 
 # Whether accuracy goes with it.
 
 
-def correlations(taught: Taught, names: Sequence[str] = CLAIM, seed: int = 0) -> pd.DataFrame:
+def correlations(taught: Stored, names: Sequence[str] = CLAIM, seed: int = 0) -> pd.DataFrame:
     """Rank correlation (Spearman's) of accuracy with each of ``names``, over all students.
 
     Students of one loss are more alike than others, so that the test is of the losses' means: how
@@ -195,8 +179,8 @@ def correlations(taught: Taught, names: Sequence[str] = CLAIM, seed: int = 0) ->
     Columns: name, rho, between (of the losses' means), p, networks, losses, verdict ("shows",
     "opposite" or "open").
     """
-    table = by_network(taught.rows)
-    table = table[table["network"].isin(taught.losses)]
+    table = by_network(taught)
+    table = table[table["network"].isin(taught_by(taught))]
     middle = table.groupby("network").mean(numeric_only=True)
     rows = []
     for name in names:
@@ -266,7 +250,7 @@ class Pictures:
     points: dict[str, Tensor]
 
 
-def pictures(study: ImageStudy, own: Taught, stored: Taught | None, layer: str) -> Pictures:
+def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) -> Pictures:
     """The same pictures through all networks: those of the stored tables, where ``study`` has the
     same pictures, else those of its own.
     """
@@ -274,18 +258,18 @@ def pictures(study: ImageStudy, own: Taught, stored: Taught | None, layer: str) 
     if stored is not None and (whole := with_stored_pictures(study, stored, layer)):
         study, taught = whole, stored
     chosen = study.shown(PICTURES)
-    seed = taught.rows.networks["seed"].min()
-    points = losses.pictures(taught.rows.places, layer, seed, study.foreground.shape[1])
+    seed = taught.networks["seed"].min()
+    points = losses.pictures(taught.places, layer, seed, study.foreground.shape[1])
     return Pictures(
         study.measured.images[chosen], study.foreground[chosen], study.units.shape, points
     )
 
 
-def with_stored_pictures(study: ImageStudy, stored: Taught, layer: str) -> ImageStudy | None:
+def with_stored_pictures(study: ImageStudy, stored: Stored, layer: str) -> ImageStudy | None:
     """A study that measures what is stored, if ``study`` is about the same pictures."""
     wanted = LOSSES_EVIDENCE.kind.resolve(PROFILE, **LOSSES_EVIDENCE.overrides)
     same = all(getattr(study.settings, name) == getattr(wanted, name) for name in SAME)
-    if not same or layer not in set(stored.rows.places["layer"]):
+    if not same or layer not in set(stored.places["layer"]):
         return None
     whole = LOSSES_EVIDENCE.study(study.store)
     return whole if digest(whole.measured.config)[:20] == stored.measured else None

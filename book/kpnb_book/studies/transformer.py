@@ -21,12 +21,11 @@ from kpnb.points import background_level
 from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import losses, measure, paper
-from kpnb_book.studies.evidence import ENOUGH, Evidence, Frames, OneNetwork
+from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence, Frames, OneNetwork
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import RESULTS, Results
-from kpnb_book.studies.stored import Stored, stored_of
+from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
 from kpnb_book.studies.verdicts import POINTS, SIX, Question, answers, decided, means
@@ -155,8 +154,7 @@ def stored(folder: str | Path | None = None) -> Stored | None:
     """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None where
     there are none.
     """
-    results = Results(Path(folder or RESULTS) / TRANSFORMER_EVIDENCE.name)
-    return None if results.origin is None else stored_of(results, TRANSFORMER_EVIDENCE)
+    return read_one(TRANSFORMER_EVIDENCE, folder)
 
 
 def differences(
@@ -217,13 +215,10 @@ def kinds(folder: str | Path | None = None) -> dict[str, Difference]:
     the tables in ``folder`` (default ``book/results``); empty until both have all seeds that were
     stated for transformers, and unless they measured the same pictures.
     """
-    root = Path(folder or RESULTS)
-    ours, theirs = (Results(root / name) for name in (TRANSFORMER_EVIDENCE.name, "images"))
-    if ours.origin is None or theirs.origin is None:
+    ours, theirs = (read_one(each, folder) for each in (TRANSFORMER_EVIDENCE, STUDIES["images"]))
+    if ours is None or theirs is None or ours.measured != theirs.measured:
         return {}
-    if ours.origin["measured"] != theirs.origin["measured"]:
-        return {}
-    frame = of_both_kinds(ours.read().samples, theirs.read().samples)
+    frame = of_both_kinds(ours.samples, theirs.samples)
     if not answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
         return {}
     delta = paper.deltas(paper.read(), "images", means(frame, "convolution"))
