@@ -184,19 +184,20 @@ def test_what_answers_at_once_does_without_pytorch(root, arguments):
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
-BUSY = "import os, time\nopen('../pids', 'a').write(f'{os.getpid()}\\n'); time.sleep(SECONDS)"
+BUSY = """import os, time
+open("../pids", "a").write(f"{os.getpid()}\\n")
+while not os.path.exists("../go"): time.sleep(0.05)"""
 
 
 def heeding_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(root: Path, *options: str, seconds: float = 1.5) -> subprocess.Popen:
-    """A sweep of two runs that take their time, in a process of its own, after its first run has
-    begun.
+def start(root: Path, *options: str) -> subprocess.Popen:
+    """A sweep of two runs that wait for a file ``go``, in a process of its own, after its first run
+    has begun.
     """
-    busy = BUSY.replace("SECONDS", str(seconds))
-    write(root / "notebooks" / "10_mini.ipynb", RESULTS, busy, parameters=HEAD)
+    write(root / "notebooks" / "10_mini.ipynb", RESULTS, BUSY, parameters=HEAD)
     command = [sys.executable, "-m", "kpnb_book", "sweep", str(grid(root, grid={"n": [1, 2]}))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     (root / "tmp").mkdir()
@@ -236,6 +237,7 @@ def test_killed_sweep_leaves_nothing_and_goes_on_to_the_same_table(root, dask_cl
     wait_for(lambda: gone(processes), 10)
     assert not (root / "reruns" / "mini" / "results.csv").exists()
     assert not [*(root / "reruns" / "mini").glob("*/10_mini.ipynb")]
+    (root / "go").touch()
     assert main(["sweep", "mini.yaml", "--scheduler", dask_cluster]) == 0
     assert ran(root) == ["1a", "1a", "2a"]
     results = pd.read_csv(root / "reruns" / "mini" / "results.csv")
@@ -244,7 +246,7 @@ def test_killed_sweep_leaves_nothing_and_goes_on_to_the_same_table(root, dask_cl
 
 def test_ctrl_c_ends_everything(root):
     """In a terminal all processes get it, kernels excepted."""
-    process = start(root, seconds=60)
+    process = start(root)
     processes = family(root, process)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=20)[0]
@@ -256,10 +258,11 @@ def test_ctrl_c_ends_everything(root):
 
 
 def test_a_run_whose_worker_is_lost_goes_to_another_one(root, dask_cluster):
-    sweeping = start(root, "--scheduler", dask_cluster, seconds=2)
+    sweeping = start(root, "--scheduler", dask_cluster)
     wait_for(lambda: len((root / "pids").read_text().split()) == 2)
     with Client(dask_cluster) as client:
         psutil.Process(min(client.run(os.getpid).values())).kill()
+    (root / "go").touch()
     said = sweeping.communicate(timeout=120)[0]
     assert sweeping.returncode == 0, said
     assert len(ran(root)) == 2 + 1
@@ -268,7 +271,12 @@ def test_a_run_whose_worker_is_lost_goes_to_another_one(root, dask_cluster):
 
 def test_a_lost_scheduler_is_a_failure_and_no_riddle(tmp_path):
     with engine.cluster(1) as client:
-        lost = threading.Timer(0.5, client.cluster.close)
+
+        def lose() -> None:
+            wait_for((tmp_path / "noted").exists)
+            client.cluster.close()
+
+        lost = threading.Thread(target=lose)
         lost.start()
         outcomes = engine.run(client, [task("a", tmp_path, together=9)])
         lost.join()
