@@ -481,3 +481,26 @@ def test_alexnet_has_rates_of_its_own_where_the_profile_sets_none(profile, rates
     found = ImageStudy.resolve(profile, network="alexnet")
     assert (found.lr, found.student_lr) == rates
     assert ImageStudy.resolve(profile, network="alexnet", lr=0.3).lr == 0.3
+
+
+def test_the_page_says_what_the_profiles_are():
+    """Row by row; where the page says *all* or *the same*, so do the settings."""
+    page = (Path(__file__).parents[1] / "book" / "rerun.md").read_text("utf8")
+    table = page.partition("### Profiles")[2].partition("`ImageStudy.PROFILES`")[0]
+    said = {}
+    for line in table.splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        said[name] = [cell.replace(",", "") for cell in cells]
+    for place, profile in enumerate(("smoke", "laptop", "paper")):
+        s = ImageStudy.resolve(profile)
+        assert said["image, grid"][place] == f"{s.size} px {s.grid} × {s.grid}"
+        samples = f"{s.teacher_samples} / {s.share}"
+        assert said["training images: teacher / student and baseline"][place] == samples
+        epochs = f"{s.teacher_epochs} / {s.epochs} / {s.head_epochs}"
+        assert said["epochs: teacher / student and baseline / head"][place] == epochs
+        assert said["seeds"][place] == str(len(s.seeds))
+        assert said["target layers"][place].split() == [*s.layers]
+        assert said["images measured"][place] == str(s.analysed)
+        assert ("random" in said["teacher starts from"][place]) == (s.teacher_weights is None)
+        width, network = (1.0, "vgg16") if profile == "paper" else (1 / 8, "vgg11_bn")
+        assert (s.width, s.network) == (width, network)
