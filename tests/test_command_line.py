@@ -21,7 +21,7 @@ from kpnb_book.run.storage import folders
 from kpnb_book.store import Run, Store
 from kpnb_book.studies import chapters, plan
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import of_one_seed
+from kpnb_book.studies.collecting import of_one_seed
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,19 +20,13 @@ from kpnb_book.figures.findings import Found, own_seeds, replicated
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.evidence import several_seeds
 from kpnb_book.store import Store
-from kpnb_book.studies import evidence, measure, replication
+from kpnb_book.studies import collecting, evidence, measure, replication
 from kpnb_book.studies.again import again, compared, predicted_means
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.clouds import CloudStudy
+from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import (
-    Evidence,
-    collect,
-    distance_within,
-    networks,
-    plans,
-    seed_rows,
-)
+from kpnb_book.studies.evidence import Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import forecast
 from kpnb_book.studies.results import (
@@ -47,6 +41,7 @@ from kpnb_book.studies.results import (
     merged,
     zipped,
 )
+from kpnb_book.studies.rows import distance_within, place_counts
 from kpnb_book.studies.text import TextStudy
 from tests.drawn import TINY, draw
 from tests.tiny_text import tiny_model, write_sst2
@@ -154,7 +149,7 @@ def test_a_liking_for_the_middle_is_place_and_one_for_the_object_is_not(study):
     left = {}
     for name, points in ours.items():
         own = (points & study.foreground).sum(-1) / points.sum(-1)
-        left[name] = (own - evidence.place_counts(study, points)[2]).mean().item()
+        left[name] = (own - place_counts(study, points)[2]).mean().item()
     assert abs(left["middle"]) < 0.1 < left["object"]
     assert left["object"] > 3 * abs(left["middle"])
 
@@ -216,13 +211,13 @@ def test_seeds_are_kept_and_not_computed_again(shapes, store, tmp_path, monkeypa
     results = Results(tmp_path / "shapes")
     assert collect(shapes, [0], results, store) == [0]
     before = (results.folder / "samples.csv.xz").read_bytes()
-    monkeypatch.setattr(evidence, "seed_rows", None)  # would fail
+    monkeypatch.setattr(collecting, "seed_rows", None)  # would fail
     assert collect(shapes, [0], results, store) == []
     assert (results.folder / "samples.csv.xz").read_bytes() == before
-    assert not evidence.folder_of(store, "shapes-0").exists()
-    (evidence.folder_of(store, "shapes-0") / "student").mkdir(parents=True)  # killed at the end
+    assert not collecting.folder_of(store, "shapes-0").exists()
+    (collecting.folder_of(store, "shapes-0") / "student").mkdir(parents=True)  # killed at the end
     assert collect(shapes, [0], results, store) == []
-    assert not evidence.folder_of(store, "shapes-0").exists()
+    assert not collecting.folder_of(store, "shapes-0").exists()
     text = lzma.decompress(before).decode()
     assert text.startswith("seed,layer,network,sample,n_fg")
     assert zipped(text) == before
@@ -308,7 +303,7 @@ def test_evidence_of_other_code_is_stale(shapes, study, rows, store, tables, wha
     """Planted: the code gives another address, though no setting differs."""
     other = changed(rows, "networks", what, "student/0", network="untrained")
     tables.add(shapes.origin(study), role_of(other, "untrained"))
-    monkeypatch.setattr(evidence, "seed_rows", lambda *_: rows)
+    monkeypatch.setattr(collecting, "seed_rows", lambda *_: rows)
     with pytest.raises(Stale, match=rf"{what} of the untrained at FC1, seed 0, was student/0, is "):
         collect(shapes, [0], tables, store)
     assert collect(shapes, [0], tables, store, renew=True) == [0]
@@ -328,7 +323,7 @@ def test_networks_are_added_to_a_seed(shapes, study, rows, store, tmp_path):
     assert collect(shapes, [0], parts, store, only="equal-rate") == [0]
     assert parts.origin["networks"] == ["equal-rate"]
     names = ["baseline", "student", "untrained", "random-labels"]
-    assert sorted(evidence.lacking(shapes, 0, parts)) == sorted(names)
+    assert sorted(collecting.lacking(shapes, 0, parts)) == sorted(names)
     assert collect(shapes, [0], parts, store, only="equal-rate") == []
     parts.add(shapes.origin(study), role_of(rows, *names))
     whole.add(shapes.origin(study), rows)
@@ -351,10 +346,10 @@ def test_the_order_of_seeds_leaves_no_trace(rows, shapes, study, tmp_path):
 
 
 def test_a_seed_is_computed_by_one_process(shapes, store, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evidence, "seed_rows", None)  # would fail
-    with evidence.of_one_seed(store, "shapes-0") as apart:
+    monkeypatch.setattr(collecting, "seed_rows", None)  # would fail
+    with collecting.of_one_seed(store, "shapes-0") as apart:
         assert apart is not None
-        with evidence.of_one_seed(store, "shapes-0") as second:
+        with collecting.of_one_seed(store, "shapes-0") as second:
             assert second is None
         assert apart.root.is_dir()
         assert collect(shapes, [0], Results(tmp_path), store) == []
@@ -509,7 +504,7 @@ def test_the_command_hands_its_options_over(tmp_path, monkeypatch, capsys):
         return lambda *what, **how: asked[name].append((what, how)) or []
 
     for name in asked:
-        monkeypatch.setattr(evidence, name, recorded(name))
+        monkeypatch.setattr(collecting, name, recorded(name))
     where = ["--output", str(tmp_path), "-p", "epochs=3", "--only", "untrained"]
     assert main(["evidence", "images", "pointnet", "--seeds", "0-2,7", "--replace", *where]) == 0
     for name, ((one, seeds, results), how) in zip(

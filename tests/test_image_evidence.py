@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from kpnb_book.store import Store
-from kpnb_book.studies import evidence, measure
+from kpnb_book.studies import measure
+from kpnb_book.studies.collecting import seed_rows
 from kpnb_book.studies.curves import curves
-from kpnb_book.studies.evidence import STUDIES, ImageEvidence, seed_rows
+from kpnb_book.studies.evidence import STUDIES, ImageEvidence
 from kpnb_book.studies.foreground import RULES, apart, boxes, in_the_box, ring_share
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import KEY
@@ -127,4 +128,4 @@ def test_photographs_have_boxes_for_masks_and_drawings_have_outlines():
     assert STUDIES["images"].rules == ("box", "apart")
     assert STUDIES["tiny-imagenet-vgg11"].rules == ("apart",)
     assert set(RULES) >= {*STUDIES["images"].rules}
-    assert isinstance(STUDIES["images"], evidence.ImageEvidence)
+    assert isinstance(STUDIES["images"], ImageEvidence)

@@ -14,11 +14,12 @@ import torch
 
 from kpnb.losses import LOSSES, Loss, TrainingObjective
 from kpnb_book.store import Store
-from kpnb_book.studies import choose, evidence, losses, measure
+from kpnb_book.studies import choose, collecting, losses, measure
 from kpnb_book.studies.again import again
 from kpnb_book.studies.board import stored
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import Evidence, collect, plan, seed_rows
+from kpnb_book.studies.collecting import collect, plan, seed_rows
+from kpnb_book.studies.evidence import Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     HERE,
@@ -339,8 +340,8 @@ def test_tables_of_students_that_are_trained_otherwise_are_outdated(
     monkeypatch.setitem(WAYS, "at", replace(WAYS["at"], rate=3.0, weight=0.123))
     assert f"at: lr was {lr:g}, is {rate:g}" in shapes.outdated(results)
     assert f"at: weight was {before:g}, is 123" in shapes.outdated(results)
-    with pytest.raises(evidence.Stale, match="training of the at at FC1"):
-        evidence.check(shapes, study, results)
+    with pytest.raises(collecting.Stale, match="training of the at at FC1"):
+        collecting.check(shapes, study, results)
 
 
 def test_tables_computed_again_are_the_same(rows, shapes, study, store, tmp_path):

@@ -16,7 +16,8 @@ from kpnb_book.figures.report import six_table
 from kpnb_book.store import Store
 from kpnb_book.studies import board, fine_tuning, official, paper
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import OFFICIAL, STUDIES, seed_rows
+from kpnb_book.studies.collecting import seed_rows
+from kpnb_book.studies.evidence import OFFICIAL, STUDIES
 from kpnb_book.studies.experiments import SomeClasses
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
 from kpnb_book.studies.official import SST2, TINY_IMAGENET

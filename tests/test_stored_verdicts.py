@@ -16,7 +16,6 @@ from scipy import stats
 from kpnb.metrics import NAMES
 from kpnb.points import knowledge_points
 from kpnb_book.studies import paper
-from kpnb_book.studies.evidence import place_counts
 from kpnb_book.studies.replication import (
     agreement,
     coverage,
@@ -25,6 +24,7 @@ from kpnb_book.studies.replication import (
     null_gaps,
     replication,
 )
+from kpnb_book.studies.rows import place_counts
 from kpnb_book.studies.verdicts import by_seed, estimates, seeds_of, verdicts
 from tests.simulated import LEVELS, tables
 

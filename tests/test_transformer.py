@@ -17,9 +17,10 @@ from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
-from kpnb_book.studies.evidence import OneNetwork, collect, plan
+from kpnb_book.studies.collecting import collect, plan
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import KEY, NETWORK, Results
+from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
 from tests.drawn import TINY, draw

@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
-    from kpnb_book.studies.evidence import collect, plans
+    from kpnb_book.studies.collecting import collect, plans
     from kpnb_book.studies.plan import forecast
 
     results = results_of(evidence, options.output)

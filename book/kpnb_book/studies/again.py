@@ -14,8 +14,10 @@ import pandas as pd
 
 from kpnb.stats import predicted
 from kpnb_book.store import Store
-from kpnb_book.studies.evidence import Evidence, check, machine, of_one_seed, seed_rows, versions
+from kpnb_book.studies.collecting import check, of_one_seed, seed_rows
+from kpnb_book.studies.evidence import Evidence
 from kpnb_book.studies.results import KEY, Results, Rows, as_text
+from kpnb_book.studies.rows import machine, versions
 from kpnb_book.studies.study import Study
 
 SAMPLES = 32  # the first of the measured ones

@@ -22,9 +22,10 @@ from kpnb.checkpoints import replace_file
 from kpnb.losses import LOSSES
 from kpnb_book.store import Store
 from kpnb_book.studies import losses
-from kpnb_book.studies.evidence import machine, of_one_seed, versions
+from kpnb_book.studies.collecting import of_one_seed
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, Way, way_of
 from kpnb_book.studies.results import RESULTS
+from kpnb_book.studies.rows import machine, versions
 from kpnb_book.studies.study import Study
 
 SEED = 100  # neither evidence (0 to 19, and 50 more) nor builds (101 and more) train it

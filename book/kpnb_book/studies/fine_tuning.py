@@ -7,8 +7,9 @@ learned half of the classes, and then learn the other half, beside others from s
 from dataclasses import dataclass
 
 from kpnb._messages import one_of
-from kpnb_book.studies.evidence import ENOUGH, Frames, ImageEvidence, OneNetwork
+from kpnb_book.studies.evidence import ENOUGH, ImageEvidence
 from kpnb_book.studies.experiments import SomeClasses, fine_tuned
+from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 from kpnb_book.studies.verdicts import NAMES, SIX, Question

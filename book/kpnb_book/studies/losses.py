@@ -20,12 +20,13 @@ from torch import Tensor
 from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints
-from kpnb_book.studies import evidence, measure, training
-from kpnb_book.studies.evidence import ENOUGH, PROFILE, SHIFTS, Evidence, Frames, OneNetwork
+from kpnb_book.studies import collecting, measure, training
+from kpnb_book.studies.evidence import ENOUGH, PROFILE, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Results, Rows
+from kpnb_book.studies.rows import SHIFTS, Frames, OneNetwork
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
@@ -368,13 +369,13 @@ def own_roles(names: Collection[str]) -> list[str]:
 
 def own_students(study: Study, seed: int, names: Collection[str]) -> Rows:
     """The rows of a build's own networks: trained and measured, and nothing is written."""
-    return evidence.seed_rows(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    return collecting.seed_rows(LOSSES_EVIDENCE, study, seed, own_roles(names))
 
 
 def losses_plan(study: Study, seed: int, names: Collection[str]) -> Plan:
     """What that trains and measures; the paper's student comes along, because the baseline's rows
     say how far both have travelled.
     """
-    planned = evidence.plan(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    planned = collecting.plan(LOSSES_EVIDENCE, study, seed, own_roles(names))
     usual = [study.student(layer, seed) for layer in study.settings.layers]
     return planned.also(*usual)

@@ -21,10 +21,11 @@ from kpnb.points import background_level
 from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import losses, measure, paper
-from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence, Frames, OneNetwork
+from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
+from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
