@@ -12,9 +12,9 @@ from kpnb_book.run.browser import BrowserError, open_browser, serve
 from kpnb_book.run.notebooks import NotebookError, find_root
 
 MARGIN = dict.fromkeys(("top", "bottom", "left", "right"), "18mm")
-# Other pages of the book are elsewhere in the file, under no address.
-UNLINK = "() => document.querySelectorAll('a').forEach(a => a.pathname !== location.pathname"
-UNLINK += " && a.host === location.host && a.removeAttribute('href'))"
+# Pages of the book are elsewhere in the file, under no address; places of the same page have one.
+UNLINK = """() => document.querySelectorAll("a").forEach(a => a.host === location.host
+  && !(a.hash && a.pathname === location.pathname) && a.removeAttribute("href"))"""
 
 
 def _print(page: Page, address: str) -> bytes:
