@@ -193,12 +193,13 @@ def heeding_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(root: Path, *options: str) -> subprocess.Popen:
-    """A sweep of two runs that wait for a file ``go``, in a process of its own, after its first run
-    has begun.
+def start(root: Path, *options: str, runs: int = 2) -> subprocess.Popen:
+    """A sweep of so many runs, which wait for a file ``go``, in a process of its own, after its
+    first run has begun.
     """
     write(root / "notebooks" / "10_mini.ipynb", RESULTS, BUSY, parameters=HEAD)
-    command = [sys.executable, "-m", "kpnb_book", "sweep", str(grid(root, grid={"n": [1, 2]}))]
+    file = grid(root, grid={"n": [*range(1, runs + 1)]})
+    command = [sys.executable, "-m", "kpnb_book", "sweep", str(file)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     (root / "tmp").mkdir()
     # What a shell has put in the background ignores Ctrl-C, and so would what it starts.
@@ -255,6 +256,22 @@ def test_ctrl_c_ends_everything(root):
     assert "Traceback" not in said
     wait_for(lambda: gone(processes), 10)
     assert ran(root) == ["1a"]
+
+
+def test_ctrl_c_leaves_what_has_begun_to_a_cluster_of_others(root, dask_cluster):
+    """It takes back what has not begun; the next sweep finds finished what went on."""
+    process = start(root, "--scheduler", dask_cluster, runs=3)
+    wait_for(lambda: len((root / "pids").read_text().split()) == 2)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    (root / "go").touch()
+    finished = root / "reruns" / "mini"
+    wait_for(lambda: len([*finished.glob("*/10_mini.json")]) == 2)
+    assert ran(root) == ["1a", "2a"]
+    assert main(["sweep", "mini.yaml", "--scheduler", dask_cluster]) == 0
+    assert ran(root) == ["1a", "2a", "3a"]
 
 
 def test_a_run_whose_worker_is_lost_goes_to_another_one(root, dask_cluster):
