@@ -70,7 +70,7 @@ def write(folder: Path, rows: Rows, **changed: object) -> Path:
 
 
 def as_read(rows: Rows, stated: tuple[int, ...] = ()) -> Stored:
-    """As they are read, or come of a build that states no seeds."""
+    """Tables as they are read, or as a build makes them, which states no seeds."""
     return Stored("images", rows.networks, rows.samples, rows.places, stated, frozenset())
 
 

@@ -103,15 +103,16 @@ LOGS = """() => [...document.querySelectorAll("article .cell_output")]
   .map(output => output.textContent.slice(0, 120))"""
 # A figure at the size at which it was drawn: 10 points of lettering are 15 pixels there.
 AS_DRAWN = """figure => figure.getBoundingClientRect().width >= figure.naturalWidth - 1"""
-UNOPENED = f"""async figures => {{
+UNOPENED = f"""async ([figures, limit]) => {{
   const drawn = {AS_DRAWN}, large = document.querySelector("dialog.kpnb-large"), left = [];
   for (const figure of figures) {{
     figure.click();
-    const shown = large?.querySelector("img");
-    await shown?.decode();
-    if (!large?.open || !shown || !drawn(shown) || shown.alt !== figure.alt)
-      left.push(figure.outerHTML.slice(0, 120));
-    large?.close();
+    const shown = large.querySelector("img");
+    const late = new Promise(done => setTimeout(done, limit));
+    await Promise.race([late, shown?.decode().catch(() => null)]);
+    const same = shown?.alt === figure.alt && shown?.currentSrc === figure.currentSrc;
+    if (!large.open || !same || !drawn(shown)) left.push(figure.outerHTML.slice(0, 120));
+    large.close();
   }}
   return left;
 }}"""
@@ -231,9 +232,9 @@ def dead_controls(page: Page) -> Iterator[str]:
 
 
 def small_figures(page: Page) -> Iterator[str]:
-    """Tap every figure that is smaller than it was drawn; gives those that do not open at that
-    size, and those that cannot be closed again. The first is tapped where it is on the screen and
-    closed by a key; the others, which lie in the same kind of button, are told that they were.
+    """Open every figure that is smaller than it was drawn; gives those that are not shown at that
+    size. The first is tapped where it is on the screen, and closed again by a key; the others,
+    which lie in the same kind of button and dialog, are sent a click.
     """
     every = page.query_selector_all("article .cell_output img")
     small = [one for one in every if one.is_visible() and not one.evaluate(AS_DRAWN)]
@@ -246,7 +247,7 @@ def small_figures(page: Page) -> Iterator[str]:
     if not opened or large.is_visible():
         yield small[0].evaluate("figure => figure.outerHTML.slice(0, 120)")
     else:
-        yield from page.evaluate(UNOPENED, small)
+        yield from page.evaluate(UNOPENED, [small, PATIENCE / 4])
 
 
 def barriers(page: Page, when: str, rules: dict[str, list[str]]) -> list[str]:

@@ -22,18 +22,11 @@ from kpnb_book.figures.plots import (
     styled,
 )
 from kpnb_book.numbers import interval, value
+from kpnb_book.studies import transfer
 from kpnb_book.studies.losses import UNTRAINED, way_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.transfer import (
-    baselines,
-    by_network,
-    by_seed,
-    compared,
-    finished,
-    seeds,
-    taught_by,
-)
+from kpnb_book.studies.transfer import baselines, by_network, by_seed, compared, taught_by
 
 KNOWN_AS = {
     "feature": "feature",
@@ -77,12 +70,12 @@ def ranked(taught: Stored, order: pd.DataFrame) -> Figure:
     size = (8.2, 0.38 * len(order) + 1.5)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
     for row, found in enumerate(order.to_dict("records")):
-        seeds = compared(table, found["loss"])
+        each = compared(table, found["loss"])
         for axis, name in zip(axes, ("shared", "gain"), strict=True):
-            ends = (found[f"{name}_low"], found[f"{name}_high"])
             scale = 100 if name == "gain" else 1
-            shown = tuple(scale * end for end in ends) if finished(taught) else (np.nan, np.nan)
-            _strip(axis, row, scale * seeds[name].to_numpy(), shown)
+            low, high = scale * found[f"{name}_low"], scale * found[f"{name}_high"]
+            ends = (low, high) if transfer.finished(taught) else (np.nan, np.nan)
+            _strip(axis, row, scale * each[name].to_numpy(), ends)
     axes[0].axvline(known["teacher"], color=COLOUR["baseline"], lw=1.5)
     axes[0].axvline(known["each other"], color=COLOUR["baseline"], lw=1.5, ls=":")
     axes[1].axvline(0, color=GREY, ls="--", lw=1)
@@ -183,9 +176,9 @@ def state(stored: Stored | None, epochs: int) -> str:
             "There is no stored evidence of losses yet. These are this build's own students, of "
             f"one seed and {epochs} epochs, which decide nothing."
         )
-    late = min(len(seeds(stored, loss)) for loss in taught_by(stored))
+    late = min(len(transfer.seeds(stored, loss)) for loss in taught_by(stored))
     stated = len(stored.stated)
-    if finished(stored):
+    if transfer.finished(stored):
         return f"Stored evidence of {stated} seeds, and {len(taught_by(stored))} losses:"
     losses = ", ".join(known_as(loss) for loss in taught_by(stored))
     return (
@@ -239,7 +232,7 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
             "accuracy gained, points": percent["gain"],
         }
     )
-    if finished(taught):
+    if transfer.finished(taught):
         table = table.assign(**{"95 % interval": ends, "raises it": order["raises"]})
     mean = by_seed(by_network(taught), "baseline").mean()
     last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}

@@ -12,7 +12,7 @@ from kpnb_book.run.browser import BrowserError, open_browser, serve
 from kpnb_book.run.notebooks import NotebookError, find_root
 
 MARGIN = dict.fromkeys(("top", "bottom", "left", "right"), "18mm")
-# Pages of the book are elsewhere in the file, under no address; places of the same page have one.
+# In the one file, a link to a page leads nowhere; one to a place on its own page does.
 UNLINK = """() => document.querySelectorAll("a").forEach(a => a.host === location.host
   && !(a.hash && a.pathname === location.pathname) && a.removeAttribute("href"))"""
 

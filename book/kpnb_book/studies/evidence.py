@@ -36,7 +36,7 @@ class Evidence:
     name        of the folder of its tables
     kind        the study's class
     overrides   of its laptop profile
-    controls    names in ``CONTROLS``
+    controls    names in ``NETWORKS``
     seeds       how many, stated before any is computed
     official    whether the data are the paper's own, which a reader has to bring
     """
@@ -65,8 +65,7 @@ class Evidence:
 
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
         """The network of a ``role`` that is measured at ``layer``."""
-        make = {"baseline": lambda study, layer, seed: study.baseline(seed), "student": student_of}
-        return (make | CONTROLS)[role](study, layer, seed)
+        return NETWORKS[role](study, layer, seed)
 
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         """``plan``, which measures the networks of these ``roles``, and what their rows take
@@ -135,7 +134,9 @@ def at_equal_rate(study: Study, layer: str, seed: int) -> Training:
     return replace(student, schedule=replace(student.schedule, lr=study.settings.lr))
 
 
-CONTROLS: dict[str, Callable[[Study, str, int], Training]] = {
+NETWORKS: dict[str, Callable[[Study, str, int], Training]] = {
+    "baseline": lambda study, layer, seed: study.baseline(seed),
+    "student": lambda study, layer, seed: study.student(layer, seed),
     "untrained": lambda study, layer, seed: study.untrained_student(layer, seed),
     "pretrained": lambda study, layer, seed: study.student(layer, seed, teacher_epoch=0),
     "equal-rate": at_equal_rate,
@@ -207,8 +208,3 @@ _ALL = [
     Evidence("questions", QuestionStudy, {"analysed": ENOUGH["questions"]}, OF_TEXTS),
 ]
 STUDIES = {each.name: each for each in _ALL}
-
-
-def student_of(study: Study, layer: str, seed: int) -> Training:
-    """The student of a layer."""
-    return study.student(layer, seed)

@@ -1,4 +1,4 @@
-"""Stored tables as they are read, and which seeds of a study they have."""
+"""Tables of a study as they are read, and which of the stated seeds they have."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from kpnb_book.studies.verdicts import BY_PAPER, KIND, Question, seeds_of
 
 @dataclass(frozen=True)
 class Stored:
-    """The tables of one study.
+    """The tables of one study; those of a build's own networks, too, which state no seeds.
 
     kind                        of data
     networks, samples, places   frames as in ``results.Rows``, of the stated seeds alone
@@ -56,7 +56,7 @@ def read(
 
 
 def read_one(evidence: Evidence, folder: str | Path | None = None) -> Stored | None:
-    """The same of one study; None where there are none."""
+    """The tables of one study; None if there are none."""
     return read({evidence.name: evidence}, folder).get(evidence.name)
 
 

@@ -37,7 +37,7 @@ def stored(folder: str | Path | None = None) -> Stored | None:
 
 
 def own(study: ImageStudy, seed: int, names: Collection[str]) -> Stored:
-    """The same of a build's own students, which are trained here; no seed of them was stated."""
+    """Tables of a build's own students, which are trained here; no seed of theirs was stated."""
     rows = losses.own_students(study, seed, names)
     return Stored("images", rows.networks, rows.samples, rows.places, (), frozenset())
 

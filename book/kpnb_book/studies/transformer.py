@@ -216,8 +216,9 @@ def kinds(folder: str | Path | None = None) -> dict[str, Difference]:
     the tables in ``folder`` (default ``book/results``); empty until both have all seeds that were
     stated for transformers, and unless they measured the same pictures.
     """
-    ours, theirs = (read_one(each, folder) for each in (TRANSFORMER_EVIDENCE, STUDIES["images"]))
-    if ours is None or theirs is None or ours.measured != theirs.measured:
+    ours = read_one(TRANSFORMER_EVIDENCE, folder)
+    theirs = ours and read_one(STUDIES["images"], folder)
+    if not theirs or not ours.measured or ours.measured != theirs.measured:
         return {}
     frame = of_both_kinds(ours.samples, theirs.samples)
     if not answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
