@@ -2,7 +2,6 @@
 against the tables, and the page itself with tables and without any.
 """
 
-import ast
 import json
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +9,6 @@ from html import escape
 from pathlib import Path
 
 import matplotlib.colors
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +22,7 @@ from kpnb_book.studies import board
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import Estimate, by_seed
+from tests.executed import executed
 from tests.simulated import tables, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,7 +222,7 @@ def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
     path.write_text(json.dumps(origin))
     found = board.stored(tmp_path)
     assert found["images"].outdated == ("settings.b was 0.3, is 0.2",)
-    text = executed(tmp_path)
+    text = on_tables(tmp_path)
     assert "> **Stale.** These tables" in text
     assert "> - `images`: settings.b was 0.3, is 0.2" in text
     assert "`kpnb evidence images --replace`" in text
@@ -260,6 +259,7 @@ def test_words_are_those_of_the_board(stored):
     paths = sentences.path(asked, board.finished(stored))
     assert paths.count("at equal rates") == 1
     assert "**images**: $D_{mean}$ -0.20" in paths
+    assert paths.count("(length: ") == paths.count("$D_{var}$ is ") == len(board.finished(stored))
     assert paths.count("is a shorter path, not sooner learning.") == 1  # planted in images alone
 
 
@@ -278,6 +278,28 @@ def test_a_control_without_points_is_named(stored):
     table = sentences.words(asked, found, ["images"])
     assert (table["beyond smooth"] == "no points").all()
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
+
+
+def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
+    """Its detours are hardly ever defined, so that the paper's question has no answer."""
+    images = stored["images"]
+    samples = images.samples.copy()
+    samples.loc[(samples["network"] == "student") & (samples["sample"] > 0), "rho"] = np.nan
+    found = {**stored, "images": replace(images, samples=samples)}
+    asked = board.board(found)
+    assert "paper" not in set(asked.loc[asked["study"] == "images", "question"])
+    named = "- **images**: student or baseline has too few knowledge points"
+    ready = board.finished(found)
+    for said in (
+        sentences.place(asked),
+        sentences.smooth(asked, found),
+        sentences.path(asked, ready),
+    ):
+        assert said.count(named) == 1
+    table = sentences.hypotheses(asked, found).set_index("data")
+    assert table.loc["images"].tolist() == ["no points"] * 3
+    assert sentences.opening(asked, found)["points"] == "—"
+    assert "Of 24 comparisons" in sentences.front(asked, found)
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
@@ -430,26 +452,13 @@ def test_own_seeds_are_told_with_how_many_are_stored():
 # ---- the page
 
 
-def executed(folder: Path) -> str:
-    """The Markdown that the page's cells write, from the tables in ``folder``."""
-    space: dict = {}
-    written = []
-    for cell in nbformat.read(PAGE, as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Expr):
-                value = eval(compile(ast.Expression(node.value), "page", "eval"), space)
-                written.append(getattr(value, "data", ""))
-            else:
-                exec(compile(ast.Module([node], []), "page", "exec"), space)
-        if "parameters" in cell.metadata.get("tags", []):
-            space |= {"results": str(folder), "profile": "smoke"}
-    return "\n".join(text for text in written if isinstance(text, str))
+def on_tables(folder: Path) -> str:
+    """What the page's cells write, from the tables in ``folder``."""
+    return executed(PAGE, {"results": str(folder), "profile": "smoke"})
 
 
 def test_the_page_says_what_the_tables_say(folder, stored):
-    text = executed(folder)
+    text = on_tables(folder)
     asked = board.board(stored)
     rows = asked[(asked["question"] == "paper") & (asked["study"] == "images")]
     counts = Counter(rows["verdict"])
@@ -460,6 +469,6 @@ def test_the_page_says_what_the_tables_say(folder, stored):
 
 
 def test_the_page_works_without_any_table(tmp_path):
-    text = executed(tmp_path)
+    text = on_tables(tmp_path)
     assert all(f"`{name}`" in text for name in STUDIES)
     assert f"> **Takeaway.** {sentences.NOTHING_JUDGED}" in text

@@ -1,10 +1,8 @@
 """What the chapter on losses computes from tables, and the page itself in every state of them."""
 
-import ast
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
@@ -28,6 +26,7 @@ from kpnb_book.studies.losses import (
 )
 from kpnb_book.studies.results import KEY, Results, Rows
 from kpnb_book.studies.stored import Stored
+from tests.executed import executed
 from tests.simulated import tables
 from tests.test_study import TINY, draw
 
@@ -215,41 +214,26 @@ def study(tmp_path_factory) -> ImageStudy:
     return ImageStudy("laptop", store=Store(tmp_path_factory.mktemp("store")), **settings)
 
 
-def executed(study: ImageStudy, folder: Path) -> str:
+def on_tables(study: ImageStudy, folder: Path) -> str:
     """What the page's cells write, with a tiny study in place of theirs."""
-    space: dict = {}
-    written = []
-    cells = [c for c in nbformat.read(PAGE, as_version=4).cells if c.cell_type == "code"]
-    for number, cell in enumerate(cells):
-        for node in ast.parse(cell.source).body:
-            if isinstance(node, ast.Expr):
-                value = eval(compile(ast.Expression(node.value), "page", "eval"), space)
-                text = value.data if hasattr(value, "data") else ""
-                written.append(text if isinstance(text, str) else str(text))
-            else:
-                exec(compile(ast.Module([node], []), "page", "exec"), space)
-        if number == 0:
-            space |= {"results": str(folder), "profile": "smoke", "device": "cpu"}
-            space |= {"losses": ["feature", "dkd"]}
-        if number == 1:
-            space["study"] = study
-    return "\n".join(written)
+    asked = {"results": str(folder), "profile": "smoke", "device": "cpu"}
+    return executed(PAGE, asked | {"losses": ["feature", "dkd"]}, study=study)
 
 
 def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
-    text = executed(study, tmp_path / "none")
+    text = on_tables(study, tmp_path / "none")
     assert "There is no stored evidence of losses yet." in text
     assert "of one seed and 2 epochs, which decide nothing" in text
     assert "students of 2 losses" in text
 
-    text = executed(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
+    text = on_tables(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
     assert "Stored evidence has 2 of 5 seeds of every loss that it knows (AT, RKD)" in text
     assert "the verdict waits for all" in text
     assert "Which losses raise accuracy is not judged before that." in text
     assert "They are judged against the baseline once all seeds are there." in text
 
-    text = executed(study, write(tmp_path / "all", simulated(untrained=True), method=0))
+    text = on_tables(study, write(tmp_path / "all", simulated(untrained=True), method=0))
     assert "Stored evidence of 5 seeds, and 9 losses:" in text
     assert "The student by feature shares most knowledge points" in text
     assert "5 of 9 losses raise accuracy; lower it: SP; neither clearly: " in text

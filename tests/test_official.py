@@ -20,10 +20,15 @@ from kpnb_book.studies.collecting import seed_rows
 from kpnb_book.studies.evidence import OFFICIAL, STUDIES
 from kpnb_book.studies.experiments import SomeClasses
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
+from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.official import SST2, TINY_IMAGENET
 from kpnb_book.studies.results import KEY, Results, Rows
+from kpnb_book.studies.text import TextStudy
 from tests.drawn import TINY, draw
+from tests.executed import executed
 from tests.simulated import origin_of, tables
+from tests.test_text_study import TINY as SHORT
+from tests.tiny_text import tiny_model, write_sst2
 
 EFFECTS = {"student": {"n_fg": 6.0, "n_bg": -4.0, "lambda": 0.06, "d": -0.2, "rho": 0.1}}
 EFFECTS |= {"untrained": {"d": -0.2}, "random-labels": {"d": -0.2}, "equal-rate": {}}
@@ -52,8 +57,10 @@ def planted(
         networks[f"epoch {epoch} n_bg"] = 1.0
         networks[f"epoch {epoch} lambda"] = 0.1 * epoch
         networks[f"epoch {epoch} accuracy"] = np.where(is_baseline, 0.2 * epoch, np.nan)
-    origin = origin_of(name, every()[name].kind.__name__)
-    Results(folder / name).add(origin, Rows(networks, samples, networks[KEY].iloc[:0]))
+    kind = every()[name].kind.__name__
+    cells = {f"cell{number}": 1.0 for number in range(16)} if "Text" not in kind else {}
+    places = networks[KEY].assign(**cells) if cells else networks[KEY].iloc[:0]
+    Results(folder / name).add(origin_of(name, kind), Rows(networks, samples, places))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,7 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("results")
     planted(root, "tiny-imagenet-vgg11", EFFECTS, 20)
     planted(root, "tiny-imagenet-vgg16", {"student": {"n_fg": -6.0}}, 2)
-    planted(root, "images", {"student": {}}, 20)
+    planted(root, "images", {"student": {}}, 20, ("FC1", "FC2"))
     planted(root, "sst2", {"student": {}}, 3, ("feature",))
     return root
 
@@ -76,7 +83,7 @@ def test_rows_of_the_paper_stand_beside_ours(stored):
     theirs, ours = (rows[rows["from"] == source] for source in ("paper", "here"))
     table = paper.read().query("table == '9' and dataset == 'Tiny-ImageNet'")
     assert theirs[[*NAMES]].to_numpy().tolist() == table[[*NAMES]].to_numpy().tolist()
-    assert len(ours) == 2 * 2 * 2  # studies, layers, roles
+    assert len(ours) == 2 * 2  # layers, roles; the other study waits for its seeds
     student = ours[(ours["role"] == "student") & (ours["layer"] == "FC1")].set_index("network")
     samples = stored["tiny-imagenet-vgg11"].samples
     chosen = samples[(samples["network"] == "student") & (samples["layer"] == "FC1")]
@@ -94,11 +101,11 @@ def test_signs_are_counted_as_the_hypotheses_want_them(stored):
         assert signs.loc[metric, "paper"] == sum(gap > 0 for gap in gaps)
         assert signs.loc[metric, "pairs"] == len(gaps) == 6
     wanted = 0
-    for each in stored.values():
+    for each in board.finished(stored).values():
         means = each.samples.groupby(["layer", "seed", "network"])["n_fg"].mean().unstack()
         wanted += int((means["student"] > means["baseline"]).sum())
     assert signs.loc["n_fg", "here"] == wanted
-    assert signs.loc["n_fg", "seeds"] == 2 * (20 + 2)
+    assert signs.loc["n_fg", "seeds"] == 2 * 20  # those of the other study wait
     none = TINY_IMAGENET.signs({})
     assert none["here"].sum() == none["seeds"].sum() == 0
     assert shown.counted(none).endswith("comparisons of the paper's table.")
@@ -121,12 +128,90 @@ def test_nothing_is_judged_before_all_seeds_are_there(stored):
 def test_controls_stand_beside_the_verdict(stored):
     asked = board.board(stored)
     table = shown.controls_table(asked, "tiny-imagenet-vgg11").set_index("metric")
-    assert [*table] == ["student - baseline", *shown.CONTROLS.values()]
+    known = [title for question, title in shown.CONTROLS.items() if "encoder" not in question]
+    assert [*table] == ["student - baseline", *known]
     row = table.iloc[NAMES.index("d_mean")]
     assert row["student - baseline"].endswith("shows")
     assert row["untrained teacher - baseline"].endswith("shows")
     assert not row["student - untrained teacher's"].endswith("shows")
     assert table.iloc[NAMES.index("n_fg")]["student - untrained teacher's"].endswith("shows")
+
+
+def test_each_layer_is_judged_beside_the_papers_pair(stored):
+    rows = TINY_IMAGENET.by_layer(stored)
+    assert [*rows["layer"].unique()] == ["Conv", "FC1"]  # the paper's layer first
+    assert set(rows["study"]) == {"tiny-imagenet-vgg11"}
+    rows = rows.set_index(["layer", "metric"])
+    assert rows.loc[("Conv", "n_fg"), "paper"] == pytest.approx(19.78 - 14.33)
+    assert rows.loc["FC1", "paper"].isna().all()
+    samples = stored["tiny-imagenet-vgg11"].samples
+    for layer in ("Conv", "FC1"):
+        means = samples[samples["layer"] == layer].groupby("network")["n_fg"].mean()
+        gap = means["student"] - means["baseline"]
+        assert rows.loc[(layer, "n_fg"), "value"] == pytest.approx(gap)
+        assert rows.loc[(layer, "n_fg"), "verdict"] == "shows"
+    table = shown.intervals_table(rows.reset_index())
+    assert table["paper"].tolist()[0] in ("+5.4", "+5.5")  # 5.45 is rounded somehow
+    assert SST2.by_layer(official.stored(["sst2"], Path("nowhere"))).empty
+
+
+def test_drawings_and_photographs_are_compared_at_the_same_layers(folder):
+    found = official.at_common_layers(official.stored(official.BOTH, folder))
+    assert [*found] == [*official.BOTH]
+    for each in found.values():
+        for frame in (each.networks, each.samples, each.places):
+            assert {*frame["layer"]} == {"FC1"}
+    assert official.at_common_layers({}) == {}
+
+
+PAGES = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> ImageStudy:
+    root = draw(tmp_path_factory.mktemp("shapes"))
+    settings = TINY | {"dataset": "folder", "data_root": str(root), "seeds": (101,), "b": 0.05}
+    return ImageStudy("laptop", store=Store(tmp_path_factory.mktemp("store")), **settings)
+
+
+def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path):
+    page, own = PAGES / "13_tiny_imagenet.ipynb", {"study": study, "first": "FC1", "seed": 101}
+    text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
+    assert "`tiny-imagenet-vgg11` has 0 of 20 seeds" in text
+    assert "Not judged before all seeds are there." in text
+    assert "There is no evidence with accuracies by epoch yet." in text
+    text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
+    assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
+    assert "of 240 here, each of one layer and seed" in text  # none of the two seeds
+    assert "untrained teacher - baseline" in text
+    assert "+1.00 in the mean of 20 baselines" in text
+
+
+def test_the_page_on_drawings_and_photographs_with_and_without_tables(study, folder, tmp_path):
+    page, own = PAGES / "14_drawings_photographs.ipynb", {"study": study, "first": "FC1"}
+    own |= {"seed": 101}
+    text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
+    assert text.count("Not judged before all seeds are there.") == 4
+    text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
+    assert text.count("Not judged before all seeds are there.") == 1  # the experiments
+    assert "cells next to the object count as neither" in text
+
+
+def test_the_page_on_sentences_with_and_without_tables(folder, tmp_path):
+    files = tmp_path / "files"
+    files.mkdir()
+    write_sst2(files)
+    sst2 = {"dataset": "sst2", "data_root": str(files), "network": tiny_model(tmp_path / "model")}
+    study = TextStudy("smoke", store=Store(tmp_path / "store"), **sst2, **SHORT)
+    page = PAGES / "33_sst2.ipynb"
+    text = executed(page, {"results": str(folder), "profile": "smoke"}, study=study)
+    assert "`sst2` has 3 of 20 seeds" in text
+    assert "here, each of one layer and seed" not in text
+    samples_of = {"student": {}, "untrained": {}, "pretrained": {}, "random-labels": {}}
+    planted(tmp_path / "all", "sst2", samples_of | {"equal-rate": {}}, 20, ("feature",))
+    text = executed(page, {"results": str(tmp_path / "all"), "profile": "smoke"}, study=study)
+    assert "encoder as it came - baseline" in text
+    assert "of 120 here, each of one layer and seed" in text
 
 
 def test_another_rule_of_what_is_foreground_has_its_own_differences(folder):
@@ -172,9 +257,9 @@ def test_evidence_on_the_papers_own_data_is_what_the_chapters_name():
     for data in (TINY_IMAGENET, SST2):
         assert all(STUDIES[name].official for name in data.studies)
         assert len(data.paper_rows())
-    for name in ("tiny-imagenet-vgg11", "sst2"):
-        assert STUDIES[name].controls == OFFICIAL
-        assert len(STUDIES[name].seeds) == 20
+    assert STUDIES["tiny-imagenet-vgg11"].controls == OFFICIAL
+    assert STUDIES["sst2"].controls == ("pretrained", *OFFICIAL)
+    assert len(STUDIES["tiny-imagenet-vgg11"].seeds) == len(STUDIES["sst2"].seeds) == 20
     own = {name for name, each in STUDIES.items() if each.official}
     assert own == {*TINY_IMAGENET.studies, *SST2.studies}
     settings = STUDIES["sst2-six-layers"].kind.resolve(
@@ -243,7 +328,7 @@ def test_figure_7_waits_for_its_seeds(tmp_path):
         folder, name = tmp_path / str(seeds), FINE_TUNING_EVIDENCE.name
         planted(folder, name, {"fine-tuned": {"n_fg": 9.0}, "from scratch": {}}, seeds, ("Conv",))
         curves, gaps = official.fine_tuned(folder)
-        assert curves["on the object"]["fine-tuned"].shape == (EPOCHS + 1, seeds)
-        assert bool(gaps) == (seeds == 5)
+        assert bool(gaps) == bool(curves) == (seeds == 5)
+    assert curves["on the object"]["fine-tuned"].shape == (EPOCHS + 1, 5)
     assert gaps["n_fg"].value == pytest.approx(9.0, abs=2.5)
     assert six_table({"fine-tuned": gaps})["student"].tolist() == ["fine-tuned"]

@@ -24,6 +24,8 @@ from kpnb_book.studies.stored import Stored
 CONTROLS = {
     "smooth target": "untrained teacher - baseline",
     "beyond a smooth target": "student - untrained teacher's",
+    "encoder as it came": "encoder as it came - baseline",
+    "beyond the encoder as it came": "student - encoder's as it came",
     "labels in random order": "random labels - baseline",
     "beyond labels in random order": "student - random labels'",
 }
@@ -71,22 +73,23 @@ def signs_table(signs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def intervals_table(asked: pd.DataFrame) -> pd.DataFrame:
-    """Student minus baseline with its 95 % interval over samples and seeds, p and verdict; a row
-    for each study and metric.
+def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
+    """``DataSet.by_layer`` for a page: the paper's difference and ours, with its 95 % interval over
+    samples and seeds.
     """
-    rows = asked[asked["question"] == "paper"].to_dict("records") if len(asked) else []
     return pd.DataFrame(
         {
             "study": row["study"],
+            "layer": row["layer"],
             "metric": HTML[row["metric"]],
+            "paper": value(row["paper"], 2, sign=True),
             "difference": value(row["value"], 2, sign=True),
             "95 % interval": interval(row["low"], row["high"], 2, True),
             "p (Holm)": value(row["p"], 2),
             "verdict": row["verdict"],
             "seeds": row["seeds"],
         }
-        for row in rows
+        for row in by_layer.to_dict("records")
     )
 
 

@@ -21,7 +21,8 @@ from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
 LEFT = {"paper": "paper", "beyond place": "beyond place"}
-LEFT |= {"beyond a smooth target": "beyond smooth", "share of the path": "share of path"}
+LEFT |= {"beyond a smooth target": "beyond smooth"}
+LEFT |= {"length of the path": "length of path", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
 NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
 TARGETS = {
@@ -30,7 +31,7 @@ TARGETS = {
 }
 """Controls that have the student's loss and a target without the teacher's knowledge: what they
 show against the baseline, and what is left against them."""
-PLACED = {"beyond place": POINTS, "share of the path": SPEED}
+PLACED = {"beyond place": POINTS, "length of the path": ("d_mean",), "share of the path": SPEED}
 """Questions that are asked of some of the metrics only."""
 
 
@@ -94,15 +95,16 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
     """What the studies that stand for a kind of data say of each hypothesis, as the paper asks: a
-    row for each kind, columns data, H1, H2 and H3. Where seeds are still to be computed, how many
-    there are.
+    row for each kind, columns data, H1, H2 and H3. Where nothing is answered, what ``words`` has
+    there.
     """
     asked = answered(board, "paper")
     rows = []
     for kind, study in standing().items():
         row = {"data": kind}
+        unanswered = _absent(found, study, "paper") if (study, NAMES[0]) not in asked.index else ""
         for hypothesis, metrics in HYPOTHESES.items():
-            row[hypothesis] = waiting(found, study, "paper") or outcome_of(
+            row[hypothesis] = unanswered or outcome_of(
                 [{metric: asked.loc[(study, metric)] for metric in metrics}], metrics
             )
         rows.append(row)
@@ -112,13 +114,14 @@ def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     """What the first paragraph of the book quotes: of the study that stands for images the
     difference in foreground points, its interval, the number of seeds, and a word for each
-    hypothesis; dashes until all its seeds are there.
+    hypothesis; dashes until that is answered.
     """
     study = standing()["images"]
     words = hypotheses(board, found).set_index("data").loc["images"].to_dict()
-    if waiting(found, study, "paper"):
+    asked = answered(board, "paper")
+    if (study, "n_fg") not in asked.index:
         return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
-    row = answered(board, "paper").loc[(study, "n_fg")]
+    row = asked.loc[(study, "n_fg")]
     ends = interval(row["low"], row["high"], digits=2, sign=True)
     points = value(row["value"], 2, sign=True)
     return {"points": points, "interval": ends, "seeds": str(row["seeds"]), **words}
@@ -311,6 +314,9 @@ def place(board: pd.DataFrame) -> str:
     lines = []
     for study in left.index.unique("study") if len(left) else ():
         at = (study, "lambda")
+        if at not in whole.index:
+            lines.append(_undefined(study))
+            continue
         lines.append(
             f"- **{study}**: {SYMBOL['lambda']}, student minus baseline, {outcome(whole.loc[at])}; "
             f"with the masks of other samples {outcome(elsewhere.loc[at])}; left for the object "
@@ -327,7 +333,7 @@ def smooth(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     lines = [
         _of_control(board, study, each, role) for role in TARGETS for study, each in found.items()
     ]
-    return "\n".join(filter(None, lines))
+    return "\n".join(filter(None, dict.fromkeys(lines)))
 
 
 def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> str:
@@ -336,9 +342,11 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
     (asked,) = (each for each in QUESTIONS if each.name == question)
     if role not in found.roles or not found.finished(asked):
         return ""
-    control = answered(board, question)
+    control, paper = answered(board, question), answered(board, "paper")
+    if study not in paper.index.unique("study"):
+        return _undefined(study)
     if study in control.index.unique("study"):
-        rows = (answered(board, "paper"), control, answered(board, beyond))
+        rows = (paper, control, answered(board, beyond))
         shown, alike, left = (_showing(each.loc[study]) for each in rows)
         return (
             f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
@@ -354,6 +362,14 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
     )
 
 
+def _undefined(study: str) -> str:
+    """A line on a study whose student or baseline hardly ever defines a metric."""
+    return (
+        f"- **{study}**: student or baseline has too few knowledge points for all six metrics to "
+        "be defined, and nothing is compared."
+    )
+
+
 def _showing(rows: pd.DataFrame) -> str:
     """Which metrics show, and which are opposite: "$\\lambda$ shows, $\\rho$ is opposite"."""
     parts = []
@@ -365,19 +381,28 @@ def _showing(rows: pd.DataFrame) -> str:
 
 
 def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """For each study, the two factors of D_mean, and D_mean at equal rates and lengths. A path that
-    is longer after its first epoch than another one as a whole has no part of that length.
+    """For each study, the two factors of D_mean and D_var, and D_mean at equal rates and lengths. A
+    path that is longer after its first epoch than another one as a whole has no part of that
+    length.
     """
     lines = []
     for study, each in found.items():
         of_roles = learned(each)
         ratio = of_roles.loc["student", "path"] / of_roles.loc["baseline", "path"]
-        rows = board[(board["study"] == study) & (board["metric"] == "d_mean")]
-        rows = rows.set_index("question")
+        both = board[board["study"] == study].set_index(["metric", "question"])
+        if ("d_mean", "paper") not in both.index:
+            lines.append(_undefined(study))
+            continue
+        rows, spread = both.loc["d_mean"], both.loc["d_var"]
         parts = []
         if "share of the path" in rows.index:
             parts.append(
                 f"its share of the path differs by {outcome(rows.loc['share of the path'])}"
+            )
+        if "share of the path" in spread.index:
+            parts.append(
+                f"{SYMBOL['d_var']} is {outcome(spread.loc['paper'])}, and of the shares alone "
+                f"{outcome(spread.loc['share of the path'])}"
             )
         if "equal rates" in rows.index:
             error = of_roles.loc["equal-rate", "feature_error"]
@@ -393,10 +418,18 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
             )
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
-            f"weights travel {value(ratio, 2)} times as far as the baseline's; {'; '.join(parts)}. "
+            f"weights travel {value(ratio, 2)} times as far as the baseline's{_longer(rows)}; "
+            f"{'; '.join(parts)}. "
             f"{sooner(*(rows.loc[name, 'verdict'] for name in ('paper', 'share of the path')))}"
         )
     return "\n".join(lines)
+
+
+def _longer(rows: pd.DataFrame) -> str:
+    """The difference in the length of the whole path, in brackets."""
+    if "length of the path" not in rows.index:
+        return ""
+    return f" (length: {outcome(rows.loc['length of the path'])})"
 
 
 def _untaught(error: float) -> str:

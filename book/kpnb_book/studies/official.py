@@ -2,8 +2,8 @@
 photographs have in common.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,9 +20,11 @@ from kpnb_book.studies.foreground import metrics_by_rule
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.stored import Stored, read, read_one
 from kpnb_book.studies.verdicts import (
+    BY_PAPER,
     SIX,
     Estimate,
     Question,
+    answers,
     by_seed,
     decided,
     estimates,
@@ -54,8 +56,9 @@ class DataSet:
         return rows[(rows["table"] == self.table) & (rows["dataset"] == self.name)]
 
     def rows(self, found: Mapping[str, Stored]) -> pd.DataFrame:
-        """Student and baseline in the six metrics, of the paper and then of evidence, which has a
-        row for each of them at each layer; columns from, network, teacher, layer, role, ``NAMES``.
+        """Student and baseline in the six metrics, of the paper and then of evidence that is
+        finished, which has a row for each of them at each layer; columns from, network, teacher,
+        layer, role, ``NAMES``.
         """
         theirs = self.paper_rows()
         teacher = theirs["setting"].str.removeprefix("pair of: ").str.removeprefix("Distilling ")
@@ -65,7 +68,7 @@ class DataSet:
             {"source": "here", "network": network, "teacher": f"from {teacher}"}
             | {"layer": layer, "role": role}
             | means(each.samples[each.samples["layer"] == layer], role)
-            for name, each in found.items()
+            for name, each in board.finished(found).items()
             for network, teacher in (self.studies[name],)
             for layer in sorted(each.samples["layer"].unique())
             for role in ROLES
@@ -78,10 +81,12 @@ class DataSet:
         """In how many pairs a student is what the hypothesis wants, in the paper's table and here:
         a row for each metric, with the columns metric, paper, pairs, here and seeds.
 
-        Here a pair is a student and its baseline at one layer and seed, means over the samples.
+        Here a pair is a student and its baseline at one layer and seed of a study that is finished,
+        means over the samples.
         """
         theirs = paper.differences(self.paper_rows())
-        ours = pd.concat([pairs_of(each) for each in found.values()] or [pd.DataFrame()])
+        ready = board.finished(found).values()
+        ours = pd.concat([pairs_of(each) for each in ready] or [pd.DataFrame()])
         rows = []
         for metric in NAMES:
             row: dict[str, object] = {"metric": metric}
@@ -89,6 +94,40 @@ class DataSet:
             row["here"], row["seeds"] = _wanted(ours[metric], metric) if len(ours) else (0, 0)
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def by_layer(self, found: Mapping[str, Stored]) -> pd.DataFrame:
+        """Student minus baseline at each layer of the studies that are finished: a row for each
+        study, layer and metric, the top convolution first, with its interval over samples and
+        seeds, and beside it what the paper's pair of these networks has at that layer (NaN where it
+        has none). Tests are corrected for the six metrics of a layer.
+
+        Columns: study, layer, metric, paper, value, low, high, p, verdict, seeds.
+        """
+        theirs, tables = self._paper_pairs(), paper.read()
+        rows = []
+        for name, each in board.finished(found).items():
+            delta = paper.deltas(tables, each.kind, means(each.samples))
+            for layer in sorted(each.samples["layer"].unique()):
+                samples = each.samples[each.samples["layer"] == layer]
+                if not answers(samples, BY_PAPER):
+                    continue
+                pair = theirs.get((*self.studies[name], layer), {})
+                rows += [
+                    {"study": name, "layer": layer, "metric": metric}
+                    | {"paper": pair.get(metric, float("nan")), "value": d.value, "low": d.low}
+                    | {"high": d.high, "p": d.p, "verdict": d.verdict, "seeds": d.seeds}
+                    for metric, d in decided(samples, BY_PAPER, delta).items()
+                ]
+        return pd.DataFrame(rows)
+
+    def _paper_pairs(self) -> dict[tuple[str, str, str], dict[str, float]]:
+        """Student minus baseline in the paper's table, by network, teacher and layer."""
+        rows = self.paper_rows()
+        students = rows[rows["role"] == "student"]
+        teachers = students["setting"].fillna("").str.removeprefix("Distilling from ")
+        keys = zip(students["network"], teachers, students["layer"], strict=True)
+        gaps = paper.differences(rows).to_dict("records")  # in the order of the students
+        return dict(zip(keys, gaps, strict=True))
 
 
 def _wanted(values: pd.Series, metric: str) -> tuple[int, int]:
@@ -101,8 +140,8 @@ TINY_IMAGENET = DataSet(
     "9",
     "Tiny-ImageNet",
     {
-        "tiny-imagenet-vgg11": ("VGG-11", "VGG-11"),
         "tiny-imagenet-alexnet": ("AlexNet", "AlexNet"),
+        "tiny-imagenet-vgg11": ("VGG-11", "VGG-11"),
         "tiny-imagenet-vgg16": ("VGG-16", "VGG-16"),
         "tiny-imagenet-vgg19": ("VGG-19", "VGG-19"),
         "tiny-imagenet-larger-teacher": ("VGG-11", "VGG-16"),
@@ -161,16 +200,14 @@ def fine_tuned(
     folder: str | Path | None = None,
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Difference]]:
     """Figure 7 itself: the curves of fine-tuned networks and of those from scratch, and their
-    differences in the six metrics once all stated seeds are there; both empty without tables.
+    differences in the six metrics; both empty until all stated seeds are there.
     """
     evidence = FINE_TUNING_EVIDENCE
     each = read_one(evidence, folder)
-    if each is None:
+    if each is None or not each.finished(QUESTION):
         return {}, {}
     (layer,) = evidence.overrides["layers"]
-    found = points_by_epoch(each, layer, fine_tuning.ROLES)
-    judged = decided(each.samples, QUESTION) if each.finished(QUESTION) else {}
-    return found, judged
+    return points_by_epoch(each, layer, fine_tuning.ROLES), decided(each.samples, QUESTION)
 
 
 def _by_seed(curve: pd.DataFrame, name: str) -> Tensor:
@@ -206,7 +243,8 @@ def quality_correlation(each: Stored, layer: str) -> pd.Series:
 # ------------------------------------------------------------------------ drawings and photographs
 
 BOTH = ("images", "tiny-imagenet-vgg11")
-"""Drawings and photographs, at the same settings but for the data."""
+"""Drawings and photographs, at the same settings but for the data and, of photographs, one more
+layer."""
 EXPERIMENTS = {
     "images-small-share": "of 500 images instead of 2,000 learn student and baseline",
     "images-weak-teacher": "the teacher learns from 2,000 images instead of 8,000",
@@ -218,6 +256,22 @@ RULE_TITLES = {
     "box": "the object's bounding box",
     "apart": "cells next to the object count as neither",
 }
+
+
+def at_common_layers(found: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The same tables with nothing but the layers that all of them have, so that they can be
+    compared.
+    """
+    if not found:
+        return {}
+    layers = set.intersection(*({*each.samples["layer"]} for each in found.values()))
+    return {name: _at(each, layers) for name, each in found.items()}
+
+
+def _at(each: Stored, layers: Collection[str]) -> Stored:
+    frames = {name: getattr(each, name) for name in ("networks", "samples", "places")}
+    kept = {name: frame[frame["layer"].isin(layers)] for name, frame in frames.items()}
+    return replace(each, **kept)
 
 
 def rule_question(rule: str) -> Question:
@@ -252,7 +306,7 @@ def by_rule(each: Stored) -> pd.DataFrame:
     rows = []
     for rule, title in RULE_TITLES.items():
         question = rule_question(rule)
-        if {*question.columns.values()} <= {*each.samples}:
+        if answers(each.samples, question):
             rows += [
                 {"rule": title, "metric": metric, "value": d.value}
                 | {"low": d.low, "high": d.high, "verdict": d.verdict}
