@@ -9,9 +9,20 @@ import torch
 log = logging.getLogger(__name__)
 
 
+# How those say it that have no class of their own: the CPU's allocator, the driver, and libraries
+# that take memory past PyTorch's allocator.
+SAID = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+)
+
+
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether ``error`` says that memory ran out; the CPU's allocator has no class of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether ``error`` says that memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in SAID)
 
 
 def fitting(

@@ -434,8 +434,11 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
 
     PyTorch's fast path of attention is off: it runs without a graph only, and puts zeros where a
     sample is padded, so that passes with and without a graph would not be of one function.
+    Recurrent layers stay in training mode, without dropout, which is the same function: cuDNN has
+    no derivative of them in evaluation mode.
     """
     modes = [(module, module.training) for module in model.modules()]
+    recurrent = [(one, one.dropout) for one in model.modules() if isinstance(one, nn.RNNBase)]
     grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -448,6 +451,8 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             model.eval()
+            for layer, _ in recurrent:
+                layer.training, layer.dropout = True, 0.0
             for parameter, _ in grads:
                 parameter.requires_grad_(False)
             yield
@@ -455,6 +460,8 @@ def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
             for module, mode in modes:
                 module.training = mode
+            for layer, dropout in recurrent:
+                layer.dropout = dropout
             for parameter, flag in grads:
                 parameter.requires_grad_(flag)
             for module, name, buffer, before in buffers:

@@ -202,7 +202,8 @@ class Tokens:
         return "Tokens()" if self.mask is None else f"Tokens({_digest(self.mask)})"
 
     def rows_of(self, which: slice, x: Tensor) -> "Tokens":
-        return self if self.mask is None else Tokens(self.mask[which])
+        # on the device of x: each direction looks at it
+        return self if self.mask is None else Tokens(self.mask[which].to(x.device))
 
     def count(self, x: Tensor) -> int:
         if x.dim() != 3:
@@ -269,7 +270,10 @@ class Regions:
                 f"labels {list(shape)} could be one partition for each sample or for each channel "
                 f"of {list(x.shape)}: write labels[:, None] or labels[None]"
             )
-        return replace(self, labels=self.labels[which]) if self._each(x) else self
+        labels = self.labels[which] if self._each(x) else self.labels
+        # on the device of x: each direction looks at them
+        labels = labels.to(x.device)
+        return self if labels is self.labels else replace(self, labels=labels)
 
     def _each(self, x: Tensor) -> bool:
         """Whether every sample of ``x`` has labels of its own."""

@@ -182,6 +182,21 @@ class Sequence(nn.Module):
         return self.head(states[-1])
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_recurrent_layers_have_a_derivative_on_a_card_too(training):
+    """cuDNN has none in evaluation mode; in training mode their dropout must not be felt."""
+    model = seeded(Sequence).train(training)
+    plain = kpnb.entropy(model, normal(2, 5, 6), "lstm", units=Tokens(), batch_dim=1)
+    model.lstm.dropout, seen = 0.5, []
+    model.lstm.register_forward_pre_hook(
+        lambda layer, _: seen.append((layer.training, layer.dropout))
+    )
+    found = kpnb.entropy(model, normal(2, 5, 6), "lstm", units=Tokens(), batch_dim=1)
+    assert set(seen) == {(True, 0.0)}
+    assert (model.lstm.training, model.lstm.dropout) == (training, 0.5)
+    assert torch.equal(found.entropy, plain.entropy)
+
+
 def lstm() -> Case:
     model = seeded(Sequence)
     labels = torch.arange(5)[:, None].expand(2, 5, 6)

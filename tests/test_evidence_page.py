@@ -298,7 +298,7 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
         assert said.count(named) == 1
     table = sentences.hypotheses(asked, found).set_index("data")
     assert table.loc["images"].tolist() == ["no points"] * 3
-    assert sentences.opening(asked, found)["points"] == "—"
+    assert sentences.opening(asked, found)["points"] == DASH
     assert "Of 24 comparisons" in sentences.front(asked, found)
 
 

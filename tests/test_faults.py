@@ -317,13 +317,15 @@ class Memory(nn.Module):
     allocator say it.
     """
 
-    def __init__(self, rows: int, cuda: bool = True, spared: int = 0) -> None:
+    def __init__(self, rows: int, cuda: bool | str = True, spared: int = 0) -> None:
         super().__init__()
         self.rows, self.cuda, self.spared, self.seen = rows, cuda, spared, []
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(len(x))
         if len(x) > self.rows and len(self.seen) > self.spared:
+            if isinstance(self.cuda, str):
+                raise RuntimeError(self.cuda)
             if self.cuda:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             torch.empty(2**60)
@@ -336,7 +338,13 @@ def halvings(caplog) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("cuda", [True, False], ids=["CUDA", "CPU"])
+WORDS = [  # of the driver, and of a library of CUDA
+    "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+]
+
+
+@pytest.mark.parametrize("cuda", [True, False, *WORDS], ids=["CUDA", "CPU", "driver", "cuBLAS"])
 def test_entropy_halves_a_batch_that_does_not_fit(cuda: bool, caplog):
     model, x = small_net().double(), images(11)
     whole = entropy(model, x, ["5", "8"], units=ImageGrid(4))

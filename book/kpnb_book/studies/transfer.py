@@ -22,7 +22,7 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, decided, means, seeds_of
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means, seeds_of
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
@@ -148,7 +148,8 @@ def differences(
     taught: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
 ) -> dict[str, dict[str, Difference]]:
     """By loss, its student minus another network in the six metrics, with intervals over samples
-    and seeds, for losses that have all seeds that were stated.
+    and seeds, for losses that have all seeds that were stated, and of which both networks have
+    points enough (``verdicts.answers``).
 
     against   "baseline", or "untrained": the same student of the untrained teacher
     tables    the paper's (None: read), which give what is too small to matter
@@ -159,9 +160,8 @@ def differences(
     found = {}
     for loss in taught_by(taught):
         other = f"{UNTRAINED}{loss}" if against == "untrained" else against
-        there = seeds(taught, loss, other)
-        if len(there) > 1 and {*taught.stated} <= {*there}:
-            question = Question(loss, loss, other, BY_PAPER.columns)
+        question = Question(loss, loss, other, BY_PAPER.columns)
+        if answers(taught.samples, question, taught.stated):
             found[loss] = decided(taught.samples, question, delta)
     return found
 

@@ -162,7 +162,7 @@ def differences(
     stored: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
 ) -> dict[str, dict[str, Difference]]:
     """By student, its difference from another network in the six metrics, where all seeds that
-    were stated are there.
+    were stated are there, and both networks have points enough (``verdicts.answers``).
 
     against   "baseline", or "untrained": the same student of the untrained teacher
     tables    the paper's (None: read), which give what is too small to matter
@@ -174,7 +174,7 @@ def differences(
     return {
         question.student: decided(stored.samples, question, delta)
         for question in asked
-        if stored.finished(question)
+        if answers(stored.samples, question, stored.stated)
     }
 
 
