@@ -4,8 +4,9 @@
     python -m benchmarks gpu FOLDER --minutes 4 --price 2.5     # an hour of the card costs 2.5
 
 It needs torchvision beside what kpnb needs, no network and no data: weights and images are random.
-It writes FOLDER/gpu.json and FOLDER/gpu.md. Without a card it says so and runs a miniature of every
-part on the CPU, whose times mean nothing.
+It writes FOLDER/gpu-CARD.json and FOLDER/gpu-CARD.md, anew after each figure, so that what was
+measured is kept whatever happens then. Without a card it says so and runs a miniature of every part
+on the CPU, whose times mean nothing.
 
 correctness   the energies on the card against the CPU in float64; what float32, TF32 and bfloat16
               cost in error; memory by ``max_batch``; a batch for which the memory really runs out
@@ -13,21 +14,24 @@ speed         maps a second (a map is the entropy of one image at one layer) bes
               the same autograd calls, the time of a matrix product with as many operations, and the
               learner with the settings of the 2020 release in both its ways to stop
 row           VGG-16 at full width on CUB-200-2011, as in the paper's Table 5: some epochs and some
-              maps are timed, all of them are extrapolated
+              maps are timed, all of them are extrapolated; and an epoch beside a plain loop
 
-Each part has a share of the minutes. When that is spent, it leaves out the rest and says what.
+Each part has a share of the minutes, and what others have left of theirs. A case that would take
+longer than is left, or that fails, is left out, and the report says so.
 """
 
 import argparse
+import copy
 import json
 import logging
 import platform
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,23 +59,49 @@ IMAGES, EPOCHS, CLASSES = 5994, 150, 200  # training images and classes of CUB-2
 
 @dataclass
 class Part:
-    """What a part has found so far, and when its time is up."""
+    """What a part has found so far, and when its time is up; ``keep`` is called when that grows."""
 
     seconds: float
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    keep: Callable[[], None] = lambda: None
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left."""
+        return self.seconds - (time.monotonic() - self.began)
 
     def each(self, cases: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """The named ``cases`` while there is time; the names of the others are kept."""
         for name, case in cases:
-            if time.monotonic() - self.began < self.seconds:
+            if self.left > 0:
                 yield name, case
             else:
-                self.left_out.append(name)
+                self.leave(name)
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[None]:
+        """What fails is left out, with its reason, and the part goes on."""
+        try:
+            yield
+        except Exception as error:
+            lack = isinstance(error, MemoryError)
+            lack = lack or (isinstance(error, RuntimeError) and out_of_memory(error))
+            why = "does not fit into memory" if lack else f"{type(error).__name__}: {error}"
+            self.leave(f"{name}: {why}")
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
+        self.keep()
+
+    def leave(self, name: str) -> None:
+        self.left_out.append(name)
+        self.keep()
+
+    def found(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"seconds": self.seconds, "rows": self.rows, "left_out": self.left_out}
 
 
 @dataclass(frozen=True)
@@ -129,7 +159,7 @@ def full() -> Sizes:
         ),
         "vit_b_16": Network(lambda: models.vit_b_16(**classified), blocks),
     }
-    return Sizes(networks, (8, 32, 128, 512), 256, 8192, 3, 1024, 64)
+    return Sizes(networks, (8, 32, 128, 512), 64, 8192, 3, 1024, 64)
 
 
 def miniature() -> Sizes:
@@ -217,10 +247,11 @@ def peak(run: Callable[[], object], device: torch.device) -> float | None:
 
 def correctness(part: Part, device: torch.device, sizes: Sizes) -> None:
     """Everything that a card could do differently."""
-    steps = {"precision": precisions, "memory": memory, "out of memory": halving}
+    steps = {"precision": precisions, "out of memory": halving, "memory": memory}
     with tf32(False):
-        for _, step in part.each(steps.items()):
-            step(part, device, sizes)
+        for name, step in part.each(steps.items()):
+            with part.trying(name):
+                step(part, device, sizes)
 
 
 def precisions(part: Part, device: torch.device, _sizes: Sizes) -> None:
@@ -256,7 +287,7 @@ def memory(part: Part, device: torch.device, sizes: Sizes) -> None:
     """Peak memory by ``max_batch``, which bounds it, and not the number of images."""
     name, network = next(iter(sizes.networks.items()))
     model, layer = made(network, device), network.layers[1]
-    for rows in sizes.batches:
+    for rows in sizes.batches[:2]:
         for count in (sizes.pool // 2, sizes.pool):
             x = images(count, network.pixels, device)
             run = lambda x=x, rows=rows: entropies(model, x, [layer], rows)  # noqa: E731
@@ -370,47 +401,73 @@ def learner_step(
 
 
 def speed(part: Part, device: torch.device, sizes: Sizes) -> None:
-    """Maps a second of every network, in TF32 as its users run it."""
+    """Maps a second of every network, in TF32 as its users run it; small batches of all networks
+    come before large ones of any.
+    """
     with tf32(True):
         for kind, dtype in (("TF32", torch.float32), ("bfloat16", torch.bfloat16)):
             rate = product_rate(device, sizes.product, dtype)
             part.add(what="matrix product", precision=kind, tflops=rate / 1e12)
         rate = 1e12 * part.rows[0]["tflops"]
-        for name, network in part.each(sizes.networks.items()):
-            one_network(part, name, network, rate, device, sizes)
+        found = {name: Measured(part, name, one) for name, one in sizes.networks.items()}
+        cases = [(name, batch) for batch in sizes.batches for name in found]
+        for title, (name, batch) in part.each((f"{n}, {b}", (n, b)) for n, b in cases):
+            with part.trying(title):
+                found[name].at(batch, rate, device, sizes.repeats)
 
 
-def one_network(
-    part: Part, name: str, network: Network, rate: float, device: torch.device, sizes: Sizes
-) -> None:
-    """Batch sizes up to what fits, all layers in one call and each alone; and the learner."""
-    model, layers = made(network, device), network.layers
-    asked = {"all": layers} | {layer: (layer,) for layer in layers}
-    step = {}
-    for layer in layers:
-        one = images(1, network.pixels, device)
-        step[layer] = learner_step(model, one, layer, device, sizes.repeats)
-    cases = [(f"{name}, {what}, {b}", (what, b)) for b in sizes.batches for what in asked]
-    too_large = False
-    for title, (what, batch) in part.each(cases):
-        if too_large:
-            part.left_out.append(f"{title}: does not fit into memory")
-            continue
-        try:
-            x = images(batch, network.pixels, device)
-            row = one_batch(model, x, asked[what], rate, device, sizes.repeats)
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            too_large = True
-            part.left_out.append(f"{title}: does not fit into memory")
-            continue
-        learner = sum(step[layer] for layer in asked[what]) / len(asked[what])
+@dataclass
+class Measured:
+    """A network whose speed is measured, from small batches to large ones."""
+
+    part: Part
+    name: str
+    network: Network
+    model: nn.Module | None = None
+    steps: dict[str, float] = field(default_factory=dict)  # seconds of the learner's, by layer
+    took: dict[str, float] = field(default_factory=dict)  # seconds of an image's case
+    too_large: bool = False
+
+    def at(self, batch: int, rate: float, device: torch.device, repeats: int) -> None:
+        """A batch size: all layers in one call, and each alone."""
+        layers = self.network.layers
+        self.model = self.model or made(self.network, device)
+        x = images(batch, self.network.pixels, device)
+        for what, asked in {"all": layers, **{layer: (layer,) for layer in layers}}.items():
+            title = f"{self.name}, {what}, {batch}"
+            if self.too_large:
+                self.part.leave(f"{title}: what is smaller did not fit into memory")
+            elif self.took.get(what, 0.0) * batch > self.part.left:
+                self.part.leave(f"{title}: would take too long")
+            else:
+                done = False
+                with self.part.trying(title):
+                    start = time.monotonic()
+                    self.one(x, what, asked, rate, device, repeats)
+                    self.took[what] = (time.monotonic() - start) / batch
+                    done = True
+                self.too_large = not done
+
+    def one(
+        self,
+        x: Tensor,
+        what: str,
+        asked: Sequence[str],
+        rate: float,
+        device: torch.device,
+        repeats: int,
+    ) -> None:
+        """One case, beside the learner at these layers."""
+        for layer in asked:
+            if layer not in self.steps:
+                self.steps[layer] = learner_step(self.model, x, layer, device, repeats)
+        found = one_batch(self.model, x, asked, rate, device, repeats)
+        learner = sum(self.steps[layer] for layer in asked) / len(asked)
         ways = {
-            f"ratio to learner {way}": steps * learner * row["maps_a_second"]
+            f"ratio to learner {way}": steps * learner * found["maps_a_second"]
             for way, steps in STEPS.items()
         }
-        part.add(what=name, layer=what, batch=batch, **row, **ways)
+        self.part.add(what=self.name, layer=what, batch=len(x), **found, **ways)
 
 
 def one_batch(
@@ -434,26 +491,33 @@ def one_batch(
         "maps_a_second": len(x) * len(layers) / whole,
         "of bare loop": bare / whole,
         "of matrix product": least / whole,
-        "halved": said.times,  # what the bare loop had room for may be too much with its sketch
+        # by each run; what the bare loop had room for may be too much with its sketch
+        "halved": said.times // (repeats + 1),
     }
 
 
 # ---------------------------------------------------------------------------------------------- row
 
 
-def row(part: Part, device: torch.device, sizes: Sizes, price: float) -> None:
-    """Hours of a row of Table 5: four students and a baseline, measured after every epoch.
+def row(part: Part, device: torch.device, sizes: Sizes, price: float | None) -> None:
+    """Hours of a row of Table 5: four students and a baseline, measured after every epoch; what
+    they cost where an hour has a ``price``.
 
     A student is measured at its layer, the baseline at all four. The epoch of every student is
     taken to cost what that of one at the last layer does, which trains the most.
     """
     name, network = next(iter(sizes.networks.items()))
     model, layers = made(network, device), network.layers
-    timed = {"student": layers[-1], "baseline": None}
+    timed = {"baseline": None, "student": layers[-1]}
     epochs = {}
     for role, layer in part.each(timed.items()):
-        epochs[role] = epoch_seconds(model, layer, network.pixels, device, sizes)
-        part.add(what=f"an epoch of a {role}", network=name, seconds=epochs[role] * IMAGES)
+        fixed, each = epoch_seconds(model, layer, network.pixels, device, sizes)
+        epochs[role] = fixed + each * IMAGES
+        found = {"seconds": epochs[role], "of them for its checkpoint": fixed}
+        part.add(what=f"an epoch of a {role}", network=name, **found)
+    for title, _ in part.each([("a plain loop", None)]):
+        plain = IMAGES * plain_seconds(model, network.pixels, device, sizes)
+        part.add(what=title, network=name, seconds=plain, ratio=plain / epochs["baseline"])
     maps = {}
     for title, asked in part.each([("all", layers), *((layer, (layer,)) for layer in layers)]):
         x = images(sizes.batches[0], network.pixels, device)
@@ -463,21 +527,45 @@ def row(part: Part, device: torch.device, sizes: Sizes, price: float) -> None:
         part.add(what="an image's maps", network=name, layer=title, seconds=maps[title])
     if part.left_out:
         return
-    training = EPOCHS * IMAGES * (len(layers) * epochs["student"] + epochs["baseline"]) / 3600
+    training = EPOCHS * (len(layers) * epochs["student"] + epochs["baseline"]) / 3600
     measuring = (EPOCHS + 1) * IMAGES * sum(maps.values()) / 3600
     hours = {"training": training, "measuring": measuring, "together": training + measuring}
     for what, hour in hours.items():
-        part.add(what=f"the row, {what}", network=name, hours=hour, cost=price * hour)
+        cost = {} if price is None else {"cost": price * hour}
+        part.add(what=f"the row, {what}", network=name, hours=hour, **cost)
 
 
 def epoch_seconds(
     model: nn.Module, layer: str | None, pixels: int, device: torch.device, sizes: Sizes
-) -> float:
-    """Seconds an image and epoch of a training by ``kpnb.distill``: of the second epoch and third,
-    because the first one warms up.
+) -> tuple[float, float]:
+    """Seconds of an epoch by ``kpnb.distill`` that do not depend on the number of images, which
+    writing the checkpoint takes, and those of each image.
+
+    Two sizes are timed, and of each training the second epoch and third, as the first one warms up.
     """
-    x = images(sizes.epoch, pixels, torch.device("cpu"))
-    data = distill.TensorData(x, torch.arange(sizes.epoch) % 10)
+    large, small = (
+        _epoch(model, layer, count, pixels, device, sizes)
+        for count in (sizes.epoch, sizes.epoch // 2)
+    )
+    each = max(large - small, 0.0) / (sizes.epoch - sizes.epoch // 2)
+    return max(large - each * sizes.epoch, 0.0), each
+
+
+def labelled(count: int, pixels: int) -> distill.TensorData:
+    """Random images with labels, on the CPU."""
+    return distill.TensorData(images(count, pixels, torch.device("cpu")), torch.arange(count) % 10)
+
+
+def _epoch(
+    model: nn.Module,
+    layer: str | None,
+    count: int,
+    pixels: int,
+    device: torch.device,
+    sizes: Sizes,
+) -> float:
+    """Seconds of an epoch of ``count`` images."""
+    data = labelled(count, pixels)
 
     def train(epochs: int) -> float:
         how = Schedule(epochs=epochs, batch_size=sizes.batch_size, lr=1e-4)
@@ -490,7 +578,27 @@ def epoch_seconds(
         return time.perf_counter() - start
 
     one = train(1)
-    return max(train(3) - one, 0.0) / 2 / sizes.epoch
+    return max(train(3) - one, 0.0) / 2
+
+
+def plain_seconds(model: nn.Module, pixels: int, device: torch.device, sizes: Sizes) -> float:
+    """Seconds an image of the loop that whoever trains a baseline writes, with the same batches and
+    optimiser, and nothing kept.
+    """
+    data, how = labelled(sizes.epoch, pixels), Schedule(lr=1e-4)
+    model = copy.deepcopy(model).train()
+    optimiser = torch.optim.SGD(
+        model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+    )
+
+    def epoch() -> None:
+        for index in torch.randperm(sizes.epoch).split(sizes.batch_size):
+            x, y = data.batch(index, str(device))
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+
+    return seconds(epoch, device, 2) / sizes.epoch
 
 
 # ------------------------------------------------------------------------------------------- report
@@ -501,7 +609,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     folder = Path(__file__).parent
     asked = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
     found = subprocess.run(asked, capture_output=True, text=True)
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "none: on the CPU"
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "none, on the CPU"
     return {
         "card": card,
         "torch": torch.__version__,
@@ -545,19 +653,42 @@ def report(about: dict[str, Any], parts: dict[str, Part], note: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measure(device: torch.device, sizes: Sizes, minutes: float, price: float) -> dict[str, Part]:
-    """All parts, each within its share of the time."""
+def measure(
+    device: torch.device,
+    sizes: Sizes,
+    minutes: float,
+    price: float | None,
+    keep: Callable[[dict[str, Part]], None],
+) -> dict[str, Part]:
+    """All parts, each within its share of the time and what those before it have left; ``keep`` is
+    given them whenever there is something new.
+    """
     runs = {
         "correctness": lambda part: correctness(part, device, sizes),
         "speed": lambda part: speed(part, device, sizes),
         "row": lambda part: row(part, device, sizes, price),
     }
-    parts = {}
+    parts: dict[str, Part] = {}
+    unspent = 0.0
     for name, run in runs.items():
-        parts[name] = Part(60 * minutes * SHARES[name])
+        budget = 60 * minutes * SHARES[name] + unspent
+        part = parts[name] = Part(budget, keep=lambda: keep(parts))
         print(f"{name} ...", flush=True)
-        run(parts[name])
+        with part.trying(name):
+            run(part)
+        unspent = max(part.left, 0.0)
     return parts
+
+
+def write(folder: Path, kept: dict[str, Any], parts: dict[str, Part]) -> str:
+    """Both files, under the card's name; returns the page."""
+    card = re.sub(r"[^a-z0-9]+", "-", kept["machine"]["card"].lower()).strip("-")
+    text = report(kept["machine"], parts, kept["note"])
+    found = kept | {"parts": {name: part.found() for name, part in parts.items()}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"gpu-{card}.json").write_text(json.dumps(found, indent=1) + "\n", "utf8")
+    (folder / f"gpu-{card}.md").write_text(text, "utf8")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -566,9 +697,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for gpu.json and gpu.md")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the two files")
     parser.add_argument("--minutes", type=float, default=7, help="for all parts; then a part ends")
-    parser.add_argument("--price", type=float, default=0.0, help="of an hour of the card")
+    parser.add_argument("--price", type=float, help="of an hour of the card")
     given = parser.parse_args(arguments)
     there = torch.cuda.is_available()
     device = torch.device("cuda" if there else "cpu")
@@ -576,15 +707,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "There is no CUDA card here: a miniature on the CPU, whose times mean nothing."
     )  # fmt: skip
     print(note)
-    parts = measure(device, full() if there else miniature(), given.minutes, given.price)
-    about = machine(device)
-    given.folder.mkdir(parents=True, exist_ok=True)
-    kept = {"note": note, "machine": about, "minutes": given.minutes, "price": given.price}
-    kept["parts"] = {name: asdict(part) for name, part in parts.items()}
-    (given.folder / "gpu.json").write_text(json.dumps(kept, indent=1) + "\n", "utf8")
-    text = report(about, parts, note)
-    (given.folder / "gpu.md").write_text(text, "utf8")
-    print(text)
+    kept = {"note": note, "machine": machine(device)}
+    kept |= {"minutes": given.minutes, "price": given.price}
+    sizes = full() if there else miniature()
+    parts = measure(
+        device, sizes, given.minutes, given.price, lambda parts: write(given.folder, kept, parts)
+    )
+    print(write(given.folder, kept, parts))
 
 
 if __name__ == "__main__":

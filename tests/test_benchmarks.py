@@ -375,13 +375,13 @@ def miniature(tmp_path_factory) -> dict:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
         gpu.main([str(folder), "--price", "3"])
-    page = (folder / "gpu.md").read_text("utf8")
-    return json.loads((folder / "gpu.json").read_text("utf8")) | {"page": page}
+    page = (folder / "gpu-none-on-the-cpu.md").read_text("utf8")
+    return json.loads((folder / "gpu-none-on-the-cpu.json").read_text("utf8")) | {"page": page}
 
 
 def test_without_a_card_every_part_runs_in_miniature_and_says_so(miniature):
     assert "There is no CUDA card here" in miniature["page"]
-    assert miniature["machine"]["card"] == "none: on the CPU"
+    assert miniature["machine"]["card"] == "none, on the CPU"
     for name, part in miniature["parts"].items():
         assert f"## {name}" in miniature["page"]
         assert part["rows"]
@@ -417,6 +417,8 @@ def test_the_row_is_the_sum_of_its_trainings_and_maps(miniature):
     assert hours["training"]["hours"] == pytest.approx(
         150 * (layers * epochs["student"] + epochs["baseline"]) / 3600
     )
+    (plain,) = (r for r in part if r["what"] == "a plain loop")
+    assert plain["ratio"] == pytest.approx(plain["seconds"] / epochs["baseline"])
     assert hours["measuring"]["hours"] == pytest.approx(151 * 5994 * sum(maps.values()) / 3600)
     assert hours["together"]["cost"] == pytest.approx(3 * hours["together"]["hours"])
 
@@ -432,6 +434,38 @@ def test_the_cards_benchmark_needs_nothing_of_the_book():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=where)
     assert done.stdout.startswith("usage: python -m benchmarks gpu")
     assert done.stdout.endswith("book: False\n")
+
+
+def test_a_case_that_fails_is_named_and_what_was_measured_is_kept(tmp_path, monkeypatch):
+    """Planted: a library's fault in one part, and memory that runs out in another."""
+    lack = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "halving", lambda *_: 1 / 0)
+    whole = gpu.one_batch
+
+    def one_batch(model, x, layers, *how):
+        if len(layers) == 1:
+            raise lack
+        return whole(model, x, layers, *how)
+
+    monkeypatch.setattr(gpu, "one_batch", one_batch)
+    monkeypatch.setattr(gpu, "row", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # a kill by hand, or by whoever lent the card
+        gpu.main([str(tmp_path)])
+    parts = json.loads((tmp_path / "gpu-none-on-the-cpu.json").read_text("utf8"))["parts"]
+    assert "out of memory: ZeroDivisionError: division by zero" in parts["correctness"]["left_out"]
+    assert any(row["what"].startswith("memory") for row in parts["correctness"]["rows"])
+    assert "vgg16, 0.5, 2: does not fit into memory" in parts["speed"]["left_out"]
+    assert [row["layer"] for row in parts["speed"]["rows"] if "layer" in row] == ["all", "all"]
+
+
+def test_a_case_that_would_take_too_long_is_left_out():
+    part = gpu.Part(seconds=60)
+    measured = gpu.Measured(part, "small", gpu.small(), took={"all": 40.0})
+    device = torch.device("cpu")
+    measured.at(2, 1e9, device, 1)
+    assert part.left_out == ["small, all, 2: would take too long"]
+    assert [row["layer"] for row in part.rows] == [*gpu.small().layers]
 
 
 def test_a_part_whose_time_is_up_names_what_it_leaves_out():

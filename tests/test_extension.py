@@ -110,6 +110,18 @@ def test_the_page_says_when_the_tests_passed_on_a_card(monkeypatch, tmp_path):
     assert all(text.count(place) == 1 for place in computed(page, tmp_path))
 
 
+def test_what_was_measured_on_cards_is_on_the_page(tmp_path):
+    computed, results = EXTENSION["computed"], tmp_path / "benchmarks" / "results"
+    (tmp_path / "_toc.yml").write_text("")
+    assert "not been run on a card yet" in computed("book/benchmarks", tmp_path)["ON_CARDS"]
+    results.mkdir(parents=True)
+    for card in ("b", "a"):
+        (results / f"gpu-{card}.md").write_text(f"# kpnb on a GPU\n\n- card: {card}\n\n## speed\n")
+    said = computed("book/benchmarks", tmp_path)["ON_CARDS"]
+    assert said.count("### kpnb on a GPU") == said.count("#### speed") == 2
+    assert said.index("card: a") < said.index("card: b")
+
+
 def test_workflows_are_what_the_pages_say_of_them():
     """Both are YAML; the one on a card starts only where a runner is named, and tests there."""
     folder = ROOT / ".github" / "workflows"

@@ -64,6 +64,8 @@ def computed(docname: str, root: Path) -> dict[str, str]:
         shipped = sorted((root / "benchmarks" / "results").glob("*.txt"))
         return {
             "CUDA_TESTED": cuda_tested(os.environ.get("KPNB_CUDA_TESTED", "")),
+            "ON_CARDS": _pages(root / "benchmarks" / "results")
+            or "None are shipped: it has not been run on a card yet.",
             "SHIPPED": _figures(shipped) or "No figures are shipped with this version.",
             "MEASURED": _figures([executed / "benchmarks.txt"])
             or "Nothing has been measured here yet: `python -m benchmarks` does it.",
@@ -95,6 +97,12 @@ def _frontiers(results: Path, pictures: Path) -> str:
         lines = [f"```{{figure}} {where}", f":name: {file.stem}", f":alt: {frontier.ALT}", ""]
         shown.append("\n".join([*lines, frontier.CAPTION, "```"]))
     return "\n\n".join(shown)
+
+
+def _pages(results: Path) -> str:
+    """What the benchmark has found on cards, as sections below those of the page."""
+    found = [file.read_text("utf8").strip() for file in sorted(results.glob("gpu-*.md"))]
+    return "\n\n".join(re.sub(r"^#", "###", text, flags=re.MULTILINE) for text in found)
 
 
 def _figures(files: list[Path]) -> str:
