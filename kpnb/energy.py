@@ -268,11 +268,7 @@ def _energies(
 ) -> UnitEnergy:
     if solver.rank is None or changes is None:
         return exact_energies(jacobian, changes)
-    # the same probes for every sample, network and epoch: a comparison must not mix two draws
-    gaussian = torch.randn(
-        (changes.shape[-1], solver.probes),
-        dtype=changes.dtype,
-        device=changes.device,
-        generator=generator(seed + 1, changes.device),
-    )
-    return sketched_energies(jacobian, changes, solver, gaussian)
+    # the same probes for every sample, network, epoch and device: a comparison must not mix draws
+    how = {"generator": generator(seed + 1), "dtype": changes.dtype, "device": "cpu"}
+    gaussian = torch.randn(changes.shape[-1], solver.probes, **how)
+    return sketched_energies(jacobian, changes, solver, gaussian.to(changes.device))

@@ -1,7 +1,7 @@
 """A network's inputs under noise: what both solvers share."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,7 +15,7 @@ from kpnb.units import Units, units_of
 POSITIONS = 16  # of a sequence, whose noise is drawn together
 
 
-def generator(seed: int, device: torch.device) -> torch.Generator:
+def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator of our own on ``device``, so that the caller's stays where it was."""
     return torch.Generator(device).manual_seed(seed)
 
@@ -25,8 +25,9 @@ class Perturbation:
     """A batch of a network's inputs, their units and scale, the rows allowed in one forward pass,
     and a seed.
 
-    Noise is the same for every sample of a batch and depends on the seed only: a sample's result
-    does not depend on its company, and two networks are compared under the same noise.
+    Noise is the same for every sample of a batch and depends on the seed only, whatever the device:
+    a sample's result does not depend on its company, and two networks are compared under the same
+    noise. What was ``drawn`` serves all batches.
     """
 
     network: Network
@@ -35,6 +36,7 @@ class Perturbation:
     scale: float = 1.0
     max_batch: int = 32
     seed: int = 0
+    drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def x(self) -> Tensor:
@@ -69,11 +71,15 @@ class Perturbation:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x``.
 
         For sequences ``[B, T, E]`` some positions are drawn after the others, so that padding at
-        the end changes nothing.
+        the end changes nothing. Drawn on the CPU: generators of cards draw other numbers.
         """
+        if (count, stream) not in self.drawn:
+            self.drawn[count, stream] = self._draw(count, stream).to(self.x.device)
+        return self.drawn[count, stream]
+
+    def _draw(self, count: int, stream: int) -> Tensor:
         x = self.x
-        gen = generator(self.seed + stream, x.device)
-        how = {"generator": gen, "device": x.device, "dtype": x.dtype}
+        how = {"generator": generator(self.seed + stream), "dtype": x.dtype, "device": "cpu"}
         if x.dim() != 3:
             return torch.randn(count, 1, *x.shape[1:], **how)
         blocks = range(0, x.shape[1], POSITIONS)
