@@ -280,6 +280,20 @@ def test_a_control_without_points_is_named(stored):
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
 
+def test_samples_that_define_a_metric_are_counted(stored):
+    """By a plain loop; planted: one sample has no lambda in one network, two no distance."""
+    images = stored["images"]
+    samples = images.samples.copy()
+    here = (samples["seed"] == 3) & (samples["layer"] == "FC1") & (samples["network"] == "student")
+    samples.loc[here & (samples["sample"] == 0), "lambda"] = np.nan
+    samples.loc[here & (samples["sample"] < 2), "d"] = np.nan
+    (row,) = board.defining({"images": replace(images, samples=samples)}).to_dict("records")
+    assert (row["measured"], row["lambda, median"], row["lambda, least"]) == (12, 12, 11)
+    assert (row["d, least"], row["rho, least"]) == (10, 12)
+    table = sentences.defining({"images": replace(images, samples=samples)})
+    assert table.iloc[0].tolist() == ["images", 12, "12 (11)", "12 (10)", "12 (12)"]
+
+
 def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
     """Its detours are hardly ever defined, so that the paper's question has no answer."""
     images = stored["images"]

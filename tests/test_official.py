@@ -184,6 +184,8 @@ def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path
     assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
     assert "of 240 here, each of one layer and seed" in text  # none of the two seeds
     assert "untrained teacher - baseline" in text
+    assert "- **tiny-imagenet-vgg11**: against the baseline, " in text
+    assert "; at equal rates " in text
     assert "+1.00 in the mean of 20 baselines" in text
 
 

@@ -16,6 +16,7 @@ from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored, learned, standing, waiting
+from kpnb_book.studies.board import defining as board_defining
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -305,6 +306,19 @@ def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
     ]
     columns = ["study", "network", "accuracy", "feature error", "path"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+
+
+def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
+    """``board.defining`` for a page."""
+    rows = [
+        {"study": row["study"], "measured": row["measured"]}
+        | {
+            HTML[metric]: f"{row[f'{name}, median']:g} ({row[f'{name}, least']:g})"
+            for metric, name in (("lambda", "lambda"), ("d_mean", "d"), ("rho", "rho"))
+        }
+        for row in board_defining(found).to_dict("records")
+    ]
+    return pd.DataFrame(rows)
 
 
 def place(board: pd.DataFrame) -> str:

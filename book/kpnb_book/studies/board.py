@@ -128,6 +128,24 @@ def learned(each: Stored) -> pd.DataFrame:
     return each.networks.groupby("network")[["accuracy", "feature_error", "path"]].mean()
 
 
+def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
+    """How many samples define what not every sample has, in student and baseline both: for each
+    study the median over its seeds and layers, and the least of them.
+
+    Columns: study, measured, and for each of lambda, d and rho the two numbers.
+    """
+    rows = []
+    for name, each in found.items():
+        row: dict[str, object] = {"study": name, "measured": each.samples["sample"].nunique()}
+        pair = each.samples[each.samples["network"].isin([BY_PAPER.student, BY_PAPER.other])]
+        for column in ("lambda", "d", "rho"):
+            known = pair[column].notna().groupby([pair["seed"], pair["layer"], pair["sample"]])
+            both = known.sum().eq(2).groupby(level=["seed", "layer"]).sum()
+            row[f"{column}, median"], row[f"{column}, least"] = both.median(), both.min()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
     """Where knowledge points lie on a square grid, ``[rows, columns]`` by network: the share of
     samples and seeds in which a cell is one.
