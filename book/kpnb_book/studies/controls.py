@@ -38,8 +38,8 @@ def shuffled_baseline(study: Study, seed: int = 0) -> Training:
 
 
 def random_labels_teacher(study: Study, seed: int = 0) -> Training:
-    """A teacher that learns its samples with their labels in random order: it fits, and knows
-    nothing of the classes.
+    """A teacher that learns its samples with their labels in random order, and so nothing of the
+    classes.
     """
     shuffled, teacher = random_labels(study.train, seed), study.teacher()
     return study.classifier(study.teacher_spec(), shuffled, teacher.schedule, kind="teacher")
