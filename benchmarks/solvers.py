@@ -4,6 +4,9 @@ trained networks.
 The learner is measured as released in 2020, which leaves its loop after 60 of 80 steps (5,760
 passes), and stopped as soon as the mean entropy is reached (about 3,700). Network and images are
 those of the image chapters; ``quick`` takes their smoke profile, whose numbers mean little.
+
+For texts there was a learner before, that of Guan et al. (2019): 5,000 steps of one sample. Only
+its time is taken, from what a step takes here.
 """
 
 import statistics
@@ -18,9 +21,12 @@ import kpnb
 from benchmarks.speed import turns
 from kpnb.metrics import agreement
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.measure import solver_of
+from kpnb_book.studies.text import TextStudy
 
 EXACT = kpnb.ClosedForm(rank=None)
 WAYS = {"as released": "released", "stopped when aligned": "aligned"}  # of the learner
+STEPS = 5000  # of the learner for texts
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -71,6 +77,31 @@ def against_the_learner(
         print(
             f"  {pair:33s} mean abs. difference {error:.4f} nats, IoU of knowledge points {iou:.3f}"
         )
+
+
+def against_the_interpreter(study: TextStudy, model: nn.Module, steps: int) -> None:
+    """The closed form on the measured texts, and the learner for texts on the first of them without
+    its padding; ``steps`` of it are timed.
+    """
+    path, x = study.path(study.settings.layers[0]), study.x
+    length = int(x["attention_mask"][0].sum())
+    text = kpnb.embedded(model, **{name: value[:1, :length] for name, value in x.items()})
+    how = {"units": kpnb.Tokens(study.measured.counts[:1, :length]), "perturb": "inputs_embeds"}
+    how |= {"objective": kpnb.Converged(0.1), "scale": model.words.weight.std().item()}
+
+    def learn(steps: int) -> object:
+        learner = kpnb.Stochastic(method="adam", samples=1, steps=steps)
+        return kpnb.entropy(model, text, path, solver=learner, check=False, dead="nan", **how)
+
+    step = (seconds(lambda: learn(2 * steps)) - seconds(lambda: learn(steps))) / steps
+    print(f"\ntexts: closed form against {STEPS:,} steps of one sample, a text of {length} tokens")
+    for name, solver in (("default", kpnb.ClosedForm()), ("chapters", None)):
+        run = lambda s=solver: study.entropies(  # noqa: E731
+            model, [path], solver=s or solver_of(study.settings)
+        )
+        fast = seconds(run) / len(study.measured)
+        ratio = f"{STEPS * step / fast:8,.0f}"
+        print(f"  {name:26s}{1000 * fast:9.1f} ms{1000 * STEPS * step:12,.0f} ms{ratio}")
 
 
 def ranks(study: ImageStudy, model: nn.Module, title: str) -> None:
@@ -125,6 +156,9 @@ def run(quick: bool) -> None:
     model = study.teacher().load()
     for layer in study.settings.layers[: 1 if quick else None]:
         against_the_learner(study, model, layer, 1 if quick else 4)
+    texts = TextStudy("smoke" if quick else "laptop", seeds=0)
+    encoder = type(texts).build(**texts.teacher_spec()).eval()  # time asks for no training
+    against_the_interpreter(texts, encoder, 5 if quick else 50)
     ranks(study, model, "teacher")
     for training in (study.baseline(), study.student("FC1")):
         shrinking(study, training, ("FC1", "FC2"))

@@ -28,8 +28,11 @@ from kpnb.units import ImageGrid
 from kpnb_book.figures import frontier as figure
 from kpnb_book.networks.images import build
 from kpnb_book.run.notebooks import run_notebook
+from kpnb_book.store import Store
+from kpnb_book.studies.text import TextStudy
 from tests.models import images, small_net
 from tests.test_runner import repository, write
+from tests.tiny_text import tiny_model, write_sst2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -363,6 +366,21 @@ class Passes(torch.nn.Module):
 
     def back(self, _gradient: torch.Tensor) -> None:
         self.backwards += 1
+
+
+def test_the_learner_for_texts_is_timed_at_its_own_steps(tmp_path, monkeypatch, capsys):
+    """A step is what twice as many take longer; everything runs, and a clock is planted."""
+    times = iter([0.5, 0.3, 0.8, 0.4])
+    monkeypatch.setattr(solvers, "seconds", lambda run: run() and next(times))
+    write_sst2(tmp_path)
+    model = tiny_model(tmp_path / "model")
+    sst2 = {"dataset": "sst2", "data_root": str(tmp_path), "network": model, "analysed": 4}
+    study = TextStudy("smoke", store=Store(tmp_path / "store"), **sst2)
+    solvers.against_the_interpreter(study, type(study).build(**study.teacher_spec()).eval(), 2)
+    said = capsys.readouterr().out.splitlines()
+    assert "closed form against 5,000 steps of one sample" in said[-3]
+    assert said[-2].split() == ["default", "200.0", "ms", "500,000", "ms", "2,500"]
+    assert said[-1].split() == ["chapters", "100.0", "ms", "500,000", "ms", "5,000"]
 
 
 # ---- on a card
