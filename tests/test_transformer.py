@@ -205,11 +205,15 @@ def test_the_chapter_has_a_plan():
     parameters = {
         "profile": "smoke", "dataset": None, "data_root": None, "network": "vit_4_8",
         "layer": "cls", "grid": None, "b": None, "epochs": None, "seed": 101, "device": None,
-        "results": None,
+        "results": None, "students": ["convolution"],
     }  # fmt: skip
     (found,) = plans_of("71", parameters)
     kinds = {training.kind for training in found.everything().values()}
     assert kinds == {"baseline", "student", "teacher"}
+    (more,) = plans_of("71", parameters | {"students": [*TAUGHT, *UNTRAINED.values()]})
+    students = [each for each in more.everything().values() if each.kind == "student"]
+    assert len(students) == 6
+    assert {*found.everything()} < {*more.everything()}
 
 
 # ---- what is said of tables

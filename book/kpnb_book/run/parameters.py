@@ -246,6 +246,12 @@ RULES = {
     "size": _count(),
     "network": Rule(str, "the name of a network", several=True),
     "losses": Rule(str, "names of losses in a list", several=True),
+    "students": Rule(
+        str,
+        "student, outputs or convolution, each with or without untrained before, in a list",
+        pattern="untrained|(untrained )?(outputs|convolution)|student",
+        several=True,
+    ),
     "teachers": Rule(str, "names of networks in a list", several=True),
     "layer": _layers("Conv", "FC1", "FC2", "FC3"),
     "grid": _count(),

@@ -156,10 +156,10 @@ def losses(parameters: Parameters) -> list[Plan]:
 
 def transformer(parameters: Parameters) -> list[Plan]:
     profile, seed = parameters["profile"], parameters["seed"]
-    options = given(parameters, but=["results"])
+    options = given(parameters, but=["results", "students"])
     options |= brief(OF_TRANSFORMERS, profile, parameters["epochs"])
     study = ImageStudy(profile, **options)
-    return [transformer_plan(study, seed)]
+    return [transformer_plan(study, seed, several(parameters["students"]))]
 
 
 def scoreboard(parameters: Parameters) -> list[Plan]:

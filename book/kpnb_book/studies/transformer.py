@@ -8,7 +8,7 @@ learns a feature of a transformer; the others learn what their teacher says, bes
 that of another transformer, or of the convolutional network of the other chapters.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -249,12 +249,12 @@ BRIEF = {"laptop": {"epochs": 3, "share": 1000, "analysed": 12}}
 """Settings of the networks that a build trains, by profile: stored evidence has the others."""
 
 
-def own_networks(study: Study, seed: int) -> dict[str, Training]:
-    """Those of a build: the baseline, and the student of a convolutional network. The teachers of
-    the others would take longer than the rest of the chapter.
+def own_networks(study: Study, seed: int, students: Iterable[str] = ()) -> dict[str, Training]:
+    """Those of a build: the baseline, the student of a convolutional network, and other
+    ``students`` that are asked for; their teachers would take longer than the rest of the chapter.
     """
     layer = study.settings.layers[0]
-    return {role: network(study, role, layer, seed) for role in OWN}
+    return {role: network(study, role, layer, seed) for role in dict.fromkeys([*OWN, *students])}
 
 
 def last_points(
@@ -269,7 +269,7 @@ def last_points(
     }
 
 
-def own_table(study: Study, seed: int) -> pd.DataFrame:
+def own_table(study: Study, seed: int, students: Iterable[str] = ()) -> pd.DataFrame:
     """A row for each of them: the six metrics, held-out accuracy, and ``by_layer``."""
     (layer,) = study.settings.layers
     rows = [
@@ -277,14 +277,14 @@ def own_table(study: Study, seed: int) -> pd.DataFrame:
         | metrics(study, training, layer).row()
         | {"accuracy": study.scores(training)["accuracy"]}
         | by_layer(study, training)
-        for role, training in own_networks(study, seed).items()
+        for role, training in own_networks(study, seed, students).items()
     ]
     return pd.DataFrame(rows)
 
 
-def transformer_plan(study: Study, seed: int) -> Plan:
+def transformer_plan(study: Study, seed: int, students: Iterable[str] = ()) -> Plan:
     """What a build trains and measures."""
-    networks = own_networks(study, seed).values()
+    networks = own_networks(study, seed, students).values()
     (layer,) = study.settings.layers
     planned = Plan.measuring(study, [(each, layer) for each in networks])
     last = [last_epoch(study, each) for each in networks]
