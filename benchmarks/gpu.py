@@ -426,27 +426,29 @@ class Measured:
     model: nn.Module | None = None
     steps: dict[str, float] = field(default_factory=dict)  # seconds of the learner's, by layer
     took: dict[str, float] = field(default_factory=dict)  # seconds of an image's case
-    too_large: bool = False
+    failed: set[str] = field(default_factory=set)
 
     def at(self, batch: int, rate: float, device: torch.device, repeats: int) -> None:
         """A batch size: all layers in one call, and each alone."""
         layers = self.network.layers
         self.model = self.model or made(self.network, device)
         x = images(batch, self.network.pixels, device)
+        for layer in layers:
+            if layer not in self.steps:
+                self.steps[layer] = learner_step(self.model, x, layer, device, repeats)
         for what, asked in {"all": layers, **{layer: (layer,) for layer in layers}}.items():
             title = f"{self.name}, {what}, {batch}"
-            if self.too_large:
-                self.part.leave(f"{title}: what is smaller did not fit into memory")
+            if what in self.failed:
+                self.part.leave(f"{title}: a smaller batch failed")
             elif self.took.get(what, 0.0) * batch > self.part.left:
                 self.part.leave(f"{title}: would take too long")
             else:
-                done = False
+                self.failed.add(what)
                 with self.part.trying(title):
                     start = time.monotonic()
                     self.one(x, what, asked, rate, device, repeats)
                     self.took[what] = (time.monotonic() - start) / batch
-                    done = True
-                self.too_large = not done
+                    self.failed.remove(what)
 
     def one(
         self,
@@ -458,9 +460,6 @@ class Measured:
         repeats: int,
     ) -> None:
         """One case, beside the learner at these layers."""
-        for layer in asked:
-            if layer not in self.steps:
-                self.steps[layer] = learner_step(self.model, x, layer, device, repeats)
         found = one_batch(self.model, x, asked, rate, device, repeats)
         learner = sum(self.steps[layer] for layer in asked) / len(asked)
         ways = {
@@ -644,7 +643,7 @@ def shown(value: Any) -> str:
 
 def report(about: dict[str, Any], parts: dict[str, Part], note: str) -> str:
     """The page: what the figures belong to, and each part with what it left out."""
-    lines = ["# kpnb on a GPU", "", note, ""]
+    lines = [f"# kpnb on {about.get('card', 'a GPU')}", "", note, ""]
     lines += [f"- {key}: {value}" for key, value in about.items()]
     for name, part in parts.items():
         lines += ["", f"## {name}", table(part.rows)]

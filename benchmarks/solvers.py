@@ -80,13 +80,15 @@ def against_the_learner(
 
 
 def against_the_interpreter(study: TextStudy, model: nn.Module, steps: int) -> None:
-    """The closed form on the measured texts, and the learner for texts on the first of them without
-    its padding; ``steps`` of it are timed.
+    """The closed form on the measured texts, and the learner for texts on the one of median length,
+    without its padding; ``steps`` of it are timed.
     """
     path, x = study.path(study.settings.layers[0]), study.x
-    length = int(x["attention_mask"][0].sum())
-    text = kpnb.embedded(model, **{name: value[:1, :length] for name, value in x.items()})
-    how = {"units": kpnb.Tokens(study.measured.counts[:1, :length]), "perturb": "inputs_embeds"}
+    lengths = x["attention_mask"].sum(1)
+    length, one = (int(found) for found in lengths.median(0))
+    text = {name: value[one : one + 1, :length] for name, value in x.items()}
+    text, counts = kpnb.embedded(model, **text), study.measured.counts[one : one + 1, :length]
+    how = {"units": kpnb.Tokens(counts), "perturb": "inputs_embeds"}
     how |= {"objective": kpnb.Converged(0.1), "scale": model.words.weight.std().item()}
 
     def learn(steps: int) -> object:
@@ -95,10 +97,9 @@ def against_the_interpreter(study: TextStudy, model: nn.Module, steps: int) -> N
 
     step = (seconds(lambda: learn(2 * steps)) - seconds(lambda: learn(steps))) / steps
     print(f"\ntexts: closed form against {STEPS:,} steps of one sample, a text of {length} tokens")
-    for name, solver in (("default", kpnb.ClosedForm()), ("chapters", None)):
-        run = lambda s=solver: study.entropies(  # noqa: E731
-            model, [path], solver=s or solver_of(study.settings)
-        )
+    solvers = {"default": kpnb.ClosedForm(), "chapters": solver_of(study.settings)}
+    for name, solver in solvers.items():
+        run = lambda s=solver: study.entropies(model, [path], solver=s)  # noqa: E731
         fast = seconds(run) / len(study.measured)
         ratio = f"{STEPS * step / fast:8,.0f}"
         print(f"  {name:26s}{1000 * fast:9.1f} ms{1000 * STEPS * step:12,.0f} ms{ratio}")

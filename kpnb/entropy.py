@@ -22,7 +22,7 @@ from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
 from kpnb.trial import place, try_layers
-from kpnb.units import Units, read_units
+from kpnb.units import Units, on_device, read_units
 
 Fields = dict[str, Tensor]
 """The tensors of an ``Entropy`` by name."""
@@ -314,6 +314,7 @@ def entropy(
     with torch.inference_mode(False):
         inputs = read_inputs(model, x, perturb, shared)
         units.count(inputs.x)
+        units = on_device(units, inputs.x.device)
         perturbation = Perturbation(network, inputs, units, scale, max_batch, seed)
         with explaining(model, inputs.x.device):
             problems = try_layers(perturbation, names) if check else {}

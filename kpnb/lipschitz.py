@@ -30,7 +30,7 @@ from kpnb.features import (
 from kpnb.inputs import read_inputs
 from kpnb.perturb import Perturbation
 from kpnb.trial import place, try_layers
-from kpnb.units import Units, read_units
+from kpnb.units import Units, on_device, read_units
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def lipschitz(
         inputs = read_inputs(model, x, perturb, shared)
         units = read_units(units)
         sigma = _sigma(sigma, inputs.x, units)
-        perturbation = Perturbation(network, inputs, units)
+        perturbation = Perturbation(network, inputs, on_device(units, inputs.x.device))
         with explaining(model, inputs.x.device):
             problems = try_layers(perturbation, list(dict.fromkeys([layer, ""]))) if check else {}
             if problems:

@@ -25,9 +25,9 @@ class Perturbation:
     """A batch of a network's inputs, their units and scale, the rows allowed in one forward pass,
     and a seed.
 
-    Noise is the same for every sample of a batch and depends on the seed only, whatever the device:
-    a sample's result does not depend on its company, and two networks are compared under the same
-    noise. What was ``drawn`` serves all batches.
+    Noise of ``normal`` is the same for every sample of a batch and depends on the seed only,
+    whatever the device: a sample's result does not depend on its company, and two networks are
+    compared under the same noise. What was ``drawn`` serves all batches.
     """
 
     network: Network
@@ -36,7 +36,7 @@ class Perturbation:
     scale: float = 1.0
     max_batch: int = 32
     seed: int = 0
-    drawn: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    drawn: dict[tuple, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def x(self) -> Tensor:
@@ -73,9 +73,11 @@ class Perturbation:
         For sequences ``[B, T, E]`` some positions are drawn after the others, so that padding at
         the end changes nothing. Drawn on the CPU: generators of cards draw other numbers.
         """
-        if (count, stream) not in self.drawn:
-            self.drawn[count, stream] = self._draw(count, stream).to(self.x.device)
-        return self.drawn[count, stream]
+        x = self.x
+        key = (self.seed, count, stream, x.shape[1:], x.dtype, x.device)
+        if key not in self.drawn:
+            self.drawn[key] = self._draw(count, stream).to(x.device)
+        return self.drawn[key]
 
     def _draw(self, count: int, stream: int) -> Tensor:
         x = self.x

@@ -50,6 +50,15 @@ def read_units(units: Any) -> Units:
     return units
 
 
+def on_device(units: Units, device: torch.device) -> Units:
+    """The ``units`` with what tells them apart on ``device``, where each direction looks at it."""
+    name = {Tokens: "mask", Regions: "labels"}.get(type(units), "")
+    there = getattr(units, name, None)
+    if there is None or there.device == device:
+        return units
+    return replace(units, **{name: there.to(device)})
+
+
 def units_of(units: Units, which: slice, x: Tensor) -> Units:
     """The units of the samples ``which`` of ``x [N, ...]``; the same object when it serves every
     sample.
@@ -202,8 +211,7 @@ class Tokens:
         return "Tokens()" if self.mask is None else f"Tokens({_digest(self.mask)})"
 
     def rows_of(self, which: slice, x: Tensor) -> "Tokens":
-        # on the device of x: each direction looks at it
-        return self if self.mask is None else Tokens(self.mask[which].to(x.device))
+        return self if self.mask is None else Tokens(self.mask[which])
 
     def count(self, x: Tensor) -> int:
         if x.dim() != 3:
@@ -270,10 +278,7 @@ class Regions:
                 f"labels {list(shape)} could be one partition for each sample or for each channel "
                 f"of {list(x.shape)}: write labels[:, None] or labels[None]"
             )
-        labels = self.labels[which] if self._each(x) else self.labels
-        # on the device of x: each direction looks at them
-        labels = labels.to(x.device)
-        return self if labels is self.labels else replace(self, labels=labels)
+        return replace(self, labels=self.labels[which]) if self._each(x) else self
 
     def _each(self, x: Tensor) -> bool:
         """Whether every sample of ``x`` has labels of its own."""

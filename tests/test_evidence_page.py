@@ -287,7 +287,7 @@ def test_samples_that_define_a_metric_are_counted(stored):
     here = (samples["seed"] == 3) & (samples["layer"] == "FC1") & (samples["network"] == "student")
     samples.loc[here & (samples["sample"] == 0), "lambda"] = np.nan
     samples.loc[here & (samples["sample"] < 2), "d"] = np.nan
-    (row,) = board.defining({"images": replace(images, samples=samples)}).to_dict("records")
+    (row,) = board.samples_defining({"images": replace(images, samples=samples)}).to_dict("records")
     assert (row["measured"], row["lambda, median"], row["lambda, least"]) == (12, 12, 11)
     assert (row["d, least"], row["rho, least"]) == (10, 12)
     table = sentences.defining({"images": replace(images, samples=samples)})

@@ -118,7 +118,8 @@ def test_what_was_measured_on_cards_is_on_the_page(tmp_path):
     for card in ("b", "a"):
         (results / f"gpu-{card}.md").write_text(f"# kpnb on a GPU\n\n- card: {card}\n\n## speed\n")
     said = computed("book/benchmarks", tmp_path)["ON_CARDS"]
-    assert said.count("### kpnb on a GPU") == said.count("#### speed") == 2
+    assert said.count("#### kpnb on") == 2
+    assert said.count("\n##### speed") == 2
     assert said.index("card: a") < said.index("card: b")
 
 

@@ -14,6 +14,7 @@ from kpnb.features import capture
 from kpnb_book.figures import transformer as shown
 from kpnb_book.figures.report import six_table
 from kpnb_book.networks.images import LAYERS, build, layer_path
+from kpnb_book.run.parameters import RULES
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
@@ -192,7 +193,11 @@ def test_the_plan_is_what_a_seed_takes(evidence, study, tmp_path):
 def test_a_builds_own_networks_are_planned(study):
     own = transformer.own_table(study, 3)
     assert set(own["network"]) == {"baseline", "convolution"}
-    planned = transformer.transformer_plan(study, 3)
+    everyone = transformer.own_table(study, 3, ["student", "untrained"]).set_index("network")
+    head = study.scores(study.head("cls", 3))["accuracy"]
+    assert everyone.loc["student", "accuracy"] == head
+    assert np.isnan(everyone.loc["untrained", "accuracy"])
+    planned = transformer.transformer_plan(study, 3, ["student"])
     assert not any(training.missing() for training in planned.everything().values())
     assert not any(
         measurement.missing(layer)
@@ -205,14 +210,17 @@ def test_the_chapter_has_a_plan():
     parameters = {
         "profile": "smoke", "dataset": None, "data_root": None, "network": "vit_4_8",
         "layer": "cls", "grid": None, "b": None, "epochs": None, "seed": 101, "device": None,
-        "results": None, "students": ["convolution"],
+        "results": None, "students": None,
     }  # fmt: skip
     (found,) = plans_of("71", parameters)
     kinds = {training.kind for training in found.everything().values()}
     assert kinds == {"baseline", "student", "teacher"}
     (more,) = plans_of("71", parameters | {"students": [*TAUGHT, *UNTRAINED.values()]})
-    students = [each for each in more.everything().values() if each.kind == "student"]
-    assert len(students) == 6
+    kinds = [training.kind for training in more.everything().values()]
+    assert (kinds.count("student"), kinds.count("head")) == (6, 1)
+    roles = {*TAUGHT, *UNTRAINED.values()}
+    assert all(RULES["students"].fits([role]) for role in roles)
+    assert not any(RULES["students"].fits([f"{role}s"]) for role in roles)
     assert {*found.everything()} < {*more.everything()}
 
 

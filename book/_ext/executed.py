@@ -102,7 +102,7 @@ def _frontiers(results: Path, pictures: Path) -> str:
 def _pages(results: Path) -> str:
     """What the benchmark has found on cards, as sections below those of the page."""
     found = [file.read_text("utf8").strip() for file in sorted(results.glob("gpu-*.md"))]
-    return "\n\n".join(re.sub(r"^#", "###", text, flags=re.MULTILINE) for text in found)
+    return "\n\n".join(re.sub(r"^#", "####", text, flags=re.MULTILINE) for text in found)
 
 
 def _figures(files: list[Path]) -> str:

@@ -69,12 +69,13 @@ def ranked(taught: Stored, order: pd.DataFrame) -> Figure:
     table, known = by_network(taught), baselines(taught)
     size = (8.2, 0.38 * len(order) + 1.5)
     figure, axes = plt.subplots(1, 2, figsize=size, sharey=True)
+    whole = transfer.finished(taught)
     for row, found in enumerate(order.to_dict("records")):
         each = compared(table, found["loss"])
         for axis, name in zip(axes, ("shared", "gain"), strict=True):
             scale = 100 if name == "gain" else 1
             low, high = scale * found[f"{name}_low"], scale * found[f"{name}_high"]
-            ends = (low, high) if transfer.finished(taught) else (np.nan, np.nan)
+            ends = (low, high) if whole else (np.nan, np.nan)
             _strip(axis, row, scale * each[name].to_numpy(), ends)
     axes[0].axvline(known["teacher"], color=COLOUR["baseline"], lw=1.5)
     axes[0].axvline(known["each other"], color=COLOUR["baseline"], lw=1.5, ls=":")
@@ -176,7 +177,7 @@ def state(stored: Stored | None, epochs: int) -> str:
             "There is no stored evidence of losses yet. These are this build's own students, of "
             f"one seed and {epochs} epochs, which decide nothing."
         )
-    late = min(len(transfer.seeds(stored, loss)) for loss in taught_by(stored))
+    late = min(stored.seeds(transfer.question(loss)) for loss in taught_by(stored))
     stated = len(stored.stated)
     if transfer.finished(stored):
         return f"Stored evidence of {stated} seeds, and {len(taught_by(stored))} losses:"

@@ -74,10 +74,10 @@ def signs_table(signs: pd.DataFrame) -> pd.DataFrame:
 
 
 def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
-    """``DataSet.by_layer`` for a page: the paper's difference and ours, with its 95 % interval over
-    samples and seeds.
+    """``DataSet.by_layer`` for a page: the paper's difference, where it has any at these layers,
+    and ours, with its 95 % interval over samples and seeds.
     """
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "study": row["study"],
             "layer": row["layer"],
@@ -91,6 +91,9 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
         }
         for row in by_layer.to_dict("records")
     )
+    if len(table) and by_layer["paper"].isna().all():
+        return table.drop(columns="paper")
+    return table
 
 
 def controls_table(asked: pd.DataFrame, study: str) -> pd.DataFrame:

@@ -15,9 +15,8 @@ from kpnb_book.figures.scoreboard import HYPOTHESES
 from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
-from kpnb_book.studies.board import Stored, learned, standing, waiting
-from kpnb_book.studies.board import defining as board_defining
-from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SPEED
+from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting
+from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SIX, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
@@ -309,14 +308,14 @@ def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
 
 
 def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
-    """``board.defining`` for a page."""
+    """``board.samples_defining`` for a page."""
     rows = [
         {"study": row["study"], "measured": row["measured"]}
         | {
-            HTML[metric]: f"{row[f'{name}, median']:g} ({row[f'{name}, least']:g})"
-            for metric, name in (("lambda", "lambda"), ("d_mean", "d"), ("rho", "rho"))
+            HTML[metric]: f"{row[f'{SIX[metric]}, median']:g} ({row[f'{SIX[metric]}, least']:g})"
+            for metric in ("lambda", "d_mean", "rho")
         }
-        for row in board_defining(found).to_dict("records")
+        for row in samples_defining(found).to_dict("records")
     ]
     return pd.DataFrame(rows)
 
@@ -407,17 +406,14 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         if ("d_mean", "paper") not in both.index:
             lines.append(_undefined(study))
             continue
+        # both factors are there wherever the distance is
         rows, spread = both.loc["d_mean"], both.loc["d_var"]
-        parts = []
-        if "share of the path" in rows.index:
-            parts.append(
-                f"its share of the path differs by {outcome(rows.loc['share of the path'])}"
-            )
-        if "share of the path" in spread.index:
-            parts.append(
-                f"{SYMBOL['d_var']} is {outcome(spread.loc['paper'])}, and of the shares alone "
-                f"{outcome(spread.loc['share of the path'])}"
-            )
+        distance, share = rows.loc["paper"], rows.loc["share of the path"]
+        parts = [
+            f"its share of the path differs by {outcome(share)}",
+            f"{SYMBOL['d_var']} is {outcome(spread.loc['paper'])}, and of the shares alone "
+            f"{outcome(spread.loc['share of the path'])}",
+        ]
         if "equal rates" in rows.index:
             error = of_roles.loc["equal-rate", "feature_error"]
             parts.append(f"at equal rates {outcome(rows.loc['equal rates'])}{_untaught(error)}")
@@ -431,19 +427,12 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
                 "after its first epoch than the other as a whole"
             )
         lines.append(
-            f"- **{study}**: {SYMBOL['d_mean']} {outcome(rows.loc['paper'])}. The student's "
-            f"weights travel {value(ratio, 2)} times as far as the baseline's{_longer(rows)}; "
-            f"{'; '.join(parts)}. "
-            f"{sooner(*(rows.loc[name, 'verdict'] for name in ('paper', 'share of the path')))}"
+            f"- **{study}**: {SYMBOL['d_mean']} {outcome(distance)}. The student's weights travel "
+            f"{value(ratio, 2)} times as far as the baseline's (length: "
+            f"{outcome(rows.loc['length of the path'])}); {'; '.join(parts)}. "
+            f"{sooner(distance['verdict'], share['verdict'])}"
         )
     return "\n".join(lines)
-
-
-def _longer(rows: pd.DataFrame) -> str:
-    """The difference in the length of the whole path, in brackets."""
-    if "length of the path" not in rows.index:
-        return ""
-    return f" (length: {outcome(rows.loc['length of the path'])})"
 
 
 def _untaught(error: float) -> str:

@@ -248,8 +248,9 @@ RULES = {
     "losses": Rule(str, "names of losses in a list", several=True),
     "students": Rule(
         str,
-        "student, outputs or convolution, each with or without untrained before, in a list",
-        pattern="untrained|(untrained )?(outputs|convolution)|student",
+        "student, outputs, convolution, untrained (the student's control), untrained outputs, "
+        "untrained convolution, in a list",
+        pattern="student|untrained|(untrained )?(outputs|convolution)",
         several=True,
     ),
     "teachers": Rule(str, "names of networks in a list", several=True),

@@ -128,7 +128,7 @@ def learned(each: Stored) -> pd.DataFrame:
     return each.networks.groupby("network")[["accuracy", "feature_error", "path"]].mean()
 
 
-def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
+def samples_defining(found: Mapping[str, Stored]) -> pd.DataFrame:
     """How many samples define what not every sample has, in student and baseline both: for each
     study the median over its seeds and layers, and the least of them.
 

@@ -159,7 +159,7 @@ def transformer(parameters: Parameters) -> list[Plan]:
     options = given(parameters, but=["results", "students"])
     options |= brief(OF_TRANSFORMERS, profile, parameters["epochs"])
     study = ImageStudy(profile, **options)
-    return [transformer_plan(study, seed, several(parameters["students"]))]
+    return [transformer_plan(study, seed, parameters["students"])]
 
 
 def scoreboard(parameters: Parameters) -> list[Plan]:

@@ -61,9 +61,9 @@ class DataSet:
         layer, role, ``NAMES``.
         """
         theirs = self.paper_rows()
-        teacher = theirs["setting"].str.removeprefix("pair of: ").str.removeprefix("Distilling ")
         # Where the paper names no teacher, it is of the student's kind.
-        theirs = theirs.assign(source="paper", teacher=teacher.fillna("from its own kind"))
+        teacher = "from " + teachers(theirs).fillna("its own kind")
+        theirs = theirs.assign(source="paper", teacher=teacher)
         ours = [
             {"source": "here", "network": network, "teacher": f"from {teacher}"}
             | {"layer": layer, "role": role}
@@ -106,11 +106,11 @@ class DataSet:
         theirs, tables = self._paper_pairs(), paper.read()
         rows = []
         for name, each in board.finished(found).items():
-            delta = paper.deltas(tables, each.kind, means(each.samples))
             for layer in sorted(each.samples["layer"].unique()):
                 samples = each.samples[each.samples["layer"] == layer]
                 if not answers(samples, BY_PAPER):
                     continue
+                delta = paper.deltas(tables, each.kind, means(samples))
                 pair = theirs.get((*self.studies[name], layer), {})
                 rows += [
                     {"study": name, "layer": layer, "metric": metric}
@@ -123,11 +123,20 @@ class DataSet:
     def _paper_pairs(self) -> dict[tuple[str, str, str], dict[str, float]]:
         """Student minus baseline in the paper's table, by network, teacher and layer."""
         rows = self.paper_rows()
-        students = rows[rows["role"] == "student"]
-        teachers = students["setting"].fillna("").str.removeprefix("Distilling from ")
-        keys = zip(students["network"], teachers, students["layer"], strict=True)
-        gaps = paper.differences(rows).to_dict("records")  # in the order of the students
-        return dict(zip(keys, gaps, strict=True))
+        gaps = paper.differences(rows).droplevel(["table", "dataset", "kind"])
+        students = rows[rows["role"] == "student"].assign(teacher=teachers)
+        numbers = students.groupby(["network", "layer"]).cumcount()
+        return {
+            (row["network"], row["teacher"], row["layer"]): gaps.loc[
+                (row["network"], row["layer"], number)
+            ].to_dict()
+            for row, number in zip(students.to_dict("records"), numbers, strict=True)
+        }
+
+
+def teachers(rows: pd.DataFrame) -> pd.Series:
+    """Whom the paper names as the teacher in each of its rows; missing where it names none."""
+    return rows["setting"].str.removeprefix("pair of: ").str.removeprefix("Distilling from ")
 
 
 def _wanted(values: pd.Series, metric: str) -> tuple[int, int]:

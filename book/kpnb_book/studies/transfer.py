@@ -22,7 +22,7 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means, seeds_of
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
@@ -33,7 +33,9 @@ def stored(folder: str | Path | None = None) -> Stored | None:
     a baseline and a student.
     """
     found = read_one(LOSSES_EVIDENCE, folder)
-    return found if found and any(seeds(found, loss) for loss in taught_by(found)) else None
+    return (
+        found if found and any(found.seeds(question(loss)) for loss in taught_by(found)) else None
+    )
 
 
 def own(study: ImageStudy, seed: int, names: Collection[str]) -> Stored:
@@ -48,15 +50,14 @@ def taught_by(taught: Stored) -> list[str]:
     return [name for name in LOSSES if name in known]
 
 
-def seeds(taught: Stored, loss: str, other: str = "baseline") -> list[int]:
-    """Seeds that have both networks at every layer."""
-    return seeds_of(taught.samples, loss, other)
+def question(loss: str, other: str = "baseline") -> Question:
+    """The paper's, of the student of a loss."""
+    return Question(loss, loss, other, BY_PAPER.columns)
 
 
 def finished(taught: Stored) -> bool:
     """Whether every loss has all seeds that were stated."""
-    every = [{*seeds(taught, loss)} >= {*taught.stated} for loss in LOSSES]
-    return bool(taught.stated) and all(every)
+    return all(taught.finished(question(loss)) for loss in LOSSES)
 
 
 def by_network(taught: Stored) -> pd.DataFrame:
@@ -160,9 +161,9 @@ def differences(
     found = {}
     for loss in taught_by(taught):
         other = f"{UNTRAINED}{loss}" if against == "untrained" else against
-        question = Question(loss, loss, other, BY_PAPER.columns)
-        if answers(taught.samples, question, taught.stated):
-            found[loss] = decided(taught.samples, question, delta)
+        asked = question(loss, other)
+        if answers(taught.samples, asked, taught.stated):
+            found[loss] = decided(taught.samples, asked, delta)
     return found
 
 

@@ -8,6 +8,7 @@ learns a feature of a transformer; the others learn what their teacher says, bes
 that of another transformer, or of the convolutional network of the other chapters.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,12 +250,15 @@ BRIEF = {"laptop": {"epochs": 3, "share": 1000, "analysed": 12}}
 """Settings of the networks that a build trains, by profile: stored evidence has the others."""
 
 
-def own_networks(study: Study, seed: int, students: Iterable[str] = ()) -> dict[str, Training]:
+def own_networks(
+    study: Study, seed: int, students: Iterable[str] | None = None
+) -> dict[str, Training]:
     """Those of a build: the baseline, the student of a convolutional network, and other
-    ``students`` that are asked for; their teachers would take longer than the rest of the chapter.
+    ``students`` where they are asked for; their teachers would take longer than the rest of the
+    chapter.
     """
-    layer = study.settings.layers[0]
-    return {role: network(study, role, layer, seed) for role in dict.fromkeys([*OWN, *students])}
+    layer, roles = study.settings.layers[0], dict.fromkeys([*OWN, *(students or ())])
+    return {role: network(study, role, layer, seed) for role in roles}
 
 
 def last_points(
@@ -269,23 +273,35 @@ def last_points(
     }
 
 
-def own_table(study: Study, seed: int, students: Iterable[str] = ()) -> pd.DataFrame:
+def accuracy(study: Study, role: str, layer: str, seed: int, training: Training) -> float:
+    """Held-out accuracy, of the student by features with its head; NaN for its control, which has
+    none.
+    """
+    if role == "student":
+        training = study.head(layer, seed)
+    elif not training.objective.labels:
+        return math.nan
+    return study.scores(training)["accuracy"]
+
+
+def own_table(study: Study, seed: int, students: Iterable[str] | None = None) -> pd.DataFrame:
     """A row for each of them: the six metrics, held-out accuracy, and ``by_layer``."""
     (layer,) = study.settings.layers
     rows = [
         {"network": role}
         | metrics(study, training, layer).row()
-        | {"accuracy": study.scores(training)["accuracy"]}
+        | {"accuracy": accuracy(study, role, layer, seed, training)}
         | by_layer(study, training)
         for role, training in own_networks(study, seed, students).items()
     ]
     return pd.DataFrame(rows)
 
 
-def transformer_plan(study: Study, seed: int, students: Iterable[str] = ()) -> Plan:
+def transformer_plan(study: Study, seed: int, students: Iterable[str] | None = None) -> Plan:
     """What a build trains and measures."""
-    networks = own_networks(study, seed, students).values()
+    networks = own_networks(study, seed, students)
     (layer,) = study.settings.layers
-    planned = Plan.measuring(study, [(each, layer) for each in networks])
-    last = [last_epoch(study, each) for each in networks]
-    return replace(planned, measurements=(*planned.measurements, *last))
+    planned = Plan.measuring(study, [(each, layer) for each in networks.values()])
+    last = [last_epoch(study, each) for each in networks.values()]
+    whole = replace(planned, measurements=(*planned.measurements, *last))
+    return whole.also(study.head(layer, seed)) if "student" in networks else whole
