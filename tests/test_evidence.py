@@ -26,7 +26,7 @@ from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import Evidence
+from kpnb_book.studies.evidence import BY_HEART, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import forecast
 from kpnb_book.studies.results import (
@@ -84,6 +84,13 @@ def test_every_network_has_its_rows(rows, study):
     assert (rows.networks["seconds"] >= 0).all()
 
 
+def test_how_well_labels_in_random_order_were_learned_is_stored(rows, study):
+    known = rows.networks.set_index("network")["teacher_accuracy"].dropna()
+    assert known.to_dict() == {
+        "random-labels": pytest.approx(random_labels_teacher(study).log[-1]["accuracy"])
+    }
+
+
 def test_metrics_are_those_of_the_study(rows, study):
     pairs = dict(zip(("student", "baseline"), measure.pair(study, "FC1", 0), strict=True))
     for name, metrics in pairs.items():
@@ -115,6 +122,7 @@ def test_controls_differ_from_the_student_in_what_their_name_says(shapes, study)
     assert of_layer["untrained"].teacher_source.identity["epoch"] == 0
     other = of_layer["random-labels"].teacher
     assert other.address == random_labels_teacher(study).address != study.teacher().address
+    assert other.epochs == study.MEMORISING
     assert torch.equal(other.data.images, study.train.images)
     assert not torch.equal(other.data.labels, study.train.labels)
 
@@ -286,7 +294,7 @@ def role_of(rows: Rows, *names: str) -> Rows:
 
 
 def test_rows_name_what_determines_them(rows, study, tables):
-    assert list(rows.networks) == [*KEY, *NETWORK]
+    assert list(rows.networks) == [*KEY, *NETWORK, BY_HEART]
     student = study.student("FC1", 0)
     entropies = measure.Measurement(study, student, ("FC1",)).run("FC1")
     mine = of(rows.networks, "student").iloc[0]
@@ -320,17 +328,17 @@ def test_tables_without_addresses_are_stale(shapes, study, rows, store, tmp_path
 def test_networks_are_added_to_a_seed(shapes, study, rows, store, tmp_path):
     """A control alone, then the others; the tables are the same as if all came together."""
     parts, whole = Results(tmp_path / "parts"), Results(tmp_path / "whole")
-    assert collect(shapes, [0], parts, store, only="equal-rate") == [0]
+    assert collect(shapes, [0], parts, store, only=["equal-rate"]) == [0]
     assert parts.origin["networks"] == ["equal-rate"]
     names = ["baseline", "student", "untrained", "random-labels"]
     assert sorted(collecting.lacking(shapes, 0, parts)) == sorted(names)
-    assert collect(shapes, [0], parts, store, only="equal-rate") == []
+    assert collect(shapes, [0], parts, store, only=["equal-rate"]) == []
     parts.add(shapes.origin(study), role_of(rows, *names))
     whole.add(shapes.origin(study), rows)
     for name in ("samples.csv.xz", "places.csv.xz", "settings.json"):
         assert (parts.folder / name).read_bytes() == (whole.folder / name).read_bytes()
     with pytest.raises(ValueError, match="untrained"):
-        collect(shapes, [0], parts, store, only="untrain")
+        collect(shapes, [0], parts, store, only=["untrain"])
 
 
 def test_the_order_of_seeds_leaves_no_trace(rows, shapes, study, tmp_path):
@@ -365,7 +373,7 @@ def test_what_is_left_to_do(shapes, store, tables):
     assert one.measurements == 5 * 3  # networks, epochs 0 to 2
     both = forecast(plans(shapes, [1, 2], tables, store))
     assert both.trainings == 12
-    alone = forecast(plans(shapes, [1, 2], tables, store, only="untrained"))
+    alone = forecast(plans(shapes, [1, 2], tables, store, only=["untrained"]))
     assert (alone.trainings, alone.measurements) == (2, 2 * 3)
     with pytest.raises(Stale):
         forecast(plans(shapes, [1], tables, store, b=0.1))
@@ -505,20 +513,20 @@ def test_the_command_hands_its_options_over(tmp_path, monkeypatch, capsys):
 
     for name in asked:
         monkeypatch.setattr(collecting, name, recorded(name))
-    where = ["--output", str(tmp_path), "-p", "epochs=3", "--only", "untrained"]
+    where = ["--output", str(tmp_path), "-p", "epochs=3", "--only", "untrained,student"]
     assert main(["evidence", "images", "pointnet", "--seeds", "0-2,7", "--replace", *where]) == 0
     for name, ((one, seeds, results), how) in zip(
         ("images", "pointnet"), asked["collect"], strict=True
     ):
         assert (one.name, [*seeds]) == (name, [0, 1, 2, 7])
         assert results.folder == tmp_path / name
-        assert how == {"only": "untrained", "renew": True, "epochs": 3}
+        assert how == {"only": ["untrained", "student"], "renew": True, "epochs": 3}
     assert f"0 seeds computed, 0 in {tmp_path / 'images'}" in capsys.readouterr().out
 
     assert main(["evidence", "images", "--forecast", *where]) == 0
     (((one, seeds, results), how),) = asked["plans"]
     assert (one.name, seeds) == ("images", one.seeds)  # all that were stated
-    assert how == {"only": "untrained", "epochs": 3}
+    assert how == {"only": ["untrained", "student"], "epochs": 3}
     assert len(asked["collect"]) == 2
 
 

@@ -17,7 +17,7 @@ from kpnb_book.store import Store
 from kpnb_book.studies import board, fine_tuning, official, paper
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import seed_rows
-from kpnb_book.studies.evidence import OFFICIAL, STUDIES
+from kpnb_book.studies.evidence import BY_HEART, OFFICIAL, STUDIES
 from kpnb_book.studies.experiments import SomeClasses
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
 from kpnb_book.studies.images import ImageStudy
@@ -135,6 +135,14 @@ def test_controls_stand_beside_the_verdict(stored):
     assert row["untrained teacher - baseline"].endswith("shows")
     assert not row["student - untrained teacher's"].endswith("shows")
     assert table.iloc[NAMES.index("n_fg")]["student - untrained teacher's"].endswith("shows")
+
+
+def test_a_page_says_how_well_labels_in_random_order_were_learned(stored):
+    each = stored["tiny-imagenet-vgg11"]
+    assert shown.by_heart(None) == shown.by_heart(each) == ""
+    rate = np.where(each.networks["network"] == "random-labels", 0.995, np.nan)
+    known = replace(each, networks=each.networks.assign(**{BY_HEART: rate}))
+    assert "has 99.5% of them right" in shown.by_heart(known)
 
 
 def test_each_layer_is_judged_beside_the_papers_pair(stored):

@@ -18,7 +18,7 @@ from kpnb_book.figures.plots import (
 )
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.evidence import BY_HEART, STUDIES
 from kpnb_book.studies.stored import Stored
 
 CONTROLS = {
@@ -113,6 +113,19 @@ def controls_table(asked: pd.DataFrame, study: str) -> pd.DataFrame:
             row[headings[question]] = f"{value(cell['value'], 2, sign=True)} {cell['verdict']}"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def by_heart(each: Stored | None) -> str:
+    """How well the teachers of labels in random order have learned them, in a sentence; "" where
+    there is none.
+    """
+    known = pd.Series(dtype=float) if each is None else each.networks.get(BY_HEART)
+    if known is None or known.dropna().empty:
+        return ""
+    return (
+        f"The teacher of labels in random order has {known.mean():.1%} of them right at the end of "
+        "its training: it knows its samples one by one."
+    )
 
 
 def rules_table(rows: pd.DataFrame) -> pd.DataFrame:

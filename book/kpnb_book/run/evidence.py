@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="images, pointnet, sst2, ...")
     parser.add_argument("--seeds", help="as 0-19 or 3,5 (default: all that were stated before)")
     parser.add_argument(
-        "--only", metavar="ROLE", help="these networks alone: student, baseline, untrained, ..."
+        "--only", metavar="ROLES", help="these networks alone, as untrained or student,baseline"
     )
     parser.add_argument(
         "--replace",
@@ -100,11 +100,12 @@ def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
     results = results_of(evidence, options.output)
     seeds = evidence.seeds if options.seeds is None else several_seeds(options.seeds)
     overrides = read_assignments(options.parameters)
+    only = options.only and options.only.split(",")
     if options.forecast:
         print(evidence.name)
-        print(forecast(plans(evidence, seeds, results, only=options.only, **overrides)))
+        print(forecast(plans(evidence, seeds, results, only=only, **overrides)))
         return
-    done = collect(evidence, seeds, results, only=options.only, renew=options.replace, **overrides)
+    done = collect(evidence, seeds, results, only=only, renew=options.replace, **overrides)
     print(f"{len(done)} seeds computed, {len(results.seeds())} in {results.folder}")
 
 

@@ -34,13 +34,13 @@ def collect(
     results: Results,
     store: Store | None = None,
     *,
-    only: str | None = None,
+    only: Collection[str] | None = None,
     renew: bool = False,
     **overrides: Any,
 ) -> list[int]:
     """Compute what the tables lack of the ``seeds``, and write each seed as soon as it is there.
 
-    only    networks of one role alone, as "untrained"
+    only    networks of these roles alone, as ["untrained"]
     renew   whether stale tables are removed first
 
     Returns the seeds that were computed; one that another process computes is left to it. A seed
@@ -72,13 +72,13 @@ def collect(
 
 
 def lacking(
-    evidence: Evidence, seed: int, results: Results, only: str | None = None
+    evidence: Evidence, seed: int, results: Results, only: Collection[str] | None = None
 ) -> tuple[str, ...]:
-    """Roles whose networks the tables lack of a ``seed``; of one role alone with ``only``."""
-    if only is not None:
-        one_of("network", only, evidence.roles)
+    """Roles whose networks the tables lack of a ``seed``; of these alone with ``only``."""
+    for role in only or ():
+        one_of("network", role, evidence.roles)
     known = results.networks()
-    wanted = evidence.roles if only is None else (only,)
+    wanted = [role for role in evidence.roles if only is None or role in only]
     return tuple(role for role in wanted if (seed, role) not in known)
 
 
@@ -87,7 +87,7 @@ def left(
     seeds: Iterable[int],
     results: Results,
     store: Store,
-    only: str | None = None,
+    only: Collection[str] | None = None,
 ) -> list[int]:
     """The ``seeds`` that the tables lack, and those whose networks should have been deleted, but
     the process was killed before that.
@@ -109,7 +109,7 @@ def plans(
     seeds: Iterable[int],
     results: Results,
     store: Store | None = None,
-    only: str | None = None,
+    only: Collection[str] | None = None,
     **overrides: Any,
 ) -> Iterator[Plan]:
     """What ``collect`` would do, seed by seed. Raises ``Stale`` as it does."""

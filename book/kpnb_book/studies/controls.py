@@ -39,10 +39,13 @@ def shuffled_baseline(study: Study, seed: int = 0) -> Training:
 
 def random_labels_teacher(study: Study, seed: int = 0) -> Training:
     """A teacher that learns its samples with their labels in random order, and so nothing of the
-    classes.
+    classes. It takes more epochs than the teacher: there is nothing to learn but each sample.
     """
     shuffled, teacher = random_labels(study.train, seed), study.teacher()
-    return study.classifier(study.teacher_spec(), shuffled, teacher.schedule, kind="teacher")
+    schedule = replace(teacher.schedule, epochs=study.MEMORISING)
+    found = study.classifier(study.teacher_spec(), shuffled, schedule, kind="teacher")
+    found.label = "teacher of labels in random order"
+    return found
 
 
 def random_labels(data: Any, seed: int) -> Any:

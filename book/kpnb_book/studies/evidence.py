@@ -78,7 +78,10 @@ class Evidence:
     def rows(self, one: OneNetwork) -> Frames:
         """The rows of one network, see ``rows_of``."""
         study, layer, role, training, seed, whole = one
-        return rows_of(study, layer, role, training, seed, whole=whole)
+        networks, samples, places = rows_of(study, layer, role, training, seed, whole=whole)
+        if role == "random-labels":
+            networks = networks.assign(**{BY_HEART: training.teacher.log[-1]["accuracy"]})
+        return networks, samples, places
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
         """The study, at its laptop settings but for ``overrides``."""
@@ -145,6 +148,10 @@ NETWORKS: dict[str, Callable[[Study, str, int], Training]] = {
     ),
 }
 
+BY_HEART = "teacher_accuracy"
+"""Column of networks: of how many labels in random order the teacher has learned each, in its last
+epoch. A teacher that does not fit them is no control of one that fits its own.
+"""
 ENOUGH = {"images": 112, "clouds": 112, "sentiment": 208, "questions": 160, "sst2": 480}
 """Measured samples. So many were to define each metric for at least a hundred, of SST-2 for two
 hundred: on seed 100, 92 of 160 sentences have a foreground point at some epoch in student and

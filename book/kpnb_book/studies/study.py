@@ -54,6 +54,10 @@ class Study(ABC):
     PROFILES: ClassVar[dict[str, dict[str, Any]]]
     SOURCES: ClassVar[Mapping[str, Callable[..., Any]]] = {}  # data sets that go by a name
     ROOTS: ClassVar[Mapping[str, bool]] = {}  # whether one of them needs a folder
+    MEMORISING: ClassVar[int] = 50
+    """Epochs after which a teacher knows labels in random order by heart, a control. Of 8,000
+    photographs it has 99.96 % right then, and 8 % after the teacher's 15 epochs.
+    """
     build: ClassVar[Callable[..., nn.Module]]
 
     def __init__(

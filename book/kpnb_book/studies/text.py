@@ -60,6 +60,7 @@ class TextStudy(Study):
     build = staticmethod(build)
     SOURCES = SOURCES
     ROOTS = ROOTS
+    MEMORISING = 16  # of 4,000 sentences 92 % after 9 epochs
     LAPTOP: ClassVar[dict[str, Any]] = {
         "dataset": "reviews",
         "network": "minilm",
