@@ -199,6 +199,24 @@ def test_classes_take_turns_and_the_test_vendor_is_held_out(train):
         assert chr(int(name.split("+")[1], 16)) in list(CLASSES.values())[label]
 
 
+def test_a_variant_differs_in_one_thing(train):
+    """One artist: whose drawings train. In context: the photograph that a class lies on, two of
+    twelve classes sharing theirs; poses, places and the test artist are the same.
+    """
+    one, context = (load(name, size=SIZE, count=120) for name in emoji.NAMES[1:])
+    assert {name.split("/")[0] for name in one.names} == {"Goog"}
+    assert {name.split("/")[0] for name in context.names} == set(VENDORS["train"])
+    test = load("emoji-one-artist", "test", size=SIZE, count=60)
+    assert same(test, load("emoji", "test", size=SIZE, count=60))
+    assert len({str(each.config) for each in (train, one, context)}) == 3
+    colours = context.images.float().where(~context.masks[:, None], torch.nan).nanmean((2, 3))
+    spread = [colours[context.labels == label].var(0).sum() for label in range(12)]
+    assert torch.stack(spread).mean() < 0.5 * colours.var(0).sum()
+    mixed = train.images.float().where(~train.masks[:, None], torch.nan).nanmean((2, 3))
+    usual = [mixed[train.labels == label].var(0).sum() for label in range(12)]
+    assert torch.stack(usual).mean() > 0.7 * mixed.var(0).sum()
+
+
 def test_table_of_classes():
     drawn = "".join(CLASSES.values())
     assert len(CLASSES) == 12

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.datasets import OxfordIIITPet
 
-from kpnb_book.data import image_set, images, official, samples
+from kpnb_book.data import emoji, image_set, images, official, samples
 from kpnb_book.data.image_set import Record
 from kpnb_book.data.images import load
 from kpnb_book.data.samples import Request
@@ -234,7 +234,7 @@ def listing(root):
 
 
 def test_the_table_has_every_set():
-    assert {"folder", "emoji", *TREES} == images.SOURCES.keys()
+    assert {"folder", *emoji.NAMES, *TREES} == images.SOURCES.keys()
     assert {*TREES} == official.ABOUT.keys() == official.LISTINGS.keys()
 
 

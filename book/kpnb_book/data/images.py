@@ -2,7 +2,8 @@
 
 ``folder``  your own: ``root/images/<class>/*`` with ``root/masks/<class>/<same stem>.*`` or an
             alpha channel.
-``emoji``   pictograms on photographs, made here: :mod:`kpnb_book.data.emoji`.
+``emoji``   pictograms on photographs, made here, and two variants of it:
+            :mod:`kpnb_book.data.emoji`.
 ``cub``, ``voc``, ``det``, ``coco``, ``tiny``, ``pet``   the public sets:
                                                          :mod:`kpnb_book.data.official`.
 """
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 # Name to a function of a request and the side in pixels. Add your own: it needs nothing else.
 SOURCES: dict[str, Callable[[ImageRequest, int], Source]] = {
     "folder": folder,
-    "emoji": emoji.source,
+    **dict.fromkeys(emoji.NAMES, emoji.source),
     **dict.fromkeys(official.NAMES, official.source),
 }
 # Whether a set needs the folder of its files; another may have one.
-ROOTS = {"emoji": False, "folder": True} | {
+ROOTS = {"folder": True, **dict.fromkeys(emoji.NAMES, False)} | {
     name: True for name in official.NAMES if "archives" not in official.ABOUT[name]
 }
 
@@ -58,7 +59,7 @@ def load(
 
 def _check_options(wanted: ImageRequest) -> None:
     """Raise ``ValueError`` for an option of how files are read that this set has no use for."""
-    if wanted.dataset not in ("emoji", *official.NAMES):
+    if wanted.dataset not in (*emoji.NAMES, *official.NAMES):
         return
     used = ("background",) if wanted.dataset in official.NAMES else ()
     for name in ("background", "void", "foreground", "above", "exif"):

@@ -206,6 +206,8 @@ _ALL = [
     _tiny_imagenet("vgg11_bn", "larger-teacher", teacher_network="vgg16_bn"),
     _drawings("small-share", share=500),
     _drawings("weak-teacher", teacher_samples=2000),
+    _drawings("one-artist", dataset="emoji-one-artist"),
+    _drawings("in-context", dataset="emoji-in-context"),
     _clouds("pointnet"),
     _clouds("pointnet2"),
     _clouds("dgcnn", range(10)),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpnb.schedule import Schedule
 from kpnb.units import ImageGrid
+from kpnb_book.data import emoji
 from kpnb_book.data.image_set import ImageSet
 from kpnb_book.data.images import ROOTS, SOURCES, load
 from kpnb_book.networks.images import TRANSFORMERS, build, layer_path
@@ -129,7 +130,7 @@ class ImageStudy(Study):
     def load(self, split: str, count: int | None) -> ImageSet:
         s = self.settings
         # The embedded set is composed; others have as many images as they have.
-        limit = "count" if s.dataset == "emoji" else "at_most"
+        limit = "count" if s.dataset in emoji.NAMES else "at_most"
         how = {"size": s.size, "root": s.data_root, "store": self.store, limit: count}
         return drawn(load(s.dataset, split, **how), count, seed=0)
 
@@ -168,7 +169,7 @@ class ImageStudy(Study):
         """Positions of at most ``count`` measured images to show: of the embedded set only artwork
         that may be.
         """
-        if self.settings.dataset == "emoji":
+        if self.settings.dataset in emoji.NAMES:
             return self.measured.where("Goog/")[:count]
         return torch.arange(len(self.measured))[:count]
 
