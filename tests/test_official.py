@@ -14,7 +14,7 @@ from kpnb_book.figures import official as shown
 from kpnb_book.figures import plots
 from kpnb_book.figures.report import six_table
 from kpnb_book.store import Store
-from kpnb_book.studies import board, fine_tuning, official, paper
+from kpnb_book.studies import board, fine_tuning, official, paper, replication
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import seed_rows
 from kpnb_book.studies.evidence import BY_HEART, OFFICIAL, STUDIES
@@ -60,7 +60,8 @@ def planted(
     kind = every()[name].kind.__name__
     cells = {f"cell{number}": 1.0 for number in range(16)} if "Text" not in kind else {}
     places = networks[KEY].assign(**cells) if cells else networks[KEY].iloc[:0]
-    Results(folder / name).add(origin_of(name, kind), Rows(networks, samples, places))
+    origin = origin_of(name, kind) | {"samples": 12}
+    Results(folder / name).add(origin, Rows(networks, samples, places))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def study(tmp_path_factory) -> ImageStudy:
     return ImageStudy("laptop", store=Store(tmp_path_factory.mktemp("store")), **settings)
 
 
-def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path):
+def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path, monkeypatch):
     page, own = PAGES / "13_tiny_imagenet.ipynb", {"study": study, "first": "FC1", "seed": 101}
     text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
     assert "`tiny-imagenet-vgg11` has 0 of 20 seeds" in text
@@ -195,6 +196,12 @@ def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path
     assert "- **tiny-imagenet-vgg11**: against the baseline, " in text
     assert "; at equal rates " in text
     assert "+1.00 in the mean of 20 baselines" in text
+    assert "Here they are not." in text  # drawn shapes
+    monkeypatch.setattr(replication, "concerns", lambda each, _: each.name == "tiny-imagenet-vgg11")
+    monkeypatch.setattr(replication, "other_samples", lambda *_: [])
+    monkeypatch.setattr(replication, "common_samples", lambda *_: (np.arange(4), np.arange(4)))
+    text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
+    assert "1 seed of this build beside 20 seeds of the [stored evidence]" in text
 
 
 def test_the_page_on_drawings_and_photographs_with_and_without_tables(study, folder, tmp_path):

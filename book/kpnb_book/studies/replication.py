@@ -92,7 +92,7 @@ class Beside:
         return self.found[self.found["metric"].isin([*metrics])]
 
 
-def beside(study: Study, folder: Path | None = None) -> Beside | None:
+def beside(study: Study, folder: str | Path | None = None) -> Beside | None:
     """The ``study``'s own seeds beside those of the tables in ``folder`` (default
     ``book/results``).
 
@@ -100,7 +100,7 @@ def beside(study: Study, folder: Path | None = None) -> Beside | None:
     or where the study has no seed beyond them.
     """
     evidence = next((each for each in STUDIES.values() if concerns(each, study)), None)
-    results = Results((folder or RESULTS) / evidence.name) if evidence else None
+    results = Results(Path(folder or RESULTS) / evidence.name) if evidence else None
     if results is None or results.origin is None:
         return None
     stated = len(evidence.seeds)
@@ -115,7 +115,9 @@ def beside(study: Study, folder: Path | None = None) -> Beside | None:
     return Beside(evidence.name, stored, own_means(study, ours).loc[new], len(ours), stated)
 
 
-def every_beside(studies: Mapping[str, Study], folder: Path | None = None) -> dict[str, Beside]:
+def every_beside(
+    studies: Mapping[str, Study], folder: str | Path | None = None
+) -> dict[str, Beside]:
     """``beside`` of those of the ``studies`` that have stored seeds, by title."""
     found = {title: beside(study, folder) for title, study in studies.items()}
     return {title: each for title, each in found.items() if each is not None}
