@@ -23,11 +23,15 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import KEY, NETWORK, Results
 from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
+from kpnb_book.studies.study import TEACHER_SEED
 from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
 from tests.drawn import TINY, draw
 from tests.simulated import tables
 
 SMALL = {"input_size": 32, "width": 0.03, "hidden": 8}
+TRANSFORMER_SETTINGS = TINY | {"network": "vit_4_8", "width": 0.03, "layers": "cls", "b": 0.05}
+TRANSFORMER_SETTINGS |= {"lr": 1e-3, "student_lr": 1e-3, "head_lr": 1e-3}
+UNTRAINED_OF = {control: taught for taught, control in UNTRAINED.items()}
 
 
 # ---- the network
@@ -100,9 +104,7 @@ def test_sizes_that_do_not_fit_are_named():
 @pytest.fixture(scope="module")
 def evidence(tmp_path_factory):
     root = draw(tmp_path_factory.mktemp("shapes"))
-    settings = {**TINY, "dataset": "folder", "data_root": str(root), "b": 0.05}
-    settings |= {"network": "vit_4_8", "width": 0.03, "layers": "cls", "lr": 1e-3}
-    settings |= {"student_lr": 1e-3, "head_lr": 1e-3}
+    settings = TRANSFORMER_SETTINGS | {"dataset": "folder", "data_root": str(root)}
     return replace(TRANSFORMER_EVIDENCE, name="small", overrides=settings, seeds=range(2))
 
 
@@ -130,6 +132,41 @@ def test_students_differ_in_their_teacher_alone(study):
         assert untrained.objective == taught.objective
     with pytest.raises(ValueError, match="unknown network 'outputz'"):
         transformer.network(study, "outputz", "cls", 0)
+
+
+def test_untrained_teachers_have_random_weights_whatever_the_teachers_start_from(study, tmp_path):
+    """Where a teacher starts from a file of weights, its own epoch 0 is a trained network."""
+    classes, s = len(study.train.classes), study.settings
+    size = {"input_size": s.size, "width": s.width, "hidden": s.hidden, "dropout": s.dropout}
+    learned = build("vit_4_8", classes, **size, seed=3).state_dict()
+    torch.save(learned, tmp_path / "learned.pt")
+    options = TRANSFORMER_SETTINGS | {"dataset": "folder", "data_root": s.data_root}
+    own = ImageStudy(
+        "laptop", store=study.store, **options, teacher_weights=str(tmp_path / "learned.pt")
+    )
+    assert torch.equal(own.teacher().state(0)["conv_proj.weight"], learned["conv_proj.weight"])
+    random = build("vit_4_8", classes, **size, seed=TEACHER_SEED).state_dict()
+    for role in ("untrained", "untrained outputs"):
+        control = transformer.network(own, role, "cls", 0)
+        assert control.teacher.address == own.untrained_teacher().address
+        assert control.teacher_source.identity["epoch"] == 0
+        taught = control.teacher.state(0)
+        assert all(torch.equal(taught[name], value) for name, value in random.items())
+        trained = transformer.network(own, UNTRAINED_OF[role], "cls", 0)
+        assert trained.teacher.address == own.teacher().address
+
+
+def test_the_convolutional_control_of_the_papers_profile_is_not_pretrained(study):
+    """Its convolutional teacher starts from ImageNet's weights; nothing is loaded here."""
+    where = {"dataset": "folder", "data_root": study.settings.data_root, "store": study.store}
+    own = ImageStudy("paper", **where, size=32, width=0.1, hidden=8, network="vit_4_8")
+    teachers = transformer.convolutional(own)
+    assert teachers.settings.teacher_weights == "IMAGENET1K_V1"
+    control = transformer.network(own, "untrained convolution", "cls", 0)
+    assert control.teacher.address == teachers.untrained_teacher().address
+    assert "weights" not in control.teacher.source.identity["arguments"]
+    taught = transformer.network(own, "convolution", "cls", 0)
+    assert taught.teacher.source.identity["arguments"]["weights"]
 
 
 @pytest.mark.parametrize("profile", ["smoke", "laptop", "paper"])

@@ -38,7 +38,9 @@ UNTRAINED = {
     "outputs": "untrained outputs",
     "convolution": "untrained convolution",
 }
-"""The same students, of the same teacher before its training."""
+"""The same students, of a teacher of random weights: the same one before its training, unless that
+starts from weights that were learned elsewhere (``Study.untrained_teacher``).
+"""
 SAME = (
     "dataset", "data_root", "size", "width", "hidden", "teacher_samples", "teacher_epochs",
     "share", "test_samples", "device",
@@ -59,9 +61,15 @@ def layers_of(study: Study) -> tuple[str, ...]:
     return tuple(name for name in LAYERS[study.settings.network] if name != "FC3")
 
 
-def by_outputs(study: Study, teacher: Training, seed: int, teacher_epoch: int = -1) -> Training:
-    """The student of a teacher's softened outputs beside the labels, at the baseline's rate."""
+def by_outputs(study: Study, teachers: Study, seed: int, untrained: bool = False) -> Training:
+    """The student of a teacher's softened outputs beside the labels, at the baseline's rate.
+
+    teachers    the study whose teacher it is
+    untrained   whether that teacher has random weights
+    """
     baseline = study.baseline(seed)
+    teacher = teachers.untrained_teacher() if untrained else teachers.teacher()
+    epoch, whose = (0, "an untrained teacher") if untrained else (-1, "a teacher")
     return Training(
         study.store,
         "student",
@@ -69,8 +77,8 @@ def by_outputs(study: Study, teacher: Training, seed: int, teacher_epoch: int = 
         study.share,
         TrainingObjective("soft_targets", labels=1.0),
         baseline.schedule,
-        teacher_source=source_of(teacher, type(study).build, teacher_epoch, study.store),
-        label=f"student of outputs, seed {seed}",
+        teacher_source=source_of(teacher, type(study).build, epoch, study.store),
+        label=f"student of {whose}'s outputs, seed {seed}",
         **study.how,
     )
 
@@ -80,13 +88,12 @@ def network(study: Study, role: str, layer: str, seed: int) -> Training:
     if role == "baseline":
         return study.baseline(seed)
     control = {name: taught for taught, name in UNTRAINED.items()}
-    taught, epoch = control.get(role, role), 0 if role in control else -1
+    taught, untrained = control.get(role, role), role in control
     one_of("network", taught, TAUGHT)
     if taught == "student":
-        return study.student(layer, seed, teacher_epoch=epoch)
-    if taught == "outputs":
-        return by_outputs(study, study.teacher(), seed, epoch)
-    return by_outputs(study, convolutional(study).teacher(), seed, epoch)
+        return study.untrained_student(layer, seed) if untrained else study.student(layer, seed)
+    teachers = study if taught == "outputs" else convolutional(study)
+    return by_outputs(study, teachers, seed, untrained)
 
 
 @dataclass(frozen=True)
