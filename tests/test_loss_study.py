@@ -27,7 +27,6 @@ from kpnb_book.studies.losses import (
     OTHER,
     OVERLAP,
     TRAINED,
-    UNTRAINED,
     WAYS,
     LossesEvidence,
     Way,
@@ -64,6 +63,11 @@ def rows(shapes, study) -> Rows:
 
 def of(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return frame[frame["network"] == name].reset_index(drop=True)
+
+
+def cosine_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """A reader's own loss."""
+    return 1 - torch.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
 
 
 # ---- what is trained
@@ -123,15 +127,19 @@ def test_several_layers_and_weights(study):
 
 
 def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
-    """It has a role, is trained at the measured layer, and gets a head."""
-
-    def cosine_distance(student, teacher):
-        return 1 - torch.cosine_similarity(student.flatten(1), teacher.flatten(1)).mean()
-
+    """It has a role in a build's own rows, is trained at the measured layer, and gets a head; of
+    stored evidence it is no part.
+    """
+    before = LOSSES_EVIDENCE.roles, LOSSES_EVIDENCE.undecided
     monkeypatch.setitem(LOSSES, "cosine", Loss(cosine_distance))
+    assert (LOSSES_EVIDENCE.roles, LOSSES_EVIDENCE.undecided) == before
+    assert not any("cosine" in role for role in LOSSES_EVIDENCE.roles)
     learned = losses.student(study, "cosine", "FC1")
-    assert "cosine" in LOSSES_EVIDENCE.roles
-    assert f"{UNTRAINED}cosine" in LOSSES_EVIDENCE.roles
+    own = losses.own_losses(["cosine", "untrained cosine", "at"])
+    assert own.roles == ("baseline", "cosine", "at", "untrained cosine", "untrained at")
+    found = losses.own_students(study, 0, ["cosine"])
+    assert set(found.networks["network"]) == {"baseline", "cosine"}
+    assert of(found.networks, "cosine")["training"].item() == learned.address
     assert learned.objective.layers == (study.path("FC1"),)
     assert losses.with_head(study, "cosine", "FC1", learned).kind == "head"
     first, *_, last = (entry["loss"] for entry in learned.log)
@@ -228,6 +236,35 @@ def test_pictures_come_back_bit_by_bit(rows, study, shapes, tmp_path):
         assert torch.equal(losses.unpacked(losses.packed(given), cells), given)
 
 
+def test_a_build_trains_controls_that_are_asked_for(rows, study):
+    """As "untrained at"; the row is that of stored evidence."""
+    found = losses.own_students(study, 0, ["untrained at"])
+    assert set(found.networks["network"]) == {"baseline", "untrained at"}
+    columns = ["training", "measurement", "accuracy", "lr", "weight"]
+    ours, theirs = (of(each.networks, "untrained at")[columns] for each in (found, rows))
+    pd.testing.assert_frame_equal(ours, theirs)
+    planned = losses.losses_plan(study, 0, ["untrained at", "pkt"])
+    control = losses.network(study, "untrained at", "FC1", 0)
+    assert control.address in planned.everything()
+    assert losses.network(study, "at", "FC1", 0).address not in planned.everything()
+    with pytest.raises(ValueError, match="did you mean 'at'"):
+        losses.own_losses(["untrained att"])
+
+
+def test_a_loss_of_a_readers_own_stops_no_evidence(
+    shapes, rows, study, store, tmp_path, monkeypatch
+):
+    """Registering it, the chapter's exercise, leaves complete tables complete."""
+    results = Results(tmp_path / "shapes")
+    results.add(shapes.origin(study), rows)
+    missing = collecting.lacking(shapes, 0, results)
+    monkeypatch.setitem(LOSSES, "cosine", Loss(cosine_distance))
+    assert shapes.undecided == ()
+    assert collecting.lacking(shapes, 0, results) == missing
+    assert shapes.outdated(results) == []
+    collecting.check(shapes, study, results)
+
+
 def test_the_plan_holds_all_that_is_trained(shapes, study):
     planned = plan(shapes, study, 0, ["at", "pkt"])
     kinds = [each.kind for each in planned.everything().values()]
@@ -297,6 +334,16 @@ def test_the_search_goes_on_where_the_best_is_at_an_end(peak, beyond):
 
     assert choose.highest(accuracy, choose.RATES, 2) == peak
     assert asked == [*choose.RATES, *beyond]
+
+
+def test_trainings_that_rates_were_not_chosen_for_are_told(study):
+    settings = ImageStudy.resolve("laptop", **LOSSES_EVIDENCE.overrides)
+    assert choose.elsewhere(settings) == []
+    measured = replace(settings, layers=("FC2",), b=0.1, analysed=3, seeds=(7,), device="cuda")
+    assert choose.elsewhere(measured) == []
+    assert choose.elsewhere(replace(settings, epochs=3)) == ["epochs"]
+    paper = choose.elsewhere(ImageStudy.resolve("paper"))
+    assert {"size", "width", "network", "student_lr", "teacher_weights"} <= {*paper}
 
 
 def test_the_search_ends():

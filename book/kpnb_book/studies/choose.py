@@ -10,7 +10,7 @@ is copied into ``losses.WAYS``, and a test compares the two.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kpnb_book.studies.collecting import of_one_seed
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, Way, way_of
 from kpnb_book.studies.results import RESULTS
 from kpnb_book.studies.rows import machine, versions
+from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 
 SEED = 100  # neither evidence (0 to 19, and 50 more) nor builds (101 and more) train it
@@ -33,6 +34,11 @@ RATES = (0.2, 0.5, 1.0, 2.0)  # times the study's student_lr: 0.02 to 0.2
 WEIGHTS = (1.0, 0.1, 10.0)  # times the paper's
 FURTHER = 4  # at most so many beyond an end, each half or twice (weights: a tenth or ten times) it
 TABLE = RESULTS / "losses" / "choice.csv"
+OF_NO_TRAINING = (
+    "seeds", "device", "data_root", "layers", "grid", "b", "analysed", "rank", "probes", "noise",
+    "max_batch", "scale",
+)  # fmt: skip
+"""Settings that say which networks are trained where, and how they are measured."""
 
 
 def choose(
@@ -163,3 +169,15 @@ def differing(table: Path = TABLE) -> list[str]:
                 f"{way.weight} are used"
             )
     return words
+
+
+def elsewhere(settings: Settings) -> list[str]:
+    """Names of the settings in which these trainings differ from those that rates and weights were
+    chosen with.
+    """
+    chosen = asdict(LOSSES_EVIDENCE.settings)
+    return [
+        name
+        for name, value in asdict(settings).items()
+        if name not in OF_NO_TRAINING and value != chosen.get(name)
+    ]

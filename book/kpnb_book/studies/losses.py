@@ -1,11 +1,11 @@
-"""Students of every loss in ``kpnb.losses.LOSSES``: how each is trained, and what is stored of it.
+"""Students of the losses in ``kpnb.losses.LOSSES``: how each is trained, and what is stored of it.
 
     student(study, "at", "FC1", seed)       # distilled by attention transfer, measured at FC1
     collect(LOSSES_EVIDENCE, range(5), Results(RESULTS / "losses"))
 
 All learn from one teacher, from the baseline's initial weights, on the baseline's share. A loss
 without an entry in ``WAYS`` is compared at the layer that is measured, and its student gets a head
-afterwards, as the paper's does.
+afterwards, as the paper's does; evidence is stored of those that have one.
 """
 
 from collections.abc import Collection, Mapping
@@ -145,6 +145,16 @@ def student(
     )
 
 
+def network(study: Study, role: str, layer: str, seed: int) -> Training:
+    """The network of a ``role``: "baseline", a loss, or as "untrained at" the student of an
+    untrained teacher.
+    """
+    if role == "baseline":
+        return study.baseline(seed)
+    untrained = role.startswith(UNTRAINED)
+    return student(study, role.removeprefix(UNTRAINED), layer, seed, 0 if untrained else -1)
+
+
 def with_head(
     study: Study, loss: str, layer: str, learned: Training, way: Way | None = None
 ) -> Training:
@@ -177,16 +187,24 @@ TRAINED = ["lr", "weight", "labels"]  # of every network; weight is undefined fo
 
 @dataclass(frozen=True)
 class LossesEvidence(Evidence):
-    """Its roles are the baseline, a student for each loss, which has its name, and the same
-    students of the untrained teacher, as "untrained at".
+    """Its roles are the baseline, a student for each of its ``losses``, which has the loss's name,
+    and the same students of the untrained teacher, as "untrained at".
 
-    Besides the columns of all studies, networks have ``TRAINED``, samples ``OVERLAP``, and
-    ``places`` the knowledge points of some pictures, packed.
+    The losses are stated, like the seeds: one that a reader adds to ``LOSSES`` changes nothing of
+    what is stored. Besides the columns of all studies, networks have ``TRAINED``, samples
+    ``OVERLAP``, and ``places`` the knowledge points of some pictures, packed.
     """
+
+    losses: tuple[str, ...] = tuple(WAYS)
+
+    @property
+    def settings(self) -> Settings:
+        """Of the networks in the tables."""
+        return self.kind.resolve(PROFILE, **self.overrides)
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return "baseline", *LOSSES, *(f"{UNTRAINED}{name}" for name in LOSSES)
+        return "baseline", *self.losses, *(f"{UNTRAINED}{name}" for name in self.losses)
 
     @property
     def checked(self) -> tuple[str, ...]:
@@ -194,16 +212,12 @@ class LossesEvidence(Evidence):
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        missing = [name for name in LOSSES if not way_of(name).chosen]
+        missing = [name for name in self.losses if not way_of(name).chosen]
         what = f"rate and weight of {', '.join(missing)} (kpnb choose)"
         return (what,) if missing else ()
 
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
-        if role == "baseline":
-            return study.baseline(seed)
-        untrained = role.startswith(UNTRAINED)
-        epoch = 0 if untrained else -1
-        return student(study, role.removeprefix(UNTRAINED), layer, seed, epoch)
+        return network(study, role, layer, seed)
 
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
@@ -237,12 +251,11 @@ class LossesEvidence(Evidence):
         found = super().outdated(results)
         if results.origin is None:
             return found
-        settings = self.kind.resolve(PROFILE, **self.overrides)
         stored = results.read().networks.drop_duplicates("network")
         for row in stored[stored["network"] != "baseline"].to_dict("records"):
             loss = row["network"].removeprefix(UNTRAINED)
-            if loss in LOSSES:
-                found += retrained(row, loss, settings)
+            if loss in self.losses:
+                found += retrained(row, loss, self.settings)
         return found
 
 
@@ -358,24 +371,29 @@ BRIEF = {"laptop": {"epochs": 3, "analysed": 24, "head_epochs": 2}}
 """Settings of the students that a build trains, by profile: stored evidence has the others."""
 
 
-def own_roles(names: Collection[str]) -> list[str]:
-    """The networks of a build: a baseline, and students of these losses. Raises ``ValueError`` for
-    a loss that there is none of.
+def own_losses(names: Collection[str]) -> LossesEvidence:
+    """Rows as of stored evidence, of the networks of a build: students of these losses, whoever
+    has written them, and their controls. Raises ``ValueError`` for a loss that there is none of.
+
+    names   as "at", or "untrained at" for the student of the untrained teacher
     """
-    for name in names:
+    known = dict.fromkeys(name.removeprefix(UNTRAINED) for name in names)
+    for name in known:
         one_of("loss", name, LOSSES)
-    return ["baseline", *names]
+    return replace(LOSSES_EVIDENCE, losses=tuple(known))
 
 
 def own_students(study: Study, seed: int, names: Collection[str]) -> Rows:
-    """The rows of a build's own networks: trained and measured, and nothing is written."""
-    return collecting.seed_rows(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    """The rows of a build's own networks, with a baseline: trained and measured, and nothing is
+    written; ``names`` as in ``own_losses``.
+    """
+    return collecting.seed_rows(own_losses(names), study, seed, ["baseline", *names])
 
 
 def losses_plan(study: Study, seed: int, names: Collection[str]) -> Plan:
     """What that trains and measures; the paper's student comes along, because the baseline's rows
     say how far both have travelled.
     """
-    planned = collecting.plan(LOSSES_EVIDENCE, study, seed, own_roles(names))
+    planned = collecting.plan(own_losses(names), study, seed, ["baseline", *names])
     usual = [study.student(layer, seed) for layer in study.settings.layers]
     return planned.also(*usual)
