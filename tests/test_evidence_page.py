@@ -226,6 +226,8 @@ def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
     assert "> **Stale.** These tables" in text
     assert "> - `images`: settings.b was 0.3, is 0.2" in text
     assert "`kpnb evidence images --replace`" in text
+    official = sentences.stale({"sst2": replace(found["images"], outdated=("b was 1, is 2",))})
+    assert "`kpnb evidence sst2 -p data_root=FOLDER --replace`" in official
     assert "images 20 seeds (<strong>stale</strong>)" in sentences.progress(found)
 
 
@@ -392,6 +394,7 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
     assert words.loc["images", "H2"].startswith(("supported", "partly supported (1 of 2"))
     opening = sentences.opening(asked, stored)
     assert {name: opening[name] for name in ("H1", "H2", "H3")} == words.loc["images"].to_dict()
+    assert opening["data"] == "the embedded images"
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
 
@@ -429,7 +432,7 @@ def test_three_sentences_count_the_24_cells(stored):
     counts = Counter(rows.loc["paper", "verdict"])
     said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())
     assert first == (
-        "Of 24 comparisons of student and baseline, 6 metrics on each of images, clouds, "
+        "Of 24 comparisons on the embedded data, 6 metrics on each of images, clouds, "
         f"sentiment, questions: {said}, 12 still waiting for their seeds."
     )
     assert "undecided" in said
@@ -445,6 +448,24 @@ def test_three_sentences_count_the_24_cells(stored):
     page = sentences.front(asked, stored)
     assert all(f"<li>{escape(line)}</li>" in page for line in (first, second, third))
     assert "<li>" not in sentences.front(pd.DataFrame(), {})
+
+
+def test_the_papers_own_data_come_first(stored, tmp_path):
+    """As soon as they have all their seeds; until then it is said that they wait."""
+    asked = board.board(stored)
+    words = sentences.hypotheses(asked, stored)
+    assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
+    assert (words.set_index("data").loc["Tiny-ImageNet"] == "no seed yet").all()
+    assert "12 still waiting for their seeds." in sentences.on_papers_data(asked)
+    write(tmp_path / "tiny-imagenet-vgg11", "ImageStudy", {"student": {"n_fg": 6.0}}, seeds=20)
+    found = stored | board.stored(tmp_path)
+    asked = board.board(found)
+    opening = sentences.opening(asked, found)
+    assert opening["data"] == "Tiny-ImageNet's photographs"
+    assert float(opening["points"]) == pytest.approx(6, abs=1)
+    assert "6 metrics on each of Tiny-ImageNet and SST-2: " in sentences.on_papers_data(asked)
+    assert "6 still waiting for their seeds." in sentences.on_papers_data(asked)
+    assert f"<li>{escape(sentences.on_papers_data(asked))}</li>" in sentences.front(asked, found)
 
 
 def test_own_seeds_are_told_with_how_many_are_stored():

@@ -13,6 +13,7 @@ from kpnb.metrics import BETTER, NAMES
 from kpnb_book.figures import official as shown
 from kpnb_book.figures import plots
 from kpnb_book.figures.report import six_table
+from kpnb_book.numbers import interval
 from kpnb_book.store import Store
 from kpnb_book.studies import board, fine_tuning, official, paper, replication
 from kpnb_book.studies.catalogue import every
@@ -95,21 +96,45 @@ def test_rows_of_the_paper_stand_beside_ours(stored):
 
 
 def test_signs_are_counted_as_the_hypotheses_want_them(stored):
-    signs = TINY_IMAGENET.signs(stored).set_index("metric")
+    signs = TINY_IMAGENET.signs(stored)
+    known = signs.set_index(["source", "metric"])
     pairs = paper.paper_pairs(TINY_IMAGENET.paper_rows())
     for metric in NAMES:
         gaps = (pairs["student"] - pairs["baseline"])[metric] * BETTER[metric]
-        assert signs.loc[metric, "paper"] == sum(gap > 0 for gap in gaps)
-        assert signs.loc[metric, "pairs"] == len(gaps) == 6
-    wanted = 0
-    for each in board.finished(stored).values():
-        means = each.samples.groupby(["layer", "seed", "network"])["n_fg"].mean().unstack()
-        wanted += int((means["student"] > means["baseline"]).sum())
-    assert signs.loc["n_fg", "here"] == wanted
-    assert signs.loc["n_fg", "seeds"] == 2 * 20  # those of the other study wait
+        assert known.loc[("paper", metric), "wanted"] == sum(gap > 0 for gap in gaps)
+        assert known.loc[("paper", metric), "pairs"] == len(gaps) == 6
+    assert {*signs["source"]} == {"paper", "tiny-imagenet-vgg11"}  # the other study waits
+    samples = stored["tiny-imagenet-vgg11"].samples.query("layer == 'Conv'")  # as in the paper
+    means = samples.groupby(["seed", "network"])["n_fg"].mean().unstack()
+    ours = known.loc[("tiny-imagenet-vgg11", "n_fg")]
+    assert ours.to_dict() == {"wanted": (means["student"] > means["baseline"]).sum(), "pairs": 20}
+    table = shown.signs_table(signs, TINY_IMAGENET)
+    assert [*table] == ["metric", "wanted", "paper", "VGG-11 from VGG-11"]
+    assert table["VGG-11 from VGG-11"].iloc[0] == f"{ours['wanted']} of 20"
     none = TINY_IMAGENET.signs({})
-    assert none["here"].sum() == none["seeds"].sum() == 0
-    assert shown.counted(none).endswith("comparisons of the paper's table.")
+    assert {*none["source"]} == {"paper"}
+    assert shown.counted(none, TINY_IMAGENET).endswith("comparisons of the paper's table.")
+
+
+def test_the_figure_on_top_compares_what_is_alike(stored):
+    """Our seeds at the layer of the paper's table, beside the pairs of that table alone."""
+    (found,) = TINY_IMAGENET.estimated(stored).values()
+    by_metric = {each.metric: each for each in found}
+    pairs = paper.differences(TINY_IMAGENET.paper_rows())["n_fg"]
+    assert by_metric["n_fg"].paper.tolist() == pairs.tolist()
+    samples = stored["tiny-imagenet-vgg11"].samples.query("layer == 'Conv'")
+    gaps = samples.groupby(["seed", "network"])["n_fg"].mean().unstack()
+    expected = (gaps["student"] - gaps["baseline"]).tolist()
+    assert by_metric["n_fg"].seeds.tolist() == pytest.approx(expected)
+    assert SST2.estimated({}) == {}
+
+
+def test_a_page_says_what_is_too_small_to_matter():
+    said = shown.small(TINY_IMAGENET)
+    pairs = paper.differences(TINY_IMAGENET.paper_rows())
+    assert f"({pairs['n_fg'].mean() / 2:.2g})" in said
+    every = paper.differences(paper.read()).xs("images", level="kind")
+    assert f"{every['n_fg'].mean() / 2:.2g} (" in said
 
 
 def test_nothing_is_judged_before_all_seeds_are_there(stored):
@@ -119,7 +144,9 @@ def test_nothing_is_judged_before_all_seeds_are_there(stored):
     assert "vgg11" not in said
     asked = board.board(stored)
     assert set(asked["study"]) == {"tiny-imagenet-vgg11"}
-    assert [*official.estimated(stored)] == ["tiny-imagenet-vgg11"]
+    assert len(TINY_IMAGENET.estimated(stored)) == 1
+    fewer = {"tiny-imagenet-vgg11": stored["tiny-imagenet-vgg16"]}
+    assert TINY_IMAGENET.estimated(fewer) == {}
     assert official.by_rule(stored["tiny-imagenet-vgg16"]).empty
     assert shown.intervals_table(pd.DataFrame()).empty
     assert shown.controls_table(pd.DataFrame(), "sst2").empty
@@ -140,10 +167,12 @@ def test_controls_stand_beside_the_verdict(stored):
 
 def test_a_page_says_how_well_labels_in_random_order_were_learned(stored):
     each = stored["tiny-imagenet-vgg11"]
-    assert shown.by_heart(None) == shown.by_heart(each) == ""
+    assert shown.by_heart({}, TINY_IMAGENET) == shown.by_heart(stored, TINY_IMAGENET) == ""
     rate = np.where(each.networks["network"] == "random-labels", 0.995, np.nan)
     known = replace(each, networks=each.networks.assign(**{BY_HEART: rate}))
-    assert "has 99.5% of them right" in shown.by_heart(known)
+    said = shown.by_heart({"tiny-imagenet-vgg11": known}, TINY_IMAGENET)
+    assert "has 99.5% of them right" in said
+    assert "takes 50 epochs, where the teacher of the classes has 15" in said
 
 
 def test_each_layer_is_judged_beside_the_papers_pair(stored):
@@ -191,11 +220,12 @@ def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path
     assert "There is no evidence with accuracies by epoch yet." in text
     text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
     assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
-    assert "of 240 here, each of one layer and seed" in text  # none of the two seeds
+    assert "of 120 here, each of one seed" in text  # none of the two seeds
     assert "untrained teacher - baseline" in text
     assert "- **tiny-imagenet-vgg11**: against the baseline, " in text
     assert "; at equal rates " in text
-    assert "+1.00 in the mean of 20 baselines" in text
+    assert "in the mean of 20 baselines" in text
+    assert "Of their changes from one epoch to the next it is " in text
     assert "Here they are not." in text  # drawn shapes
     monkeypatch.setattr(replication, "concerns", lambda each, _: each.name == "tiny-imagenet-vgg11")
     monkeypatch.setattr(replication, "other_samples", lambda *_: [])
@@ -208,9 +238,10 @@ def test_the_page_on_drawings_and_photographs_with_and_without_tables(study, fol
     page, own = PAGES / "14_drawings_photographs.ipynb", {"study": study, "first": "FC1"}
     own |= {"seed": 101}
     text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
-    assert text.count("Not judged before all seeds are there.") == 4
+    assert text.count("Not judged before all seeds are there.") == 6
     text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
     assert text.count("Not judged before all seeds are there.") == 1  # the experiments
+    assert "photographs" in text
     assert "cells next to the object count as neither" in text
 
 
@@ -223,12 +254,12 @@ def test_the_page_on_sentences_with_and_without_tables(folder, tmp_path):
     page = PAGES / "33_sst2.ipynb"
     text = executed(page, {"results": str(folder), "profile": "smoke"}, study=study)
     assert "`sst2` has 3 of 20 seeds" in text
-    assert "here, each of one layer and seed" not in text
+    assert "here, each of one seed" not in text
     samples_of = {"student": {}, "untrained": {}, "pretrained": {}, "random-labels": {}}
     planted(tmp_path / "all", "sst2", samples_of | {"equal-rate": {}}, 20, ("feature",))
     text = executed(page, {"results": str(tmp_path / "all"), "profile": "smoke"}, study=study)
     assert "encoder as it came - baseline" in text
-    assert "of 120 here, each of one layer and seed" in text
+    assert "of 120 here, each of one seed" in text
 
 
 def test_another_rule_of_what_is_foreground_has_its_own_differences(folder):
@@ -251,11 +282,35 @@ def test_curves_are_those_of_the_tables(stored):
     quality = official.quality_by_epoch(each, "FC1")
     assert quality["accuracy"].tolist() == pytest.approx([0.2 * k for k in range(EPOCHS + 1)])
     plots.quality_and_accuracy(quality)
-    assert official.quality_correlation(each, "FC1").tolist() == pytest.approx([1.0] * 20)
-    assert "+1.00 in the mean of 20 baselines, and positive in 20" in shown.correlated(
-        official.quality_correlation(each, "FC1")
-    )
-    assert shown.correlated(pd.Series([math.nan])) == ""
+    found = official.quality_correlation(each, "FC1")
+    assert found["levels"].tolist() == pytest.approx([1.0] * 20)
+    assert shown.correlated(pd.DataFrame({"levels": [math.nan], "changes": [0.0]})) == ""
+    several = pd.DataFrame({"levels": [0.8, 0.9, 1.0], "changes": [-0.1, 0.0, 0.1]})
+    half = 4.302653 * 0.1 / 3**0.5  # Student's t with two degrees of freedom
+    said = shown.correlated(several)
+    first = interval(0.9 - half, 0.9 + half, 2, True)
+    assert f"+0.90 ({first}) in the mean of 3 baselines" in said
+    assert f"it is +0.00 ({interval(-half, half, 2, True)})." in said
+
+
+def test_changes_correlate_only_where_they_go_together(stored):
+    """Planted: accuracy and lambda both rise, but in turns."""
+    each = stored["tiny-imagenet-vgg11"]
+    turns = {"lambda": [0.0, 0.1, 0.1, 0.3, 0.31], "accuracy": [0.0, 0.2, 0.4, 0.41, 0.6]}
+    networks = each.networks.copy()
+    for name, values in turns.items():
+        for epoch, number in enumerate(values):
+            networks[f"epoch {epoch} {name}"] = number
+    found = official.quality_correlation(replace(each, networks=networks), "FC1")
+    assert (found["levels"] > 0.9).all()
+    assert (found["changes"] < -0.9).all()
+
+
+def test_points_by_epoch_have_a_panel_for_both_kinds_together(stored):
+    """The paper's figure 7: N all is the sum."""
+    found = official.points_by_epoch(stored["tiny-imagenet-vgg11"], "FC1")
+    on, off, every = (found[name]["baseline"] for name in found)
+    assert torch.equal(on + off, every)
 
 
 def test_tables_without_curves_have_no_figure(folder, tmp_path):
@@ -268,6 +323,7 @@ def test_tables_without_curves_have_no_figure(folder, tmp_path):
     assert official.points_by_epoch(each, "FC1") == {}
     assert official.quality_by_epoch(each, "FC1").empty
     assert official.quality_correlation(each, "FC1").empty
+    assert shown.correlated(official.quality_correlation(each, "FC1")) == ""
 
 
 def test_evidence_on_the_papers_own_data_is_what_the_chapters_name():
@@ -347,5 +403,15 @@ def test_figure_7_waits_for_its_seeds(tmp_path):
         curves, gaps = official.fine_tuned(folder)
         assert bool(gaps) == bool(curves) == (seeds == 5)
     assert curves["on the object"]["fine-tuned"].shape == (EPOCHS + 1, 5)
-    assert gaps["n_fg"].value == pytest.approx(9.0, abs=2.5)
-    assert six_table({"fine-tuned": gaps})["student"].tolist() == ["fine-tuned"]
+    assert [*gaps] == ["fine-tuned - from scratch", "share of the path"]
+    assert gaps["fine-tuned - from scratch"]["n_fg"].value == pytest.approx(9.0, abs=2.5)
+    assert [*gaps["share of the path"]] == ["d_mean", "d_var"]
+    assert six_table(gaps)["student"].tolist() == [*gaps]
+
+
+def test_fine_tuning_takes_the_classes_of_both_halves(tmp_path):
+    root = draw(tmp_path / "shapes")
+    asked = TINY | {"dataset": "folder", "data_root": str(root), "classes": (0, 12)}
+    study = SomeClasses("laptop", store=Store(tmp_path / "store"), **asked)
+    with pytest.raises(ValueError, match=r"class number 12 is asked for .* 'folder' has 2 classes"):
+        _ = study.train

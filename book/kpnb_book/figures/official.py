@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from kpnb.metrics import BETTER, NAMES
+from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb_book.figures.plots import (
     COLOUR,
     GREY,
@@ -18,8 +18,11 @@ from kpnb_book.figures.plots import (
 )
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies.evidence import BY_HEART, STUDIES
+from kpnb_book.studies import contrasts, paper
+from kpnb_book.studies.evidence import BY_HEART, PROFILE, STUDIES
+from kpnb_book.studies.official import DataSet
 from kpnb_book.studies.stored import Stored
+from kpnb_book.studies.verdicts import KIND
 
 CONTROLS = {
     "smooth target": "untrained teacher - baseline",
@@ -46,31 +49,54 @@ def state(found: Mapping[str, Stored], names: Iterable[str]) -> str:
     return f"Stored evidence is not complete: {', '.join(parts)}; nothing is judged before."
 
 
-def counted(signs: pd.DataFrame) -> str:
-    """What ``DataSet.signs`` says, in a sentence."""
-    known = signs[["paper", "pairs", "here", "seeds"]].sum()
+def counted(signs: pd.DataFrame, data: DataSet) -> str:
+    """What ``DataSet.signs`` says of the paper and of the study that stands for the set, in a
+    sentence.
+    """
+    known = signs.groupby("source")[["wanted", "pairs"]].sum()
+    theirs = known.loc["paper"]
     said = (
         "Over all metrics, the student is what the hypotheses want in "
-        f"{known['paper']} of {known['pairs']} comparisons of the paper's table"
+        f"{theirs['wanted']} of {theirs['pairs']} comparisons of the paper's table"
     )
-    if not known["seeds"]:
+    if data.main not in known.index:
         return f"{said}."
-    return f"{said}, and in {known['here']} of {known['seeds']} here, each of one layer and seed."
+    ours = known.loc[data.main]
+    return f"{said}, and in {ours['wanted']} of {ours['pairs']} here, each of one seed."
 
 
-def signs_table(signs: pd.DataFrame) -> pd.DataFrame:
-    """``DataSet.signs`` for a page."""
+def signs_table(signs: pd.DataFrame, data: DataSet) -> pd.DataFrame:
+    """``DataSet.signs`` for a page, a column for the paper and for each study."""
     wanted = {True: "larger", False: "smaller"}
-    rows = [
-        {
-            "metric": HTML[row["metric"]],
-            "wanted": wanted[BETTER[row["metric"]] > 0],
-            "paper": f"{row['paper']} of {row['pairs']}",
-            "here": f"{row['here']} of {row['seeds']}" if row["seeds"] else "",
-        }
-        for row in signs.to_dict("records")
-    ]
-    return pd.DataFrame(rows)
+    said = signs.assign(said=[f"{row.wanted} of {row.pairs}" for row in signs.itertuples()])
+    columns = {
+        source: source if source == "paper" else " from ".join(data.studies[source])
+        for source in dict.fromkeys(signs["source"])
+    }
+    cells = said.pivot(index="metric", columns="source", values="said").loc[[*NAMES], [*columns]]
+    cells = cells.rename(columns=columns)
+    cells.insert(0, "metric", [HTML[metric] for metric in NAMES])
+    cells.insert(1, "wanted", [wanted[BETTER[metric] > 0] for metric in NAMES])
+    return cells.reset_index(drop=True)
+
+
+def small(data: DataSet) -> str:
+    """Below which differences the rule calls one negligible, and what half of the mean difference
+    in this set's own table is, in a sentence; distances, which are in proportion, are left out.
+    """
+    sources = {"all": paper.read(), "own": data.paper_rows()}
+    kind = KIND[STUDIES[data.main].kind.__name__]
+    halves = {name: paper.expected(rows).loc[kind].abs() / 2 for name, rows in sources.items()}
+    plain = [metric for metric in NAMES if metric not in paper.scaled(kind)]
+    listed = ", ".join(
+        f"{SYMBOL[metric]} {value(halves['all'][metric], 2)} ({value(halves['own'][metric], 2)})"
+        for metric in plain
+    )
+    return (
+        "A difference is negligible by the rule when it is surely smaller than half the mean "
+        f"difference of all the paper's pairs on such data: {listed}. In brackets what half would "
+        "be of the pairs of this table alone."
+    )
 
 
 def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
@@ -115,16 +141,21 @@ def controls_table(asked: pd.DataFrame, study: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def by_heart(each: Stored | None) -> str:
-    """How well the teachers of labels in random order have learned them, in a sentence; "" where
-    there is none.
+def by_heart(found: Mapping[str, Stored], data: DataSet) -> str:
+    """How well the teacher of labels in random order has learned them, and in how many epochs, in a
+    sentence; "" where there is none.
     """
-    known = pd.Series(dtype=float) if each is None else each.networks.get(BY_HEART)
-    if known is None or known.dropna().empty:
+    known = pd.Series(dtype=float)
+    if data.main in found:
+        known = found[data.main].networks.get(BY_HEART, known).dropna()
+    if known.empty:
         return ""
+    evidence = STUDIES[data.main]
+    usual = evidence.kind.resolve(PROFILE, **evidence.overrides).teacher_epochs
     return (
-        f"The teacher of labels in random order has {known.mean():.1%} of them right at the end of "
-        "its training: it knows its samples one by one."
+        f"The teacher of labels in random order has {known.mean():.1%} of them right at the end: "
+        f"it knows its samples one by one. That takes {evidence.kind.MEMORISING} epochs, where the "
+        f"teacher of the classes has {usual}, so the two differ in that as well."
     )
 
 
@@ -167,13 +198,41 @@ def regions(
     return figure
 
 
-def correlated(found: pd.Series) -> str:
-    """``studies.official.quality_correlation`` in a sentence."""
+def correlated(found: pd.DataFrame) -> str:
+    """``studies.official.quality_correlation`` in a sentence, with 95 % intervals over seeds."""
     known = found.dropna()
-    if known.empty:
+    if len(known) < 2:
         return ""
-    positive = int((known > 0).sum())
+    said = {}
+    for name, each in known.items():
+        ends = interval(*contrasts.mean_interval(each), 2, True)
+        said[name] = f"{each.mean():+.2f} ({ends})"
     return (
-        f"Over the epochs of one training the rank correlation of the two is {known.mean():+.2f} "
-        f"in the mean of {len(known)} baselines, and positive in {positive} of them."
+        f"Over the epochs of one training the rank correlation of the two is {said['levels']} in "
+        f"the mean of {len(known)} baselines. Whatever rises with training gives that. Of their "
+        f"changes from one epoch to the next it is {said['changes']}."
     )
+
+
+def rule_contrasts(each: Stored, titles: Mapping[str, str]) -> pd.DataFrame:
+    """``contrasts.of_rule`` for a page, a row for each of the rules and metric."""
+    rows = [
+        {"by": title, "metric": HTML[metric], "adds": value(d.value, 2, sign=True)}
+        | {"95 % interval": interval(d.low, d.high, 2, True), "p (Holm)": value(d.p, 2)}
+        for rule, title in titles.items()
+        if rule
+        for metric, d in contrasts.of_rule(each, rule).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def study_contrasts(found: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
+    """``contrasts.of_studies`` for a page; ``one`` and ``other`` head their columns."""
+    rows = [
+        {"metric": HTML[row["metric"]], one: value(row["one"], 2, sign=True)}
+        | {other: value(row["other"], 2, sign=True), "apart": value(row["value"], 2, sign=True)}
+        | {"95 % interval": interval(row["low"], row["high"], 2, True)}
+        | {"p (Holm)": value(row["p"], 2), "seeds": "{} and {}".format(*row["seeds"])}
+        for row in found.to_dict("records")
+    ]
+    return pd.DataFrame(rows)

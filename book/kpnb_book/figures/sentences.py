@@ -15,7 +15,15 @@ from kpnb_book.figures.scoreboard import HYPOTHESES
 from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies import replication
-from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting
+from kpnb_book.studies.board import (
+    PAPERS_OWN,
+    Stored,
+    learned,
+    samples_defining,
+    standing,
+    waiting,
+)
+from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SIX, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -28,6 +36,7 @@ NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
 TARGETS = {
     "untrained": ("smooth target", "beyond a smooth target"),
     "pretrained": ("encoder as it came", "beyond the encoder as it came"),
+    "random-labels": ("labels in random order", "beyond labels in random order"),
 }
 """Controls that have the student's loss and a target without the teacher's knowledge: what they
 show against the baseline, and what is left against them."""
@@ -94,14 +103,14 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
-    """What the studies that stand for a kind of data say of each hypothesis, as the paper asks: a
-    row for each kind, columns data, H1, H2 and H3. Where nothing is answered, what ``words`` has
-    there.
+    """What the studies that stand for the paper's own sets and for a kind of embedded data say of
+    each hypothesis, as the paper asks: a row for each, columns data, H1, H2 and H3. Where nothing
+    is answered, what ``words`` has there.
     """
     asked = answered(board, "paper")
     rows = []
-    for kind, study in standing().items():
-        row = {"data": kind}
+    for data, study in {**PAPERS_OWN, **standing()}.items():
+        row = {"data": data}
         unanswered = _absent(found, study, "paper") if (study, NAMES[0]) not in asked.index else ""
         for hypothesis, metrics in HYPOTHESES.items():
             row[hypothesis] = unanswered or outcome_of(
@@ -112,13 +121,16 @@ def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
-    """What the first paragraph of the book quotes: of the study that stands for images the
-    difference in foreground points, its interval, the number of seeds, and a word for each
-    hypothesis; dashes until that is answered.
+    """What the first paragraph of the book quotes: the data, the difference in foreground points,
+    its interval, the number of seeds, and a word for each hypothesis. It is about the paper's
+    photographs once all seeds of these are there, and about the embedded images before; dashes
+    until that is answered too.
     """
-    study = standing()["images"]
-    words = hypotheses(board, found).set_index("data").loc["images"].to_dict()
     asked = answered(board, "paper")
+    data, study, named = "Tiny-ImageNet", PAPERS_OWN["Tiny-ImageNet"], "Tiny-ImageNet's photographs"
+    if (study, "n_fg") not in asked.index:
+        data, study, named = "images", standing()["images"], "the embedded images"
+    words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
     if (study, "n_fg") not in asked.index:
         return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
     row = asked.loc[(study, "n_fg")]
@@ -199,6 +211,8 @@ def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
         return ""
     lines = [f"> - `{name}`: {'; '.join(changes)}" for name, changes in outdated.items()]
     names = " ".join(outdated)
+    if any(STUDIES[name].official for name in outdated if name in STUDIES):
+        names += " -p data_root=FOLDER"
     head = (
         "> **Stale.** These tables belong to other settings, or to another version of the method:"
     )
@@ -223,7 +237,7 @@ def headline(board: pd.DataFrame) -> tuple[str, str, str]:
     whole = len(kinds) * len(NAMES)
     late = whole - len(asked["paper"])
     first = (
-        f"Of {whole} comparisons of student and baseline, {len(NAMES)} metrics on each of "
+        f"Of {whole} comparisons on the embedded data, {len(NAMES)} metrics on each of "
         f"{', '.join(kinds)}: {tallied(asked['paper'].values())}"
     )
     first += f", {late} still waiting for their seeds." if late else "."
@@ -238,6 +252,19 @@ def headline(board: pd.DataFrame) -> tuple[str, str, str]:
         f"{_kept(asked, 'share of the path', 'weight distances')}."
     )
     return first, second, third
+
+
+def on_papers_data(board: pd.DataFrame) -> str:
+    """What the paper's comparisons say on its own data, in a sentence."""
+    rows = answered(board, "paper")
+    studies = [] if rows.empty else [name for name in PAPERS_OWN.values() if name in rows.index]
+    known = [verdict for name in studies for verdict in rows.loc[name, "verdict"]]
+    late = len(PAPERS_OWN) * len(NAMES) - len(known)
+    said = (
+        f"On the paper's own data, {len(NAMES)} metrics on each of {' and '.join(PAPERS_OWN)}: "
+        f"{tallied(known)}"
+    )
+    return f"{said}, {late} still waiting for their seeds." if late else f"{said}."
 
 
 def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, what: str) -> str:
@@ -263,12 +290,14 @@ def _number(count: int, one: str, more: str) -> str:
 
 
 def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """What the front page says of stored evidence: ``headline`` and ``progress`` in HTML. While no
+    """What the front page says of stored evidence: ``on_papers_data``, ``headline`` and
+    ``progress`` in HTML. While no
     study has all of its seeds, ``progress`` alone: there is nothing yet to count.
     """
     if not any(each.finished() for each in found.values()):
         return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
-    lines = "".join(f"<li>{escape(line)}</li>" for line in headline(board))
+    said = (on_papers_data(board), *headline(board))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
     return f"<ul>{lines}</ul>{progress(found)}"
 
 

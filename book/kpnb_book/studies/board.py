@@ -26,6 +26,8 @@ from kpnb_book.studies.verdicts import (
     verdicts,
 )
 
+PAPERS_OWN = {"Tiny-ImageNet": "tiny-imagenet-vgg11", "SST-2": "sst2"}
+"""The study that stands for a data set of the paper's own, by the set."""
 SHOWN = ("student", "baseline", "untrained")
 """Networks whose points are shown where they lie."""
 

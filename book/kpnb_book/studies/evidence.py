@@ -177,9 +177,13 @@ def _drawings(title: str, **changed: Any) -> Evidence:
 
 
 def _tiny_imagenet(
-    network: str, title: str, controls: tuple[str, ...] = (), **more: Any
+    network: str,
+    title: str,
+    controls: tuple[str, ...] = (),
+    seeds: range = range(5),
+    **more: Any,
 ) -> Evidence:
-    """Photographs; their masks are boxes. With ``controls`` as many seeds as other studies have."""
+    """Photographs; their masks are boxes."""
     settings = {
         "dataset": "tiny-20",
         "network": network,
@@ -187,7 +191,6 @@ def _tiny_imagenet(
         "analysed": ENOUGH["images"],
         **more,
     }
-    seeds = SEEDS if controls else range(5)
     name = f"tiny-imagenet-{title}"
     return ImageEvidence(name, ImageStudy, settings, controls, seeds, True, rules=("apart",))
 
@@ -199,11 +202,12 @@ def _sst2(name: str, controls: tuple[str, ...], seeds: range, **more: Any) -> Ev
 
 _ALL = [
     ImageEvidence("images", ImageStudy, {"analysed": ENOUGH["images"]}, rules=("box", "apart")),
-    _tiny_imagenet("vgg11_bn", "vgg11", OFFICIAL),
+    _tiny_imagenet("vgg11_bn", "vgg11", OFFICIAL, SEEDS),
     _tiny_imagenet("alexnet", "alexnet"),
     _tiny_imagenet("vgg16_bn", "vgg16"),
     _tiny_imagenet("vgg19_bn", "vgg19"),
-    _tiny_imagenet("vgg11_bn", "larger-teacher", teacher_network="vgg16_bn"),
+    _tiny_imagenet("vgg11_bn", "larger-teacher", seeds=range(10), teacher_network="vgg16_bn"),
+    _tiny_imagenet("vgg16_bn", "vgg16-larger-teacher", teacher_network="vgg19_bn"),
     _drawings("small-share", share=500),
     _drawings("weak-teacher", teacher_samples=2000),
     _drawings("one-artist", dataset="emoji-one-artist"),

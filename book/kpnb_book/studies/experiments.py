@@ -120,6 +120,11 @@ class SomeClasses(ImageStudy):
 
     def load(self, split: str, count: int | None) -> ImageSet:
         images, classes = super().load(split, count), self.settings.classes
+        if classes and classes[-1] >= len(images.classes):
+            raise ValueError(
+                f"class number {classes[-1]} is asked for (they count from 0), but "
+                f"{self.settings.dataset!r} has {len(images.classes)} classes: pass other classes="
+            )
         positions = torch.tensor(classes, dtype=images.labels.dtype)
         chosen = images.subset(torch.isin(images.labels, positions))
         return replace(

@@ -12,18 +12,22 @@ from kpnb_book.studies.experiments import SomeClasses, fine_tuned
 from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
-from kpnb_book.studies.verdicts import NAMES, SIX, Question
+from kpnb_book.studies.verdicts import NAMES, SIX, SPEED, Question
 
 BEFORE, NEW = range(10), range(10, 20)
 """Positions of the classes that are learned before, and of those that all networks learn."""
 ROLES = ("fine-tuned", "from scratch")
-QUESTION = Question("fine-tuning", *ROLES, SIX, NAMES)
+QUESTION = Question("fine-tuned - from scratch", *ROLES, SIX, NAMES)
+SHARE = Question("share of the path", *ROLES, {"d_mean": "share"}, SPEED, same_units=False)
 SAME = ("data_root", "device", "dataset", "network", "size", "width", "hidden", "grid")
 """What the network that is fine-tuned has from the study of the new classes."""
 
 
 def before(study: Study) -> Training:
-    """The training that fine-tuning starts from: the teacher of the other classes."""
+    """The training that fine-tuning starts from: the teacher of the other classes.
+
+    Raises ValueError where the data have fewer classes than the two halves.
+    """
     same = {name: getattr(study.settings, name) for name in SAME}
     return SomeClasses(study.profile, store=study.store, classes=(*BEFORE,), **same).teacher()
 

@@ -15,7 +15,7 @@ from kpnb.stats import Difference
 from kpnb_book.studies import board, fine_tuning, paper
 from kpnb_book.studies.curves import curves
 from kpnb_book.studies.evidence import STUDIES
-from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE, QUESTION
+from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE, QUESTION, SHARE
 from kpnb_book.studies.foreground import metrics_by_rule
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.stored import Stored, read, read_one
@@ -39,12 +39,19 @@ class DataSet:
     """A data set that the paper has a table of, and evidence on it.
 
     table, name   the paper's
+    layer         the one that this table is about
     studies       by name of the evidence: the network and the teacher in the paper's words
     """
 
     table: str
     name: str
+    layer: str
     studies: Mapping[str, tuple[str, str]]
+
+    @property
+    def main(self) -> str:
+        """The study that stands for this set; the others have fewer seeds."""
+        return board.PAPERS_OWN[self.name]
 
     def stored(self, folder: str | Path | None = None) -> dict[str, Stored]:
         """Its tables in ``folder`` (default ``book/results``), by name."""
@@ -77,22 +84,34 @@ class DataSet:
         columns = ["source", "network", "teacher", "layer", "role", *NAMES]
         return both[columns].rename(columns={"source": "from"})
 
-    def signs(self, found: Mapping[str, Stored]) -> pd.DataFrame:
-        """In how many pairs a student is what the hypothesis wants, in the paper's table and here:
-        a row for each metric, with the columns metric, paper, pairs, here and seeds.
-
-        Here a pair is a student and its baseline at one layer and seed of a study that is finished,
-        means over the samples.
+    def estimated(self, found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
+        """``verdicts.estimates`` of the study that stands for this set, at the layer of the paper's
+        table and beside the pairs of that, by title; empty until the study is finished.
         """
-        theirs = paper.differences(self.paper_rows())
-        ready = board.finished(found).values()
-        ours = pd.concat([pairs_of(each) for each in ready] or [pd.DataFrame()])
-        rows = []
-        for metric in NAMES:
-            row: dict[str, object] = {"metric": metric}
-            row["paper"], row["pairs"] = _wanted(theirs[metric], metric)
-            row["here"], row["seeds"] = _wanted(ours[metric], metric) if len(ours) else (0, 0)
-            rows.append(row)
+        each = board.finished(found).get(self.main)
+        if each is None or self.layer not in set(each.samples["layer"]):
+            return {}
+        samples = at_layers(each, {self.layer}).samples
+        if not answers(samples, BY_PAPER):
+            return {}
+        title = f"{self.name}, {self.layer}"
+        return {title: estimates(samples, each.kind, paper.read(), self.paper_rows())}
+
+    def signs(self, found: Mapping[str, Stored]) -> pd.DataFrame:
+        """In how many pairs a student is what the hypothesis wants, at the layer of the paper's
+        table: there, and in each study that is finished, where a pair is the student and the
+        baseline of a seed, means over the samples.
+
+        Columns: source ("paper", or the name of a study), metric, wanted, pairs.
+        """
+        pairs = {"paper": paper.differences(self.paper_rows())}
+        for name, each in board.finished(found).items():
+            pairs[name] = by_seed(at_layers(each, {self.layer}).samples)
+        rows = [
+            {"source": source, "metric": metric, **_wanted(gaps[metric], metric)}
+            for source, gaps in pairs.items()
+            for metric in NAMES
+        ]
         return pd.DataFrame(rows)
 
     def by_layer(self, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -139,26 +158,29 @@ def teachers(rows: pd.DataFrame) -> pd.Series:
     return rows["setting"].str.removeprefix("pair of: ").str.removeprefix("Distilling from ")
 
 
-def _wanted(values: pd.Series, metric: str) -> tuple[int, int]:
+def _wanted(values: pd.Series, metric: str) -> dict[str, int]:
     """How many differences have the sign that the hypothesis wants, and how many there are."""
     known = values.dropna()
-    return int((known * BETTER[metric] > 0).sum()), len(known)
+    return {"wanted": int((known * BETTER[metric] > 0).sum()), "pairs": len(known)}
 
 
 TINY_IMAGENET = DataSet(
     "9",
     "Tiny-ImageNet",
+    "Conv",
     {
         "tiny-imagenet-alexnet": ("AlexNet", "AlexNet"),
         "tiny-imagenet-vgg11": ("VGG-11", "VGG-11"),
         "tiny-imagenet-vgg16": ("VGG-16", "VGG-16"),
         "tiny-imagenet-vgg19": ("VGG-19", "VGG-19"),
         "tiny-imagenet-larger-teacher": ("VGG-11", "VGG-16"),
+        "tiny-imagenet-vgg16-larger-teacher": ("VGG-16", "VGG-19"),
     },
 )
 SST2 = DataSet(
     "6",
     "SST-2",
+    "feature",
     {"sst2": ("two layers", "two layers"), "sst2-six-layers": ("six layers", "six layers")},
 )
 
@@ -166,23 +188,6 @@ SST2 = DataSet(
 def stored(names: Iterable[str], folder: str | Path | None = None) -> dict[str, Stored]:
     """The tables in ``folder`` (default ``book/results``) that there are of these studies."""
     return read({name: STUDIES[name] for name in names}, folder)
-
-
-def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
-    """``verdicts.estimates`` of those that are finished, by name."""
-    tables = paper.read()
-    return {
-        name: estimates(each.samples, each.kind, tables)
-        for name, each in board.finished(found).items()
-    }
-
-
-def pairs_of(each: Stored) -> pd.DataFrame:
-    """Student minus baseline, a row for each layer and seed, means over the samples; a column a
-    metric.
-    """
-    layers = [samples for _, samples in each.samples.groupby("layer")]
-    return pd.concat([by_seed(samples) for samples in layers], ignore_index=True)
 
 
 # ------------------------------------------------------------------------ figures 2 and 7
@@ -199,24 +204,33 @@ def points_by_epoch(
     if not {*roles} <= {*known.index}:
         return {}
     titles = {"n_fg": "on the object", "n_bg": "on the background"}
-    return {
+    found = {
         title: {role: _by_seed(known.loc[role], name) for role in roles}
         for name, title in titles.items()
     }
+    on, off = found.values()
+    return found | {"all": {role: on[role] + off[role] for role in roles}}
 
 
 def fine_tuned(
     folder: str | Path | None = None,
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, Difference]]:
-    """Figure 7 itself: the curves of fine-tuned networks and of those from scratch, and their
-    differences in the six metrics; both empty until all stated seeds are there.
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Difference]]]:
+    """Figure 7 itself: the curves of fine-tuned networks and of those from scratch; and their
+    differences by what is asked, in the six metrics and by the share of the path, which both answer
+    in the same unit though they start from weights of other length. Both empty until all stated
+    seeds are there and define what is asked.
     """
     evidence = FINE_TUNING_EVIDENCE
     each = read_one(evidence, folder)
     if each is None or not each.finished(QUESTION):
         return {}, {}
     (layer,) = evidence.overrides["layers"]
-    return points_by_epoch(each, layer, fine_tuning.ROLES), decided(each.samples, QUESTION)
+    gaps = {
+        question.name: decided(each.samples, question)
+        for question in (QUESTION, SHARE)
+        if answers(each.samples, question)
+    }
+    return points_by_epoch(each, layer, fine_tuning.ROLES), gaps
 
 
 def _by_seed(curve: pd.DataFrame, name: str) -> Tensor:
@@ -235,18 +249,22 @@ def quality_by_epoch(each: Stored, layer: str) -> pd.DataFrame:
     return found.assign(network="baseline")
 
 
-def quality_correlation(each: Stored, layer: str) -> pd.Series:
-    """Rank correlation of lambda and held-out accuracy over the epochs of each baseline, by seed;
-    the untrained network does not count.
+def quality_correlation(each: Stored, layer: str) -> pd.DataFrame:
+    """Rank correlation of lambda and held-out accuracy over the epochs of each baseline, a row a
+    seed; the untrained network does not count. Of the ``levels``, and of their ``changes`` from one
+    epoch to the next, in which it is not enough that both rise.
     """
     known = curves(each.networks)
     known = known[(known["layer"] == layer) & (known["network"] == "baseline")]
     trained = known[known["epoch"] > 0].dropna(subset=["lambda", "accuracy"])
-    found = {
-        seed: frame["lambda"].corr(frame["accuracy"], method="spearman")
-        for seed, frame in trained.groupby("seed")
-    }
-    return pd.Series(found, dtype=float, name="correlation")
+    found = {}
+    for seed, frame in trained.groupby("seed"):
+        levels = frame.sort_values("epoch")[["lambda", "accuracy"]]
+        found[seed] = {
+            "levels": levels["lambda"].corr(levels["accuracy"], method="spearman"),
+            "changes": levels["lambda"].diff().corr(levels["accuracy"].diff(), method="spearman"),
+        }
+    return pd.DataFrame.from_dict(found, orient="index", columns=["levels", "changes"])
 
 
 # ------------------------------------------------------------------------ drawings and photographs
@@ -276,10 +294,11 @@ def at_common_layers(found: Mapping[str, Stored]) -> dict[str, Stored]:
     if not found:
         return {}
     layers = set.intersection(*({*each.samples["layer"]} for each in found.values()))
-    return {name: _at(each, layers) for name, each in found.items()}
+    return {name: at_layers(each, layers) for name, each in found.items()}
 
 
-def _at(each: Stored, layers: Collection[str]) -> Stored:
+def at_layers(each: Stored, layers: Collection[str]) -> Stored:
+    """The same tables with nothing but these ``layers``."""
     frames = {name: getattr(each, name) for name in ("networks", "samples", "places")}
     kept = {name: frame[frame["layer"].isin(layers)] for name, frame in frames.items()}
     return replace(each, **kept)

@@ -215,12 +215,18 @@ class Estimate:
     relative: bool
 
 
-def estimates(samples: pd.DataFrame, kind: str, tables: pd.DataFrame) -> list[Estimate]:
-    """What the paper asks of one study, an ``Estimate`` for each metric."""
+def estimates(
+    samples: pd.DataFrame, kind: str, tables: pd.DataFrame, shown: pd.DataFrame | None = None
+) -> list[Estimate]:
+    """What the paper asks of one study, an ``Estimate`` for each metric.
+
+    shown   the rows of the paper's ``tables`` whose pairs stand beside it (None: all of its kind)
+    """
     ours, every = means(samples), by_seed(samples)
+    beside = tables if shown is None else shown
     plain, ratios = (
         found.xs(kind, level="kind")
-        for found in (paper.differences(tables), paper.proportions(tables))
+        for found in (paper.differences(beside), paper.proportions(beside))
     )
     found = []
     for metric, d in decided(samples, BY_PAPER, paper.deltas(tables, kind, ours)).items():
