@@ -1,22 +1,25 @@
 """What the chapter on losses computes from tables, and the page itself in every state of them."""
 
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
-from kpnb.losses import LOSSES
+from kpnb.losses import LOSSES, Loss
 from kpnb.metrics import NAMES
 from kpnb_book.figures import losses as shown
-from kpnb_book.figures import sentences
+from kpnb_book.figures import report, sentences
 from kpnb_book.store import Store
 from kpnb_book.studies import transfer
 from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
+    HERE,
     LOSSES_EVIDENCE,
     OVERLAP,
     UNTRAINED,
@@ -46,7 +49,7 @@ def simulated(losses=tuple(LOSSES), seeds: int = 5, untrained: bool = False) -> 
     levels = {"baseline": 0.3} | {role: SHARED.get(role, 0.3) for role in roles}
     shared = samples["network"].map(levels) + rng.normal(0, 0.02, len(samples))
     overlap = dict.fromkeys(OVERLAP, 2.0) | {"iou_teacher": shared, "iou_place": 0.2}
-    samples = samples.assign(**overlap | {"iou_baseline": 0.25}, share=0.4)
+    samples = samples.assign(**overlap | {"iou_baseline": 0.25})
     gains = networks["network"].map(GAINS).fillna(0)
     ways = {name: way_of(name) for name in LOSSES}
     names = networks["network"].str.removeprefix(UNTRAINED)
@@ -57,9 +60,17 @@ def simulated(losses=tuple(LOSSES), seeds: int = 5, untrained: bool = False) -> 
     }
     accuracy = 0.4 + gains + rng.normal(0, 0.004, len(networks))
     networks = networks.assign(accuracy=accuracy, **trained)
+    networks = networks.assign(training=[address(*key) for key in networks[KEY].to_numpy()])
     points = packed(torch.arange(256) % 3 == 0)
     columns = {f"{name}{k}": points for name in ("picture", "taught") for k in range(4)}
     return Rows(networks, samples, networks[KEY].assign(cell0=1, **columns))
+
+
+def address(seed: int, layer: str, network: str) -> str:
+    """That of a training, which is the same at all layers where the loss is not "here"."""
+    loss = network.removeprefix(UNTRAINED)
+    here = loss in LOSSES and HERE in way_of(loss).layers
+    return f"{network}, {seed}{f', {layer}' if here else ''}"
 
 
 def write(folder: Path, rows: Rows, **changed: object) -> Path:
@@ -85,38 +96,101 @@ def test_losses_are_ranked_by_what_they_share(complete):
     order = transfer.ranking(complete)
     planted = sorted(SHARED, key=SHARED.get, reverse=True)
     assert order["loss"].tolist()[:4] == planted[:4]
-    raises = order.set_index("loss")["raises"]
+    raises = order.set_index("loss")["gain_said"]
     assert [raises[name] for name in ("feature", "soft_targets", "rkd")] == ["yes"] * 3
-    assert raises["sp"] == "no: lower"
+    assert raises["sp"] == "no: less"
+    assert set(order["more_said"]) == {"yes"}
     assert transfer.finished(complete)
     known = transfer.baselines(complete)
     assert known["teacher"] == pytest.approx(0.3, abs=0.02)
     assert known["each other"] == pytest.approx(0.25)
 
 
-def test_gains_are_paired_by_seed_and_have_students_interval(complete):
-    networks = complete.networks
-    table = networks.pivot_table(index="seed", columns="network", values="accuracy")
-    gains = table["at"] - table["baseline"]
+def of_seeds(taught: Stored) -> dict[str, pd.DataFrame]:
+    """What is judged, ``[seeds, networks]``: less that of the baseline of the same seed."""
+    keys = {"index": "seed", "columns": "network"}
+    every = {
+        "gain": taught.networks.pivot_table(**keys, values="accuracy"),
+        "more": taught.samples.pivot_table(**keys, values="iou_teacher"),
+    }
+    return {name: table.sub(table["baseline"], axis=0) for name, table in every.items()}
+
+
+@pytest.mark.parametrize("name", transfer.JUDGED)
+def test_what_is_judged_is_paired_by_seed_and_has_students_interval(name, complete):
+    values = of_seeds(complete)[name]["at"]
     row = transfer.ranking(complete).set_index("loss").loc["at"]
-    assert row["gain"] == pytest.approx(gains.mean())
-    interval = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
-    assert (row["gain_low"], row["gain_high"]) == pytest.approx((interval.low, interval.high))
+    assert row[name] == pytest.approx(values.mean())
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((interval.low, interval.high))
 
 
-def test_gains_are_corrected_for_the_number_of_losses(complete):
-    """Against the textbook's loop; an interval that just excludes 0 does not do."""
-    order = transfer.ranking(complete)
-    table = transfer.by_network(complete)
-    found = {name: transfer.compared(table, name)["gain"] for name in order["loss"]}
-    plain = {name: stats.ttest_1samp(gain, 0).pvalue for name, gain in found.items()}
+@pytest.mark.parametrize("name", transfer.JUDGED)
+def test_what_is_judged_is_corrected_for_the_number_of_losses(name, complete):
+    """Against the textbook's loop."""
+    order = transfer.ranking(complete).set_index("loss")
+    values = of_seeds(complete)[name]
+    plain = {loss: stats.ttest_1samp(values[loss], 0).pvalue for loss in order.index}
     largest = 0.0
-    for left, name in zip(range(9, 0, -1), sorted(plain, key=plain.get), strict=True):
-        largest = max(largest, min(1.0, left * plain[name]))
-        assert order.set_index("loss").loc[name, "p"] == pytest.approx(largest)
-    crd = order.set_index("loss").loc["crd_in_batch"]
+    for left, loss in zip(range(9, 0, -1), sorted(plain, key=plain.get), strict=True):
+        largest = max(largest, min(1.0, left * plain[loss]))
+        assert order.loc[loss, f"{name}_p"] == pytest.approx(largest)
+
+
+def test_an_interval_that_just_excludes_0_does_not_do(complete):
+    crd = transfer.ranking(complete).set_index("loss").loc["crd_in_batch"]
     assert crd["gain_low"] > 0
-    assert crd["raises"] == "not clear"
+    assert crd["gain_said"] == "not clear"
+
+
+def with_shared(levels: dict[str, float], noise: float = 0.0) -> Stored:
+    """Complete tables in which networks share so much with the teacher, plus what a seed adds."""
+    rows = simulated()
+    by_seed = dict(enumerate(np.random.default_rng(2).normal(0, noise, 5) if noise else [0.0] * 5))
+    shared = rows.samples["network"].map(levels).fillna(0.3)
+    first = rows.samples["network"] == "at"  # the others of a seed do not move with it
+    shared = shared + rows.samples["seed"].map(by_seed).where(first, 0.0)
+    small = np.random.default_rng(3).normal(0, 1e-3, len(shared))
+    rows = replace(rows, samples=rows.samples.assign(iou_teacher=shared + small))
+    return as_read(rows, tuple(LOSSES_EVIDENCE.seeds))
+
+
+def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
+    """Planted: far ahead; ahead in the mean alone, with seeds that disagree; and two equal ones."""
+    assert transfer.leading(with_shared({"at": 0.6, "sp": 0.5}), "shared") == ["at"]
+    unsure = with_shared({"at": 0.52, "sp": 0.5, "pkt": 0.4}, noise=0.06)
+    names = transfer.leading(unsure, "shared")
+    assert {"at", "sp"} <= {*names}
+    assert names[0] == transfer.ranking(unsure)["loss"][0]
+    said = shown.headline(unsure, transfer.ranking(unsure))
+    assert "Which student shares most knowledge points with the teacher is not clear: " in said
+    assert "cannot be told apart" in said
+    equal = transfer.leading(with_shared({"at": 0.6, "sp": 0.6}), "shared")
+    assert {*equal} == {"at", "sp"}
+    alone = as_read(simulated(("at", "sp"), seeds=1))
+    assert {*transfer.leading(alone, "shared")} == {"at", "sp"}  # one seed tells nothing apart
+
+
+def test_the_first_is_compared_with_each_other_by_hand(complete):
+    table = of_seeds(complete)["gain"][[*LOSSES]]
+    first = table.mean().idxmax()
+    others = [loss for loss in LOSSES if loss != first]
+    plain = {loss: stats.ttest_rel(table[first], table[loss]).pvalue for loss in others}
+    largest, told = 0.0, []
+    for left, loss in zip(range(8, 0, -1), sorted(plain, key=plain.get), strict=True):
+        largest = max(largest, min(1.0, left * plain[loss]))
+        told += [loss] if largest <= 0.05 else []
+    found = transfer.leading(complete, "gain")
+    assert found[0] == first
+    assert {*found} == {*LOSSES} - {*told}
+
+
+def test_a_registered_loss_leaves_complete_tables_complete(complete, monkeypatch):
+    """The chapter's exercise: one function and one line."""
+    monkeypatch.setitem(LOSSES, "cosine", Loss(lambda student, teacher: (student - teacher).sum()))
+    assert transfer.finished(complete)
+    assert shown.state(complete).startswith("Stored evidence of 5 seeds, and 9 losses, on `emoji`:")
+    assert "cosine" not in transfer.ranking(complete)["loss"].tolist()
 
 
 def test_means_by_network_by_hand():
@@ -133,20 +207,63 @@ def test_correlation_against_scipy_and_its_verdict(complete):
     """Planted: accuracy goes with what is shared, and with nothing else."""
     found = transfer.correlations(complete).set_index("name")
     table = transfer.by_network(complete).query("network in @LOSSES")
+    means = table.groupby(["layer", "network"]).mean(numeric_only=True)
     for name in transfer.CLAIM:
-        expected = stats.spearmanr(table[name], table["accuracy"]).statistic
-        assert found.loc[name, "rho"] == pytest.approx(expected)
+        for column, frame in (("rho", table.set_index("layer")), ("between", means)):
+            layers = [frame.loc[layer] for layer in ("FC1", "FC2")]
+            rho = [stats.spearmanr(each[name], each["accuracy"]).statistic for each in layers]
+            assert found.loc[name, column] == pytest.approx(np.mean(rho))
     assert found.loc["iou_teacher", "verdict"] == "shows"
     assert found.loc["lambda", "verdict"] == "open"
-    assert found["networks"].tolist() == [90] * 3
-    means = table.groupby("network").mean(numeric_only=True)
-    p = stats.spearmanr(means["iou_teacher"], means["accuracy"]).pvalue
-    assert found.loc["iou_teacher", "p"] == pytest.approx(3 * p, abs=0.01)
-    p = stats.spearmanr(means["n_fg"], means["accuracy"]).pvalue
-    assert found.loc["n_fg", "p"] == pytest.approx(min(1, 3 * p), abs=0.1)
+    assert found["losses"].tolist() == [9] * 3
     few = transfer.correlations(as_read(simulated(("at", "sp"), seeds=1)))
     assert set(few["verdict"]) == {"open"}
     assert few["between"].isna().all()
+
+
+def test_students_that_are_one_training_count_once(complete):
+    """Four losses of nine have one training for both layers: KD, DKD, hints and AT."""
+    here = [loss for loss in LOSSES if HERE in way_of(loss).layers]
+    expected = 5 * (2 * len(here) + 9 - len(here))
+    assert set(transfer.correlations(complete)["trainings"]) == {expected}
+    assert f"over {expected} students of 9 losses" in shown.claim(
+        transfer.correlations(complete), True
+    )
+
+
+def test_the_permutation_keeps_layers_together():
+    """Exactly: five losses at two layers, all 120 orders, the same order at both."""
+    rng = np.random.default_rng(4)
+    points, accuracy = rng.normal(size=(2, 5)), rng.normal(size=5)
+    pairs = np.stack([np.stack([row, accuracy], 1) for row in points])
+    value, p = transfer._mean_rho(pairs, seed=0)
+
+    def mean(order: tuple[int, ...]) -> float:
+        shuffled = accuracy[list(order)]
+        return np.mean([stats.spearmanr(row, shuffled).statistic for row in points])
+
+    every = np.array([mean(order) for order in permutations(range(5))])
+    assert value == pytest.approx(mean(tuple(range(5))))
+    tails = (every >= value - 1e-9).mean(), (every <= value + 1e-9).mean()
+    assert p == pytest.approx(min(1, 2 * min(tails)))
+    same = np.stack([pairs[0], pairs[0]])  # a layer that is there twice says nothing more
+    assert transfer._mean_rho(same, 0) == pytest.approx(transfer._mean_rho(pairs[:1], 0))
+    lacking = np.concatenate([pairs, np.full((2, 1, 2), np.nan)], 1)
+    assert transfer._mean_rho(lacking, 0) == pytest.approx((value, p))
+
+
+def test_layers_of_different_levels_make_no_correlation():
+    """Students at one layer are alike; those of the other have more points and more accuracy."""
+    rng, rows = np.random.default_rng(5), simulated()
+    second = rows.samples["layer"] == "FC2"
+    shared = rng.normal(0.5, 0.02, len(second)) + 0.3 * second
+    accuracy = rng.normal(0.4, 0.02, len(rows.networks)) + 0.3 * (rows.networks["layer"] == "FC2")
+    networks = rows.networks.assign(accuracy=accuracy)
+    taught = as_read(Rows(networks, rows.samples.assign(iou_teacher=shared), rows.places))
+    table = transfer.by_network(taught).query("network in @LOSSES")
+    assert stats.spearmanr(table["iou_teacher"], table["accuracy"]).statistic > 0.6
+    found = transfer.correlations(taught).set_index("name")
+    assert abs(found.loc["iou_teacher", "rho"]) < 0.3
 
 
 def test_the_six_metrics_wait_for_all_seeds(complete):
@@ -158,6 +275,7 @@ def test_the_six_metrics_wait_for_all_seeds(complete):
     assert beyond.value == pytest.approx(6, abs=2)  # its control is as the baseline
     early = as_read(simulated(seeds=4), complete.stated)
     assert transfer.differences(early) == {}
+    assert transfer.shares(early) == {}
     assert not transfer.finished(early)
     assert transfer.differences(early, "untrained") == {}
 
@@ -177,6 +295,27 @@ def test_seeds_that_were_not_stated_do_not_count(tmp_path):
     write(tmp_path, simulated(seeds=7))
     stored = transfer.stored(tmp_path)
     assert sorted(stored.networks["seed"].unique()) == [*LOSSES_EVIDENCE.seeds]
+
+
+def test_distances_have_the_share_of_the_path_beside_them(complete):
+    """Planted: a path of four times the length has the distance of four times, and the share of
+    one.
+    """
+    rows = simulated()
+    longer = rows.samples["network"] == "pkt"
+    samples = rows.samples.assign(d=rows.samples["d"].where(~longer, 4 * rows.samples["d"]))
+    taught = as_read(replace(rows, samples=samples), complete.stated)
+    found, shares = transfer.differences(taught), transfer.shares(taught)
+    assert found["pkt"]["d_mean"].value > 1
+    assert list(shares) == list(LOSSES)
+    assert list(shares["pkt"]) == ["d_mean", "d_var"]
+    ours, theirs = (samples[samples["network"] == name] for name in ("pkt", "baseline"))
+    gap = ours["share"].mean() - theirs["share"].mean()
+    assert shares["pkt"]["d_mean"].value == pytest.approx(gap)
+    table = shown.with_shares(found, shares).set_index("student")
+    assert table.loc["PKT", shown.SHARE["d_mean"]].endswith(shares["pkt"]["d_mean"].verdict)
+    means = shown.means_table(taught).set_index("student")
+    assert means.loc["PKT", "share of the path"] == pytest.approx(ours["share"].mean())
 
 
 # ---- figures
@@ -199,7 +338,12 @@ def test_figures_show_what_they_were_given(complete):
     assert sum(len(dots.get_offsets()) for dots in related.axes[0].collections) == 90
     six = shown.six_by_loss(transfer.differences(complete), (2, 3))
     assert len(six.axes) == len(NAMES)
-    for each in (figure, related, six):
+    shares = transfer.shares(complete)
+    more = shown.six_by_loss(transfer.differences(complete), (2, 4), shares)
+    assert [axis.get_title() for axis in more.axes[len(NAMES) :]] == [*shown.SHARE.values()]
+    drawn = [line.get_xdata()[0] for line in more.axes[-2].lines if line.get_marker() == "o"]
+    assert drawn == pytest.approx([by_metric["d_mean"].value for by_metric in shares.values()])
+    for each in (figure, related, six, more):
         each.canvas.draw()
         assert each.get_facecolor()[3] == 0
 
@@ -214,33 +358,63 @@ def study(tmp_path_factory) -> ImageStudy:
     return ImageStudy("laptop", store=Store(tmp_path_factory.mktemp("store")), **settings)
 
 
-def on_tables(study: ImageStudy, folder: Path) -> str:
+def on_tables(study: ImageStudy, folder: Path, losses=("feature", "dkd")) -> str:
     """What the page's cells write, with a tiny study in place of theirs."""
     asked = {"results": str(folder), "profile": "smoke", "device": "cpu"}
-    return executed(PAGE, asked | {"losses": ["feature", "dkd"]}, study=study)
+    return executed(PAGE, asked | {"losses": [*losses]}, study=study)
 
 
 def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
     text = on_tables(study, tmp_path / "none")
     assert "There is no stored evidence of losses yet." in text
-    assert "of one seed and 2 epochs, which decide nothing" in text
+    assert "(data set `folder`, one\n> seed, epochs: 2) decide nothing" in text
     assert "students of 2 losses" in text
 
     text = on_tables(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
     assert "Stored evidence has 2 of 5 seeds of every loss that it knows (AT, RKD)" in text
-    assert "the verdict waits for all" in text
-    assert "Which losses raise accuracy is not judged before that." in text
+    assert "nothing of it is shown before all are there" in text
+    assert "shares most" not in text
+    assert "raise accuracy" not in text
     assert "They are judged against the baseline once all seeds are there." in text
 
     text = on_tables(study, write(tmp_path / "all", simulated(untrained=True), method=0))
-    assert "Stored evidence of 5 seeds, and 9 losses:" in text
+    assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`:" in text
     assert "The student by feature shares most knowledge points" in text
+    assert "9 of 9 losses share more with the teacher than the baseline does." in text
     assert "5 of 9 losses raise accuracy; lower it: SP; neither clearly: " in text
     assert "method was 0, is 1" in text
     assert "shared with the teacher +" in text
     assert "*shows*" in text
     assert "have no complete tables yet" not in text
+    assert "share of path, mean" in text
+    assert "**Not chosen for this run.** Rates and weights were chosen with `vgg11_bn`" in text
+
+
+def test_a_run_of_ones_own_is_on_the_page_whatever_is_stored(study, tmp_path, monkeypatch):
+    """Other losses, controls and another data set, beside complete tables of stored evidence: the
+    values that it glues are those that it has without them.
+    """
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    losses = ("pkt", "untrained pkt")
+    folders = tmp_path / "none", write(tmp_path / "all", simulated())
+    glued = []
+    for folder in folders:
+        report.GLUED.clear()
+        text = on_tables(study, folder, losses)
+        glued.append({**report.GLUED})
+        assert text.count("untrained PKT") >= 2  # in both tables of this run
+        assert "over 1 students of 1 losses" in text
+    own = transfer.own(study, 101, losses)
+    for each in glued:
+        assert each["lo_set"] == "folder"
+        assert set(each["losses"]["network"]) == {"baseline", *losses}
+        shared = transfer.by_network(own).set_index("network").loc["pkt", "iou_teacher"]
+        assert each["lo_shared"] == pytest.approx(shared, nan_ok=True)
+    differing = {"lo_state", "lo_headline", "lo_related"}
+    values = [{k: v for k, v in each.items() if k not in {*differing, "losses"}} for each in glued]
+    assert values[0].keys() == values[1].keys()
+    assert all(str(values[0][name]) == str(values[1][name]) for name in values[0])
 
 
 def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_path, monkeypatch):
@@ -263,5 +437,6 @@ def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_pat
 
 
 def test_a_loss_that_there_is_none_of_is_named(study):
-    with pytest.raises(ValueError, match="did you mean 'rkd'"):
-        own_students(study, 101, ["rdk"])
+    for name in ("rdk", "untrained rdk"):
+        with pytest.raises(ValueError, match="did you mean 'rkd'"):
+            own_students(study, 101, [name])

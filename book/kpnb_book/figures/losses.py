@@ -21,9 +21,10 @@ from kpnb_book.figures.plots import (
     legend_below,
     styled,
 )
+from kpnb_book.figures.report import six_table
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import transfer
-from kpnb_book.studies.losses import UNTRAINED, way_of
+from kpnb_book.studies.losses import LOSSES_EVIDENCE, UNTRAINED, way_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.stored import Stored
 from kpnb_book.studies.transfer import baselines, by_network, by_seed, compared, taught_by
@@ -39,6 +40,8 @@ KNOWN_AS = {
     "pkt": "PKT",
     "crd_in_batch": "CRD in batch",
 }
+SHARE = {"d_mean": "share of path, mean", "d_var": "share of path, var."}
+"""What ``transfer.shares`` has by these names."""
 AXIS = {"iou_teacher": "shared with the teacher"} | {name: SYMBOL[name] for name in NAMES}
 
 
@@ -120,7 +123,8 @@ def same_pictures(
 
 @styled
 def related(taught: Stored, found: pd.DataFrame) -> Figure:
-    """Accuracy against what it should go with: a dot for each student, a colour for each loss.
+    """Accuracy against what it should go with: a dot for each student at each layer, a colour for
+    each loss.
 
     found   ``transfer.correlations``
     """
@@ -144,61 +148,110 @@ def related(taught: Stored, found: pd.DataFrame) -> Figure:
 
 
 @styled
-def six_by_loss(found: Mapping[str, Mapping[str, Difference]], counts: Sequence[int]) -> Figure:
+def six_by_loss(
+    found: Mapping[str, Mapping[str, Difference]],
+    counts: Sequence[int],
+    shares: Mapping[str, Mapping[str, Difference]] | None = None,
+) -> Figure:
     """Students minus another network in the six metrics, a row for each loss, coloured by the
     verdict.
 
     counts  rows and columns of panels
+    shares  ``transfer.shares``, which have two more panels (None: no such panels)
     """
+    panels = [(SYMBOL[metric], found, metric) for metric in NAMES]
+    panels += [(SHARE[metric], shares, metric) for metric in SHARE if shares is not None]
     figure, axes = plt.subplots(*counts, figsize=(9, 0.26 * len(found) * 2 + 2.2), sharey=True)
-    for axis, metric in zip(axes.flat, NAMES, strict=True):
-        for row, by_metric in enumerate(found.values()):
-            d = by_metric[metric]
-            colour = VERDICT.get(d.verdict, GREY)
-            axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
-            axis.plot([d.value], [row], "o", color=colour)
+    for axis, (title, of_losses, metric) in zip(axes.flat, panels, strict=True):
+        for row, loss in enumerate(found):
+            if loss in of_losses:
+                _bar(axis, row, of_losses[loss][metric])
         axis.axvline(0, color=GREY, ls="--", lw=1)
         axis.set_yticks(range(len(found)), [known_as(name) for name in found])
         axis.set_ylim(len(found) - 0.5, -0.5)
-        axis.set_title(SYMBOL[metric])
+        axis.set_title(title)
         axis.locator_params(axis="x", nbins=4)
     words = ["shows", "opposite", "negligible"]
     legend_below(figure, [*words, "not decided"], [*(VERDICT[word] for word in words), GREY])
     return figure
 
 
+def _bar(axis: Axes, row: float, d: Difference) -> None:
+    """A difference and its interval, coloured by the verdict."""
+    colour = VERDICT.get(d.verdict, GREY)
+    axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
+    axis.plot([d.value], [row], "o", color=colour)
+
+
 # ---- words
 
 
-def state(stored: Stored | None, epochs: int) -> str:
-    """How far stored evidence is; ``epochs`` of the build's own students, where there is none."""
+def state(stored: Stored | None) -> str:
+    """How far stored evidence is."""
     if stored is None:
-        return (
-            "There is no stored evidence of losses yet. These are this build's own students, of "
-            f"one seed and {epochs} epochs, which decide nothing."
-        )
-    late = min(stored.seeds(transfer.question(loss)) for loss in taught_by(stored))
-    stated = len(stored.stated)
+        return "There is no stored evidence of losses yet."
+    known = taught_by(stored)
+    late, stated = min(stored.seeds(transfer.question(loss)) for loss in known), len(stored.stated)
     if transfer.finished(stored):
-        return f"Stored evidence of {stated} seeds, and {len(taught_by(stored))} losses:"
-    losses = ", ".join(known_as(loss) for loss in taught_by(stored))
+        dataset = LOSSES_EVIDENCE.settings.dataset
+        return f"Stored evidence of {stated} seeds, and {len(known)} losses, on `{dataset}`:"
     return (
-        f"Stored evidence has {late} of {stated} seeds of every loss that it knows ({losses}); the "
-        "verdict waits for all. So far:"
+        f"Stored evidence has {late} of {stated} seeds of every loss that it knows "
+        f"({_named(known)}); nothing of it is shown before all are there."
     )
 
 
-def raised(order: pd.DataFrame, finished: bool) -> str:
-    """How many losses raise accuracy; once all seeds are there."""
-    if not finished:
-        return "Which losses raise accuracy is not judged before that."
-    counts = order["raises"].value_counts()
-    parts = [f"{counts.get('yes', 0)} of {len(order)} losses raise accuracy"]
-    for word, said in (("no: lower", "lower it"), ("not clear", "neither clearly")):
-        names = [known_as(loss) for loss in order.loc[order["raises"] == word, "loss"]]
-        if names:
-            parts.append(f"{said}: {', '.join(names)}")
+def headline(taught: Stored, order: pd.DataFrame) -> str:
+    """What tables with all seeds say in short. That one student is ahead is said only where it can
+    be told apart from all others (``transfer.leading``).
+
+    order   ``transfer.ranking``
+    """
+    rows, known = order.set_index("loss"), baselines(taught)
+    first, *others = transfer.leading(taught, "shared")
+    share = f"{value(rows.loc[first, 'shared'], 2)} of those that either has"
+    said = (
+        f"The student by {known_as(first)} shares most knowledge points with the teacher, {share}"
+    )
+    if others:
+        said = (
+            "Which student shares most knowledge points with the teacher is not clear: "
+            f"{_named([first, *others])} cannot be told apart ({known_as(first)} has {share})"
+        )
+    best, *equal = transfer.leading(taught, "gain")
+    gain = f"{value(100 * rows.loc[best, 'gain'], 2, sign=True)} percentage points"
+    accurate = f"That by {known_as(best)} is the most accurate, {gain} against the baseline"
+    if equal:
+        accurate = (
+            f"The most accurate, {_named([best, *equal])}, cannot be told apart either "
+            f"({known_as(best)}: {gain} against the baseline)"
+        )
+    return (
+        f"{said}; a baseline shares {value(known['teacher'], 2)} with the teacher, and two "
+        f"baselines share {value(known['each other'], 2)}. {accurate}. {counted(order, 'more')} "
+        f"{counted(order, 'gain')}"
+    )
+
+
+COUNTED = {
+    "more": ("share more with the teacher than the baseline does", "less"),
+    "gain": ("raise accuracy", "lower it"),
+}
+"""What ``counted`` says of ``transfer.JUDGED``."""
+
+
+def counted(order: pd.DataFrame, name: str) -> str:
+    """How many losses do what is judged, one of ``COUNTED``, and which do not; of ``ranking``."""
+    said, words = order[f"{name}_said"], COUNTED[name]
+    parts = [f"{(said == 'yes').sum()} of {len(order)} losses {words[0]}"]
+    for answer, what in (("no: less", words[1]), ("not clear", "neither clearly")):
+        if names := [*order.loc[said == answer, "loss"]]:
+            parts.append(f"{what}: {_named(names)}")
     return "; ".join(parts) + "."
+
+
+def _named(losses: Sequence[str]) -> str:
+    return ", ".join(known_as(loss) for loss in losses)
 
 
 def claim(found: pd.DataFrame, finished: bool) -> str:
@@ -211,30 +264,32 @@ def claim(found: pd.DataFrame, finished: bool) -> str:
             said += f" ({between} between losses, p {value(row['p'], 2)}: *{row['verdict']}*)"
         parts.append(said)
     first = found.iloc[0]
-    over = f"{first['networks']} students of {first['losses']} losses"
-    return f"Rank correlation of accuracy over {over}, with each: {'; '.join(parts)}."
+    over = f"{first['trainings']} students of {first['losses']} losses"
+    return (
+        f"Rank correlation of accuracy over {over}, at each layer and averaged: {'; '.join(parts)}."
+    )
 
 
 # ---- tables
 
 
 def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
-    """``transfer.ranking`` for the page; the baseline last."""
-    percent = 100 * order[["gain", "gain_low", "gain_high"]]
-    ends = [interval(low, high, 2, True) for low, high in percent.iloc[:, 1:].to_numpy()]
-    table = pd.DataFrame(
-        {
-            "student": order["loss"].map(known_as),
-            "seeds": order["seeds"],
-            "shared with the teacher": order["shared"],
-            "by place alone": order["place"],
-            "more than the baseline": order["more"],
-            "points added": order["added"],
-            "accuracy gained, points": percent["gain"],
-        }
-    )
-    if transfer.finished(taught):
-        table = table.assign(**{"95 % interval": ends, "raises it": order["raises"]})
+    """``transfer.ranking`` for the page; the baseline last. Intervals and what is judged by them
+    only once all seeds are there.
+    """
+    whole = transfer.finished(taught)
+    table = pd.DataFrame({"student": order["loss"].map(known_as), "seeds": order["seeds"]})
+    table["shared with the teacher"] = order["shared"]
+    table["by place alone"] = order["place"]
+    table["more than the baseline"] = order["more"]
+    if whole:
+        table["95 % interval of that"] = _intervals(order, "more")
+        table["shares more"] = order["more_said"]
+    table["points added"] = order["added"]
+    table["accuracy gained, points"] = 100 * order["gain"]
+    if whole:
+        table["95 % interval of this"] = _intervals(order, "gain", 100)
+        table["raises it"] = order["gain_said"]
     mean = by_seed(by_network(taught), "baseline").mean()
     last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}
     last |= {"shared with the teacher": mean["iou_teacher"], "by place alone": mean["iou_place"]}
@@ -242,12 +297,35 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
 
 
+def _intervals(order: pd.DataFrame, name: str, scale: float = 1) -> list[str]:
+    """Those of one column of ``transfer.ranking`` in words, with the corrected p."""
+    columns = [f"{name}_low", f"{name}_high", f"{name}_p"]
+    return [
+        f"{interval(scale * low, scale * high, 2, True)} (p {value(p, 2)})"
+        for low, high, p in order[columns].to_numpy()
+    ]
+
+
 def means_table(taught: Stored) -> pd.DataFrame:
-    """The six metrics of every network, means over layers and seeds."""
+    """The six metrics of every network and its share of the path, means over layers and seeds."""
     table = by_network(taught)
-    means = table.groupby("network", sort=False)[[*NAMES, "accuracy"]].mean()
-    order = ["baseline", *taught_by(taught)]
-    return means.loc[order].rename(index=known_as).rename_axis("student").reset_index()
+    means = table.groupby("network", sort=False)[[*NAMES, "share", "accuracy"]].mean()
+    order = ["baseline", *transfer.students_of(taught)]
+    named = means.loc[order].rename(index=known_as).rename_axis("student").reset_index()
+    return named.rename(columns={"share": "share of the path"})
+
+
+def with_shares(
+    found: Mapping[str, Mapping[str, Difference]], shares: Mapping[str, Mapping[str, Difference]]
+) -> pd.DataFrame:
+    """``six_table`` of ``transfer.differences``, and ``transfer.shares`` beside it."""
+    table = six_table(found, known_as)
+    for metric, heading in SHARE.items():
+        given = [shares[loss][metric] if loss in shares else None for loss in found]
+        table[heading] = [
+            "" if d is None else f"{value(d.value, 2, sign=True)} {d.verdict}" for d in given
+        ]
+    return table
 
 
 def ways_table(settings: Settings) -> pd.DataFrame:
@@ -264,7 +342,7 @@ def ways_table(settings: Settings) -> pd.DataFrame:
 
 def choice(tried: pd.DataFrame) -> str:
     """How rates and weights were chosen, and for which losses that is still to be done."""
-    waiting = [known_as(loss) for loss in LOSSES if not way_of(loss).chosen]
+    waiting = [known_as(loss) for loss in LOSSES_EVIDENCE.losses if not way_of(loss).chosen]
     lines = []
     if len(tried):
         spread = tried.groupby("loss")["accuracy"]
@@ -279,3 +357,19 @@ def choice(tried: pd.DataFrame) -> str:
             "papers, and evidence of losses is not computed."
         )
     return "\n\n".join(lines)
+
+
+def chosen_elsewhere(names: Sequence[str]) -> str:
+    """That rates and weights were not chosen for this run, where its trainings differ in the
+    settings of these ``names`` (``choose.elsewhere``) from those that they were chosen with.
+    """
+    if not names:
+        return ""
+    chosen = LOSSES_EVIDENCE.settings
+    listed = ", ".join(f"`{name}`" for name in names)
+    return (
+        f"**Not chosen for this run.** Rates and weights were chosen with `{chosen.network}` of "
+        f"width {chosen.width:g} on `{chosen.dataset}` at {chosen.size} pixels, over "
+        f"{chosen.epochs} epochs. This run differs in {listed}. It has the same weights, and of "
+        "its own `student_lr` the same multiples; others may suit it better."
+    )

@@ -4,7 +4,7 @@ its students are, and whether the two go together.
 Tables are those that are stored, or those of a build's own students.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +17,16 @@ from kpnb.checkpoints import digest
 from kpnb.losses import LOSSES
 from kpnb.stats import LEVEL, Difference, holm_values
 from kpnb_book.studies import losses, paper
-from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, SPEED, Question, answers, decided, means
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
+JUDGED = ("more", "gain")
+"""Columns of ``compared`` that are judged of every loss."""
 
 
 def stored(folder: str | Path | None = None) -> Stored | None:
@@ -50,23 +51,34 @@ def taught_by(taught: Stored) -> list[str]:
     return [name for name in LOSSES if name in known]
 
 
+def students_of(taught: Stored) -> list[str]:
+    """All students here: ``taught_by``, then those of untrained teachers."""
+    known = set(taught.networks["network"])
+    return taught_by(taught) + [name for loss in LOSSES if (name := f"{UNTRAINED}{loss}") in known]
+
+
 def question(loss: str, other: str = "baseline") -> Question:
     """The paper's, of the student of a loss."""
     return Question(loss, loss, other, BY_PAPER.columns)
 
 
+def of_path(loss: str, other: str = "baseline") -> Question:
+    """The same of the share of its own path at which a network has the most points."""
+    return Question(f"{loss}, share of the path", loss, other, {"d_mean": "share"}, SPEED, False)
+
+
 def finished(taught: Stored) -> bool:
-    """Whether every loss has all seeds that were stated."""
-    return all(taught.finished(question(loss)) for loss in LOSSES)
+    """Whether every loss of which evidence is stored has all seeds that were stated."""
+    return all(taught.finished(question(loss)) for loss in LOSSES_EVIDENCE.losses)
 
 
 def by_network(taught: Stored) -> pd.DataFrame:
     """A row for each seed, layer and network: its accuracy, and means over the samples of the six
-    metrics and of ``OVERLAP``.
+    metrics, of the share of its path ("share") and of ``OVERLAP``.
     """
     groups = taught.samples.groupby(KEY)
     columns = {metric: groups[column].mean() for metric, column in SIX.items()}
-    columns["d_var"] = groups["d"].var(ddof=0)
+    columns |= {"d_var": groups["d"].var(ddof=0), "share": groups["share"].mean()}
     columns |= {name: groups[name].mean() for name in OVERLAP}
     accuracies = taught.networks.set_index(KEY)["accuracy"]
     return pd.DataFrame(columns).join(accuracies).reset_index()
@@ -109,32 +121,55 @@ def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     )
 
 
-def ranking(taught: Stored) -> pd.DataFrame:
-    """A row for each loss, the one that shares most with the teacher first: means of ``compared``
-    over the seeds, with the intervals of "shared" and "gain", and "raises": whether accuracy is
-    above the baseline's ("yes", "no: lower", "not clear"), by Student's t, whose p is corrected for
-    the number of losses (Holm).
+def ranking(taught: Stored, students: Sequence[str] | None = None) -> pd.DataFrame:
+    """A row for each of the ``students`` (None: of every loss), the one that shares most with the
+    teacher first: means of ``compared`` over the seeds, and intervals of "shared" and ``JUDGED``.
+
+    Whether they share more with the teacher than the baseline does ("more"), and whether they are
+    more accurate ("gain"), is tested by Student's t. The p of each question ("gain_p") is corrected
+    for the number of students (Holm); "gain_said" is "yes", "no: less" or "not clear".
     """
     table = by_network(taught)
     rows = []
-    for loss in taught_by(taught):
+    for loss in students or taught_by(taught):
         found = compared(table, loss)
         row = {"loss": loss, "seeds": len(found), **found.mean()}
-        for name in ("shared", "gain"):
+        for name in ("shared", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
-        gains = found["gain"].dropna()
-        row["p"] = stats.ttest_1samp(gains, 0).pvalue if len(gains) > 1 else np.nan
-        rows.append(row)
+        rows.append(row | {f"{name}_p": no_difference(found[name]) for name in JUDGED})
     every = pd.DataFrame(rows)
-    every["p"] = holm_values(every["p"], len(every))
-    every["raises"] = [_raises(row["gain"], row["p"]) for row in every.to_dict("records")]
+    for name in JUDGED:
+        every[f"{name}_p"] = holm_values(every[f"{name}_p"], len(every))
+        pairs = zip(every[name], every[f"{name}_p"], strict=True)
+        every[f"{name}_said"] = [_said(mean, p) for mean, p in pairs]
     return every.sort_values("shared", ascending=False, ignore_index=True)
 
 
-def _raises(gain: float, p: float) -> str:
+def no_difference(values: pd.Series) -> float:
+    """P that the mean over the seeds is 0, by Student's t; NaN of a single seed."""
+    known = values.dropna()
+    return float(stats.ttest_1samp(known, 0).pvalue) if len(known) > 1 else np.nan
+
+
+def _said(mean: float, p: float) -> str:
     if not p <= LEVEL:
         return "not clear"
-    return "yes" if gain > 0 else "no: lower"
+    return "yes" if mean > 0 else "no: less"
+
+
+def leading(taught: Stored, name: str) -> list[str]:
+    """The loss whose students have the highest mean of ``compared``'s column ``name``, and behind
+    it those that cannot be told apart from it.
+
+    Another loss is told apart when the mean difference over the seeds is not 0 by Student's t, with
+    a p corrected (Holm) for the number of losses that are compared with the first. So the first is
+    alone only where it lies above each of the others.
+    """
+    table = by_network(taught)
+    found = pd.DataFrame({loss: compared(table, loss)[name] for loss in taught_by(taught)})
+    first, *others = found.mean().sort_values(ascending=False, kind="stable").index
+    p = holm_values([no_difference(found[first] - found[loss]) for loss in others], len(others))
+    return [first, *(loss for loss, each in zip(others, p, strict=True) if not each <= LEVEL)]
 
 
 def baselines(taught: Stored) -> dict[str, float]:
@@ -155,13 +190,31 @@ def differences(
     against   "baseline", or "untrained": the same student of the untrained teacher
     tables    the paper's (None: read), which give what is too small to matter
     """
-    delta = paper.deltas(
-        paper.read() if tables is None else tables, "images", means(taught.samples)
-    )
+    known = paper.read() if tables is None else tables
+    delta = paper.deltas(known, "images", means(taught.samples))
+    return _decided(taught, against, question, delta)
+
+
+def shares(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
+    """As ``differences``, of the share of its own path at which a network has the most points: mean
+    and variance, corrected for the two.
+
+    A distance is that share times the length of the path. Learning rates of losses are far apart,
+    and with them the lengths, so that distances alone say little of what is taught.
+    """
+    return _decided(taught, against, of_path)
+
+
+def _decided(
+    taught: Stored,
+    against: str,
+    ask: Callable[[str, str], Question],
+    delta: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, Difference]]:
+    """By loss, the answers to what ``ask`` makes of it and the network that is subtracted."""
     found = {}
     for loss in taught_by(taught):
-        other = f"{UNTRAINED}{loss}" if against == "untrained" else against
-        asked = question(loss, other)
+        asked = ask(loss, f"{UNTRAINED}{loss}" if against == "untrained" else against)
         if answers(taught.samples, asked, taught.stated):
             found[loss] = decided(taught.samples, asked, delta)
     return found
@@ -171,46 +224,58 @@ def differences(
 
 
 def correlations(taught: Stored, names: Sequence[str] = CLAIM, seed: int = 0) -> pd.DataFrame:
-    """Rank correlation (Spearman's) of accuracy with each of ``names``, over all students.
+    """Rank correlation (Spearman's) of accuracy with each of ``names``: over the students at one
+    layer, mean over the layers.
 
-    Students of one loss are more alike than others, so that the test is of the losses' means: how
-    often a correlation as large comes of means in random order, corrected (Bonferroni) for the
-    number of ``names``.
+    Layers are kept apart because points differ between them, and because a training that is the
+    same for all layers, as by a loss of outputs, would count several times with one accuracy.
+    Students of one loss are more alike than others, so that the test is of the losses' means at
+    each layer: how often a mean correlation as large comes of accuracies in random order over the
+    losses, in the same order at every layer; corrected (Bonferroni) for the number of ``names``.
 
-    Columns: name, rho, between (of the losses' means), p, networks, losses, verdict ("shows",
-    "opposite" or "open").
+    Columns: name, rho, between (of the losses' means), p, trainings (distinct ones), losses,
+    verdict ("shows", "opposite" or "open").
     """
+    known = taught_by(taught)
     table = by_network(taught)
-    table = table[table["network"].isin(taught_by(taught))]
-    middle = table.groupby("network").mean(numeric_only=True)
+    at_layer = [each[each["network"].isin(known)] for _, each in table.groupby("layer")]
+    of_losses = [each.groupby("network").mean(numeric_only=True).loc[known] for each in at_layer]
+    chosen = taught.networks["network"].isin(known)
+    counts = {"trainings": taught.networks.loc[chosen, "training"].nunique(), "losses": len(known)}
     rows = []
     for name in names:
-        pairs = middle[[name, "accuracy"]].to_numpy()
-        row = {"name": name, "rho": _rho(table[[name, "accuracy"]].to_numpy())}
-        row |= {"between": _rho(pairs), "p": _p(pairs, seed)}
-        rows.append(row | {"networks": len(table), "losses": len(middle)})
+        pair = [name, "accuracy"]
+        students = [_rho(each[pair].to_numpy()) for each in at_layer]
+        between, p = _mean_rho(np.stack([each[pair].to_numpy() for each in of_losses]), seed)
+        row = {"name": name, "rho": float(np.mean(students)), "between": between, "p": p}
+        rows.append(row | counts)
     found = pd.DataFrame(rows)
     found["p"] = (len(rows) * found["p"]).clip(upper=1.0)
     return found.assign(verdict=[_word(row) for row in found.to_dict("records")])
 
 
-def _p(pairs: np.ndarray, seed: int) -> float:
-    """P of no correlation between two columns ``[n, 2]``, by permutation of ranks."""
-    if np.isnan(_rho(pairs)):
-        return np.nan
-    one, other = stats.rankdata(pairs[~np.isnan(pairs).any(1)], axis=0).T
-    other = other - other.mean()
-    rng = np.random.default_rng(seed)
-    # ranks in another order have another covariance, and the same variances
+def _mean_rho(pairs: np.ndarray, seed: int) -> tuple[float, float]:
+    """Mean over the layers of Spearman's correlation of two columns ``[L, n, 2]``, and P of none:
+    the second column is permuted, in all layers alike. A row that is undefined at one layer is left
+    out of all; both are NaN where a correlation is.
+    """
+    pairs = pairs[:, ~np.isnan(pairs).any((0, 2))]
+    value = float(np.mean([_rho(each) for each in pairs]))
+    if np.isnan(value):
+        return value, value
+    ranks = stats.rankdata(pairs, axis=1)
+    ranks = (ranks - ranks.mean(1, keepdims=True)) / ranks.std(1, keepdims=True)
+    one, other = ranks[..., 0], ranks[..., 1]
     found = stats.permutation_test(
-        (one,),
-        lambda order, axis: (order * other).sum(axis),
+        (np.arange(pairs.shape[1]),),
+        # orders [..., n]; other[:, orders] is [L, ..., n]
+        lambda orders, axis: np.einsum("ln,l...n->...", one, other[:, orders]),
         permutation_type="pairings",
         n_resamples=4999,
         vectorized=True,
-        rng=rng,
+        rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return value, float(found.pvalue)
 
 
 def _word(row: Mapping[str, float]) -> str:
@@ -268,7 +333,7 @@ def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) 
 
 def with_stored_pictures(study: ImageStudy, stored: Stored, layer: str) -> ImageStudy | None:
     """A study that measures what is stored, if ``study`` is about the same pictures."""
-    wanted = LOSSES_EVIDENCE.kind.resolve(PROFILE, **LOSSES_EVIDENCE.overrides)
+    wanted = LOSSES_EVIDENCE.settings
     same = all(getattr(study.settings, name) == getattr(wanted, name) for name in SAME)
     if not same or layer not in set(stored.places["layer"]):
         return None
