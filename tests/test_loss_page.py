@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from scipy import stats
 
 from kpnb.losses import LOSSES, Loss
@@ -440,3 +441,9 @@ def test_a_loss_that_there_is_none_of_is_named(study):
     for name in ("rdk", "untrained rdk"):
         with pytest.raises(ValueError, match="did you mean 'rkd'"):
             own_students(study, 101, [name])
+
+
+def test_the_sweep_trains_every_student_and_its_control():
+    (block,) = yaml.safe_load((ROOT / "sweeps" / "losses.yaml").read_text("utf8"))
+    (losses,) = block["grid"]["losses"]
+    assert {"baseline", *losses} == {*LOSSES_EVIDENCE.roles}

@@ -3,14 +3,17 @@ the tables.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from torchvision import models
 
 from kpnb.features import capture
+from kpnb_book.figures import report
 from kpnb_book.figures import transformer as shown
 from kpnb_book.figures.report import six_table
 from kpnb_book.networks.images import LAYERS, build, layer_path
@@ -19,15 +22,18 @@ from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
 from kpnb_book.studies.collecting import collect, plan
+from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.results import KEY, NETWORK, Results
+from kpnb_book.studies.results import KEY, NETWORK, Results, Rows
 from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import TEACHER_SEED
 from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
 from tests.drawn import TINY, draw
+from tests.executed import executed
 from tests.simulated import tables
 
+PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "71_transformer.ipynb"
 SMALL = {"input_size": 32, "width": 0.03, "hidden": 8}
 TRANSFORMER_SETTINGS = TINY | {"network": "vit_4_8", "width": 0.03, "layers": "cls", "b": 0.05}
 TRANSFORMER_SETTINGS |= {"lr": 1e-3, "student_lr": 1e-3, "head_lr": 1e-3}
@@ -201,7 +207,8 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, t
     np.testing.assert_allclose(stored, metrics.n_bg.numpy(), atol=1e-5)
 
     small = read_one(evidence, tmp_path)
-    assert shown.state(small, 3) == "Stored evidence has 1 of 2 seeds; the verdict waits for all."
+    assert shown.state(small).startswith("Stored evidence has 1 of 2 seeds; nothing of it is shown")
+    assert not transformer.finished(small)
     assert transformer.differences(small) == {}
     means = transformer.layer_means(small.networks)
     blocks = [f"Block{number}" for number in range(1, 5)]
@@ -320,7 +327,69 @@ def test_other_pictures_are_not_compared(tmp_path):
     assert set(transformer.kinds(tmp_path / "again")) == set(transformer.POINTS)
 
 
-def _rows(samples: pd.DataFrame, networks: pd.DataFrame):
-    from kpnb_book.studies.results import Rows
+# ---- the page
 
+
+def on_tables(study: ImageStudy, folder: Path, students: list[str] | None = None) -> str:
+    """What the page's cells write, with a tiny study in place of theirs."""
+    asked = {"results": str(folder), "profile": "laptop", "device": "cpu", "students": students}
+    own = {"dataset": "folder", "data_root": study.settings.data_root}
+    options = {**TRANSFORMER_SETTINGS, **own, "seeds": 101}
+    options = {name: value for name, value in options.items() if name != "grid"}
+    return executed(PAGE, asked, study=study, options=options)
+
+
+def write(folder: Path, seeds: int) -> Path:
+    """Tables with so many seeds of all students, of today's settings."""
+    effects = {role: {} for role in (*TAUGHT, *UNTRAINED.values())}
+    effects["convolution"] = {"n_bg": 5.0}
+    samples, networks = tables(effects, seeds=seeds, samples=40, layers=("cls",))
+    networks = networks.assign(**{f"Block1 {name}": 1.0 for name in transformer.MEASURES})
+    settings = ImageStudy.resolve(PROFILE, **TRANSFORMER_EVIDENCE.overrides)
+    rows = _rows(samples, networks)
+    Results(folder / "transformer").add(TRANSFORMER_EVIDENCE.stated(settings), rows)
+    return folder
+
+
+def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
+    """A run's own networks are there whatever is stored, and nothing of tables that are only begun;
+    the values that it glues are its own.
+    """
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    folders = [tmp_path / "none", write(tmp_path / "some", 3), write(tmp_path / "all", 5)]
+    glued, texts = [], []
+    for folder in folders:
+        report.GLUED.clear()
+        texts.append(on_tables(study, folder, ["untrained"]))
+        glued.append({**report.GLUED})
+        assert "of its own kind, by features, untrained teacher" in texts[-1]
+        assert "This run's own\n> networks (data set `folder`, feature cls, one seed" in texts[-1]
+    none, some, complete = texts
+    assert "There is no stored evidence of transformers yet." in none
+    assert "Stored evidence has 3 of 5 seeds; nothing of it is shown before all" in some
+    for text in (none, some):
+        assert "Nothing of stored evidence is shown before all of its seeds are there." in text
+        assert "The transformer that learns from scratch has" not in text
+    assert "Stored evidence of 5 seeds, on `emoji`: The transformer that learns from" in complete
+    assert "Nothing of stored evidence" not in complete
+    own = transformer.own_table(study, 101, ["untrained"]).set_index("network")
+    for each in glued:
+        assert each["vi_taught"] == pytest.approx(own.loc["convolution", "n_bg"], nan_ok=True)
+        assert each["vi_before"] == pytest.approx(100 * own.loc["baseline", "accuracy"])
+        assert set(each["transformers"]["network"]) == {*own.index}
+
+
+def test_every_network_has_its_name_above_a_picture():
+    names = [*shown.columns(dict.fromkeys(TRANSFORMER_EVIDENCE.roles))]
+    assert len({*names}) == len(TRANSFORMER_EVIDENCE.roles)
+    assert "own features, untrained" in names
+
+
+def test_the_sweep_trains_every_student_and_its_control():
+    (block,) = yaml.safe_load((PAGE.parents[1] / "sweeps" / "transformer.yaml").read_text("utf8"))
+    (students,) = block["grid"]["students"]
+    assert {*transformer.OWN, *students} == {*TRANSFORMER_EVIDENCE.roles}
+
+
+def _rows(samples: pd.DataFrame, networks: pd.DataFrame) -> Rows:
     return Rows(networks, samples, networks[KEY])

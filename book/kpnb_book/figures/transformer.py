@@ -12,9 +12,10 @@ from kpnb.stats import Difference
 from kpnb_book.figures.plots import COLOUR, GREY, styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
+from kpnb_book.studies import transformer
+from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.transformer import TAUGHT, UNTRAINED
-from kpnb_book.studies.verdicts import SIX, Question
+from kpnb_book.studies.transformer import TRANSFORMER_EVIDENCE, UNTRAINED
 
 Kind = TypeVar("Kind")
 KNOWN_AS = {
@@ -29,7 +30,6 @@ SHORT = {
     "outputs": "own outputs",
     "convolution": "convolution",
 }
-"""The same above a picture."""
 COLOURS = {"baseline": COLOUR["baseline"], "student": COLOUR["student"]}
 COLOURS |= {"outputs": "#7a5195", "convolution": "#2a9d6f"}
 AXIS = {
@@ -39,12 +39,21 @@ AXIS = {
 }
 
 
+CONTROL_OF = {control: taught for taught, control in UNTRAINED.items()}
+
+
 def known_as(network: str) -> str:
     """What the page calls a network."""
-    control = {name: taught for taught, name in UNTRAINED.items()}
-    if network in control:
-        return f"{KNOWN_AS[control[network]]}, untrained teacher"
+    if network in CONTROL_OF:
+        return f"{KNOWN_AS[CONTROL_OF[network]]}, untrained teacher"
     return KNOWN_AS.get(network, network)
+
+
+def short(network: str) -> str:
+    """The same above a picture."""
+    if network in CONTROL_OF:
+        return f"{SHORT[CONTROL_OF[network]]}, untrained"
+    return SHORT.get(network, network)
 
 
 @styled
@@ -77,18 +86,32 @@ def by_layer(means: pd.DataFrame) -> Figure:
 # ---- words
 
 
-def state(stored: Stored | None, epochs: int) -> str:
-    """How far stored evidence is; ``epochs`` of the build's own networks, where there is none."""
+def state(stored: Stored | None) -> str:
+    """How far stored evidence is."""
     if stored is None:
-        return (
-            "There is no stored evidence of transformers yet. These are this build's own networks, "
-            f"of one seed and {epochs} epochs, which decide nothing."
-        )
-    seeds = min(stored.seeds(Question("", role, "baseline", SIX)) for role in TAUGHT)
-    stated = len(stored.stated)
-    if seeds == stated:
-        return f"Stored evidence of {stated} seeds:"
-    return f"Stored evidence has {seeds} of {stated} seeds; the verdict waits for all."
+        return "There is no stored evidence of transformers yet."
+    seeds, stated = transformer.seeds_of_all(stored), len(stored.stated)
+    if transformer.finished(stored):
+        settings = TRANSFORMER_EVIDENCE.kind.resolve(PROFILE, **TRANSFORMER_EVIDENCE.overrides)
+        return f"Stored evidence of {stated} seeds, on `{settings.dataset}`:"
+    return (
+        f"Stored evidence has {seeds} of {stated} seeds; nothing of it is shown before all are "
+        "there."
+    )
+
+
+def headline(table: pd.DataFrame) -> str:
+    """What complete tables say first of two networks; ``studies.transformer.network_means``."""
+    rows = table.set_index("network")
+    scratch, taught = (
+        f"{value(rows.loc[role, 'n_bg'], 2)} points on the background and "
+        f"{100 * rows.loc[role, 'accuracy']:.0f} % held-out accuracy"
+        for role in ("baseline", "convolution")
+    )
+    return (
+        f"The transformer that learns from scratch has {scratch}; taught by the outputs of a "
+        f"convolutional network it has {taught}."
+    )
 
 
 def background(found: Mapping[str, Difference]) -> str:
@@ -130,4 +153,4 @@ def named(table: pd.DataFrame) -> pd.DataFrame:
 
 def columns(found: Mapping[str, Kind]) -> dict[str, Kind]:
     """The same by the short names of the networks."""
-    return {SHORT[network]: each for network, each in found.items()}
+    return {short(network): each for network, each in found.items()}

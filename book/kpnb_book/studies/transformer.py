@@ -166,6 +166,16 @@ def stored(folder: str | Path | None = None) -> Stored | None:
     return read_one(TRANSFORMER_EVIDENCE, folder)
 
 
+def seeds_of_all(stored: Stored) -> int:
+    """Of how many stated seeds the tables have baseline and every student."""
+    return min(stored.seeds(Question(role, role, "baseline", SIX)) for role in TAUGHT)
+
+
+def finished(stored: Stored) -> bool:
+    """Whether they have those of all stated seeds; before that nothing of them is shown."""
+    return seeds_of_all(stored) == len(stored.stated) > 1
+
+
 def differences(
     stored: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
 ) -> dict[str, dict[str, Difference]]:
