@@ -8,6 +8,7 @@
     python -m benchmarks.metrics STUDY      # what settings of the closed form change in the metrics
     python -m benchmarks.regression OTHER   # whether anything got slower or less exact than in
                                             # another clone or revision
+    python -m benchmarks.losses             # the same students by another implementation's losses
 
 speed     entropy per image beside its two bounds, by what it depends on; several layers in one call
 scaling   with the number of images and of epochs

@@ -22,8 +22,9 @@ import torch
 
 import kpnb
 from benchmarks import __main__ as command
-from benchmarks import chapters, directions, frontier, fullsize, gpu, regression, solvers
+from benchmarks import chapters, directions, frontier, fullsize, gpu, losses, regression, solvers
 from kpnb.energy import jacobians
+from kpnb.losses import LOSSES
 from kpnb.units import ImageGrid
 from kpnb_book.figures import frontier as figure
 from kpnb_book.networks.images import build
@@ -495,6 +496,41 @@ def test_a_part_whose_time_is_up_names_what_it_leaves_out():
     assert seen == ["a"]
     assert part.left_out == ["b", "c"]
     assert "Left out: b; c." in gpu.report({}, {"speed": part}, "")
+
+
+# ---- losses of another implementation
+
+
+def test_students_by_the_same_function_are_equally_accurate(tmp_path, monkeypatch, capsys):
+    """Ours under another name."""
+    kinds = {"soft_targets": lambda s, t: LOSSES["soft_targets"].function(s, t)}
+    monkeypatch.setattr(losses, "another", lambda: kinds)
+    monkeypatch.setattr(losses, "SEEDS", range(2))
+    tiny = {"epochs": 1, "teacher_epochs": 1, "head_epochs": 1, "hidden": 16}
+    tiny |= {"teacher_samples": 48, "share": 24, "test_samples": 24}
+    monkeypatch.setattr(losses, "PROBLEM", losses.PROBLEM | tiny)
+    monkeypatch.setitem(LOSSES, "torchdistill soft_targets", None)  # undone in the end
+    losses.run(Store(tmp_path))
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row[0] == "soft_targets"
+    assert row[1] == row[2]
+    assert row[3:] == ["+0.0", "yes"]
+
+
+def test_the_other_implementation_has_our_units():
+    """Where a constant tells the two apart it is right; and what differs by more is not equal."""
+    pytest.importorskip("torchdistill")
+    gen = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(6, 4, 2, 2, generator=gen, dtype=float) for _ in range(2))
+    for name, function in losses.another().items():
+        pair = [f.flatten(1) for f in (student, teacher)] if name in ("soft_targets", "pkt") else (
+            student, teacher
+        )  # fmt: skip
+        ours, theirs = LOSSES[name].function(*pair), function(*pair)
+        if name in ("soft_targets", "at", "rkd"):
+            torch.testing.assert_close(theirs, ours)
+        else:
+            assert theirs != pytest.approx(ours.item(), rel=1e-3)
 
 
 # ---- this tree against another

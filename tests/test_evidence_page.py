@@ -450,6 +450,16 @@ def test_three_sentences_count_the_24_cells(stored):
     assert "<li>" not in sentences.front(pd.DataFrame(), {})
 
 
+def test_hours_are_summed_by_study_and_machine(stored):
+    images = stored["images"]
+    one = images.networks["seed"] % 2 == 0
+    networks = images.networks.assign(seconds=36.0, machine=np.where(one, "one", "two"))
+    table = sentences.hours({"images": replace(images, networks=networks)}).set_index("machine")
+    assert table["seeds"].to_dict() == {"one": 10, "two": 10}
+    assert table.loc["one", "hours"] == pytest.approx(one.sum() / 100)
+    assert sentences.hours({}).empty
+
+
 def test_the_papers_own_data_come_first(stored, tmp_path):
     """As soon as they have all their seeds; until then it is said that they wait."""
     asked = board.board(stored)

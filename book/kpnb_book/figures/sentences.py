@@ -349,6 +349,23 @@ def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def hours(found: Mapping[str, Stored]) -> pd.DataFrame:
+    """What the tables took to compute: hours of training and measuring, for each study and machine.
+
+    What one training gives to several layers counts at each of them.
+    """
+    parts = [
+        each.networks.groupby("machine")
+        .agg(seeds=("seed", "nunique"), hours=("seconds", lambda s: s.sum() / 3600))
+        .reset_index()
+        .assign(study=name)
+        for name, each in found.items()
+        if "machine" in each.networks
+    ]
+    columns = ["study", "machine", "seeds", "hours"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+
+
 def place(board: pd.DataFrame) -> str:
     """For each study, how much of the difference in lambda is place."""
     questions = ("paper", "place", "beyond place")
