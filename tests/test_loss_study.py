@@ -346,6 +346,14 @@ def test_trainings_that_rates_were_not_chosen_for_are_told(study):
     assert {"size", "width", "network", "student_lr", "teacher_weights"} <= {*paper}
 
 
+def test_the_books_table_of_choices_is_of_one_size():
+    """What was tried at another size would stand among its rows as if it were tried here."""
+    before = choose.TABLE.read_bytes()
+    with pytest.raises(ValueError, match=r"about other settings \(epochs, size\): give another"):
+        choose.choose(["at"], size=32, epochs=2, data_root="anywhere")
+    assert choose.TABLE.read_bytes() == before
+
+
 def test_the_search_ends():
     asked = []
     choose.highest(lambda value: asked.append(value) or value, choose.RATES, 2)

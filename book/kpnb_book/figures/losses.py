@@ -223,8 +223,8 @@ def headline(taught: Stored, order: pd.DataFrame) -> str:
     accurate = f"That by {known_as(best)} is the most accurate, {gain} against the baseline"
     if equal:
         accurate = (
-            f"The most accurate, {_named([best, *equal])}, cannot be told apart either "
-            f"({known_as(best)}: {gain} against the baseline)"
+            f"Which is the most accurate is not clear: {_named([best, *equal])} cannot be told "
+            f"apart ({known_as(best)} has {gain} against the baseline)"
         )
     return (
         f"{said}; a baseline shares {value(known['teacher'], 2)} with the teacher, and two "
@@ -283,12 +283,12 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     table["by place alone"] = order["place"]
     table["more than the baseline"] = order["more"]
     if whole:
-        table["95 % interval of that"] = _intervals(order, "more")
+        table["more: 95 % interval"] = _intervals(order, "more")
         table["shares more"] = order["more_said"]
     table["points added"] = order["added"]
     table["accuracy gained, points"] = 100 * order["gain"]
     if whole:
-        table["95 % interval of this"] = _intervals(order, "gain", 100)
+        table["gained: 95 % interval"] = _intervals(order, "gain", 100)
         table["raises it"] = order["gain_said"]
     mean = by_seed(by_network(taught), "baseline").mean()
     last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}

@@ -9,7 +9,7 @@ No entropy is measured. What was tried is written to a table; what comes of it
 is copied into ``losses.WAYS``, and a test compares the two.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from kpnb.losses import LOSSES
 from kpnb_book.store import Store
 from kpnb_book.studies import losses
 from kpnb_book.studies.collecting import of_one_seed
+from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.losses import LOSSES_EVIDENCE, Way, way_of
 from kpnb_book.studies.results import RESULTS
 from kpnb_book.studies.rows import machine, versions
@@ -48,7 +49,8 @@ def choose(
     **overrides: Any,
 ) -> pd.DataFrame:
     """Try rates and weights of these losses, by default of all that have none yet, and add what
-    was found to the ``table``; what it has is not tried again.
+    was found to the ``table``; what it has is not tried again. Raises ``ValueError`` for trainings
+    with other settings than those of the book's own table.
 
     Returns the table: loss, rate, weight, accuracy, seed, layer, machine, versions. Networks are
     deleted once a loss is done; a loss that was interrupted goes on where it stopped.
@@ -56,6 +58,7 @@ def choose(
     wanted = [*names] or [name for name in LOSSES if not way_of(name).chosen]
     for name in wanted:
         one_of("loss", name, LOSSES)
+    _check_place(table, overrides)
     for name in wanted:
         with of_one_seed(store or Store(), f"choose-{name}-{SEED}") as apart:
             if apart is None:
@@ -68,6 +71,18 @@ def choose(
         rate, weight = best(name, read(table))
         print(f'"{name}": rate={rate:g}, weight={weight:g}', flush=True)
     return read(table)
+
+
+def _check_place(table: Path, overrides: Mapping[str, Any]) -> None:
+    """``ValueError`` where the book's own table would hold trainings of other settings."""
+    evidence = LOSSES_EVIDENCE
+    settings = evidence.kind.resolve(PROFILE, **{**evidence.overrides, **overrides})
+    others = elsewhere(settings)
+    if table == TABLE and others:
+        raise ValueError(
+            f"the book's table is about other settings ({', '.join(others)}): give another folder "
+            "(--output)"
+        )
 
 
 def _add(new: pd.DataFrame, table: Path) -> None:
