@@ -18,7 +18,7 @@ from kpnb_book.figures.plots import (
 )
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies import contrasts, paper
+from kpnb_book.studies import contrasts, paper, transfer
 from kpnb_book.studies.evidence import BY_HEART, PROFILE, STUDIES
 from kpnb_book.studies.official import DataSet
 from kpnb_book.studies.stored import Stored
@@ -205,8 +205,8 @@ def correlated(found: pd.DataFrame) -> str:
         return ""
     said = {}
     for name, each in known.items():
-        ends = interval(*contrasts.mean_interval(each), 2, True)
-        said[name] = f"{each.mean():+.2f} ({ends})"
+        mean, low, high = transfer.mean_interval(each)
+        said[name] = f"{mean:+.2f} ({interval(low, high, 2, True)})"
     return (
         f"Over the epochs of one training the rank correlation of the two is {said['levels']} in "
         f"the mean of {len(known)} baselines. Whatever rises with training gives that. Of their "

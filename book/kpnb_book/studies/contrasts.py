@@ -72,12 +72,6 @@ def _apart(ours: pd.Series, theirs: pd.Series, paired: bool) -> Mapping[str, Any
     return row | {"seeds": (len(ours), len(theirs)), **_sure(value, parts)}
 
 
-def mean_interval(values: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of a mean, by Student's t; NaN of fewer than two values."""
-    found = _sure(float(values.mean()), [values])
-    return found["low"], found["high"]
-
-
 def _sure(value: float, parts: list[pd.Series]) -> dict[str, float]:
     """Interval and p of a mean, or of a difference of two, whose values are in ``parts``: their
     variances add up, with Welch's degrees of freedom.
