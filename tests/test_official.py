@@ -238,7 +238,7 @@ def test_the_page_on_drawings_and_photographs_with_and_without_tables(study, fol
     page, own = PAGES / "14_drawings_photographs.ipynb", {"study": study, "first": "FC1"}
     own |= {"seed": 101}
     text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
-    assert text.count("Not judged before all seeds are there.") == 6
+    assert text.count("Not judged before all seeds are there.") == 7
     text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
     assert text.count("Not judged before all seeds are there.") == 1  # the experiments
     assert "photographs" in text
@@ -415,3 +415,23 @@ def test_fine_tuning_takes_the_classes_of_both_halves(tmp_path):
     study = SomeClasses("laptop", store=Store(tmp_path / "store"), **asked)
     with pytest.raises(ValueError, match=r"class number 12 is asked for .* 'folder' has 2 classes"):
         _ = study.train
+
+
+def test_why_drawings_differ_is_said_of_what_is_sure():
+    """Planted: the sets are apart in two metrics; one change explains one of them."""
+    far = pd.DataFrame({"metric": ["n_fg", "n_bg", "rho"], "value": [4.0, -3.0, 0.5]})
+    far["p"] = [0.01, 0.04, 0.2]
+    changed = {
+        "nearer": {"n_fg": (1.0, 0.001), "n_bg": (-1.0, 0.2), "rho": (0.4, 0.001)},
+        "both ways": {"n_fg": (-1.0, 0.01), "n_bg": (-1.0, 0.01)},
+        "nothing": {"n_fg": (1.0, 0.06)},
+    }
+    first, _, *lines = shown.why(far, changed).splitlines()
+    assert first == "Photographs surely lie apart from drawings in $N^{fg}$ (+4), $N^{bg}$ (-3)."
+    assert lines == [
+        "- *nearer*: drawings come nearer in $N^{fg}$.",
+        "- *both ways*: drawings come nearer in $N^{bg}$ and farther away in $N^{fg}$.",
+        "- *nothing*: none of these surely moves.",
+    ]
+    assert "In no metric" in shown.why(far.assign(p=1.0), changed)
+    assert shown.why(pd.DataFrame(), changed) == ""

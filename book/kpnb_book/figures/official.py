@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kpnb.metrics import BETTER, NAMES, SYMBOL
+from kpnb.stats import LEVEL
 from kpnb_book.figures.plots import (
     COLOUR,
     GREY,
@@ -214,6 +215,37 @@ def correlated(found: pd.DataFrame) -> str:
     )
 
 
+def why(far: pd.DataFrame, changed: Mapping[str, Mapping[str, tuple[float, float]]]) -> str:
+    """Which change brings drawings nearer to photographs, in a sentence and a list; "" while the
+    two are not compared.
+
+    far       ``contrasts.of_studies`` of photographs and drawings
+    changed   by what is changed in the drawings: by metric, what that adds to student minus
+              baseline, and its p
+    """
+    if far.empty:
+        return ""
+    sure = far[far["p"] <= LEVEL].set_index("metric")["value"]
+    if sure.empty:
+        return "In no metric photographs and drawings surely lie apart."
+    listed = ", ".join(f"{SYMBOL[metric]} ({value(d, 2, sign=True)})" for metric, d in sure.items())
+    lines = [f"Photographs surely lie apart from drawings in {listed}.", ""]
+    for what, added in changed.items():
+        moved = {
+            metric: bool(added[metric][0] * sure[metric] > 0)
+            for metric in sure.index
+            if metric in added and added[metric][1] <= LEVEL
+        }
+        parts = [
+            f"{words} in {', '.join(SYMBOL[metric] for metric in moved if moved[metric] is nearer)}"
+            for nearer, words in ((True, "nearer"), (False, "farther away"))
+            if nearer in moved.values()
+        ]
+        said = f"drawings come {' and '.join(parts)}" if parts else "none of these surely moves"
+        lines.append(f"- *{what}*: {said}.")
+    return "\n".join(lines)
+
+
 def rule_contrasts(each: Stored, titles: Mapping[str, str]) -> pd.DataFrame:
     """``contrasts.of_rule`` for a page, a row for each of the rules and metric."""
     rows = [
@@ -232,7 +264,7 @@ def study_contrasts(found: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
         {"metric": HTML[row["metric"]], one: value(row["one"], 2, sign=True)}
         | {other: value(row["other"], 2, sign=True), "apart": value(row["value"], 2, sign=True)}
         | {"95 % interval": interval(row["low"], row["high"], 2, True)}
-        | {"p (Holm)": value(row["p"], 2), "seeds": "{} and {}".format(*row["seeds"])}
+        | {"p (Holm)": value(row["p"], 2)}
         for row in found.to_dict("records")
     ]
     return pd.DataFrame(rows)
