@@ -22,8 +22,10 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     HERE,
     LOSSES_EVIDENCE,
+    ON_PHOTOGRAPHS,
     OVERLAP,
     UNTRAINED,
+    LossesEvidence,
     own_students,
     packed,
     way_of,
@@ -74,9 +76,11 @@ def address(seed: int, layer: str, network: str) -> str:
     return f"{network}, {seed}{f', {layer}' if here else ''}"
 
 
-def write(folder: Path, rows: Rows, **changed: object) -> Path:
-    origin = LOSSES_EVIDENCE.stated(SETTINGS) | changed
-    Results(folder / LOSSES_EVIDENCE.name).add(origin, rows)
+def write(
+    folder: Path, rows: Rows, evidence: LossesEvidence = LOSSES_EVIDENCE, **changed: object
+) -> Path:
+    origin = evidence.stated(evidence.settings) | changed
+    Results(folder / evidence.name).add(origin, rows)
     return folder
 
 
@@ -379,7 +383,12 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     assert "raise accuracy" not in text
     assert "They are judged against the baseline once all seeds are there." in text
 
+    assert text.count("There is no stored evidence of losses yet.") == 1  # of photographs
+
+    write(tmp_path / "all", simulated(seeds=5), ON_PHOTOGRAPHS)
     text = on_tables(study, write(tmp_path / "all", simulated(untrained=True), method=0))
+    assert "There is no stored evidence of losses yet." not in text
+    assert text.count("share of path, mean") == 3  # drawings, these beyond a target, photographs
     assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`:" in text
     assert "The student by feature shares most knowledge points" in text
     assert "9 of 9 losses share more with the teacher than the baseline does." in text

@@ -345,9 +345,9 @@ def write(folder: Path, seeds: int) -> Path:
     effects["convolution"] = {"n_bg": 5.0}
     samples, networks = tables(effects, seeds=seeds, samples=40, layers=("cls",))
     networks = networks.assign(**{f"Block1 {name}": 1.0 for name in transformer.MEASURES})
-    settings = ImageStudy.resolve(PROFILE, **TRANSFORMER_EVIDENCE.overrides)
-    rows = _rows(samples, networks)
-    Results(folder / "transformer").add(TRANSFORMER_EVIDENCE.stated(settings), rows)
+    for each in (TRANSFORMER_EVIDENCE, transformer.ON_PHOTOGRAPHS):
+        settings = ImageStudy.resolve(PROFILE, **each.overrides)
+        Results(folder / each.name).add(each.stated(settings), _rows(samples, networks))
     return folder
 
 
@@ -372,6 +372,9 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
         assert "The transformer that learns from scratch has" not in text
     assert "Stored evidence of 5 seeds, on `emoji`: The transformer that learns from" in complete
     assert "Nothing of stored evidence" not in complete
+    assert none.count("There is no stored evidence of transformers yet.") == 2  # of photographs too
+    assert some.count("Stored evidence has 3 of 5 seeds") == 2
+    assert complete.count("Stored evidence") == 1
     own = transformer.own_table(study, 101, ["untrained"]).set_index("network")
     for each in glued:
         assert each["vi_taught"] == pytest.approx(own.loc["convolution", "n_bg"], nan_ok=True)

@@ -262,6 +262,15 @@ class LossesEvidence(Evidence):
 LOSSES_EVIDENCE = LossesEvidence(
     "losses", ImageStudy, {"analysed": ENOUGH["images"]}, controls=(), seeds=range(5)
 )
+ON_PHOTOGRAPHS = LossesEvidence(
+    "losses-tiny-imagenet",
+    ImageStudy,
+    {"dataset": "tiny-20", "analysed": ENOUGH["images"]},
+    controls=(),
+    seeds=range(5),
+    official=True,
+)
+"""The same on the paper's photographs, with rates and weights that were chosen on drawings."""
 
 
 def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str]:

@@ -18,7 +18,13 @@ from kpnb.losses import LOSSES
 from kpnb.stats import LEVEL, Difference, holm_values
 from kpnb_book.studies import losses, paper
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.losses import LOSSES_EVIDENCE, OVERLAP, PICTURES, UNTRAINED
+from kpnb_book.studies.losses import (
+    LOSSES_EVIDENCE,
+    OVERLAP,
+    PICTURES,
+    UNTRAINED,
+    LossesEvidence,
+)
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.verdicts import BY_PAPER, SIX, SPEED, Question, answers, decided, means
@@ -29,11 +35,13 @@ JUDGED = ("more", "gain")
 """Columns of ``compared`` that are judged of every loss."""
 
 
-def stored(folder: str | Path | None = None) -> Stored | None:
+def stored(
+    folder: str | Path | None = None, evidence: LossesEvidence = LOSSES_EVIDENCE
+) -> Stored | None:
     """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None without
     a baseline and a student.
     """
-    found = read_one(LOSSES_EVIDENCE, folder)
+    found = read_one(evidence, folder)
     return (
         found if found and any(found.seeds(question(loss)) for loss in taught_by(found)) else None
     )

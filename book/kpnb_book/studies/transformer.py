@@ -129,6 +129,13 @@ TRANSFORMER_EVIDENCE = TransformerEvidence(
     controls=(),
     seeds=range(5),
 )
+ON_PHOTOGRAPHS = replace(
+    TRANSFORMER_EVIDENCE,
+    name="transformer-tiny-imagenet",
+    overrides={**TRANSFORMER_EVIDENCE.overrides, "dataset": "tiny-20"},
+    official=True,
+)
+"""The same on the paper's photographs, with rates that were chosen on drawings."""
 
 
 MEASURES = ("n_fg", "n_bg", "gap")
@@ -159,11 +166,13 @@ def by_layer(study: Study, training: Training) -> dict[str, float]:
 # --------------------------------------------------------------------------- what the tables say
 
 
-def stored(folder: str | Path | None = None) -> Stored | None:
+def stored(
+    folder: str | Path | None = None, evidence: TransformerEvidence = TRANSFORMER_EVIDENCE
+) -> Stored | None:
     """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None where
     there are none.
     """
-    return read_one(TRANSFORMER_EVIDENCE, folder)
+    return read_one(evidence, folder)
 
 
 def seeds_of_all(stored: Stored) -> int:
