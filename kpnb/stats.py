@@ -144,9 +144,16 @@ class Difference:
         """ "shows", "opposite", "negligible", "undecided" or "open", by the rule above."""
         if (self.low > 0 or self.high < 0) and not self.p > LEVEL:
             return "shows" if BETTER[self.metric] * self.low > 0 else "opposite"
-        if -self.delta < self.low90 and self.high90 < self.delta:
+        if self.small:
             return "negligible"
         return "open" if np.isnan(self.delta) else "undecided"
+
+    @property
+    def small(self) -> bool:
+        """Whether the 90 % interval lies within plus or minus delta, as of what is negligible; what
+        "shows" or is "opposite" may be so small too.
+        """
+        return bool(-self.delta < self.low90 and self.high90 < self.delta)
 
     @property
     def seeds_needed(self) -> float:

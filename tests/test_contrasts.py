@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
 
 from kpnb.metrics import NAMES
+from kpnb.stats import holm_values, judge
 from kpnb_book.studies import contrasts
 from kpnb_book.studies.stored import Stored, read
-from kpnb_book.studies.verdicts import by_seed
+from kpnb_book.studies.verdicts import by_seed, gaps
 from tests.simulated import tables, write
 
 BOTH = {"student": {"n_fg": 3.0}}
@@ -48,35 +48,36 @@ def test_a_rule_that_tables_lack_adds_nothing(images):
     assert contrasts.of_rule(images, "box") == {}
 
 
-def test_two_studies_lie_as_far_apart_as_their_seeds_say(tmp_path, images):
-    """Against Welch's t by hand."""
+def test_two_studies_lie_as_far_apart_as_seeds_and_samples_say(tmp_path, images):
+    """The interval is as wide as both in squares, and p the level at which it ends at 0."""
     other = stored(tmp_path, "two", {"student": {"n_fg": 9.0}}, seeds=8, samples=20, seed=3)
     found = contrasts.of_studies(other, images).set_index("metric")
     assert [*found.index] == [*NAMES]
-    ours, theirs = (by_seed(each.samples)["n_fg"] for each in (other, images))
-    parts = ours.var() / 8, theirs.var() / 12
-    free = sum(parts) ** 2 / (parts[0] ** 2 / 7 + parts[1] ** 2 / 11)
-    half = t.ppf(0.975, free) * sum(parts) ** 0.5
-    row = found.loc["n_fg"]
-    assert row["value"] == pytest.approx(ours.mean() - theirs.mean())
-    assert (row["low"], row["high"]) == pytest.approx((row["value"] - half, row["value"] + half))
-    assert row["seeds"] == (8, 12)
+    sides = [judge(gaps(each.samples)) for each in (other, images)]
+    halves = [(side["n_fg"].high - side["n_fg"].low) / 2 for side in sides]
+    row, value = found.loc["n_fg"], sides[0]["n_fg"].value - sides[1]["n_fg"].value
+    assert row["value"] == pytest.approx(value)
+    half = (halves[0] ** 2 + halves[1] ** 2) ** 0.5
+    assert (row["low"], row["high"]) == pytest.approx((value - half, value + half))
     assert row["low"] > 0
-    plain = 2 * t.sf(row["value"] / sum(parts) ** 0.5, free)
-    assert row["p"] == pytest.approx(6 * plain)  # Holm: the least of six
-    assert found.loc["rho", "p"] > 0.05
+    assert row["p"] < 0.01
+    plain = [level_of(sides, metric) for metric in NAMES]
+    assert found["p"].tolist() == pytest.approx(holm_values(plain, 6).tolist(), rel=0.02, abs=1e-3)
 
 
-def test_the_same_seeds_are_compared_in_pairs(tmp_path, images):
-    """The other study is this one, shifted: paired, there is no spread at all."""
-    samples = images.samples.copy()
-    samples.loc[samples["network"] == "student", "n_fg"] += 2.0
-    shifted = replace(images, samples=samples[samples["seed"] < 5], stated=tuple(range(5)))
-    found = contrasts.of_studies(shifted, images, paired=True).set_index("metric").loc["n_fg"]
-    assert found["seeds"] == (5, 5)
-    assert (found["value"], found["low"], found["high"]) == pytest.approx((2.0, 2.0, 2.0))
-    apart = contrasts.of_studies(shifted, images).set_index("metric").loc["n_fg"]
-    assert apart["high"] - apart["low"] > 0.5
+def level_of(sides, metric: str) -> float:
+    """The level at which the interval of a difference ends at 0, on a fine grid."""
+    value = abs(sides[0][metric].value - sides[1][metric].value)
+    for level in np.linspace(1e-4, 1, 2000):
+        if np.hypot(*(side[metric].spread.half_width(level) for side in sides)) < value:
+            return level
+    return 1.0
+
+
+def test_a_study_is_not_apart_from_itself(images):
+    found = contrasts.of_studies(images, images).set_index("metric")
+    assert (found["value"] == 0).all()
+    assert found["p"].tolist() == pytest.approx([1.0] * 6)
 
 
 def test_nothing_is_compared_before_all_seeds_are_there(tmp_path, images):

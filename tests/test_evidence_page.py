@@ -18,10 +18,10 @@ from kpnb.metrics import BETTER, NAMES
 from kpnb_book.figures import estimation, sentences
 from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import DASH, value
-from kpnb_book.studies import board
+from kpnb_book.studies import board, paper
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.replication import Beside
-from kpnb_book.studies.verdicts import Estimate, by_seed
+from kpnb_book.studies.verdicts import BEYOND, Estimate, by_seed
 from tests.executed import executed
 from tests.simulated import tables, write
 
@@ -66,7 +66,7 @@ def an_estimate(**others: object) -> Estimate:
     rng = np.random.default_rng(0)
     values = {"metric": "n_bg", "paper": rng.normal(size=50), "seeds": np.array([-1.0, 0.5, 1.5])}
     values |= {"value": 0.4, "low": -0.3, "high": 1.1, "delta": 0.6, "verdict": "undecided"}
-    return Estimate(**values, relative=False, **others)
+    return Estimate(**(values | {"small": False, "relative": False} | others))
 
 
 def test_estimation_shows_every_pair_and_seed_the_interval_and_the_band():
@@ -209,7 +209,7 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     assert "paper" in {*asked["question"]}
     assert not {"smooth target", "beyond a smooth target"} & {*asked["question"]}
     table = sentences.scoreboard(asked, {"images": one})
-    assert (table["beyond smooth"][:6] == "18 of 20 seeds").all()
+    assert (table["against untrained's"][:6] == "18 of 20 seeds").all()
     assert "18 of 20 seeds for *beyond a smooth target*" in sentences.which({"images": one}, ())
 
 
@@ -278,7 +278,7 @@ def test_a_control_without_points_is_named(stored):
     assert said.startswith("- **images**: the student of an untrained teacher has hardly any")
     assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
     table = sentences.words(asked, found, ["images"])
-    assert (table["beyond smooth"] == "no points").all()
+    assert (table["against untrained's"] == "no points").all()
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
 
@@ -313,7 +313,7 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
     ):
         assert said.count(named) == 1
     table = sentences.hypotheses(asked, found).set_index("data")
-    assert table.loc["images"].tolist() == ["no points"] * 3
+    assert table.loc["images"].tolist() == ["no points"] * 4
     assert sentences.opening(asked, found)["points"] == DASH
     assert "Of 24 comparisons" in sentences.front(asked, found)
 
@@ -393,7 +393,14 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
     assert f"{count} of 3 show" in words.loc["images", "H1"]
     assert words.loc["images", "H2"].startswith(("supported", "partly supported (1 of 2"))
     opening = sentences.opening(asked, stored)
-    assert {name: opening[name] for name in ("H1", "H2", "H3")} == words.loc["images"].to_dict()
+    names = {"H1": "H1", "H2": "H2", "H2_share": sentences.BY_SHARE, "H3": "H3"}
+    said = {heading: opening[name] for name, heading in names.items()}
+    assert said == words.loc["images"].to_dict()
+    shares = asked[asked["question"] == "share of the path"].set_index(["study", "metric"])
+    verdicts = Counter(shares.loc["images", "verdict"])
+    assert words.loc["images", sentences.BY_SHARE].startswith(
+        {0: "open", 1: "partly", 2: "contradicted"}[verdicts["opposite"] + verdicts["shows"]]
+    )
     assert opening["data"] == "the embedded images"
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
@@ -419,8 +426,8 @@ def test_24_cells_whatever_there_is(stored):
         for name, cell in zip(NAMES, by_kind[kind]["paper"], strict=True):
             row = asked.loc[(kind, name)]
             assert cell.startswith(f"{value(row['value'], 2, sign=True)} {row['verdict']}")
-    assert (by_kind["questions"]["beyond smooth"] == "0 of 20 seeds").all()
-    place = table["metric"].isin([sentences.HTML[name] for name in NAMES[:3]])
+    assert (by_kind["questions"]["against untrained's"] == "0 of 20 seeds").all()
+    place = table["metric"].isin([sentences.HTML[name] for name in BEYOND])
     assert (table.loc[~place, "beyond place"] == "").all()
     assert (table.loc[place, "beyond place"] != "").all()
 
@@ -450,12 +457,53 @@ def test_three_sentences_count_the_24_cells(stored):
     assert "<li>" not in sentences.front(pd.DataFrame(), {})
 
 
+def test_what_is_there_may_be_small(stored):
+    """Planted: half of delta, and surely below it."""
+    rows = [{"study": "images", "question": "paper", "metric": "n_fg", "value": 2.0}]
+    rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
+    assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
+    first, *_ = sentences.headline(pd.DataFrame(rows))
+    assert first.endswith("Of those that show or are opposite, 1 is surely too small to matter.")
+    rows[0]["verdict"] = "negligible"  # which says it already
+    assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
+    assert "surely" not in sentences.headline(pd.DataFrame(rows))[0]
+    there = an_estimate(verdict="opposite", small=True)
+    (axis,) = estimation.estimation({"images": [there]}).axes
+    assert axis.texts[1].get_text().endswith("opposite, small")
+
+
+def test_what_becomes_of_a_difference_may_be_its_opposite():
+    asked = {"paper": {}, "share of the path": {}}
+    planted = {"a": "shows", "b": "opposite", "c": "opposite", "d": "open", "e": None}
+    for study, verdict in planted.items():
+        asked["paper"][study, "d_mean"] = "shows"
+        if verdict:
+            asked["share of the path"][study, "d_mean"] = verdict
+    asked["paper"]["f", "d_mean"] = "opposite"  # is not asked about
+    said = sentences._kept(asked, "share of the path", "weight distances")
+    assert said == (
+        "of 5 that show in weight distances, 1 still does, 2 are the opposite, 1 is neither, "
+        "1 waits for seeds"
+    )
+
+
+def test_what_is_too_small_to_matter_stands_with_its_pairs():
+    tables = paper.read()
+    table = sentences.too_small(tables).set_index("data")
+    pairs = paper.differences(tables)
+    for kind in board.standing():
+        assert table.loc[kind, "the paper's pairs"] == len(pairs.xs(kind, level="kind"))
+    half = abs(pairs.xs("sentiment", level="kind")["rho"].mean()) / 2
+    assert float(table.loc["sentiment", sentences.HTML["rho"]]) == pytest.approx(half, rel=0.05)
+    assert table.loc["images", sentences.HTML["d_mean"]].endswith(" %")
+
+
 def test_hours_are_summed_by_study_and_machine(stored):
     images = stored["images"]
     one = images.networks["seed"] % 2 == 0
     networks = images.networks.assign(seconds=36.0, machine=np.where(one, "one", "two"))
     table = sentences.hours({"images": replace(images, networks=networks)}).set_index("machine")
-    assert table["seeds"].to_dict() == {"one": 10, "two": 10}
+    assert table["networks"].to_dict() == {"one": one.sum(), "two": (~one).sum()}
     assert table.loc["one", "hours"] == pytest.approx(one.sum() / 100)
     assert sentences.hours({}).empty
 
@@ -466,7 +514,8 @@ def test_the_papers_own_data_come_first(stored, tmp_path):
     words = sentences.hypotheses(asked, stored)
     assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
     assert (words.set_index("data").loc["Tiny-ImageNet"] == "no seed yet").all()
-    assert "12 still waiting for their seeds." in sentences.on_papers_data(asked)
+    assert sentences.on_papers_data(asked) == ""
+    assert "<li></li>" not in sentences.front(asked, stored)
     write(tmp_path / "tiny-imagenet-vgg11", "ImageStudy", {"student": {"n_fg": 6.0}}, seeds=20)
     found = stored | board.stored(tmp_path)
     asked = board.board(found)

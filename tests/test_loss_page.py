@@ -372,7 +372,7 @@ def on_tables(study: ImageStudy, folder: Path, losses=("feature", "dkd")) -> str
 def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
     text = on_tables(study, tmp_path / "none")
-    assert "There is no stored evidence of losses yet." in text
+    assert "There is no stored evidence of losses on `emoji` yet." in text
     assert "(data set `folder`, one\n> seed, epochs: 2) decide nothing" in text
     assert "students of 2 losses" in text
 
@@ -383,11 +383,11 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     assert "raise accuracy" not in text
     assert "They are judged against the baseline once all seeds are there." in text
 
-    assert text.count("There is no stored evidence of losses yet.") == 1  # of photographs
+    assert text.count("There is no stored evidence of losses on `tiny-20` yet.") == 1
 
     write(tmp_path / "all", simulated(seeds=5), ON_PHOTOGRAPHS)
     text = on_tables(study, write(tmp_path / "all", simulated(untrained=True), method=0))
-    assert "There is no stored evidence of losses yet." not in text
+    assert "There is no stored evidence of losses" not in text
     assert text.count("share of path, mean") == 3  # drawings, these beyond a target, photographs
     assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`:" in text
     assert "The student by feature shares most knowledge points" in text

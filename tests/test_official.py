@@ -431,7 +431,7 @@ def test_why_drawings_differ_is_said_of_what_is_sure():
     assert lines == [
         "- *nearer*: drawings come nearer in $N^{fg}$.",
         "- *both ways*: drawings come nearer in $N^{bg}$ and farther away in $N^{fg}$.",
-        "- *nothing*: none of these surely moves.",
+        "- *nothing*: too little moves to be told with these seeds.",
     ]
     assert "In no metric" in shown.why(far.assign(p=1.0), changed)
     assert shown.why(pd.DataFrame(), changed) == ""

@@ -365,14 +365,14 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
         assert "of its own kind, by features, untrained teacher" in texts[-1]
         assert "This run's own\n> networks (data set `folder`, feature cls, one seed" in texts[-1]
     none, some, complete = texts
-    assert "There is no stored evidence of transformers yet." in none
+    assert "There is no stored evidence of transformers on `emoji` yet." in none
     assert "Stored evidence has 3 of 5 seeds; nothing of it is shown before all" in some
     for text in (none, some):
         assert "Nothing of stored evidence is shown before all of its seeds are there." in text
         assert "The transformer that learns from scratch has" not in text
     assert "Stored evidence of 5 seeds, on `emoji`: The transformer that learns from" in complete
     assert "Nothing of stored evidence" not in complete
-    assert none.count("There is no stored evidence of transformers yet.") == 2  # of photographs too
+    assert "There is no stored evidence of transformers on `tiny-20` yet." in none
     assert some.count("Stored evidence has 3 of 5 seeds") == 2
     assert complete.count("Stored evidence") == 1
     own = transformer.own_table(study, 101, ["untrained"]).set_index("network")

@@ -26,7 +26,8 @@ from kpnb_book.data.samples import Request, Sample
 VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}
 NAMES = ("emoji", "emoji-one-artist", "emoji-in-context")
 """The set, and two that differ from it in one thing each: training drawings are by one vendor; and
-every class lies on a photograph of its own, so that the background says what the object is.
+every class lies on a photograph of its own (the last two of twelve share theirs with the first
+two), so that the background says what the object is.
 """
 # Class to the characters that show it: those that all six vendors draw, on a transparent ground.
 CLASSES: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))

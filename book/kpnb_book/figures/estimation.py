@@ -72,11 +72,17 @@ def _named(axis: Axes, symbol: str, words: str, colour: str) -> None:
     axis.annotate(words, (1.02, 0.5), ha="left", fontsize=9, color=colour, **beside)
 
 
+def decided_as(verdict: str, small: bool) -> str:
+    """A verdict; "shows, small" where a difference that is there is surely below delta."""
+    return f"{verdict}, small" if small and verdict in ("shows", "opposite") else verdict
+
+
 def _written(found: Estimate) -> str:
     """Value, interval and verdict."""
     unit, scale = (" %", 100) if found.relative else ("", 1)
     ends = interval(scale * found.low, scale * found.high, digits=2, sign=True)
-    return f"{value(scale * found.value, 2, sign=True)}{unit}\n({ends})\n{found.verdict}"
+    verdict = decided_as(found.verdict, found.small)
+    return f"{value(scale * found.value, 2, sign=True)}{unit}\n({ends})\n{verdict}"
 
 
 def _estimate(axis: Axes, found: Estimate) -> None:

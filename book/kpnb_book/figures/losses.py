@@ -24,7 +24,7 @@ from kpnb_book.figures.plots import (
 from kpnb_book.figures.report import six_table
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import transfer
-from kpnb_book.studies.losses import LOSSES_EVIDENCE, UNTRAINED, way_of
+from kpnb_book.studies.losses import LOSSES_EVIDENCE, UNTRAINED, LossesEvidence, way_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.stored import Stored
 from kpnb_book.studies.transfer import baselines, by_network, by_seed, compared, taught_by
@@ -186,14 +186,14 @@ def _bar(axis: Axes, row: float, d: Difference) -> None:
 # ---- words
 
 
-def state(stored: Stored | None) -> str:
+def state(stored: Stored | None, evidence: LossesEvidence = LOSSES_EVIDENCE) -> str:
     """How far stored evidence is."""
     if stored is None:
-        return "There is no stored evidence of losses yet."
+        return f"There is no stored evidence of losses on `{evidence.settings.dataset}` yet."
     known = taught_by(stored)
     late, stated = min(stored.seeds(transfer.question(loss)) for loss in known), len(stored.stated)
     if transfer.finished(stored):
-        dataset = LOSSES_EVIDENCE.settings.dataset
+        dataset = evidence.settings.dataset
         return f"Stored evidence of {stated} seeds, and {len(known)} losses, on `{dataset}`:"
     return (
         f"Stored evidence has {late} of {stated} seeds of every loss that it knows "

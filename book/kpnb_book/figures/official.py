@@ -20,7 +20,7 @@ from kpnb_book.figures.plots import (
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import contrasts, paper, transfer
-from kpnb_book.studies.evidence import BY_HEART, PROFILE, STUDIES
+from kpnb_book.studies.evidence import BY_HEART, STUDIES
 from kpnb_book.studies.official import DataSet
 from kpnb_book.studies.stored import Stored
 from kpnb_book.studies.verdicts import KIND
@@ -34,6 +34,8 @@ CONTROLS = {
     "beyond labels in random order": "student - random labels'",
 }
 """Headings of the questions about students that are taught nothing of the classes."""
+FITS = 0.95
+"""Of its labels in random order, what a teacher has to have right to be a control."""
 COLOURS = (COLOUR["foreground"], COLOUR["background"], GREY)
 
 
@@ -152,11 +154,13 @@ def by_heart(found: Mapping[str, Stored], data: DataSet) -> str:
     if known.empty:
         return ""
     evidence = STUDIES[data.main]
-    usual = evidence.kind.resolve(PROFILE, **evidence.overrides).teacher_epochs
+    what = "it knows its samples one by one"
+    if known.mean() < FITS:
+        what = "it has not learned them, and is no control"
     return (
         f"The teacher of labels in random order has {known.mean():.1%} of them right at the end: "
-        f"it knows its samples one by one. That takes {evidence.kind.MEMORISING} epochs, where the "
-        f"teacher of the classes has {usual}, so the two differ in that as well."
+        f"{what}. It had {evidence.kind.MEMORISING} epochs, where the teacher of the classes has "
+        f"{evidence.settings.teacher_epochs}, so the two differ in that as well."
     )
 
 
@@ -241,7 +245,9 @@ def why(far: pd.DataFrame, changed: Mapping[str, Mapping[str, tuple[float, float
             for nearer, words in ((True, "nearer"), (False, "farther away"))
             if nearer in moved.values()
         ]
-        said = f"drawings come {' and '.join(parts)}" if parts else "none of these surely moves"
+        said = "too little moves to be told with these seeds"
+        if parts:
+            said = f"drawings come {' and '.join(parts)}"
         lines.append(f"- *{what}*: {said}.")
     return "\n".join(lines)
 

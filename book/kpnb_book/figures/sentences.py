@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
-from kpnb_book.figures.estimation import KNOWN_AS
+from kpnb_book.figures.estimation import KNOWN_AS, decided_as
 from kpnb_book.figures.report import HTML
 from kpnb_book.figures.scoreboard import HYPOTHESES
 from kpnb_book.figures.scoreboard import outcome as outcome_of
 from kpnb_book.numbers import DASH, interval, value
-from kpnb_book.studies import replication
+from kpnb_book.studies import paper, replication
 from kpnb_book.studies.board import (
     PAPERS_OWN,
     Stored,
@@ -23,15 +23,16 @@ from kpnb_book.studies.board import (
     standing,
     waiting,
 )
-from kpnb_book.studies.evidence import STUDIES
-from kpnb_book.studies.verdicts import POINTS, QUESTIONS, SIX, SPEED
+from kpnb_book.studies.catalogue import every
+from kpnb_book.studies.verdicts import BEYOND, QUESTIONS, SIX, SPEED
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
 LEFT = {"paper": "paper", "beyond place": "beyond place"}
-LEFT |= {"beyond a smooth target": "beyond smooth"}
+LEFT |= {"beyond a smooth target": "against untrained's"}
 LEFT |= {"length of the path": "length of path", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
+BY_SHARE = "H2 by share"
 NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
 TARGETS = {
     "untrained": ("smooth target", "beyond a smooth target"),
@@ -40,7 +41,7 @@ TARGETS = {
 }
 """Controls that have the student's loss and a target without the teacher's knowledge: what they
 show against the baseline, and what is left against them."""
-PLACED = {"beyond place": POINTS, "length of the path": ("d_mean",), "share of the path": SPEED}
+PLACED = {"beyond place": BEYOND, "length of the path": ("d_mean",), "share of the path": SPEED}
 """Questions that are asked of some of the metrics only."""
 
 
@@ -104,17 +105,20 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
     """What the studies that stand for the paper's own sets and for a kind of embedded data say of
-    each hypothesis, as the paper asks: a row for each, columns data, H1, H2 and H3. Where nothing
-    is answered, what ``words`` has there.
+    each hypothesis, as the paper asks, and of the second also by the share of the path: a row for
+    each, columns data, H1, H2, ``BY_SHARE`` and H3. Where nothing is answered, what ``words`` has
+    there.
     """
-    asked = answered(board, "paper")
+    asked, shares = answered(board, "paper"), answered(board, "share of the path")
     rows = []
     for data, study in {**PAPERS_OWN, **standing()}.items():
         row = {"data": data}
         unanswered = _absent(found, study, "paper") if (study, NAMES[0]) not in asked.index else ""
-        for hypothesis, metrics in HYPOTHESES.items():
-            row[hypothesis] = unanswered or outcome_of(
-                [{metric: asked.loc[(study, metric)] for metric in metrics}], metrics
+        asked_of = [(name, asked, metrics) for name, metrics in HYPOTHESES.items()]
+        asked_of.insert(2, (BY_SHARE, shares, SPEED))
+        for heading, answers, metrics in asked_of:
+            row[heading] = unanswered or outcome_of(
+                [{metric: answers.loc[(study, metric)] for metric in metrics}], metrics
             )
         rows.append(row)
     return pd.DataFrame(rows)
@@ -131,6 +135,7 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     if (study, "n_fg") not in asked.index:
         data, study, named = "images", standing()["images"], "the embedded images"
     words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
+    words["H2_share"] = words.pop(BY_SHARE)
     if (study, "n_fg") not in asked.index:
         return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
     row = asked.loc[(study, "n_fg")]
@@ -140,7 +145,8 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    found, needed = f"{value(row['value'], 2, sign=True)} {row['verdict']}", row["seeds_needed"]
+    verdict, needed = decided_as(row["verdict"], row.get("small", False)), row["seeds_needed"]
+    found = f"{value(row['value'], 2, sign=True)} {verdict}"
     if row["verdict"] not in ("undecided", "open") or pd.isna(needed):
         return found
     return f"{found} ({f'{needed:,.0f}' if isfinite(needed) else 'no number of'} seeds)"
@@ -210,14 +216,21 @@ def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
     if not outdated:
         return ""
     lines = [f"> - `{name}`: {'; '.join(changes)}" for name, changes in outdated.items()]
-    names = " ".join(outdated)
-    if any(STUDIES[name].official for name in outdated if name in STUDIES):
-        names += " -p data_root=FOLDER"
     head = (
         "> **Stale.** These tables belong to other settings, or to another version of the method:"
     )
-    tail = f"> What they say is about those. `kpnb evidence {names} --replace` computes them anew."
+    anew = " and ".join(f"`{command} --replace`" for command in _commands(outdated))
+    tail = f"> What they say is about those. {anew} computes them anew."
     return "\n".join([head, ">", *lines, ">", tail])
+
+
+def _commands(studies: Iterable[str]) -> list[str]:
+    """What computes these studies: those on the paper's own data need its folder."""
+    known = every()
+    official = [name for name in studies if name in known and known[name].official]
+    others = [name for name in studies if name not in official]
+    found = [f"kpnb evidence {' '.join(others)}"] if others else []
+    return found + [f"kpnb evidence {name} -p data_root=FOLDER" for name in official]
 
 
 def headline(board: pd.DataFrame) -> tuple[str, str, str]:
@@ -241,12 +254,16 @@ def headline(board: pd.DataFrame) -> tuple[str, str, str]:
         f"{', '.join(kinds)}: {tallied(asked['paper'].values())}"
     )
     first += f", {late} still waiting for their seeds." if late else "."
+    small = sum(_is_small(row) for row in rows if row["study"] in kinds.values())
+    if small:
+        first += f" Of those that show or are opposite, {small} {_number(small, 'is', 'are')} "
+        first += "surely too small to matter."
     second = (
         "Judged by the masks of other samples, which say how much a liking for a place gives, "
         f"{_kept(asked, 'beyond place', 'counts of points and their ratio')}."
     )
     third = (
-        "Judged against the student of an untrained teacher, which knows nothing, "
+        "Against the student of an untrained teacher, which knows nothing, "
         f"{_kept(asked, 'beyond a smooth target', 'any metric')}; and by the share of its own "
         "path at which a network has the most points, "
         f"{_kept(asked, 'share of the path', 'weight distances')}."
@@ -255,10 +272,14 @@ def headline(board: pd.DataFrame) -> tuple[str, str, str]:
 
 
 def on_papers_data(board: pd.DataFrame) -> str:
-    """What the paper's comparisons say on its own data, in a sentence."""
+    """What the paper's comparisons say on its own data, in a sentence; "" before any of it has all
+    of its seeds.
+    """
     rows = answered(board, "paper")
     studies = [] if rows.empty else [name for name in PAPERS_OWN.values() if name in rows.index]
     known = [verdict for name in studies for verdict in rows.loc[name, "verdict"]]
+    if not known:
+        return ""
     late = len(PAPERS_OWN) * len(NAMES) - len(known)
     said = (
         f"On the paper's own data, {len(NAMES)} metrics on each of {' and '.join(PAPERS_OWN)}: "
@@ -268,8 +289,8 @@ def on_papers_data(board: pd.DataFrame) -> str:
 
 
 def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, what: str) -> str:
-    """How much of ``what`` shows for the paper's question does for another: "of 5 that show in
-    weight distances 3 are left".
+    """What becomes of ``what`` shows for the paper's question when another is asked: "of 5 that
+    show in weight distances, 3 still do, 1 is the opposite, 1 is neither".
     """
     showing = [
         where
@@ -279,10 +300,20 @@ def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, wha
     if not showing:
         return f"there is nothing to judge, as nothing shows in {what}"
     answers = [asked[question][where] for where in showing if where in asked[question]]
-    left, late = answers.count("shows"), len(showing) - len(answers)
-    said = f"of {len(showing)} that {_number(len(showing), 'shows', 'show')} in {what}, {left} "
-    said += _number(left, "is left", "are left")
-    return f"{said} ({late} waiting for seeds)" if late else said
+    still, turned = answers.count("shows"), answers.count("opposite")
+    neither, late = len(answers) - still - turned, len(showing) - len(answers)
+    parts = [f"{still} still {_number(still, 'does', 'do')}"]
+    parts += [f"{turned} {_number(turned, 'is', 'are')} the opposite"] if turned else []
+    parts += [f"{neither} {_number(neither, 'is', 'are')} neither"] if neither else []
+    parts += [f"{late} {_number(late, 'waits', 'wait')} for seeds"] if late else []
+    many = _number(len(showing), "shows", "show")
+    return f"of {len(showing)} that {many} in {what}, {', '.join(parts)}"
+
+
+def _is_small(row: Mapping[str, Any]) -> bool:
+    """Whether a row of the paper's question is there, and surely too small to matter."""
+    there = row["verdict"] in ("shows", "opposite")
+    return row["question"] == "paper" and there and bool(row.get("small", False))
 
 
 def _number(count: int, one: str, more: str) -> str:
@@ -297,15 +328,17 @@ def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     if not any(each.finished() for each in found.values()):
         return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
     said = (on_papers_data(board), *headline(board))
-    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said if line)
     return f"<ul>{lines}</ul>{progress(found)}"
 
 
 CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lower dots our seeds,
 the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
 matter, and the arrow points where the hypothesis wants the student to be.</em> The same in a table,
-with what is left of it beyond a liking for places, beyond a smooth target, and beyond the length of
-the weights' path; behind an undecided one stands how many seeds would decide it:</p>"""
+with what is left of it beyond a liking for places, what it is against the student of an untrained
+teacher, and what beyond the length of the weights' path. <em>Small</em> is what is there and surely
+too small to matter; behind an undecided one stands how many seeds would decide it (<em>no
+number</em>: more samples would be needed):</p>"""
 
 
 def progress(found: Mapping[str, Stored]) -> str:
@@ -349,6 +382,22 @@ def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def too_small(tables: pd.DataFrame) -> pd.DataFrame:
+    """Below which a difference is too small to matter, by kind of data, and of how many pairs of
+    the paper's ``tables`` that is; in percent of the baseline where it is in proportion to it.
+    """
+    expected, pairs = paper.expected(tables), paper.differences(tables).groupby("kind").size()
+    rows = []
+    for kind in standing():
+        row = {"data": kind, "the paper's pairs": pairs[kind]}
+        for metric in NAMES:
+            half = abs(expected.loc[kind, metric]) / 2
+            in_percent = metric in paper.scaled(kind)
+            row[HTML[metric]] = f"{value(100 * half, 2)} %" if in_percent else value(half, 2)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def hours(found: Mapping[str, Stored]) -> pd.DataFrame:
     """What the tables took to compute: hours of training and measuring, for each study and machine.
 
@@ -356,13 +405,13 @@ def hours(found: Mapping[str, Stored]) -> pd.DataFrame:
     """
     parts = [
         each.networks.groupby("machine")
-        .agg(seeds=("seed", "nunique"), hours=("seconds", lambda s: s.sum() / 3600))
+        .agg(networks=("seconds", "size"), hours=("seconds", lambda s: s.sum() / 3600))
         .reset_index()
         .assign(study=name)
         for name, each in found.items()
         if "machine" in each.networks
     ]
-    columns = ["study", "machine", "seeds", "hours"]
+    columns = ["study", "machine", "networks", "hours"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
 
 

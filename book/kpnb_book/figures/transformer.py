@@ -13,9 +13,8 @@ from kpnb_book.figures.plots import COLOUR, GREY, styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import transformer
-from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.transformer import TRANSFORMER_EVIDENCE, UNTRAINED
+from kpnb_book.studies.transformer import TRANSFORMER_EVIDENCE, UNTRAINED, TransformerEvidence
 
 Kind = TypeVar("Kind")
 KNOWN_AS = {
@@ -86,14 +85,14 @@ def by_layer(means: pd.DataFrame) -> Figure:
 # ---- words
 
 
-def state(stored: Stored | None) -> str:
+def state(stored: Stored | None, evidence: TransformerEvidence = TRANSFORMER_EVIDENCE) -> str:
     """How far stored evidence is."""
+    dataset = evidence.settings.dataset
     if stored is None:
-        return "There is no stored evidence of transformers yet."
+        return f"There is no stored evidence of transformers on `{dataset}` yet."
     seeds, stated = transformer.seeds_of_all(stored), len(stored.stated)
     if transformer.finished(stored):
-        settings = TRANSFORMER_EVIDENCE.kind.resolve(PROFILE, **TRANSFORMER_EVIDENCE.overrides)
-        return f"Stored evidence of {stated} seeds, on `{settings.dataset}`:"
+        return f"Stored evidence of {stated} seeds, on `{dataset}`:"
     return (
         f"Stored evidence has {seeds} of {stated} seeds; nothing of it is shown before all are "
         "there."

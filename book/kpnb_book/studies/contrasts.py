@@ -5,16 +5,14 @@ That one study's difference shows and another's does not is no answer: both may 
 the two are subtracted, and the interval is that of what is left.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from math import hypot
 
-import numpy as np
 import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb.stats import LEVEL, NAN, Difference, holm_values
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, by_seed, decided
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided
 
 
 def of_rule(each: Stored, rule: str) -> dict[str, Difference]:
@@ -37,56 +35,38 @@ def of_rule(each: Stored, rule: str) -> dict[str, Difference]:
     return decided(samples, question)
 
 
-def of_studies(one: Stored, other: Stored, paired: bool = False) -> pd.DataFrame:
-    """How far student minus baseline of two studies lies apart, a row for each metric, from the
-    means of their seeds; ``paired``: from seeds that both have, of which each starts from the same
-    weights in both.
+def of_studies(one: Stored, other: Stored) -> pd.DataFrame:
+    """How far student minus baseline of two studies lies apart, a row for each metric. Their seeds
+    and samples vary independently, so that the half-widths of their intervals add in squares.
 
-    Columns: metric, one, other, value (one less the other), low, high (95 %, by Welch's t or the
-    paired one), p (corrected for the metrics), seeds (of one, of the other). Empty before all
-    stated seeds are there, and where either lacks a metric.
+    Columns: metric, one, other, value (one less the other), low, high (95 %), p (corrected for the
+    metrics). Empty before all stated seeds are there, and where either lacks a metric.
     """
     sides = [each for each in (one, other) if each.finished() and answers(each.samples, BY_PAPER)]
     if len(sides) < 2:
         return pd.DataFrame()
-    ours, theirs = (by_seed(each.samples) for each in sides)
-    if paired:
-        common = ours.index.intersection(theirs.index)
-        ours, theirs = ours.loc[common], theirs.loc[common]
-    rows = [{"metric": metric, **_apart(ours[metric], theirs[metric], paired)} for metric in NAMES]
+    ours, theirs = (decided(each.samples, BY_PAPER) for each in sides)
+    rows = []
+    for metric in NAMES:
+        pair = (ours[metric], theirs[metric])
+        value, half = pair[0].value - pair[1].value, _half_width(pair, LEVEL)
+        row = {"metric": metric, "one": pair[0].value, "other": pair[1].value, "value": value}
+        rows.append(row | {"low": value - half, "high": value + half, "p": _p(pair, value)})
     table = pd.DataFrame(rows)
     return table.assign(p=holm_values(table["p"], int(table["p"].notna().sum())))
 
 
-def _apart(ours: pd.Series, theirs: pd.Series, paired: bool) -> Mapping[str, Any]:
-    """The row of one metric, p not corrected."""
-    if paired:
-        both = pd.concat([ours, theirs], axis="columns", keys=["ours", "theirs"]).dropna()
-        ours, theirs = both["ours"], both["theirs"]
-        parts = [both.eval("ours - theirs")]
-    else:
-        ours, theirs = ours.dropna(), theirs.dropna()
-        parts = [ours, theirs]
-    value = ours.mean() - theirs.mean()
-    row = {"one": ours.mean(), "other": theirs.mean(), "value": value}
-    return row | {"seeds": (len(ours), len(theirs)), **_sure(value, parts)}
+def _half_width(pair: tuple[Difference, Difference], level: float) -> float:
+    """Half of the interval of level ``1 - level``; what does not vary adds nothing."""
+    return hypot(*(d.spread.half_width(level) for d in pair if d.spread))
 
 
-def _sure(value: float, parts: list[pd.Series]) -> dict[str, float]:
-    """Interval and p of a mean, or of a difference of two, whose values are in ``parts``: their
-    variances add up, with Welch's degrees of freedom.
-    """
-    from scipy import special
+def _p(pair: tuple[Difference, Difference], value: float) -> float:
+    """P of no difference: the level whose interval around ``value`` ends at 0."""
+    from scipy import optimize
 
-    if min(map(len, parts)) < 2:
-        return {"low": NAN, "high": NAN, "p": NAN}
-    variances = np.array([each.var() / len(each) for each in parts])
-    if not variances.any():
-        return {"low": value, "high": value, "p": float(value == 0)}
-    free = variances.sum() ** 2 / sum(
-        variance**2 / (len(each) - 1) for variance, each in zip(variances, parts, strict=True)
-    )
-    error = float(np.sqrt(variances.sum()))
-    half = float(-special.stdtrit(free, LEVEL / 2)) * error
-    p = 2 * float(special.stdtr(free, -abs(value) / error))
-    return {"low": value - half, "high": value + half, "p": p}
+    if not any(d.spread for d in pair):
+        return NAN
+    if _half_width(pair, 1e-9) <= abs(value):
+        return 0.0
+    return float(optimize.brentq(lambda level: _half_width(pair, level) - abs(value), 1e-9, 1))

@@ -49,6 +49,11 @@ class Evidence:
     official: bool = False
 
     @property
+    def settings(self) -> Settings:
+        """Of the study."""
+        return self.kind.resolve(PROFILE, **self.overrides)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """What the networks of a seed are."""
         return "baseline", "student", *self.controls
@@ -111,7 +116,7 @@ class Evidence:
         theirs = results.origin
         if theirs is None:
             return []
-        ours = self.stated(self.kind.resolve(PROFILE, **self.overrides))
+        ours = self.stated(self.settings)
         return differences({name: theirs.get(name) for name in ours}, ours)
 
 

@@ -21,7 +21,7 @@ from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints
 from kpnb_book.studies import collecting, measure, training
-from kpnb_book.studies.evidence import ENOUGH, PROFILE, Evidence
+from kpnb_book.studies.evidence import ENOUGH, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.plan import Plan
@@ -196,11 +196,6 @@ class LossesEvidence(Evidence):
     """
 
     losses: tuple[str, ...] = tuple(WAYS)
-
-    @property
-    def settings(self) -> Settings:
-        """Of the networks in the tables."""
-        return self.kind.resolve(PROFILE, **self.overrides)
 
     @property
     def roles(self) -> tuple[str, ...]:

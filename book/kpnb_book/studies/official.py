@@ -276,7 +276,7 @@ EXPERIMENTS = {
     "images-small-share": "of 500 images instead of 2,000 learn student and baseline",
     "images-weak-teacher": "the teacher learns from 2,000 images instead of 8,000",
     "images-one-artist": "all drawings to learn from are by one artist instead of five",
-    "images-in-context": "every class lies on a photograph of its own instead of any",
+    "images-in-context": "a class lies on one photograph instead of any",
 }
 """Drawings, with one thing changed."""
 

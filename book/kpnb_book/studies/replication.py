@@ -18,7 +18,7 @@ from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
 from kpnb.stats import Difference, holm, judge, paired, predicted, seed_means
 from kpnb_book.studies.controls import share
-from kpnb_book.studies.evidence import PROFILE, STUDIES, Evidence
+from kpnb_book.studies.evidence import STUDIES, Evidence
 from kpnb_book.studies.measure import every_pair
 from kpnb_book.studies.results import RESULTS, Results, flat
 from kpnb_book.studies.study import Study
@@ -127,7 +127,7 @@ def concerns(evidence: Evidence, study: Study) -> bool:
     """Whether the evidence is about the settings of this study, but for ``OTHERWISE``."""
     if type(study) is not evidence.kind:
         return False
-    settings = evidence.kind.resolve(PROFILE, **evidence.overrides)
+    settings = evidence.settings
     theirs, ours = (flat(evidence.stated(each)) for each in (settings, study.settings))
     names = {*theirs, *ours} - {*OTHERWISE}
     same = all(theirs.get(name) == ours.get(name) for name in names)

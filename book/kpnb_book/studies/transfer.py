@@ -6,6 +6,7 @@ Tables are those that are stored, or those of a build's own students.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -170,14 +171,15 @@ def leading(taught: Stored, name: str) -> list[str]:
     it those that cannot be told apart from it.
 
     Another loss is told apart when the mean difference over the seeds is not 0 by Student's t, with
-    a p corrected (Holm) for the number of losses that are compared with the first. So the first is
-    alone only where it lies above each of the others.
+    a p corrected (Holm) for all pairs of losses, because it is the data that say which is first. So
+    the first is alone only where it lies above each of the others.
     """
     table = by_network(taught)
     found = pd.DataFrame({loss: compared(table, loss)[name] for loss in taught_by(taught)})
     first, *others = found.mean().sort_values(ascending=False, kind="stable").index
-    p = holm_values([no_difference(found[first] - found[loss]) for loss in others], len(others))
-    return [first, *(loss for loss, each in zip(others, p, strict=True) if not each <= LEVEL)]
+    pairs = list(combinations([first, *others], 2))  # those with the first come first
+    p = holm_values([no_difference(found[one] - found[two]) for one, two in pairs], len(pairs))
+    return [first, *(loss for loss, each in zip(others, p, strict=False) if not each <= LEVEL)]
 
 
 def baselines(taught: Stored) -> dict[str, float]:

@@ -22,6 +22,10 @@ KIND |= {"TextStudy": "sentiment", "QuestionStudy": "questions"}
 SIX = {"n_fg": "n_fg", "n_bg": "n_bg", "lambda": "lambda", "d_mean": "d", "rho": "rho"}
 """Columns of ``samples`` by metric; D_var comes with the distances."""
 POINTS = ("n_fg", "n_bg", "lambda")
+BEYOND = ("n_fg", "lambda")
+"""Metrics of which something can be left beyond place. Masks of other samples share out the same
+points, so what is left of N_bg is that of N_fg with the other sign.
+"""
 SPEED = ("d_mean", "d_var")
 LEAST = 0.1
 """Share of the samples for which both networks have to define a metric before it is judged: else a
@@ -52,7 +56,7 @@ BY_PAPER = Question("paper", "student", "baseline", SIX)
 QUESTIONS = (
     BY_PAPER,
     Question("place", "student", "baseline", {m: f"place_{m}" for m in POINTS}, POINTS),
-    Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in POINTS}, POINTS),
+    Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in BEYOND}, BEYOND),
     Question("smooth target", "untrained", "baseline", SIX),
     Question("beyond a smooth target", "student", "untrained", SIX),
     Question("encoder as it came", "pretrained", "baseline", SIX),
@@ -61,6 +65,7 @@ QUESTIONS = (
     Question("beyond labels in random order", "student", "random-labels", SIX),
     Question("length of the path", "student", "baseline", {"d_mean": "path"}, ("d_mean",), False),
     Question("share of the path", "student", "baseline", {"d_mean": "share"}, SPEED, False),
+    Question("share, against untrained", "student", "untrained", {"d_mean": "share"}, SPEED, False),
     Question("equal rates", "equal-rate", "baseline", {"d_mean": "d"}, SPEED),
     Question("equal length of the path", "student", "baseline", {"d_mean": "d_equal"}, SPEED),
 )
@@ -175,8 +180,8 @@ def verdicts(
     stated   seeds that a question has to have before it is answered
 
     Columns: question, metric, value, low, high, low90, high90, low_mixed, high_mixed (95 % by a
-    mixed model of seeds and samples, as a check), p (corrected), delta, verdict, seeds, samples,
-    seeds_needed.
+    mixed model of seeds and samples, as a check), p (corrected), delta, verdict, small (whether it
+    is surely below delta, whatever the verdict), seeds, samples, seeds_needed.
     """
     table = prepared(samples, networks)
     delta = paper.deltas(tables, kind, means(table))
@@ -192,7 +197,8 @@ def _row(question: Question, d: Difference) -> dict[str, Any]:
     row = {"question": question.name, "metric": d.metric, "value": d.value}
     row |= {"low": d.low, "high": d.high, "low90": d.low90, "high90": d.high90}
     row |= {"low_mixed": d.value - half, "high_mixed": d.value + half, "p": d.p}
-    row |= {"delta": d.delta, "verdict": d.verdict, "seeds": d.seeds, "samples": d.images}
+    row |= {"delta": d.delta, "verdict": d.verdict, "small": d.small}
+    row |= {"seeds": d.seeds, "samples": d.images}
     return row | {"seeds_needed": d.seeds_needed}
 
 
@@ -201,6 +207,7 @@ class Estimate:
     """One metric on one axis: what the paper's pairs say, what our seeds say, and how sure it is.
 
     paper, seeds   student minus baseline: in the paper's pairs ``[P]``, and in our seeds ``[S]``
+    small          whether the difference is surely below delta, whatever the verdict
     relative       whether everything here is in proportion to the baseline, as for distances
     """
 
@@ -212,6 +219,7 @@ class Estimate:
     high: float
     delta: float
     verdict: str
+    small: bool
     relative: bool
 
 
@@ -235,5 +243,5 @@ def estimates(
         theirs = (ratios if relative else plain)[metric].dropna().to_numpy()
         seeds = every[metric].dropna().to_numpy() / unit
         sizes = (size / unit for size in (d.value, d.low, d.high, d.delta))
-        found.append(Estimate(metric, theirs, seeds, *sizes, d.verdict, relative))
+        found.append(Estimate(metric, theirs, seeds, *sizes, d.verdict, d.small, relative))
     return found
