@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
+from kpnb._precision import widest
 from kpnb._tensors import described
 from kpnb.checkpoints import HELPER, with_prefix
 from kpnb.features import Key, capture, check_runs, modules_below, parameters_below
@@ -71,6 +72,7 @@ class Learner:
         self.rows = schedule.batch_size + 1  # of the largest batch, see batches
         self.whole = why_whole(self.model, self.resting, objective)
         self.constants: list[dict[str, float]] = [{} for _ in objective.layers]
+        self.labels_checked = False  # of all samples; they are the same at every call
         self.train_with(nn.ModuleList())
 
     def add_helpers(self, outputs: Mapping[str, Tensor], targets: Sequence[Tensor]) -> None:
@@ -114,16 +116,21 @@ class Learner:
         return {name: out.float() if bf16 else out for name, out in found.items()}
 
     def forward(
-        self, x: NetworkInput, labels: Tensor, targets: Sequence[Tensor], labelled: float = 1.0
-    ) -> tuple[Tensor, dict[str, tuple[float, float]]]:
-        """The objective for a batch, and its scores as numerators and denominators.
+        self,
+        x: NetworkInput,
+        labels: Tensor,
+        targets: Sequence[Tensor],
+        labelled: Tensor | float = 1.0,
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """The objective for a batch, and its scores as numerators and denominators, all of them on
+        the device.
 
         ``labelled`` weighs the labels' part: by it the parts of a larger batch add up to the mean
         over all labels there, where some are ignored.
         """
         outputs = self.outputs(x)
         if self.objective.labels:
-            check_labels(outputs[""], labels)
+            check_labels(outputs[""], labels, classes=not self.labels_checked)
         loss = self.objective_value(outputs, targets, labels, labelled)
         return loss, scores(self.objective, outputs, targets, labels)
 
@@ -132,7 +139,7 @@ class Learner:
         outputs: Mapping[str, Tensor],
         targets: Sequence[Tensor],
         labels: Tensor,
-        labelled: float = 1.0,
+        labelled: Tensor | float = 1.0,
     ) -> Tensor:
         """What is minimised for a batch: the loss, summed over its layers, and the labels' part."""
         objective = self.objective
@@ -145,10 +152,9 @@ class Learner:
             value = objective.definition.value(*pair, labels, known)
             parts.append(objective.loss_weight * value)
         if objective.labels:
-            # Where all labels are ignored the mean over none of them would be NaN.
-            defined = labels.is_floating_point() or known_labels(labels)
-            value = cross_entropy(outputs[""], labels) if defined else 0 * outputs[""].sum()
-            parts.append(objective.labels * labelled * value)
+            value = mean_cross_entropy(outputs[""], labels)
+            weight = torch.as_tensor(objective.labels * labelled, device=value.device)
+            parts.append(weight.to(value.dtype) * value)
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -194,9 +200,10 @@ class Learner:
         }
 
 
-def check_labels(logits: Tensor, labels: Tensor) -> None:
+def check_labels(logits: Tensor, labels: Tensor, classes: bool = True) -> None:
     """Raise ``ValueError`` unless the cross-entropy of ``labels`` is defined: see
-    ``losses.cross_entropy``.
+    ``losses.cross_entropy``. Whether the network has their ``classes`` takes a look at the numbers,
+    for which a card has to be waited for.
     """
     if logits.dim() < 2 or not logits.is_floating_point():
         raise ValueError(
@@ -211,12 +218,23 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
             f"labels are class numbers, integers {list(wanted)}; got {described(labels)} for "
             f"logits {list(logits.shape)}"
         )
-    check_classes(labels, logits.shape[1])
+    if classes:
+        check_classes(labels, logits.shape[1])
 
 
-def known_labels(labels: Tensor) -> int:
-    """How many labels are not ignored."""
-    return int((labels != IGNORED).sum())
+def known_labels(labels: Tensor) -> Tensor:
+    """How many labels are not ignored, on their device."""
+    return (labels != IGNORED).sum()
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``cross_entropy``; 0 where all labels are ignored, of which the mean over none would be
+    NaN.
+    """
+    if labels.is_floating_point():
+        return cross_entropy(logits, labels)
+    whole = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return whole / known_labels(labels).clamp(min=1)
 
 
 def check_finite(x: NetworkInput, numbers: Tensor) -> None:
@@ -250,7 +268,7 @@ def scores(
     outputs: Mapping[str, Tensor],
     targets: Sequence[Tensor],
     labels: Tensor,
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Accuracy, where the objective looks at the network's own output and labels are classes; and
     the feature error ``sum ||f_T - f_S||^2 / sum ||f_T||^2``; as numerator and denominator.
     """
@@ -262,11 +280,12 @@ def scores(
             right = (chosen == labels).reshape(len(labels), -1) | ~known
             counted = known.any(1)
             right = right.all(1) & counted  # all labels of a sample
-            found["accuracy"] = (right.sum().item(), counted.sum().item())
+            found["accuracy"] = (right.sum(), counted.sum())
     if objective.loss and objective.definition.same_shape:
         pairs = [(outputs[name], t) for name, t in zip(objective.layers, targets, strict=True)]
-        error = sum((ours - theirs).square().sum().item() for ours, theirs in pairs)
-        found["feature_error"] = (error, sum(t.square().sum().item() for _, t in pairs))
+        errors = [widest((ours - theirs).square().sum()) for ours, theirs in pairs]
+        sizes = [widest(t.square().sum()) for _, t in pairs]
+        found["feature_error"] = (sum(errors), sum(sizes))
     return found
 
 

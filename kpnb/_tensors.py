@@ -46,6 +46,13 @@ def taken_to(value: Any, device: torch.device, dtype: torch.dtype | None = None)
     return made.to(device, dtype if made.is_floating_point() else None)
 
 
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """``x`` on the ``device``; to a CUDA card from pinned memory, so that nobody waits for it."""
+    if torch.device(device).type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def as_numbers(value: Any, what: str) -> Tensor:
     """``value`` as a floating-point tensor: ``TypeError`` as ``as_tensor``, also for complex."""
     numbers = as_tensor(value, what)

@@ -38,8 +38,9 @@ from kpnb._learner import (
 )
 from kpnb._memory import fitting
 from kpnb._models import check_model, private_copy
+from kpnb._precision import widest
 from kpnb._progress import Progress
-from kpnb._tensors import as_tensor, described
+from kpnb._tensors import as_tensor, described, moved
 from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture, check_runs
 from kpnb.losses import TrainingObjective, labels_only
@@ -89,10 +90,10 @@ class TensorData:
     def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
         """The samples ``index``."""
         if isinstance(self.x, Mapping):
-            x = {name: value[index].to(device) for name, value in self.x.items()}
+            x = {name: moved(value[index], device) for name, value in self.x.items()}
         else:
-            x = self.x[index].to(device)
-        return x, self.y[index].to(device)
+            x = moved(self.x[index], device)
+        return x, moved(self.y[index], device)
 
 
 # --------------------------------------------------------------------------------- what one calls
@@ -240,7 +241,7 @@ class Samples(NamedTuple):
         """Inputs, labels and targets of the samples ``index``."""
         x, labels = self.data.batch(index, device)
         labels = labels if labels.is_floating_point() else labels.long()
-        return x, labels, [of_layer[index].to(device) for of_layer in self.targets]
+        return x, labels, [moved(of_layer[index], device) for of_layer in self.targets]
 
     def first(self, device: str) -> tuple[NetworkInput, Tensor, list[Tensor]]:
         """The same of the first two samples, which show what fits together."""
@@ -304,6 +305,7 @@ def run_epoch(
     entry, learner.rows = fitting(
         attempt, learner.rows, f"a batch of {learner.title}", learner.whole
     )
+    learner.labels_checked |= epoch > 0
     return entry | {"seconds": time.perf_counter() - start}
 
 
@@ -314,37 +316,61 @@ def train_epoch(
     parameter over the steps. At most ``rows`` samples go through the network at a time.
     """
     means = Means()
-    done = 0
     trained = [parameter.detach() for parameter in learner.trained.values()]
     # Taken once: an encoder's table of words is 47 MB, too much to ask for at every step.
     before = [torch.empty_like(parameter) for parameter in trained]
     paths = torch.zeros(len(trained), device=learner.device)
     learner.train_mode(rate)
-    for batch in batches(torch.randperm(len(samples.data)), learner.schedule.batch_size):
+    order = batches(torch.randperm(len(samples.data)), learner.schedule.batch_size)
+    done, unseen = 0, []  # samples that were looked at, and batches since then
+    for number, batch in enumerate(order, 1):
         learner.optimiser.zero_grad()
         pieces = [(piece, samples.batch(piece, learner.device)) for piece in batch.split(rows)]
-        labels = max(1, sum(known_labels(part[1]) for _, part in pieces))
+        labels = sum(known_labels(part[1]) for _, part in pieces).clamp(min=1)
         for piece, part in pieces:
             # the mean over the batch is that of its pieces, weighted by their sizes
             size = len(piece) / len(batch)
-            loss, scores = learner.forward(*part, known_labels(part[1]) / labels / size)
+            labelled = widest(known_labels(part[1])) / labels / size
+            loss, scores = learner.forward(*part, labelled)
             (loss * size).backward()
-            means.add(loss=(loss.item() * len(piece), len(piece)), **scores)
-        if not math.isfinite(means["loss"]):
-            for piece, (x, *_) in pieces:
-                check_finite(x, piece)
-            raise FloatingPointError(
-                f"the loss of {learner.title} became {means['loss']} in epoch {epoch} after {done} "
-                f"samples: use a lower learning rate than {rate:g}; earlier epochs are kept"
-            )
+            means.add(loss=(widest(loss.detach()) * len(piece), len(piece)), **scores)
+        unseen.append(batch)
+        if number % batches_between_looks(learner.device) == 0 or number == len(order):
+            check_loss(learner, samples, unseen, rows, means["loss"], f"epoch {epoch} after {done}")
+            seen = sum(map(len, unseen))
+            bar.step(seen, **means.all())
+            done, unseen = done + seen, []
         for kept, parameter in zip(before, trained, strict=True):
             kept.copy_(parameter)
         learner.optimiser.step()
         steps = [kept.sub_(now).norm() for kept, now in zip(before, trained, strict=True)]
         paths += torch.stack(steps)
-        done += len(batch)
-        bar.step(len(batch), **means.all())
     return means.all() | {"paths": dict(zip(learner.trained, paths.tolist(), strict=True))}
+
+
+def batches_between_looks(device: str) -> int:
+    """After how many batches the loss is looked at. On a CPU after each; a card would have to be
+    waited for every time.
+    """
+    return 1 if torch.device(device).type == "cpu" else 16
+
+
+def check_loss(
+    learner: Learner, samples: Samples, unseen: Sequence[Tensor], rows: int, loss: float, when: str
+) -> None:
+    """Raise where the mean ``loss`` is not finite: ``ValueError`` that names the samples whose
+    inputs are not, among the batches that were ``unseen`` so far, or ``FloatingPointError``.
+    """
+    if math.isfinite(loss):
+        return
+    for batch in unseen:
+        for piece in batch.split(rows):
+            check_finite(samples.batch(piece, learner.device)[0], piece)
+    rate = learner.optimiser.param_groups[0]["lr"]
+    raise FloatingPointError(
+        f"the loss of {learner.title} became {loss} in {when} samples: use a lower learning rate "
+        f"than {rate:g}; earlier epochs are kept"
+    )
 
 
 @torch.no_grad()
@@ -368,20 +394,23 @@ def batches(order: Tensor, size: int) -> list[Tensor]:
 
 
 class Means:
-    """Means of named values over samples that come in parts."""
+    """Means of named values over samples that come in parts. Tensors stay on their device until a
+    mean is asked for.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, float] = defaultdict(float)
+        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._counts: dict[str, Tensor | float] = defaultdict(float)
 
-    def add(self, **parts: tuple[float, float]) -> None:
+    def add(self, **parts: tuple[Tensor | float, Tensor | float]) -> None:
         """A sum, and what to divide it by, for each name."""
         for name, (value, count) in parts.items():
-            self._sums[name] += value
-            self._counts[name] += count
+            self._sums[name] = self._sums[name] + value
+            self._counts[name] = self._counts[name] + count
 
     def __getitem__(self, name: str) -> float:
-        return self._sums[name] / self._counts[name] if self._counts[name] else math.nan
+        count = float(self._counts[name])
+        return float(self._sums[name]) / count if count else math.nan
 
     def all(self) -> dict[str, float]:
         """The means so far."""

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
+from kpnb._learner import mean_cross_entropy
 from kpnb.checkpoints import Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
@@ -488,6 +490,100 @@ def test_inputs_that_are_not_finite_are_named():
     broken[2, 0] = torch.nan
     with pytest.raises(ValueError, match=r"inputs are not finite .*: sample 2$"):
         distill.baseline(smooth(), TensorData(broken, y), Schedule(epochs=1))
+
+
+# ------------------------------------------------------------------------- a card is not waited for
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors, for which a card has to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads(count: int, objective: TrainingObjective, monkeypatch) -> int:
+    """In an epoch of so many batches, the second, with one look at its end."""
+    monkeypatch.setattr(distill, "batches_between_looks", lambda device: 10**6)
+    attempt, found = distill.train_epoch, []
+
+    def counted(*arguments):
+        with Reads() as seen:
+            entry = attempt(*arguments)
+        found.append(seen.count)
+        return entry
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "train_epoch", counted)
+        schedule = Schedule(epochs=2, batch_size=4)
+        distill.train(smooth(), points(4 * count), schedule, objective, teacher=smooth(1))
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    "objective", [labels_only(), feature_at("2"), softened_output(), TrainingObjective("rkd", "2")]
+)
+def test_an_epoch_reads_no_number_of_its_batches(objective, monkeypatch):
+    assert reads(3, objective, monkeypatch) == reads(9, objective, monkeypatch)
+
+
+def test_on_a_card_the_loss_is_looked_at_now_and_then():
+    assert distill.batches_between_looks("cpu") == 1
+    assert distill.batches_between_looks("cuda:1") > 1
+
+
+def test_late_looks_change_no_number_and_find_the_same_faults(monkeypatch):
+    data, schedule = points(60), Schedule(epochs=2, lr=0.05, batch_size=4)
+    test = points(20, seed=1)
+    always = distill.baseline(smooth(), data, schedule, test=test)
+    monkeypatch.setattr(distill, "batches_between_looks", lambda device: 4)
+    seldom = distill.baseline(smooth(), data, schedule, test=test)
+    assert same(always.state(), seldom.state())
+    for one, other in zip(always.log, seldom.log, strict=True):
+        assert str({**one, "seconds": 0}) == str({**other, "seconds": 0})
+    broken = data.x.clone()
+    broken[17] = torch.nan
+    with pytest.raises(ValueError, match=r"inputs are not finite .*: sample 17$"):
+        distill.baseline(smooth(), TensorData(broken, data.y), schedule)
+    with pytest.raises(FloatingPointError, match=r"became (nan|inf) in epoch 1 after [0-9]+ sampl"):
+        distill.baseline(smooth(), data, Schedule(epochs=1, lr=1e30, batch_size=4))
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (5, 4, 3)])
+def test_cross_entropy_is_the_mean_over_known_labels(shape):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(shape, generator=generator)
+    labels = torch.randint(0, 4, (shape[0], *shape[2:]), generator=generator)
+    for hidden in (0, 2, shape[0]):
+        labels[:hidden] = -100
+        ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+        value = mean_cross_entropy(ours, labels)
+        value.backward()
+        if hidden == shape[0]:
+            assert value == 0
+            assert not ours.grad.any()
+        else:
+            plain = F.cross_entropy(theirs, labels)
+            plain.backward()
+            assert value == plain
+            assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_labels_are_checked_in_the_first_epoch():
+    """Of data that are no tensors, whose labels nobody has seen before."""
+
+    class Odd(Points):
+        def batch(self, index, device="cpu"):
+            x, y = super().batch(index, device)
+            return x, torch.where(index == 3, 7, y)
+
+    with pytest.raises(ValueError, match=r"labels from . to 7, but the network has"):
+        distill.baseline(mlp(0), Odd(), Schedule(epochs=2, batch_size=4))
 
 
 def test_seeds_may_be_numbers_of_numpy():

@@ -26,6 +26,7 @@ from trimesh import Trimesh
 from trimesh.sample import sample_surface
 
 from kpnb._messages import positive
+from kpnb._tensors import moved
 from kpnb_book.data.samples import Request, SampleSet
 
 
@@ -56,7 +57,7 @@ class CloudSet(SampleSet):
     def batch(self, index: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Clouds ``index`` [B] as float32 [B, P, 3] in the unit sphere, and labels [B]."""
         index = index.to(self.points.device)
-        return self.points[index].to(device), self.labels[index].to(device)
+        return moved(self.points[index], device), moved(self.labels[index], device)
 
 
 class Objects(NamedTuple):

@@ -20,6 +20,7 @@ import torch
 from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
+from kpnb._tensors import moved
 from kpnb.masks import covered_units, read_masks
 from kpnb.points import foreground_units
 from kpnb.units import Units
@@ -77,8 +78,8 @@ class ImageSet(SampleSet):
         index = index.to(self.images.device)
         shift = torch.tensor(mean or MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
         scale = torch.tensor(std or STD, dtype=torch.float32, device=device).view(3, 1, 1)
-        images = (self.images[index].to(device).float() / 255 - shift) / scale
-        return images, self.labels[index].to(device)
+        images = (moved(self.images[index], device).float() / 255 - shift) / scale
+        return images, moved(self.labels[index], device)
 
     @property
     def outside(self) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from kpnb._tensors import moved
 from kpnb_book.data.samples import SampleSet
 
 # Parts of a text, by their first character and the one behind the last.
@@ -71,8 +72,10 @@ class TextSet(SampleSet):
         length = self.input_ids.shape[1]
         if self.trimmed and len(index) and (index > 0).all():
             length = int(self.attention_mask[index].sum(1).max())
-        inputs = {name: getattr(self, name)[index, :length].to(device) for name in self.INPUTS}
-        return inputs, targets[index].to(device)
+        parts = {name: getattr(self, name)[index, :length] for name in self.INPUTS}
+        return {name: moved(part, device) for name, part in parts.items()}, moved(
+            targets[index], device
+        )
 
     @property
     def outside(self) -> Tensor:
