@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import kpnb
 from tests.models import images, small_net
+from tests.reads import Reads
 
 GRID = kpnb.ImageGrid(4)
 BATCHES = 6
@@ -196,3 +197,13 @@ def test_the_bar_goes_away_with_a_failure_and_with_a_break(bars):
         break
     gc.collect()
     assert [(bar.steps, bar.closed) for bar in bars] == [([1], True), ([], True)]
+
+
+def test_a_call_reads_no_number_of_its_batches():
+    """A card would have to be waited for each time: what is read does not grow with the batches."""
+    counts = []
+    for batches in (2, 6):
+        with Reads() as seen:
+            measured(small_net(), images(4 * batches), max_batch=4)
+        counts.append(seen.count)
+    assert counts[0] == counts[1]

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -31,6 +30,7 @@ from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training
 from kpnb_book.studies.training import Source
+from tests.reads import Reads
 from tests.test_distill import Points, mlp, one_thread, same, taught  # noqa: F401 - a fixture
 
 
@@ -493,18 +493,6 @@ def test_inputs_that_are_not_finite_are_named():
 
 
 # ------------------------------------------------------------------------- a card is not waited for
-
-
-class Reads(TorchDispatchMode):
-    """Counts the numbers that are read from tensors, for which a card has to be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def reads(count: int, objective: TrainingObjective, monkeypatch) -> int:
