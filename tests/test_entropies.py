@@ -204,6 +204,6 @@ def test_a_call_reads_no_number_of_its_batches():
     counts = []
     for batches in (2, 6):
         with Reads() as seen:
-            measured(small_net(), images(4 * batches), max_batch=4)
+            measured(small_net().double(), images(4 * batches), max_batch=4)
         counts.append(seen.count)
     assert counts[0] == counts[1]
