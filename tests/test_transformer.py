@@ -375,6 +375,7 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     assert "There is no stored evidence of transformers on `tiny-20` yet." in none
     assert some.count("Stored evidence has 3 of 5 seeds") == 2
     assert complete.count("Stored evidence") == 1
+    assert complete.count("share of path, mean") == 3  # drawings, beyond a target, photographs
     own = transformer.own_table(study, 101, ["untrained"]).set_index("network")
     for each in glued:
         assert each["vi_taught"] == pytest.approx(own.loc["convolution", "n_bg"], nan_ok=True)

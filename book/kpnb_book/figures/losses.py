@@ -1,6 +1,6 @@
 """The chapter on losses: its figures, and what it says of tables in any state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -316,10 +316,14 @@ def means_table(taught: Stored) -> pd.DataFrame:
 
 
 def with_shares(
-    found: Mapping[str, Mapping[str, Difference]], shares: Mapping[str, Mapping[str, Difference]]
+    found: Mapping[str, Mapping[str, Difference]],
+    shares: Mapping[str, Mapping[str, Difference]],
+    named: Callable[[str], str] = known_as,
 ) -> pd.DataFrame:
-    """``six_table`` of ``transfer.differences``, and ``transfer.shares`` beside it."""
-    table = six_table(found, known_as)
+    """``six_table`` of ``transfer.differences``, and ``transfer.shares`` beside it; ``named`` is
+    what the page calls a student.
+    """
+    table = six_table(found, named)
     for metric, heading in SHARE.items():
         given = [shares[loss][metric] if loss in shares else None for loss in found]
         table[heading] = [

@@ -4,7 +4,7 @@ learned half of the classes, and then learn the other half, beside others from s
     collect(FINE_TUNING_EVIDENCE, range(5), Results(RESULTS / "tiny-imagenet-fine-tuning"), ...)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kpnb._messages import one_of
 from kpnb_book.studies.evidence import ENOUGH, ImageEvidence
@@ -12,13 +12,13 @@ from kpnb_book.studies.experiments import SomeClasses, fine_tuned
 from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
-from kpnb_book.studies.verdicts import NAMES, SIX, SPEED, Question
+from kpnb_book.studies.verdicts import NAMES, SIX, Question, of_path
 
 BEFORE, NEW = range(10), range(10, 20)
 """Positions of the classes that are learned before, and of those that all networks learn."""
 ROLES = ("fine-tuned", "from scratch")
 QUESTION = Question("fine-tuned - from scratch", *ROLES, SIX, NAMES)
-SHARE = Question("share of the path", *ROLES, {"d_mean": "share"}, SPEED, same_units=False)
+SHARE = replace(of_path(*ROLES), name="share of the path")
 SAME = ("data_root", "device", "dataset", "network", "size", "width", "hidden", "grid")
 """What the network that is fine-tuned has from the study of the new classes."""
 

@@ -28,7 +28,7 @@ from kpnb_book.studies.losses import (
 )
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, SPEED, Question, answers, decided, means
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means, of_path
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
@@ -69,11 +69,6 @@ def students_of(taught: Stored) -> list[str]:
 def question(loss: str, other: str = "baseline") -> Question:
     """The paper's, of the student of a loss."""
     return Question(loss, loss, other, BY_PAPER.columns)
-
-
-def of_path(loss: str, other: str = "baseline") -> Question:
-    """The same of the share of its own path at which a network has the most points."""
-    return Question(f"{loss}, share of the path", loss, other, {"d_mean": "share"}, SPEED, False)
 
 
 def finished(taught: Stored) -> bool:

@@ -30,7 +30,7 @@ from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
-from kpnb_book.studies.verdicts import POINTS, SIX, Question, answers, decided, means
+from kpnb_book.studies.verdicts import POINTS, SIX, Question, answers, decided, means, of_path
 
 TAUGHT = ("student", "outputs", "convolution")  # by a feature; by outputs, of either teacher
 UNTRAINED = {
@@ -196,8 +196,24 @@ def differences(
     """
     known = paper.read() if tables is None else tables
     delta = paper.deltas(known, "images", means(stored.samples))
-    others = UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
-    asked = [Question(role, role, other, SIX) for role, other in others.items()]
+    asked = [Question(role, role, other, SIX) for role, other in _others(against).items()]
+    return _decided(stored, asked, delta)
+
+
+def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
+    """As ``differences``, of the share of its own path at which a network has the most points."""
+    return _decided(stored, [of_path(*pair) for pair in _others(against).items()])
+
+
+def _others(against: str) -> dict[str, str]:
+    """What is subtracted from each student."""
+    return UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
+
+
+def _decided(
+    stored: Stored, asked: Iterable[Question], delta: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Difference]]:
+    """By student, the answers to those questions that have one."""
     return {
         question.student: decided(stored.samples, question, delta)
         for question in asked

@@ -72,6 +72,14 @@ QUESTIONS = (
 """What is asked of stored tables; a question whose networks they lack is left out."""
 
 
+def of_path(student: str, other: str = "baseline") -> Question:
+    """The share of its own path at which a network has the most points, which is asked of other
+    pairs in the same way: its mean, and its variance.
+    """
+    name = f"{student}, share of the path"
+    return Question(name, student, other, {"d_mean": "share"}, SPEED, same_units=False)
+
+
 def prepared(samples: pd.DataFrame, networks: pd.DataFrame) -> pd.DataFrame:
     """``samples`` with two kinds of columns that follow from others.
 
