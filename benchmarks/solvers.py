@@ -2,7 +2,7 @@
 trained networks.
 
 The learner is measured as released in 2020, which leaves its loop after 60 of 80 steps (5,760
-passes), and stopped as soon as the mean entropy is reached (about 3,700). Network and images are
+passes), and stopped as soon as the mean entropy is reached (about 3,400). Network and images are
 those of the image chapters; ``quick`` takes their smoke profile, whose numbers mean little.
 
 For texts there was a learner before, that of Guan et al. (2019): 5,000 steps of one sample. Only
