@@ -110,18 +110,19 @@ def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
     there.
     """
     asked, shares = answered(board, "paper"), answered(board, "share of the path")
+    said = shares["verdict"] if len(shares) else {}
     rows = []
     for data, study in {**PAPERS_OWN, **standing()}.items():
         row = {"data": data}
         unanswered = _absent(found, study, "paper") if (study, NAMES[0]) not in asked.index else ""
-        asked_of = [(name, asked, metrics) for name, metrics in HYPOTHESES.items()]
-        asked_of.insert(2, (BY_SHARE, shares, SPEED))
-        for heading, answers, metrics in asked_of:
-            row[heading] = unanswered or outcome_of(
-                [{metric: answers.loc[(study, metric)] for metric in metrics}], metrics
+        for hypothesis, metrics in HYPOTHESES.items():
+            row[hypothesis] = unanswered or outcome_of(
+                [{metric: asked.loc[(study, metric)] for metric in metrics}], metrics
             )
+        mean, variance = (said.get((study, metric), "") for metric in SPEED)
+        row[BY_SHARE] = unanswered or f"mean {mean}, variance {variance}"
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows)[["data", "H1", "H2", BY_SHARE, "H3"]]
 
 
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
