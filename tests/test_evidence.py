@@ -5,7 +5,6 @@ way to it.
 import json
 import lzma
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -48,14 +47,6 @@ from tests.drawn import TINY, draw
 from tests.tiny_text import tiny_model, write_sst2
 
 CONTROLS = ("untrained", "equal-rate", "random-labels")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def soon() -> Iterator[None]:
-    """Labels in random order are not learned by heart here: that would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImageStudy, "MEMORISING", 3)
-        yield
 
 
 @pytest.fixture(scope="module")
