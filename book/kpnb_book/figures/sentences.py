@@ -132,14 +132,15 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     until that is answered too.
     """
     asked = answered(board, "paper")
-    data, study, named = "Tiny-ImageNet", PAPERS_OWN["Tiny-ImageNet"], "Tiny-ImageNet's photographs"
-    if (study, "n_fg") not in asked.index:
-        data, study, named = "images", standing()["images"], "the embedded images"
+    where, data, named = (standing()["images"], "n_fg"), "images", "the embedded images"
+    photographs = (PAPERS_OWN["Tiny-ImageNet"], "n_fg")
+    if photographs in asked.index:
+        where, data, named = photographs, "Tiny-ImageNet", "Tiny-ImageNet's photographs"
     words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
     words["H2_share"] = words.pop(BY_SHARE)
-    if (study, "n_fg") not in asked.index:
+    if where not in asked.index:
         return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
-    row = asked.loc[(study, "n_fg")]
+    row = asked.loc[where]
     ends = interval(row["low"], row["high"], digits=2, sign=True)
     points = value(row["value"], 2, sign=True)
     return {"points": points, "interval": ends, "seeds": str(row["seeds"]), **words}
@@ -323,8 +324,8 @@ def _number(count: int, one: str, more: str) -> str:
 
 def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     """What the front page says of stored evidence: ``on_papers_data``, ``headline`` and
-    ``progress`` in HTML. While no
-    study has all of its seeds, ``progress`` alone: there is nothing yet to count.
+    ``progress`` in HTML. While no study has all of its seeds, ``progress`` alone: there is nothing
+    yet to count.
     """
     if not any(each.finished() for each in found.values()):
         return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
