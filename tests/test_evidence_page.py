@@ -19,6 +19,7 @@ from kpnb_book.figures import estimation, sentences
 from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board, paper
+from kpnb_book.studies import stored as tables_of
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import BEYOND, Estimate, by_seed
@@ -229,6 +230,20 @@ def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
     official = sentences.stale({"sst2": replace(found["images"], outdated=("b was 1, is 2",))})
     assert "`kpnb evidence sst2 -p data_root=FOLDER --replace`" in official
     assert "images 20 seeds (<strong>stale</strong>)" in sentences.progress(found)
+
+
+def test_tables_of_other_samples_than_the_books_say_so(tmp_path, monkeypatch):
+    """Planted: the tables in the book are of some classes, a reader's of others."""
+    for place, measured in (("book", "a"), ("mine", "b"), ("again", "a")):
+        write(tmp_path / place / "images", "ImageStudy", EFFECTS, seeds=20, samples=5)
+        path = tmp_path / place / "images" / "settings.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"measured": measured}))
+    monkeypatch.setattr(tables_of, "RESULTS", tmp_path / "book")
+    assert not board.stored(tmp_path / "again")["images"].other_samples
+    assert board.stored(tmp_path / "mine")["images"].other_samples
+    told = "> **Other samples.** The tables of `images` are of other samples"
+    assert told in sentences.remarks(board.stored(tmp_path / "mine"))
+    assert sentences.remarks(board.stored(tmp_path / "again")) == ""
 
 
 def test_one_study_stands_for_a_kind_of_data(stored):

@@ -542,6 +542,27 @@ def test_late_looks_change_no_number_and_find_the_same_faults(monkeypatch):
         distill.baseline(smooth(), data, Schedule(epochs=1, lr=1e30, batch_size=4))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    "objective", [labels_only(), feature_at("2"), softened_output(), TrainingObjective("rkd", "2")]
+)
+def test_a_card_trains_the_network_that_the_cpu_does(objective):
+    data, test, schedule = points(60), points(20, seed=1), Schedule(epochs=3, lr=0.01, batch_size=8)
+    cpu, card = (
+        distill.train(
+            smooth(), data, schedule, objective, teacher=smooth(1), test=test, device=device
+        )
+        for device in ("cpu", "cuda")
+    )
+    assert card.log[-1]["device"].startswith("cuda")
+    for name, value in cpu.state().items():
+        torch.testing.assert_close(card.state()[name].cpu(), value, rtol=0, atol=1e-8)
+    assert card.log[-1]["test_accuracy"] == pytest.approx(
+        cpu.log[-1]["test_accuracy"],
+        nan_ok=True,  # a feature alone scores no labels
+    )
+
+
 @pytest.mark.parametrize("shape", [(9, 4), (5, 4, 3)])
 def test_cross_entropy_is_the_mean_over_known_labels(shape):
     generator = torch.Generator().manual_seed(1)

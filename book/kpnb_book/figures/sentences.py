@@ -207,9 +207,27 @@ def _state(each: Stored) -> str:
 
 
 def _warned(found: Mapping[str, Stored]) -> list[str]:
-    """``stale`` as a paragraph of its own; nothing when no table is."""
-    warning = stale(found)
+    """``remarks`` as a paragraph of its own; nothing when there are none."""
+    warning = remarks(found)
     return ["", warning] if warning else []
+
+
+def remarks(found: Mapping[str, Stored | None]) -> str:
+    """What is to be known of tables before they are read; "" when there is nothing."""
+    return "\n\n".join(filter(None, (stale(found), of_other_samples(found))))
+
+
+def of_other_samples(found: Mapping[str, Stored | None]) -> str:
+    """A remark that tables are of other samples than those that come with the book, as of classes
+    of one's own; "" when none is.
+    """
+    others = [f"`{name}`" for name, each in found.items() if each and each.other_samples]
+    if not others:
+        return ""
+    return (
+        f"> **Other samples.** The tables of {' and '.join(others)} are of other samples than those "
+        "that come with the book, such as other classes; what the text says of those need not hold."
+    )
 
 
 def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:

@@ -21,6 +21,7 @@ class Stored:
     roles                       networks that each of these has in the end
     outdated                    settings in which the tables differ from today's, in words
     measured                    identity of the samples
+    other_samples               whether the tables that come with the book are of other ones
     """
 
     kind: str
@@ -31,6 +32,7 @@ class Stored:
     roles: frozenset[str]
     outdated: tuple[str, ...] = ()
     measured: str = ""
+    other_samples: bool = False
 
     def seeds(self, question: Question = BY_PAPER) -> int:
         """How many seeds have both networks of a question."""
@@ -71,4 +73,11 @@ def _stored(results: Results, evidence: Evidence | None) -> Stored:
         roles=frozenset(rows.networks["network"] if evidence is None else evidence.roles),
         outdated=() if evidence is None else tuple(evidence.outdated(results)),
         measured=origin.get("measured", ""),
+        other_samples=_has_other_samples(results),
     )
+
+
+def _has_other_samples(results: Results) -> bool:
+    """Whether the book has tables of this study too, on other samples, as other classes are."""
+    book, here = Results(RESULTS / results.folder.name).origin or {}, results.origin
+    return "measured" in book and "measured" in here and book["measured"] != here["measured"]
