@@ -26,7 +26,7 @@ from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import BY_HEART, Evidence
+from kpnb_book.studies.evidence import BY_HEART, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import forecast
 from kpnb_book.studies.results import (
@@ -84,9 +84,11 @@ def test_every_network_has_its_rows(rows, study):
     assert (rows.networks["seconds"] >= 0).all()
 
 
-def test_how_well_labels_in_random_order_were_learned_is_stored(rows, study):
-    known = rows.networks.set_index("network")["teacher_accuracy"].dropna()
-    assert known.to_dict() == {
+def test_what_teachers_learned_is_stored(rows, study):
+    """Of the classes on held-out samples; of labels in random order on those that it learned."""
+    known = rows.networks.set_index("network")
+    assert known[TEACHER].dropna().to_dict() == {"student": study.teacher().accuracy}
+    assert known[BY_HEART].dropna().to_dict() == {
         "random-labels": pytest.approx(random_labels_teacher(study).log[-1]["accuracy"])
     }
 
@@ -294,7 +296,7 @@ def role_of(rows: Rows, *names: str) -> Rows:
 
 
 def test_rows_name_what_determines_them(rows, study, tables):
-    assert list(rows.networks) == [*KEY, *NETWORK, BY_HEART]
+    assert list(rows.networks) == [*KEY, *NETWORK, TEACHER, BY_HEART]
     student = study.student("FC1", 0)
     entropies = measure.Measurement(study, student, ("FC1",)).run("FC1")
     mine = of(rows.networks, "student").iloc[0]

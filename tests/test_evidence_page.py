@@ -20,7 +20,7 @@ from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board, paper
 from kpnb_book.studies import stored as tables_of
-from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.evidence import STUDIES, TEACHER
 from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import BEYOND, Estimate, by_seed
 from tests.executed import executed
@@ -369,6 +369,10 @@ def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
     assert table["feature error"].iloc[1:].isna().all()
     assert (table["accuracy"] == 0.25).all()
     assert sentences.networks({}).empty
+    networks[TEACHER] = np.where(student, 0.5, np.nan)
+    table = sentences.networks({"images": replace(images, networks=networks)})
+    assert table["network"].tolist()[:2] == ["teacher", "student"]
+    assert table["accuracy"].tolist() == [0.5, *[0.25] * 4]
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,9 @@ def of_other_samples(found: Mapping[str, Stored | None]) -> str:
     if not others:
         return ""
     return (
-        f"> **Other samples.** The tables of {' and '.join(others)} are of other samples than those "
-        "that come with the book, such as other classes; what the text says of those need not hold."
+        f"> **Other samples.** The tables of {' and '.join(others)} are of other samples than "
+        "those that come with the book, such as other classes; what the text says of those need "
+        "not hold."
     )
 
 
@@ -375,15 +376,18 @@ def progress(found: Mapping[str, Stored]) -> str:
 
 
 def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
-    """``board.learned`` of each study, the student's row first."""
+    """``board.learned`` of each study, the teacher's row first where there is one, and then the
+    student's.
+    """
+    order = ("teacher", *KNOWN_AS)
     parts = [
-        learned(each)
-        .reindex([role for role in KNOWN_AS if role in each.roles])
+        rows.reindex([role for role in order if role in rows.index or role in each.roles])
         .rename(KNOWN_AS)
         .rename(columns={"feature_error": "feature error"})
         .reset_index()
         .assign(study=name)
         for name, each in found.items()
+        for rows in (learned(each),)
     ]
     columns = ["study", "network", "accuracy", "feature error", "path"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.evidence import STUDIES, TEACHER
 from kpnb_book.studies.replication import concerns
 from kpnb_book.studies.results import KEY, RESULTS
 from kpnb_book.studies.stored import Stored, read
@@ -125,9 +125,14 @@ def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
 
 def learned(each: Stored) -> pd.DataFrame:
     """What the networks of a study have learned, a row for each role: means over seeds and layers
-    of the held-out accuracy, the relative feature error, and the length of the whole path.
+    of the held-out accuracy, the relative feature error, and the length of the whole path; and the
+    accuracy of the teacher, where the tables have it.
     """
-    return each.networks.groupby("network")[["accuracy", "feature_error", "path"]].mean()
+    columns = ["accuracy", "feature_error", "path"]
+    found = each.networks.groupby("network")[columns].mean()
+    if TEACHER in each.networks:
+        found.loc["teacher", "accuracy"] = each.networks[TEACHER].mean()
+    return found
 
 
 def samples_defining(found: Mapping[str, Stored]) -> pd.DataFrame:

@@ -84,7 +84,9 @@ class Evidence:
         """The rows of one network, see ``rows_of``."""
         study, layer, role, training, seed, whole = one
         networks, samples, places = rows_of(study, layer, role, training, seed, whole=whole)
-        if role == "random-labels":
+        if role == "student":
+            networks = networks.assign(**{TEACHER: training.teacher.accuracy})
+        elif role == "random-labels":
             networks = networks.assign(**{BY_HEART: training.teacher.log[-1]["accuracy"]})
         return networks, samples, places
 
@@ -153,7 +155,9 @@ NETWORKS: dict[str, Callable[[Study, str, int], Training]] = {
     ),
 }
 
-BY_HEART = "teacher_accuracy"
+TEACHER = "teacher_accuracy"
+"""Column of networks, of students alone: held-out accuracy of their teacher."""
+BY_HEART = "learned_by_heart"
 """Column of networks: of how many labels in random order the teacher has learned each, in its last
 epoch. A teacher that does not fit them is no control of one that fits its own.
 """
