@@ -47,10 +47,11 @@ def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
 
 
 REMINDER = (
-    "By [the rule](../book/verdicts.md), stated before any result, a metric *shows* or is "
-    "*opposite* when the interval and the test, corrected for the number of metrics, both exclude "
-    "0 on that side; else it is *open*: these trainings do not decide. Of stored evidence, what is "
-    "open is either *negligible*, too small to matter, or *undecided*, for want of seeds."
+    "By [the rule](../book/verdicts.md), stated before any result but for one part of it, a "
+    "metric *shows* or is *opposite* when the interval and the test, corrected for the number of "
+    "metrics, both exclude 0 on that side; else it is *open*: these trainings do not decide. Of "
+    "stored evidence, what is open is either *negligible*, too small to matter, or *undecided*, "
+    "for want of seeds."
 )
 """One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
 OF_PAIRS = (

@@ -85,8 +85,9 @@ class Way:
         return LOSSES[loss].weight * (1.0 if self.weight is None else self.weight)
 
 
-# Where a loss compares, and whether labels count beside it, is as in its paper. FitNets' two stages
-# are one here: hints at the top convolution and labels together. The feature loss has the rate of
+# AT and hints compare at the top convolution and KD and DKD at the outputs, as in their papers; the
+# others at the layer that is measured, so that what they teach can be counted there. FitNets' two
+# stages are one here: hints and labels together. The feature loss has the rate of
 # the study's students, which was chosen before; of the others rate and weight are chosen (`kpnb
 # choose`) by held-out accuracy on a seed that neither evidence nor builds train. What has none is
 # still to be chosen.
