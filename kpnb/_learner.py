@@ -1,18 +1,21 @@
 """A network that is being trained: what of it moves, what it is asked for, what is kept of it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._precision import widest
 from kpnb._tensors import described
 from kpnb.checkpoints import HELPER, with_prefix
-from kpnb.features import Key, capture, check_runs, modules_below, parameters_below
+from kpnb.features import Key, call, capture, check_runs, explaining, parameters_below
 from kpnb.losses import TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
 
@@ -193,11 +196,15 @@ class Learner:
     def moved_since(self, before: Mapping[str, Tensor]) -> dict[str, float]:
         """Length of every parameter's way from ``before``."""
         return {
-            name: torch.linalg.vector_norm(
-                (parameter.detach() - before[name]).cpu(), dtype=torch.float64
-            ).item()
+            name: length(parameter.detach() - before[name])
             for name, parameter in self.model.named_parameters()
         }
+
+
+def length(step: Tensor) -> float:
+    """Euclidean, of real numbers or complex ones."""
+    step = torch.view_as_real(step) if step.is_complex() else step
+    return torch.linalg.vector_norm(step.cpu(), dtype=torch.float64).item()
 
 
 def check_labels(logits: Tensor, labels: Tensor, classes: bool = True) -> None:
@@ -210,8 +217,15 @@ def check_labels(logits: Tensor, labels: Tensor, classes: bool = True) -> None:
             f"cross-entropy needs logits [B, K] of {len(labels)} samples; the network's own output "
             f"is {described(logits)}"
         )
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"the cross-entropy of a single logit, {described(logits)}, is 0 whatever it is: give "
+            "the network one output for each class, two for yes and no"
+        )
     if labels.is_floating_point() and labels.shape == logits.shape:
-        return  # the probabilities of all classes
+        if classes:
+            check_probabilities(labels)
+        return
     wanted = (*logits.shape[:1], *logits.shape[2:])
     if labels.is_floating_point() or labels.shape != wanted:
         raise ValueError(
@@ -220,6 +234,17 @@ def check_labels(logits: Tensor, labels: Tensor, classes: bool = True) -> None:
         )
     if classes:
         check_classes(labels, logits.shape[1])
+
+
+def check_probabilities(labels: Tensor) -> None:
+    """Raise ``ValueError`` unless ``labels [B, K, ...]`` are probabilities of K classes."""
+    sums = labels.double().sum(1)
+    if labels.min() < 0 or not torch.allclose(sums, torch.ones_like(sums), atol=1e-2):
+        raise ValueError(
+            "labels that are no integers are the probabilities of all classes, which sum to 1; got "
+            f"numbers from {labels.min():.3g} to {labels.max():.3g}, sums from {sums.min():.3g} to "
+            f"{sums.max():.3g}"
+        )
 
 
 def known_labels(labels: Tensor) -> Tensor:
@@ -294,11 +319,37 @@ def trained_parameters(
 ) -> dict[str, nn.Parameter]:
     """The parameters that the objective depends on, without those that are frozen: by their owner,
     or because they lie below.
+
+    The few samples ``x`` need not reach all of them: a router may send them to one expert of many.
+    So where labels count, and nothing is frozen, every parameter may learn, and where they do not,
+    every one but those that lie above the layers.
     """
-    names = set().union(*(parameters_below(model, x, name, select) for name in objective.looks_at))
+    below = partial(parameters_below, model, x, select=select)
+    names = set().union(*(below(layer=name) for name in objective.looks_at))
     if objective.frozen_up_to is not None:
-        names -= parameters_below(model, x, objective.frozen_up_to, select)
+        names -= below(layer=objective.frozen_up_to)
+    elif objective.labels:
+        names = {*dict(model.named_parameters())}
+    else:
+        names |= {*dict(model.named_parameters())} - parameters_of_output(model, x)
     return {name: p for name, p in model.named_parameters() if name in names and p.requires_grad}
+
+
+def parameters_of_output(model: nn.Module, x: NetworkInput) -> set[str]:
+    """Names of the parameters that anything depends on that the network puts out at ``x``; of all
+    where it cannot be run to its end.
+    """
+    parameters = dict(model.named_parameters())
+    with explaining(model, device_of(model)), torch.enable_grad():
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        try:
+            found = tree_leaves(call(model, x))
+        except Exception:  # whatever a forward pass raises that was never needed to its end
+            return {*parameters}
+        ends = [each.sum() for each in found if isinstance(each, Tensor) and each.requires_grad]
+        gradients = torch.autograd.grad(ends, [*parameters.values()], allow_unused=True)
+    return {name for name, g in zip(parameters, gradients, strict=True) if g is not None}
 
 
 def resting_modules(
@@ -306,6 +357,9 @@ def resting_modules(
 ) -> list[nn.Module]:
     """Modules below the frozen layer, and whole blocks without a trained parameter: some, such as
     attention, look at their own ``training`` flag.
+
+    A module that ran before that layer need not lie below it: a branch beside it may be trained.
+    Raises ``ValueError`` for a dropout that runs on both sides of it.
     """
     blocks = []
     for module in model.modules():
@@ -314,8 +368,45 @@ def resting_modules(
             blocks.append(module)
     if objective.frozen_up_to is None:
         return blocks
-    below = modules_below(model, x, objective.frozen_up_to, select)
-    return blocks + [model.get_submodule(name) for name in below]
+    frozen = objective.frozen_up_to
+    before, total = (runs(model, x, layer, select) for layer in (frozen, ""))
+    for name in before:
+        module = model.get_submodule(name)
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if is_dropout and total[name] > before[name]:
+            raise ValueError(
+                f"the dropout {name!r} runs below {frozen!r}, where it has to rest, and above, "
+                "where it has not: make two modules of it"
+            )
+    ran = [model.get_submodule(name) for name in before]
+    return blocks + [module for module in ran if not is_trained(module)]
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any of its parameters is."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def runs(model: nn.Module, x: NetworkInput, layer: str, select: Select) -> Counter[str]:
+    """How often each leaf module runs in a pass up to and including ``layer``, by name."""
+    found: Counter[str] = Counter()
+    leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: found.update([name]))
+        for name, module in leaves.items()
+    ]
+    try:
+        with explaining(model, device_of(model)), torch.no_grad():
+            capture(model, x, [layer], select=select)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is; the CPU when it has no parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def layout_for(
@@ -361,3 +452,5 @@ def check_state(model: nn.Module) -> None:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise TypeError(f"{name!r} of the network's state is of type {kind}, not a tensor")
+        if value.dtype == torch.complex128:
+            raise TypeError(f"{name!r} is of complex128, which no file keeps: use complex64")

@@ -204,15 +204,16 @@ def train(
     checkpoints = Checkpoints(folder, schedule.epochs)
     settings = {}
     if not checkpoints.artefacts.identity:  # which says itself what belongs there
-        settings = what_determines(data, schedule, objective, teacher)
+        settings = what_determines(data, schedule, objective, teacher, test)
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
         check_same_training(checkpoints, model, settings)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
+            check_same_training(checkpoints, model, settings)  # another process may have begun one
             missing = checkpoints.to_compute()
             if missing:  # or another process has done it meanwhile
-                x = first_inputs(data, device)
+                x, _ = first_samples(data, 2, device)
                 learner = Learner(
                     model, x, schedule, objective, device, checkpoints.title, select=select
                 )
@@ -261,8 +262,8 @@ def compute(
     sets = [data] if test is None or len(test) == 0 else [data, test]
     samples, *held_out = with_targets(sets, answers, learner)
     prepare(learner, samples)
-    if settings:
-        checkpoints.artefacts.get("training", lambda: ({}, settings))
+    if settings and len(missing) > checkpoints.epochs:  # what a failed start said counts no more
+        checkpoints.artefacts.write("training", {}, settings, seconds=0.0)
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
@@ -300,7 +301,9 @@ def run_epoch(
                 entry |= train_epoch(learner, samples, epoch, rate, rows, bar)
             for others in held_out:
                 entry |= evaluate(learner, others, rows)
-        return entry | {"norms": learner.moved_since(before)}
+        norms = learner.moved_since(before)
+        check_steps(learner, norms, epoch)
+        return entry | {"norms": norms}
 
     entry, learner.rows = fitting(
         attempt, learner.rows, f"a batch of {learner.title}", learner.whole
@@ -371,6 +374,19 @@ def check_loss(
         f"the loss of {learner.title} became {loss} in {when} samples: use a lower learning rate "
         f"than {rate:g}; earlier epochs are kept"
     )
+
+
+def check_steps(learner: Learner, norms: Mapping[str, float], epoch: int) -> None:
+    """``FloatingPointError`` where a step of an epoch left weights that are not finite, as a
+    gradient does of which the loss, that was looked at before, shows nothing.
+    """
+    lost = [name for name in learner.trained if not math.isfinite(norms[name])]
+    if lost and epoch:
+        raise FloatingPointError(
+            f"{lost[0]!r} of {learner.title} is no longer finite after epoch {epoch}, though its "
+            "loss was: use a lower learning rate, or find the operation whose derivative is not "
+            "finite (torch.autograd.detect_anomaly); earlier epochs are kept"
+        )
 
 
 @torch.no_grad()
@@ -446,7 +462,7 @@ def with_targets(sets: Sequence[Data], answers: Answers, learner: Learner) -> li
     device = learner.device
     layers = learner.objective.theirs
     answers = Answers(private_copy(answers.teacher).to(device).eval(), answers.select)
-    check_runs(answers.teacher, first_inputs(sets[0], device), layers, answers.select)
+    check_runs(answers.teacher, first_samples(sets[0], 2, device)[0], layers, answers.select)
     found: list[Samples] = []
     rows = learner.schedule.batch_size
     for data in sets:
@@ -496,9 +512,9 @@ def check_arguments(
         raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
 
 
-def first_inputs(data: Data, device: str) -> NetworkInput:
-    """Inputs of the first two samples, for a look at the network. TypeError for no tensors."""
-    x, labels = data.batch(torch.arange(min(2, len(data))), device)
+def first_samples(data: Data, count: int, device: str) -> tuple[NetworkInput, Tensor]:
+    """Inputs and labels of the first ``count`` samples. TypeError for no tensors."""
+    x, labels = data.batch(torch.arange(min(count, len(data))), device)
     parts = list(x.values()) if isinstance(x, Mapping) else [x]
     for part in (*parts, labels):
         if not isinstance(part, Tensor):
@@ -506,7 +522,7 @@ def first_inputs(data: Data, device: str) -> NetworkInput:
                 f"{type(data).__name__}.batch gives tensors, inputs and labels; got "
                 f"{type(part).__name__}: torch.as_tensor makes one"
             )
-    return x
+    return x, labels
 
 
 def check_samples_first(feature: Tensor, what: str, samples: int) -> None:
@@ -519,12 +535,17 @@ def check_samples_first(feature: Tensor, what: str, samples: int) -> None:
 
 
 def what_determines(
-    data: Data, schedule: Schedule, objective: TrainingObjective, teacher: nn.Module | None
+    data: Data,
+    schedule: Schedule,
+    objective: TrainingObjective,
+    teacher: nn.Module | None,
+    test: Data | None,
 ) -> dict[str, Any]:
-    """What tells one training from another, but for the initial weights; of data only their
-    number.
+    """What tells one training from another, but for the initial weights. Of training data only
+    their number, because noise may be added to them; of held-out samples the first ones, too.
     """
     found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
+    found["test"] = None if test is None or len(test) == 0 else first_of(test)
     if objective.loss and teacher is not None:
         state = teacher.state_dict().items()  # a quantised teacher's has more than numbers
         weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
@@ -532,22 +553,31 @@ def what_determines(
     return found
 
 
+def first_of(data: Data, count: int = 32) -> str:
+    """How many samples there are, and a digest of the first ones and their labels."""
+    x, labels = first_samples(data, count, "cpu")
+    tensors = {"x": x} if isinstance(x, Tensor) else {f"x.{name}": x[name] for name in x}
+    state = safetensors.torch.save(copied(tensors | {"labels": labels}))
+    return f"{len(data)} samples, {digest(state)[:20]}"
+
+
 def check_same_training(
     checkpoints: Checkpoints, model: nn.Module, settings: Mapping[str, Any]
 ) -> None:
     """Raise ValueError when a folder has the checkpoints of another training: other settings or
-    other initial weights.
+    other initial weights. Nothing is compared without settings.
     """
     artefacts = checkpoints.artefacts
-    if len(checkpoints.missing()) > checkpoints.epochs:
+    if not settings or len(checkpoints.missing()) > checkpoints.epochs:
         return
     other = f"{artefacts.path} holds another training"
     known = artefacts.info("training") or {}
     settings = json.loads(json.dumps(settings))  # as they come back from a file
-    for name, value in known.items():
-        if value != settings.get(name):
+    for name in {**known, **settings} if known else ():
+        if known.get(name) != settings.get(name):
             raise ValueError(
-                f"{other}, whose {name} is {value}, not {settings.get(name)}: choose another folder"
+                f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}: choose "
+                "another folder"
             )
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):

@@ -46,16 +46,36 @@ def feature(student: Tensor, teacher: Tensor, scale: str = "energy", energy: flo
     return (student - teacher).square().sum() / len(student) / divisor
 
 
-def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def soft_targets(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0, labels: Tensor | None = None
+) -> Tensor:
     """Output distillation: mean over the batch of ``T^2 KL(softmax(z_T / T) || softmax(z_S / T))``.
 
-    Hinton, Vinyals and Dean 2015, section 2; logits ``[B, K]``, T the ``temperature``, nats.
+    Hinton, Vinyals and Dean 2015, section 2; logits ``[B, K]``, T the ``temperature``, nats. Of
+    several labels a sample, ``[B, n]``, the logits are ``[B, K, n]``, and the sum over n is taken;
+    the ``labels`` are looked at for their shape alone.
     """
     positive(temperature=temperature)
+    check_logits(student, labels)
     ours = F.log_softmax(student / temperature, 1)
     theirs = F.log_softmax(teacher / temperature, 1)
     divergence = F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
     return temperature**2 * divergence
+
+
+def check_logits(logits: Tensor, labels: Tensor | None) -> None:
+    """Raise ``ValueError`` unless the second dimension is that of at least two classes, as the
+    ``labels`` of several a sample show.
+    """
+    shape = list(logits.shape)
+    if logits.dim() < 2 or shape[1] < 2:
+        raise ValueError(f"softened outputs need logits [B, K] of two classes or more; got {shape}")
+    if logits.dim() > 2 and labels is not None and list(labels.shape) != [shape[0], *shape[2:]]:
+        raise ValueError(
+            f"logits of several labels a sample are [B, K, n], the classes second; got {shape} "
+            f"for labels {list(labels.shape)}: let the network put out its classes there "
+            "(transpose(1, 2))"
+        )
 
 
 # ------------------------------------------------------------------------- losses of each sample

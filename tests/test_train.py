@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
 from kpnb._learner import mean_cross_entropy
-from kpnb.checkpoints import Checkpoints
+from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
     LOSSES,
@@ -826,3 +826,253 @@ def test_the_store_and_a_folder_hold_the_same_training(tmp_path: Path):
     stored = training.baseline(Store(tmp_path), mlp(), data, schedule)
     plain = distill.train(mlp(), data, schedule, labels_only())
     assert same(stored.finish().checkpoints.tensors(), plain.tensors())
+
+
+# ------------------------------------------------------------------ a folder of one's own training
+
+
+class Failing(TensorData):
+    """Held-out samples of which no more than the first 32 can be had."""
+
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        if int(index.max()) > 31:
+            raise MemoryError("too many samples")
+        return super().batch(index, device)
+
+
+def held_out(seed: int = 1) -> TensorData:
+    return points(40, seed)
+
+
+def test_a_start_that_failed_leaves_no_settings_behind(tmp_path: Path):
+    """The next training in that folder is the one that it says it is, and can be resumed."""
+    data, failing = points(), Failing(held_out().x, held_out().y)
+    first, second = (Schedule(epochs=1, lr=0.1, batch_size=size) for size in (8, 4))
+    with pytest.raises(MemoryError, match="too many samples"):
+        distill.baseline(smooth(), data, first, folder=tmp_path, test=failing)
+    found = distill.baseline(smooth(), data, second, folder=tmp_path)
+    assert same(found.state(), distill.baseline(smooth(), data, second).state())
+    again = distill.baseline(smooth(), data, second, folder=tmp_path)
+    assert same(again.state(), found.state())
+    with pytest.raises(ValueError, match="holds another training, whose schedule is"):
+        distill.baseline(smooth(), data, first, folder=tmp_path)
+
+
+def test_who_waited_for_the_folder_does_not_get_anothers_training(tmp_path: Path, monkeypatch):
+    """Planted: while this training waits for the lock, another one is finished in its folder."""
+    data, slow, fast = points(), Schedule(epochs=1, lr=0.1), Schedule(epochs=1, lr=1.0)
+    locked = Artefacts.locked
+    waited = []
+
+    def waits(artefacts):
+        if not waited:
+            waited.append(True)
+            distill.baseline(smooth(), data, slow, folder=tmp_path)
+        return locked(artefacts)
+
+    monkeypatch.setattr(Artefacts, "locked", waits)
+    with pytest.raises(ValueError, match=r"holds another training, whose schedule is .*0.1"):
+        distill.baseline(smooth(), data, fast, folder=tmp_path)
+
+
+class Two(nn.Module):
+    """Two heads, of which ``select`` says which one counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = smooth(1), smooth(2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+
+def test_what_only_one_of_two_trainings_says_tells_them_apart(tmp_path: Path):
+    data, schedule = points(), Schedule(epochs=1)
+    distill.baseline(Two(), data, schedule, folder=tmp_path / "select")
+    with pytest.raises(ValueError, match="whose select is None, not "):
+        distill.baseline(Two(), data, schedule, folder=tmp_path / "select", select={"": 1})
+    folder = tmp_path / "test"
+    one = distill.baseline(smooth(), data, schedule, folder=folder, test=held_out())
+    assert distill.baseline(smooth(), data, schedule, folder=folder, test=held_out()).log == one.log
+    for other in (held_out(2), None):
+        with pytest.raises(ValueError, match=r"whose test is 40 samples, .*, not "):
+            distill.baseline(smooth(), data, schedule, folder=folder, test=other)
+
+
+# ------------------------------------------------------------------ which parameters are trained
+
+
+class Experts(nn.Module):
+    """Each sample goes to the expert that the sign of its first number says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.experts = nn.ModuleList([nn.Linear(5, 4), nn.Linear(5, 4)]).double()
+            self.above = nn.Linear(4, 3).double()
+
+    def mixed(self, x: Tensor) -> Tensor:
+        found = x.new_zeros(len(x), 4)
+        for number, expert in enumerate(self.experts):
+            mine = (x[:, 0] > 0) == bool(number)
+            if mine.any():
+                found = found.index_put((mine.nonzero()[:, 0],), expert(x[mine]))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.mixed(x)
+        return self.above(self.seen.tanh())
+
+
+class Mixed(nn.Module):
+    """The same with a layer at which a feature can be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Experts()
+        self.feature = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner.above(self.feature(self.inner.mixed(x)).tanh())
+
+
+@pytest.mark.parametrize("taught", [False, True], ids=["labels", "feature"])
+def test_an_expert_that_the_first_samples_do_not_reach_learns_too(taught: bool):
+    data = points(64)
+    first = data.x[:, 0].abs()
+    first[2:] *= torch.where(torch.arange(62) % 2 == 0, -1.0, 1.0)
+    data = TensorData(torch.cat([first[:, None], data.x[:, 1:]], 1), data.y)
+    schedule = Schedule(epochs=1, lr=0.05, batch_size=8, weight_decay=0.0)
+    if taught:
+        teacher = Mixed()
+        with torch.no_grad():
+            for parameter in teacher.parameters():
+                parameter += 0.3
+        found = distill.student(Mixed(), teacher, "feature", data, schedule)
+    else:
+        found = distill.baseline(Mixed(), data, schedule)
+    norms = found.step_norms()[1]
+    assert all(norms[f"inner.experts.{number}.weight"] > 0 for number in (0, 1))
+    assert (norms["inner.above.weight"] == 0) is taught  # it lies above the feature
+
+
+class Branches(nn.Module):
+    """A branch with batch normalisation that runs before ``body`` and does not lie below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
+        self.body = nn.Linear(5, 4).double()
+        self.end = nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside = self.beside(x)
+        return self.end(torch.cat([beside, self.body(x)], 1))
+
+
+def test_only_what_lies_below_the_frozen_layer_rests():
+    found = distill.head(Branches(), "body", points(), Schedule(epochs=1, lr=0.1, batch_size=8))
+    norms = found.step_norms()[1]
+    assert norms["body.weight"] == 0 < norms["beside.0.weight"]
+    before, after = found.state(0), found.state(1)
+    assert not torch.equal(before["beside.1.running_mean"], after["beside.1.running_mean"])
+
+
+class Shared(nn.Module):
+    """One dropout before a layer and after it."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.body, self.end = nn.Linear(5, 4).double(), nn.Linear(4, 3).double()
+        self.drop, self.act = nn.Dropout(p), nn.Tanh()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.act(self.drop(self.body(self.act(self.drop(x))))))
+
+
+def test_a_dropout_on_both_sides_of_the_frozen_layer_is_refused():
+    data, schedule = points(), Schedule(epochs=1, lr=0.1)
+    with pytest.raises(ValueError, match=r"dropout 'drop' runs below 'body', where .* two modules"):
+        distill.head(Shared(0.5), "body", data, schedule)
+    assert distill.head(Shared(0.0), "body", data, schedule).step_norms()[1]["end.weight"] > 0
+
+
+# ------------------------------------------------------------------ what cannot be learned
+
+
+def test_one_logit_and_numbers_that_are_no_probabilities_are_refused():
+    x, _ = PAIR
+    one = nn.Linear(5, 1).double()
+    yes = (x[:, :1] > 0).double()
+    schedule = Schedule(epochs=1)
+    with pytest.raises(
+        ValueError, match=r"a single logit, .*, is 0 whatever it is: .* two for yes"
+    ):
+        distill.baseline(one, TensorData(x, yes), schedule)
+    with pytest.raises(ValueError, match=r"softened outputs need logits .* got \[2, 1\]"):
+        distill.student(one, one, "", TensorData(x, yes), schedule, loss="soft_targets")
+    values = torch.linspace(-1, 2, 3 * len(x), dtype=torch.float64).reshape(-1, 3)
+    with pytest.raises(ValueError, match="sum to 1; got numbers from -1 to"):
+        distill.baseline(network(), TensorData(x, values), schedule)
+
+
+class Tokens(nn.Module):
+    """Logits of each token, the classes last, or second as PyTorch's losses have them."""
+
+    def __init__(self, second: bool) -> None:
+        super().__init__()
+        self.end, self.second = nn.Linear(5, 4).double(), second
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.end(x[:, None].expand(-1, 6, -1))
+        return logits.transpose(1, 2) if self.second else logits
+
+
+def test_softened_outputs_of_tokens_want_the_classes_second():
+    x, _ = PAIR
+    labels = torch.arange(6).remainder(4).expand(len(x), 6).contiguous()
+    data, schedule = TensorData(x, labels), Schedule(epochs=1)
+    with pytest.raises(ValueError, match=r"\[B, K, n\], the classes second; got \[2, 6, 4\]"):
+        distill.student(Tokens(False), Tokens(False), "", data, schedule, loss="soft_targets")
+    distill.student(Tokens(True), Tokens(True), "", data, schedule, loss="soft_targets")
+
+
+class Root(nn.Module):
+    """Its loss is finite, the derivative of the root of 0 is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end, self.g = nn.Linear(5, 3).double(), nn.Parameter(torch.zeros(()).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(x) * (1 + self.g.sqrt())
+
+
+def test_a_last_step_that_loses_the_weights_is_no_epoch(tmp_path: Path):
+    data, schedule = points(8), Schedule(epochs=1, lr=0.1, batch_size=8)
+    with pytest.raises(FloatingPointError, match=r"'g' of .* is no longer finite after epoch 1"):
+        distill.baseline(Root(), data, schedule, folder=tmp_path)
+    assert [path.stem for path in tmp_path.glob("epoch-*.json")] == ["epoch-000"]
+
+
+class Wave(nn.Module):
+    """A complex weight, as networks have that learn in the Fourier domain."""
+
+    def __init__(self, dtype: torch.dtype = torch.complex64) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(5, 3, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.w.dtype) @ self.w).real
+
+
+def test_steps_of_complex_weights_have_a_length():
+    found = distill.baseline(Wave(), points(), Schedule(epochs=1, lr=0.1, weight_decay=0.0))
+    step = found.state(1)["w"] - found.state(0)["w"]
+    wanted = (step.real.square() + step.imag.square()).sum().sqrt().item()
+    assert found.step_norms()[1]["w"] == pytest.approx(wanted)
+    assert wanted > 0
+    double = Wave(torch.complex128)
+    with pytest.raises(TypeError, match=r"'w' .* complex128, which no file"):
+        distill.baseline(double, points(), Schedule(epochs=1))
