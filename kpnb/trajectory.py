@@ -15,7 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import __version__
-from kpnb._identity import digest_of, identity_of, identity_of_call
+from kpnb._identity import (
+    digest_of,
+    identity_of,
+    identity_of_call,
+    identity_of_code,
+    identity_of_input,
+)
 from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
@@ -42,6 +48,7 @@ from kpnb.weights import (
     looked_in,
     lying_in,
     patterns_in,
+    read_weights,
     weights_in,
 )
 
@@ -51,6 +58,9 @@ Checkpoint = Source | Callable[[], Source]
 
 COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
 """A number in the name of a file that is said to count epochs or steps."""
+
+BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24})\.safetensors")
+"""What kpnb itself writes into a folder of checkpoints that is none of them."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,8 @@ class Recorder:
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
                 ``folder``, and goes on after it. ``ValueError`` when epochs are recorded, and the
-                model's weights are those of none
+                model's weights are those of none, or anything else is not as it was recorded;
+                attributes that a training changes, such as a rate of dropout, may be
     """
 
     _live = True  # a training, which may go on later; not checkpoints that are loaded
@@ -210,14 +221,17 @@ class Recorder:
                 "that is trained?",
                 len(self._epochs),
             )
-        weights = "" if self._artefacts is None else weights_digest(self.model)
+        kept = self._artefacts is not None
+        weights, settings = (weights_digest(self.model), self._settings) if kept else ("", "")
         if not (self.resume and not self._epochs and self._take_up(weights)):
-            found = self._measure(weights)
+            name = self._address(weights) if kept else ""
+            found = self._measure(name)
             self.layers = list(found)  # without those that cannot be measured, which was said
             self._warn_of_undefined(found)
-            epochs = [*self._epochs, {"norms": norms, "weights": weights}]
-            if self._artefacts is not None and self._live:
-                self._artefacts.write("recorder", {}, {"epochs": epochs}, 0.0)
+            epochs = [*self._epochs, {"norms": norms, "weights": weights, "name": name}]
+            if kept and self._live:
+                told = {"epochs": epochs, "settings": settings}
+                self._artefacts.write("recorder", {}, told, 0.0)
             self._measured.append(found)
             self._epochs = epochs
         self._before = now
@@ -265,9 +279,8 @@ class Recorder:
             )
         return norms
 
-    def _measure(self, weights: str) -> dict[str, Entropy]:
-        """Results by layer, on the CPU; from the folder where they are there."""
-        name = "" if self._artefacts is None else self._address(weights)
+    def _measure(self, name: str) -> dict[str, Entropy]:
+        """Results by layer, on the CPU; from the folder where they are there by this name."""
         item = None if self._artefacts is None else self._artefacts.read(name)
         if item is not None:
             return self._results(item)
@@ -315,25 +328,36 @@ class Recorder:
         """Digest of what ``forward`` does with the network, as it is before its first epoch."""
         return digest(identity_of_call(self.model, self.forward))
 
+    @cached_property
+    def _settings(self) -> str:
+        """Digest of what is the same for all epochs of a training, as it is before the first."""
+        code = digest(identity_of_code(self.model, self.forward))
+        return digest(self._how() | {"code": code})
+
     def _address(self, weights: str) -> str:
         """Name of the artefact of a measurement: a digest of everything that determines it."""
-        parts = (self.units, self.solver or ClosedForm(), self.objective)
         network = re.sub(r" at 0x\w+", "", repr(self.model))
         identity = {
-            "kpnb": __version__,
             "network": f"{type(self.model).__qualname__} {network}",
             "weights": weights,
+            "call": self._call,
+        }
+        return f"entropy-{digest(self._how() | identity)[:24]}"
+
+    def _how(self) -> dict[str, Any]:
+        """What determines a measurement beside the network."""
+        parts = (self.units, self.solver or ClosedForm(), self.objective)
+        return {
+            "kpnb": __version__,
             "input": self._input,
             "layers": self._asked,
             "how": [identity_of(part) for part in parts],
             "scale": self.scale,
             "seed": self.seed,
             "perturb": self.perturb,
-            "call": self._call,
             "select": repr(self.select),
             "batch_dim": repr(self.batch_dim),
         }
-        return f"entropy-{digest(identity)[:24]}"
 
     def _take_up(self, weights: str) -> bool:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
@@ -353,15 +377,22 @@ class Recorder:
                 "weights are those of none: load a checkpoint of that training first, or choose "
                 "another folder"
             )
-        epochs = epochs[: known[-1] + 1]
-        items = [self._artefacts.read(self._address(entry["weights"])) for entry in epochs]
-        if None in items:
+        # By its name, as the network may have had other attributes then. Old lists have no names.
+        epochs = [{"name": self._address(e["weights"])} | e for e in epochs[: known[-1] + 1]]
+        items = [self._artefacts.read(entry["name"]) for entry in epochs]
+        if None in items or item.info.get("settings", self._settings) != self._settings:
             raise ValueError(
                 f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
                 "other settings: start again with another folder"
             )
         self._measured, self._epochs = [self._results(item) for item in items], epochs
         self.layers = list(self._measured[-1])
+        if epochs[-1]["name"] != self._address(weights):
+            log.warning(
+                "epoch %d was recorded with other attributes of the network or its modules than it "
+                "has now; if the training has not changed them, start again with another folder",
+                len(epochs) - 1,
+            )
         return True
 
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
@@ -430,8 +461,9 @@ def trajectory(
     folder      keep what was measured there; it is not measured again for the same weights, input,
                 layer, settings, and network and ``forward`` as they are at the start: their code,
                 what it closes over, global constants it names, plain attributes (numbers, text,
-                tensors, and containers and objects of your own with these). What objects of
-                installed packages hold is not seen: after a change there, take another folder
+                tensors, and containers and objects of your own with these), also in modules of
+                your own. What objects of installed packages hold and what a function imports
+                itself is not seen: after a change there, take another folder
 
     Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
     an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
@@ -441,7 +473,7 @@ def trajectory(
     patterns whose files have no one order.
     """
     check_model(model)
-    sources = in_order(checkpoints)
+    sources = in_order(checkpoints, entry)
     recorder = Recorder(
         private_copy(model),
         x,
@@ -494,15 +526,18 @@ def _resolved(source: Checkpoint) -> Source:
 
 def in_order(
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
+    entry: str | None = None,
 ) -> list[Checkpoint]:
     """One entry for each epoch: patterns and a folder become their files, in natural order.
 
     A number behind "epoch", "ep", "iter" or "step" orders them; without these, all numbers have to
-    agree. A list is taken at its word; files whose numbers do not grow with it are logged.
+    agree. A list is taken at its word; files whose numbers do not grow with it are logged. What
+    else kpnb has written beside checkpoints is left out.
 
     Raises ``FileNotFoundError`` for a pattern or folder without files and for a file that is not
-    there, ``ValueError`` when files differ in more than numbers, when these do not agree, or when
-    fewer than two checkpoints are left; ``TypeError`` for a set, which has no order.
+    there, ``ValueError`` when files differ in more than numbers, when these do not agree, when
+    fewer than two checkpoints are left, or when two are the same tensors (of the ``entry``) in
+    memory; ``TypeError`` for a set, which has no order.
     """
     found: list[Checkpoint] = []
     given = list(_listed(checkpoints))
@@ -516,7 +551,8 @@ def in_order(
             raise FileNotFoundError(
                 f"checkpoint {pattern}: there is no such file or folder{looked_in(pattern)}"
             )
-        files = [Path(name) for name in glob.glob(str(expanded(pattern)), recursive=True)]
+        names = glob.glob(str(expanded(pattern)), recursive=True)
+        files = _without_our_own(map(Path, names))
         if not files:
             raise FileNotFoundError(f"no checkpoints match {pattern}{looked_in(pattern)}")
         found += _natural(files, pattern)
@@ -525,7 +561,7 @@ def in_order(
             f"{len(found)} checkpoint(s); the metrics need the untrained network and at least one "
             f"epoch{_suggested(checkpoints)}"
         )
-    _check_not_shared(found)
+    _check_not_shared(found, entry)
     return found
 
 
@@ -539,7 +575,7 @@ def _listed(
         folder = expanded(checkpoints)
         if not folder.is_dir():
             return [checkpoints]
-        files = weights_in(folder)
+        files = _without_our_own(weights_in(folder))
         if not files:
             remedy = f"give a pattern or a list{_suggested(folder)}"
             raise FileNotFoundError(f"no checkpoints in {folder}: {lying_in(folder)}{remedy}")
@@ -554,6 +590,17 @@ def _listed(
             f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}{hint}"
         )
     return checkpoints
+
+
+def _without_our_own(files: Iterable[Path]) -> list[Path]:
+    """Without what kpnb writes beside checkpoints, which has a JSON part: the settings of its
+    trainings, and what was measured where ``folder=`` is that of the checkpoints.
+    """
+    return [
+        file
+        for file in files
+        if not (BESIDE.fullmatch(file.name) and file.with_suffix(".json").exists())
+    ]
 
 
 def _suggested(checkpoints: object) -> str:
@@ -651,21 +698,30 @@ def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
         )
 
 
-def _check_not_shared(sources: Sequence[Checkpoint]) -> None:
-    """``ValueError`` for state dicts that are the same tensors in memory."""
+def _check_not_shared(sources: Sequence[Checkpoint], entry: str | None) -> None:
+    """``ValueError`` for networks and state dicts that are the same tensors in memory."""
     seen: dict[frozenset[int], int] = {}
     for number, source in enumerate(sources):
-        if not isinstance(source, Mapping):
-            continue
-        tensors = [value for value in source.values() if isinstance(value, Tensor)]
-        places = frozenset(value.data_ptr() for value in tensors if value.numel())
+        places = _places(source, entry)
         if places and places in seen:
             raise ValueError(
                 f"checkpoints {seen[places]} and {number} are the same tensors in memory: "
-                "state_dict() gives the network's own, which training changes; keep "
-                "copy.deepcopy(model.state_dict())"
+                "state_dict() gives the network's own, which training changes, and all are listed "
+                "before the first is measured; keep copy.deepcopy(model.state_dict())"
             )
         seen[places] = number
+
+
+def _places(source: Checkpoint, entry: str | None) -> frozenset[int]:
+    """Where in memory the weights of a network or a state dict lie; nowhere for anything else."""
+    if not isinstance(source, Mapping | nn.Module):
+        return frozenset()
+    try:
+        weights, _ = read_weights(source, entry=entry)
+    except ValueError:  # which says more when it is loaded
+        return frozenset()
+    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
+    return frozenset(value.data_ptr() for value in tensors if value.numel())
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -677,7 +733,7 @@ def weights_digest(model: nn.Module) -> str:
 def _digest_of_inputs(inputs: Inputs) -> str:
     """SHA-256 (hex) of what is perturbed and of everything else the network is called with."""
     others = {name: v for name, v in inputs.others.items() if isinstance(v, Tensor)}
-    rest = {name: repr(v) for name, v in inputs.others.items() if name not in others}
+    rest = {name: identity_of_input(v) for name, v in inputs.others.items() if name not in others}
     rows = [sorted(inputs.own)] if inputs.stated else []
     return digest([digest_of({"": inputs.x} | others), inputs.name, rest, *rows])
 

@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 import textwrap
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -23,11 +24,14 @@ from torch import Tensor, nn
 
 import kpnb
 from kpnb import distill
-from kpnb.checkpoints import Artefacts
+from kpnb._identity import digest_of, identity_of_call
+from kpnb.checkpoints import Artefacts, digest
 from kpnb.distill import TensorData
+from kpnb.inputs import read_inputs
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
 from kpnb.schedule import Schedule
+from kpnb.trajectory import _digest_of_inputs as digest_of_inputs
 from kpnb.trajectory import in_order, weights_digest
 from tests.by_hand import metrics_by_hand
 from tests.models import images, small_net
@@ -213,8 +217,9 @@ def test_it_agrees_with_our_own_trainings_to_the_digit(adamw, tmp_path):
         ]
     )
     expected = six_metrics(entropy, FOREGROUND, weight_distance(initial, steps), CHEAP["choices"])
-    for checkpoints in (training, tmp_path / "epoch-*.safetensors"):
-        found = kpnb.trajectory(net(3), checkpoints, X, FOREGROUND, "8", **CHEAP)
+    beside = CHEAP | {"folder": tmp_path}  # what was measured lies there from the first call on
+    for checkpoints in (training, *[tmp_path / name for name in ("epoch-*.safetensors", "", "*s")]):
+        found = kpnb.trajectory(net(3), checkpoints, X, FOREGROUND, "8", **beside)
         assert torch.equal(found.entropy, entropy)
         assert torch.equal(found.distance, weight_distance(initial, steps))
         assert str(found.row()) == str(expected.row())
@@ -375,6 +380,79 @@ def test_a_recorder_goes_on_after_an_interruption(foreseen, trained, tmp_path, m
     (tmp_path / "recorder.json").write_text("{")
     with pytest.raises(ValueError, match=r"list of epochs in .* is damaged"):
         recorder(model).epoch()
+
+
+def recorded_with_schedule(folder: Path) -> nn.Sequential:
+    """A network of two recorded epochs, whose rate of dropout the training has changed between."""
+    model = net()
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=folder, **CHEAP)
+    recorder.epoch()
+    model.load_state_dict(net(1).state_dict())
+    model[9].p = 0.2
+    recorder.epoch()
+    return model
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2, 0.1], ids=["as built", "as recorded", "next"])
+def test_a_network_whose_attributes_the_training_changes_is_recorded_further(
+    rate, tmp_path, monkeypatch, caplog
+):
+    states = [net(seed).state_dict() for seed in range(3)]
+    plain = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    model = recorded_with_schedule(tmp_path)
+    calls = count_measurements(monkeypatch)
+    model[9].p = rate
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    recorder.epoch()
+    assert "epoch 1 was recorded with other attributes of the network" in caplog.text
+    model.load_state_dict(states[2])
+    recorder.epoch()
+    assert len(calls) == 1
+    assert equal(recorder.trajectory(), plain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"scale": 2.0},
+        {"x": X + 1},
+        {"layer": "5"},
+        {"forward": lambda model, x: model(2 * x)},
+        {"activation": nn.GELU()},
+        {"damaged": "entropy-*.safetensors"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_was_recorded_in_another_way_is_not_gone_on_with(change, tmp_path):
+    model = recorded_with_schedule(tmp_path)
+    given = {"x": X, "foreground": FOREGROUND, "layer": "8", "folder": tmp_path, "resume": True}
+    given |= CHEAP | change
+    model[8] = given.pop("activation", model[8])
+    for file in tmp_path.glob(given.pop("damaged", "none")):
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+    recorder = kpnb.Recorder(model, **given)
+    with pytest.raises(ValueError, match="damaged or was measured with other settings"):
+        recorder.epoch()
+
+
+def test_a_recording_without_names_of_its_results_is_read(tmp_path, monkeypatch):
+    """As lists of epochs were at first: the names are those of the network as it is."""
+    model = net()
+    first = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    first.epoch()
+    kept = Artefacts(tmp_path)
+    epochs = [{k: e[k] for k in ("norms", "weights")} for e in kept.info("recorder")["epochs"]]
+    kept.write("recorder", {}, {"epochs": epochs}, 0.0)
+    calls = count_measurements(monkeypatch)
+    for expected in (1, 1):
+        model.load_state_dict(net().state_dict())
+        recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+        recorder.epoch()
+        model.load_state_dict(net(1).state_dict())
+        recorder.epoch()
+        assert len(calls) == expected
+    assert all("name" in entry for entry in kept.info("recorder")["epochs"])
 
 
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
@@ -713,6 +791,27 @@ def test_networks_and_the_model_itself_as_checkpoints(trained):
         kpnb.trajectory(model, [model.state_dict()] * 2, X, FOREGROUND, "8", **CHEAP)
 
 
+@pytest.mark.parametrize(
+    ("kept", "entry"),
+    [
+        (lambda model: model, None),
+        (nn.DataParallel, None),
+        (lambda model: model.state_dict(), None),
+        (lambda model: {"model": model.state_dict(), "loss": torch.rand(())}, None),
+        (lambda model: {"model": net().state_dict(), "ema": model.state_dict()}, "ema"),
+    ],
+    ids=["network", "wrapped", "state dict", "with a loss", "by its entry"],
+)
+def test_a_network_that_goes_on_training_is_no_checkpoint(kept, entry):
+    """A generator is run to its end first, so all of its epochs would be the last."""
+    model, how = net(), CHEAP | {"entry": entry}
+    with pytest.raises(ValueError, match=r"0 and 1 are the same tensors .*before the first is"):
+        kpnb.trajectory(net(3), (kept(model) for _ in loop(model)), X, FOREGROUND, "8", **how)
+    copies = (copy.deepcopy(kept(model)) for _ in loop(model, 2))
+    found = kpnb.trajectory(net(3), copies, X, FOREGROUND, "8", **how)
+    assert found.distance.diff().min() > 0
+
+
 def test_averages_and_students_by_name(trained, caplog):
     states, files = trained
     both = [{"state_dict": s, "state_dict_ema": {n: v * 2 for n, v in s.items()}} for s in states]
@@ -848,6 +947,77 @@ def test_networks_of_several_inputs(trained, tmp_path, monkeypatch):
     assert torch.equal(recorder.trajectory().entropy[0], plain.entropy[0])
 
 
+class Weighted(nn.Module):
+    """A network of an image and of weights of its pixels, the first 432, wherever those are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, image: Tensor, kept: object) -> Tensor:
+        while not isinstance(kept, Tensor):
+            kept = vars(kept) if hasattr(kept, "__dict__") else kept
+            kept = next(iter(kept.values() if isinstance(kept, dict) else kept))
+        return self.body(image * kept.to_dense()[:432].view(3, 12, 12))
+
+
+class Kept:
+    def __init__(self, weights: object) -> None:
+        self.weights = weights
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda w: [w],
+        lambda w: (w,),
+        lambda w: {"weights": w},
+        lambda w: {"weights": [w]},
+        lambda w: SimpleNamespace(weights=w),
+        Kept,
+        lambda w: [w.to_sparse()],
+    ],
+    ids=["list", "tuple", "dict", "nested", "namespace", "object", "sparse"],
+)
+@pytest.mark.parametrize("change", ["inside", "last digits"])
+def test_tensors_in_containers_are_part_of_the_input(change, kept, tmp_path, monkeypatch):
+    """All of their numbers, of which text shows the first and last, and of these four digits."""
+    weights = torch.full((2000,), 1.1)
+    other = weights + 1e-5
+    if change == "inside":
+        other = weights.clone()
+        other[3:-3] = 50.0
+    states = [Weighted().state_dict(), {k: 2 * v for k, v in Weighted().state_dict().items()}]
+    calls = count_measurements(monkeypatch)
+
+    def measured(w: Tensor, folder: Path | None = tmp_path) -> kpnb.Trajectory:
+        given = {"image": X, "kept": kept(w.clone())}
+        how = CHEAP | {"perturb": "image", "folder": folder}
+        return kpnb.trajectory(Weighted(), states, given, FOREGROUND, "body.8", **how)
+
+    for w, expected in ((weights, 2), (weights, 2), (other, 4), (other, 4)):
+        found = measured(w)
+        assert len(calls) == expected
+    assert torch.equal(found.entropy, measured(other, folder=None).entropy)
+    assert found.settings["input"] != measured(weights).settings["input"]
+
+
+def test_other_inputs_of_any_kind_are_told_apart():
+    """Constants as they were told apart at first, so that what was measured then is found."""
+
+    def of(value: object) -> str:
+        return digest_of_inputs(read_inputs(net(), {"image": X, "other": value}, "image"))
+
+    pairs = [(slice(0, 3), slice(0, 4)), (range(3), range(4)), (Fraction(1, 3), Fraction(2, 3))]
+    pairs += [(value, value + 1) for value in (1, 1.5, Fraction(1, 3))]
+    pairs += [({"a": None}, {"a": 1}), ("a", "b"), (None, False), ([1, [2]], [1, [3]])]
+    for one, other in pairs:
+        assert of(one) == of(copy.deepcopy(one))
+        assert of(one) != of(other)
+    parts = [digest_of({"": X}), "image", {"other": "0.1"}]
+    assert of(0.1) == digest(parts)
+
+
 def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path, monkeypatch):
     states, _ = trained
     calls = count_measurements(monkeypatch)
@@ -864,6 +1034,9 @@ GAIN = 1.0
 class Scaled(nn.Module):
     """A network whose function depends on a number that is no weight, wherever that is kept."""
 
+    gains: ClassVar[list[float]] = [1.0]
+    named: ClassVar[dict[str, tuple[float]]] = {"gain": (1.0,)}
+
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
         self.body, self.gain = net(), gain
@@ -871,6 +1044,7 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.gain * self.config.gain * self.table["gain"][0]
+        x = x * self.gains[0] * self.named["gain"][0]
         return self.body(scaled(x))
 
 
@@ -880,6 +1054,15 @@ def scaled(x: Tensor) -> Tensor:
 
 def scale_by(gain: float):
     return lambda model, x: model(gain * x)
+
+
+ops, inner = ModuleType("ops"), ModuleType("ops.inner")  # of somebody's own, in two files
+ops.inner, inner.ops = inner, ops  # that import each other
+
+
+def written_in(module: ModuleType, gain: float) -> ModuleType:
+    exec(f"def times(x):\n    return {gain} * x", vars(module))
+    return module
 
 
 class ScaleBy:
@@ -901,6 +1084,19 @@ CHANGES = {
     "tensor in a container": lambda g, model, patch: model.table["gain"][0].fill_(g),
     "slope of a layer": lambda g, model, patch: setattr(model.body, "2", nn.LeakyReLU(g)),
     "global": lambda g, model, patch: patch.setattr(sys.modules[__name__], "GAIN", g),
+    "list of a class": lambda g, model, patch: patch.setattr(Scaled, "gains", [g]),
+    "dict of a class": lambda g, model, patch: patch.setattr(Scaled, "named", {"gain": (g,)}),
+    "module": lambda g, model, patch: written_in(ops, g) and (lambda m, x: m(ops.times(x))),
+    "module in a module": lambda g, model, patch: (
+        written_in(inner, g) and (lambda m, x: m(ops.inner.times(x)))
+    ),
+    "module in a closure": lambda g, model, patch: (lambda own: lambda m, x: m(own.times(x)))(
+        written_in(inner, g)
+    ),
+    "sparse matrix": lambda g, model, patch: partial(
+        lambda m, x, w: m(x * w.to_dense()[:432].view(3, 12, 12)),
+        w=torch.cat([torch.ones(9), torch.full((1980,), g), torch.ones(11)]).to_sparse(),
+    ),
     "hook": lambda g, model, patch: model.register_forward_pre_hook(lambda m, x: (x[0] * g,)),
 }
 
@@ -924,6 +1120,20 @@ def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
         found = measured(gain)
         assert len(calls) == expected
     assert torch.equal(found, measured(0.2, folder=None))
+
+
+def test_of_a_module_of_ones_own_only_what_is_used_counts():
+    def described() -> str:
+        return digest(identity_of_call(net(), lambda m, x: m(ops.times(x))))
+
+    written_in(ops, 1.0)
+    first = described()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "other", 3, raising=False)
+        patch.setattr(inner, "times", None, raising=False)
+        assert described() == first
+    written_in(ops, 2.0)
+    assert described() != first
 
 
 def test_another_process_knows_the_function_too(tmp_path):
