@@ -17,7 +17,7 @@ from kpnb._precision import widest
 from kpnb._progress import Progress
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
 from kpnb.features import Forward, Key, Network, call, explaining, for_layer, layer_names
-from kpnb.inputs import read_inputs
+from kpnb.inputs import Roles, read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
@@ -408,11 +408,21 @@ def entropies(
              tuple or list, which data loaders make of (x, y), the first entry is the input. Each
              batch is taken to the model's device
     units    as in ``entropy``, or a function from a batch's input to its units
-    check    looks at the first batch only
+    check    looks at the first batch, and at those with an input that is cut into rows for the
+             first time
+    shared   as in ``entropy``; without it, an input that was taken as shared stays so in batches
+             that have its first size by accident
 
     Yields what ``entropy`` returns, batch by batch; nothing is kept. A sample's result does not
-    depend on how the samples are divided. Raises as ``entropy`` does, with the number of the batch,
-    and ``TypeError`` for a single batch.
+    depend on how samples of one shape are divided. Texts that are padded to the longest of their
+    batch have another shape in another batch, which changes nothing for the closed form where a
+    network that masks padding makes one vector of each text (that of its first token, or a mean).
+    Where the feature is a vector for each token, padded positions are a part of it: have the model
+    pass zeros there through a module, which leaves the closed form within its ``error``, or make
+    batches of texts of one length. The stochastic learner draws other noise for another shape.
+
+    Raises as ``entropy`` does, with the number of the batch, ``ValueError`` also for an input that
+    was cut into rows and has another number of them now, and ``TypeError`` for a single batch.
     """
     check_model(model)
     if isinstance(batches, Tensor | np.ndarray | Mapping | str) or not hasattr(batches, "__iter__"):
@@ -422,14 +432,18 @@ def entropies(
         )
     device = next((parameter.device for parameter in model.parameters()), None)
     total = length_hint(batches) or None  # a loader of a stream has a length that only raises
+    roles = Roles(options.get("perturb")) if options.get("shared") is None else None
     with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
         for number, batch in enumerate(batches):
             x = _input_of(batch)
             x = _moved(x, device) if device else x
-            look = check and not number
+            how = options | {"progress": False}
             try:
-                own = units if units is None or hasattr(units, "count") else units(x)
-                found = entropy(model, x, layers, units=own, check=look, progress=False, **options)
+                how["units"] = units if units is None or hasattr(units, "count") else units(x)
+                new = roles is not None and roles.learn(x)
+                if roles is not None:
+                    how["shared"] = roles.shared_in(x)
+                found = entropy(model, x, layers, check=check and (new or not number), **how)
             except Exception as error:
                 error.add_note(f"in batch {number}")
                 raise

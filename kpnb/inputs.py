@@ -95,6 +95,63 @@ def _own(x: Tensor, others: Mapping[str, Any], shared: Sequence[str]) -> frozens
     return frozenset(rows) - frozenset(shared)
 
 
+class Learned(tuple[str, ...]):
+    """Names of shared inputs that other batches have shown to be such; the caller has not said
+    so.
+    """
+
+
+@dataclass
+class Roles:
+    """Which other inputs of one batch after the other are shared, where the caller does not say it.
+
+    One batch may have the first size of what all share by accident; another shows what it is. A
+    first size of 1 tells nothing.
+
+    perturb   name of the input that is perturbed
+    shared    names of those that were of another first size than their batch
+    own       names of the others, which are cut into rows
+    """
+
+    perturb: str | None
+    shared: set[str] = field(default_factory=set)
+    own: set[str] = field(default_factory=set)
+
+    def learn(self, x: Any) -> bool:
+        """Take up a batch ``x``; whether it has an input that is cut into rows for the first time.
+
+        Raises ``ValueError`` for one that was cut into rows, and whose first size is not that of
+        this batch.
+        """
+        sizes = _first_sizes(x)
+        samples = sizes.pop(self.perturb, None)
+        if samples is None:  # which read_inputs tells
+            return False
+        other = {name for name, size in sizes.items() if size not in (1, samples)}
+        if wrong := sorted(other & self.own):
+            raise ValueError(
+                f"{wrong[0]!r} was cut into rows, one for each sample, since its first size was "
+                f"that of a batch before; here are {sizes[wrong[0]]} for {samples} samples. What "
+                f"all samples share is named, shared={wrong[0]!r}; where nothing is, shared=()"
+            )
+        self.shared |= other
+        rows = {name for name, size in sizes.items() if size == samples > 1} - self.shared
+        new = rows - self.own
+        self.own |= rows
+        return bool(new)
+
+    def shared_in(self, x: Any) -> Learned:
+        """The names of those in the batch ``x`` that are shared."""
+        return Learned(sorted(self.shared.intersection(_first_sizes(x))))
+
+
+def _first_sizes(x: Any) -> dict[str, int]:
+    """The first size of every tensor and array in a mapping, by name; none of anything else."""
+    given = x if isinstance(x, Mapping) else {}
+    arrays = {name: value for name, value in given.items() if hasattr(value, "__array__")}
+    return {name: len(value) for name, value in arrays.items() if value.shape}
+
+
 def read_inputs(
     model: nn.Module,
     x: Any,
@@ -116,7 +173,8 @@ def read_inputs(
             "the model's parameters were made under torch.inference_mode(), which autograd cannot "
             "use: build the model outside of it, or take copy.deepcopy(model) there"
         )
-    dtype = parameter.dtype if parameter is not None else None
+    numbers = (p.dtype for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    dtype = next((found.to_real() for found in numbers), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     if isinstance(x, Mapping):
         name = _perturbed(x, perturb)
@@ -140,7 +198,8 @@ def read_inputs(
     _check_values(inputs.x)
     names = [shared] if isinstance(shared, str) else shared or ()
     own = _own(inputs.x, inputs.others, names)
-    return replace(inputs, own=own, stated=shared is not None)
+    stated = shared is not None and not isinstance(shared, Learned)
+    return replace(inputs, own=own, stated=stated)
 
 
 def _check_values(x: Tensor) -> None:

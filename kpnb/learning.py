@@ -22,7 +22,8 @@ def step_norms(
     """||w_k - w_{k-1}|| of each parameter tensor, by name; ||w_0|| without a ``before``.
 
     now, before     ``dict(model.named_parameters())``, copied; differences are taken in their own
-                    precision, at least single, and norms in double
+                    precision, at least single, and norms in double; a complex number counts as
+                    its two parts
 
     Raises ``ValueError`` when names or shapes are not those of ``before``.
     """
@@ -34,6 +35,8 @@ def step_norms(
         moved = value.detach().to(precision)
         if before is not None:
             moved = moved - before[name].to(precision)
+        if moved.is_complex():  # of which there is no norm in double precision
+            moved = torch.view_as_real(moved.resolve_conj())
         norms[name] = torch.linalg.vector_norm(moved.cpu(), dtype=torch.float64).item()
     return norms
 

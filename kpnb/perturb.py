@@ -71,7 +71,9 @@ class Perturbation:
         """Standard normal noise ``[count, 1, ...]`` for samples shaped like those of ``x``.
 
         For sequences ``[B, T, E]`` some positions are drawn after the others, so that padding at
-        the end changes nothing. Drawn on the CPU: generators of cards draw other numbers.
+        the end changes nothing of the noise before it. (A feature of a vector for each position
+        still has the padded ones as a part.) Drawn on the CPU: generators of cards draw other
+        numbers.
         """
         x = self.x
         key = (self.seed, count, stream, x.shape[1:], x.dtype, x.device)

@@ -35,7 +35,7 @@ class KnowledgePoints:
 
     points      bool ``[..., N, n]``: units discarded less than the background by more than b
     foreground, background   bool ``[N, n]``
-    defined     bool ``[..., N]``: images that have both regions and an entropy
+    defined     bool ``[..., N]``: images that have an entropy in both regions
     """
 
     points: Tensor
@@ -135,15 +135,16 @@ def knowledge_points(
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
 
     All three may be tensors, arrays or lists; regions are taken to the entropy's device. Units with
-    NaN (padding) belong to neither. An image without foreground, without background, or with
-    nothing but NaN has no defined counts: it gets NaN, which ``summarise`` counts. Raises
+    NaN (padding) belong to neither. An image without foreground or without background, also where
+    all units of one are NaN, has no defined counts: it gets NaN, which ``summarise`` counts. Raises
     ``TypeError`` for what holds no numbers, ``ValueError`` for shapes that do not fit and when no
     image has one of the regions.
     """
     entropy = as_numbers(entropy, "entropy")
     positive(True, b=b)
     foreground, background = regions(entropy, foreground, background)
-    both = foreground.any(-1) & background.any(-1)
+    known = ~entropy.isnan()
+    both = (foreground & known).any(-1) & (background & known).any(-1)
     reference = background_level(entropy, background, level)
     points = reference - entropy > b
     defined = both & ~reference[..., 0].isnan()

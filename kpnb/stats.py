@@ -6,6 +6,7 @@ network. An interval over the images of one training knows nothing of the second
 it need not hold for the next training.
 """
 
+import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,17 +226,29 @@ def paired(
 def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: "np.random.Generator") -> np.ndarray:
     """Means of resampled ``gaps [S, N]``: of images, the same for every training since all measure
     the same; and of seeds.
+
+    What is resampled is the mean that ``_difference`` takes, so a seed without a value among the
+    images drawn is left out there as it is in the data. (Without these resamples the images that
+    such a seed defines would be drawn more often than others.) Those in which no seed has a value
+    have no mean, and are not returned.
     """
     from scipy import stats  # takes half a second, which only those wait who compare
 
     every = np.arange(len(gaps))
 
     def mean(image: np.ndarray, seed: np.ndarray = every, axis: int = -1) -> np.ndarray:
-        return _mean(gaps[seed[..., :, None], image[..., None, :]], -1).mean(-1)
+        means = _mean(gaps[seed[..., :, None], image[..., None, :]], -1)
+        complete = means.mean(-1)
+        return np.where(np.isnan(complete), _mean(means, -1), complete)
 
     drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]
-    found = stats.bootstrap(drawn, mean, method="percentile", n_resamples=4000, batch=500, rng=rng)
-    return found.bootstrap_distribution
+    how = {"method": "percentile", "n_resamples": 4000, "batch": 500, "rng": rng}
+    with warnings.catch_warnings():
+        # SciPy's own interval, which is not used, has no ends where a resample has no mean.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(drawn, mean, **how)
+    means = found.bootstrap_distribution
+    return means[~np.isnan(means)]
 
 
 def _permuted(means: np.ndarray, rng: "np.random.Generator") -> float:

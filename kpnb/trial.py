@@ -269,7 +269,8 @@ def _differs(one: Tensor, two: Tensor) -> bool:
     """Whether two features of one sample differ by more than rounding.
 
     Where a longer sample has made it longer, as padding to the longest of a batch does, the part
-    that both have counts.
+    that both have counts. The other part is not judged: the feature includes it, which changes the
+    entropy unless nothing at padded positions depends on the input.
     """
     if one.shape != two.shape:
         if one.dim() != two.dim():

@@ -207,3 +207,82 @@ def test_a_call_reads_no_number_of_its_batches():
             measured(small_net().double(), images(4 * batches), max_batch=4)
         counts.append(seen.count)
     assert counts[0] == counts[1]
+
+
+# ---- what samples share, where batches tell it and nobody says it
+
+
+class Scaled(nn.Module):
+    """A linear layer of inputs ``[B, 4]`` with another scale of each, ``[4]`` or ``[B, 4]``."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, width)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x * scale)
+
+
+SCALE = torch.tensor([1.0, 5.0, 0.2, 3.0])
+SCALED = {"units": kpnb.Regions(torch.arange(4)[None]), "perturb": "x", "progress": False}
+
+
+def rows(count: int) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("width", [6, 60])
+@pytest.mark.parametrize("max_batch", [1, 2, 4, 32])
+def test_what_all_share_is_no_row_of_each_where_a_batch_has_its_size(width, max_batch):
+    """Batches of 5, 4 and 4 samples with one scale of 4 numbers."""
+    model, x, how = Scaled(width), rows(13), SCALED | {"max_batch": max_batch}
+    batches = [{"x": part, "scale": SCALE} for part in x.split([5, 4, 4])]
+    parts = list(kpnb.entropies(model, batches, "layer", **how))
+    each = kpnb.entropy(model, {"x": x, "scale": SCALE.expand(13, 4)}, "layer", **SCALED)
+    torch.testing.assert_close(torch.cat([part.entropy for part in parts]), each.entropy)
+    assert parts[1].settings == each.settings  # nobody has stated what is shared
+    stated = list(kpnb.entropies(model, batches, "layer", shared="scale", **how))
+    assert all(torch.equal(a.entropy, b.entropy) for a, b in zip(parts, stated, strict=True))
+    assert stated[1].settings == each.settings | {"shared": ["scale"]}
+
+
+def test_rows_whose_number_is_no_longer_that_of_the_samples_are_named():
+    """Of 4 samples in the first batch, which nobody has looked at, and 5 in the second."""
+    batches = [{"x": part, "scale": SCALE.numpy()} for part in rows(9).split([4, 5])]
+    found = kpnb.entropies(Scaled(), batches, "layer", check=False, max_batch=1, **SCALED)
+    next(found)
+    with pytest.raises(ValueError, match=r"'scale' was cut.* 4 for 5 .*shared='scale'") as raised:
+        next(found)
+    assert raised.value.__notes__ == ["in batch 1"]
+    for shared in ("scale", ()):
+        again = kpnb.entropies(Scaled(), batches[1:], "layer", shared=shared, **SCALED)
+        assert next(again).entropy.isfinite().all()
+
+
+def test_a_first_size_of_one_tells_nothing():
+    """Neither of a batch of one nor of what is laid over all samples."""
+    x = rows(6)
+    scales = [SCALE[None], torch.rand(3, 4) + 0.5, SCALE[None]]
+    batches = [{"x": p, "scale": s} for p, s in zip(x.split([1, 3, 2]), scales, strict=True)]
+    parts = kpnb.entropies(Scaled(), batches, "layer", max_batch=2, **SCALED)
+    each = torch.cat([scales[0], scales[1], SCALE.expand(2, 4)])
+    wanted = kpnb.entropy(Scaled(), {"x": x, "scale": each}, "layer", **SCALED)
+    torch.testing.assert_close(torch.cat([part.entropy for part in parts]), wanted.entropy)
+
+
+def test_what_is_cut_into_rows_for_the_first_time_is_looked_at():
+    """A scale of 4 numbers that comes with the second batch, of 4 samples, is taken for one of
+    each.
+    """
+
+    class Optional(Scaled):
+        def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+            return super().forward(x, torch.ones(4) if scale is None else scale)
+
+    one, two = rows(8).split(4)
+    batches = [{"x": one}, {"x": two, "scale": SCALE}]
+    found = kpnb.entropies(Optional(), batches, "layer", max_batch=1, **SCALED)
+    next(found)
+    with pytest.raises(ValueError, match=r"not clear\. Of 'scale'.*shared='scale'"):
+        next(found)

@@ -701,3 +701,22 @@ def test_parts_of_samples_in_a_list_are_named_as_shared():
     (said,) = [note for note in raised.value.__notes__ if "'right'" in note and "shared" in note]
     assert "'right' list: taken as shared by all samples" in said
     assert "one tensor with a row for each" in said
+
+
+def test_arrays_are_real_where_the_first_parameter_is_complex():
+    """As in Fourier layers: the input is of the precision of their parts."""
+
+    class Fourier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+            self.head = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.weight, 8))
+
+    x, units = torch.randn(3, 8), Regions(torch.arange(8) // 2)
+    wanted = entropy(Fourier(), x, "head", units=units)
+    found = entropy(Fourier(), x.double().numpy(), "head", units=units)
+    assert torch.equal(found.entropy, wanted.entropy)

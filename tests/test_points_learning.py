@@ -12,6 +12,7 @@ from kpnb.learning import (
     detour_ratio,
     learning_distance,
     richest_epoch,
+    step_norms,
     weight_distance,
 )
 from kpnb.metrics import Choices, six_metrics
@@ -92,6 +93,32 @@ def test_images_without_a_region_are_undefined_and_counted():
     spoiled = ENTROPY.clone()
     spoiled[1] = torch.nan
     assert knowledge_points(spoiled, FOREGROUND).n_fg.isnan().tolist() == [False, True]
+
+
+@pytest.mark.parametrize("level", ["image", "dataset"])
+@pytest.mark.parametrize("region", [FOREGROUND, ~FOREGROUND], ids=["foreground", "background"])
+def test_a_region_of_nothing_but_nan_is_none(region, level):
+    """In the second epoch, of the second image; it has points in the other region."""
+    other = torch.tensor([-2.0, -2.1, -9.0, -2.0, -2.1, -9.0], dtype=torch.float64)
+    epochs = torch.stack([ENTROPY, torch.stack([ENTROPY[0], other]), ENTROPY])
+    epochs[1, 1, region[1]] = torch.nan
+    found = knowledge_points(epochs, FOREGROUND, level=level)
+    assert found.defined.tolist() == [[True, True], [True, False], [True, True]]
+    for value in (found.n_fg, found.n_bg):
+        assert torch.equal(value.isnan(), ~found.defined)
+    assert found.ratio[1, 1].isnan()
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_an_image_whose_foreground_is_nan_has_none_of_the_metrics(empty):
+    """All of its foreground is special tokens, say; of the first image nothing changes."""
+    epochs = torch.stack([ENTROPY] * 3)
+    epochs[:, 1] = torch.tensor([torch.nan] * 3 + [-2.0, -2.1, -9.0], dtype=torch.float64)
+    choices = Choices(empty=empty)
+    found = six_metrics(epochs, FOREGROUND, [0.0, 0.5, 1.0], choices)
+    alone = six_metrics(epochs[:, :1], FOREGROUND[:1], [0.0, 0.5, 1.0], choices)
+    assert set(found.undefined().values()) == {1}
+    assert found.row() == alone.row()
 
 
 def test_units_that_do_not_exist_are_ignored():
@@ -175,6 +202,15 @@ def test_weight_distance_by_hand():
         weight_distance(initial, steps, ["c"])
     with pytest.raises(ValueError, match=r"parameters \['b'\] are all 0 at the start"):
         weight_distance(initial | {"b": 0.0}, steps, ["b"])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_steps_of_complex_parameters_are_those_of_their_parts(dtype):
+    before = {"w": torch.tensor([1 + 1j, 2j, 0], dtype=dtype), "b": torch.zeros(2)}
+    now = {"w": torch.tensor([4 + 1j, 2 - 2j, -1j], dtype=dtype), "b": torch.tensor([3.0, 4.0])}
+    assert step_norms(before) == pytest.approx({"w": 6**0.5, "b": 0.0})
+    assert step_norms(now, before) == pytest.approx({"w": 30**0.5, "b": 5.0})
+    assert step_norms({"w": now["w"].conj()}) == pytest.approx({"w": 26**0.5})
 
 
 N_FG = torch.tensor(

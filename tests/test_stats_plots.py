@@ -75,6 +75,43 @@ def test_undefined_images_are_left_out_in_pairs():
     assert nothing.verdict == "open"
 
 
+def hardly_defined() -> np.ndarray:
+    """Three seeds and ten images, of which the third seed defines one."""
+    gaps = np.random.default_rng(0).normal(1, 0.3, (3, 10))
+    gaps[2, 1:] = np.nan
+    return gaps
+
+
+@pytest.mark.parametrize("chance", ["images", "bootstrap"])
+def test_a_seed_that_hardly_any_image_defines_does_not_undo_the_interval(chance):
+    """Where none of its images is drawn it is left out, as in the data; the same by plain loops."""
+    gaps, rng, means = hardly_defined(), np.random.default_rng(1), []
+    for _ in range(4000):
+        images = rng.integers(10, size=10)
+        seeds = rng.integers(3, size=3) if chance == "bootstrap" else range(3)
+        known = [[v for v in gaps[seed, images] if not np.isnan(v)] for seed in seeds]
+        of_seeds = [np.mean(values) for values in known if values]
+        means += [np.mean(of_seeds)] if of_seeds else []
+    found = judge({"n_fg": gaps}, chance)["n_fg"]
+    ends = np.quantile(means, [0.025, 0.975, 0.05, 0.95])
+    wanted = pytest.approx(ends, abs=0.1 * (ends[1] - ends[0]))
+    assert [found.low, found.high, found.low90, found.high90] == wanted
+    assert found.verdict == "shows"
+
+
+def test_a_bootstrap_without_undefined_seeds_is_that_of_scipy():
+    gaps = np.random.default_rng(2).normal(size=(9, 20))
+
+    def mean(image: np.ndarray, axis: int = -1) -> np.ndarray:
+        return gaps[:, image].mean(-1).mean(0)
+
+    how = {"method": "percentile", "n_resamples": 4000, "batch": 500, "vectorized": True}
+    wanted = stats.bootstrap([np.arange(20)], mean, rng=np.random.default_rng(0), **how)
+    found = judge({"n_fg": gaps}, "images")["n_fg"]
+    interval = wanted.confidence_interval
+    assert [found.low, found.high] == pytest.approx([interval.low, interval.high], rel=1e-12)
+
+
 def test_identical_networks_are_open():
     found = compare(metrics(3), metrics(3))
     assert {d.verdict for d in found.values()} == {"open"}

@@ -171,6 +171,44 @@ def test_attention_over_padded_samples_is_one_function_with_and_without_a_graph(
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
+class Texts(nn.Module):
+    """An encoder that looks at no padding, and vectors of its tokens as ``read`` leaves them."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.feature, self.read = nn.Identity(), read
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.feature(self.read(self.body(x, src_key_padding_mask=~mask), mask[..., None]))
+
+
+@pytest.mark.parametrize(
+    ("read", "rank", "same"),
+    [
+        (lambda h, mask: h[:, 0], 2, True),
+        (lambda h, mask: (h * mask).sum(1) / mask.sum(1), 2, True),
+        (lambda h, mask: h * mask, None, True),
+        (lambda h, mask: h, None, False),
+    ],
+    ids=["first token", "mean", "zeros", "each token"],
+)
+def test_padding_counts_where_the_feature_has_a_vector_for_it(read, rank, same):
+    """As ``entropies`` says: a feature of one vector, or of zeros at padding, knows nothing of it;
+    one of each token has the padded positions, which look at the words, as parts.
+    """
+    x = torch.randn(1, 40, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for length in (6, 12, 40):
+        mask = torch.arange(length)[None] < 6
+        given = {"x": x[:, :length], "mask": mask}
+        how = {"perturb": "x", "units": Tokens(mask), "shared": (), "solver": ClosedForm(rank)}
+        found.append(entropy(Texts(read).double(), given, "feature", **how).entropy[0, :6])
+    apart = max((one - found[0]).abs().max() for one in found)
+    assert apart < 1e-4 if same else apart > 0.01
+
+
 def test_rounding_is_not_mistaken_for_either():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         model = small_net(norm=True).to(dtype)

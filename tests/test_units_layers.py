@@ -178,6 +178,68 @@ def test_explaining_restores_after_keyboard_interrupt():
     assert all(p.requires_grad for p in model.parameters())
 
 
+class Merged(nn.Linear):
+    """A layer that adds its update to its weights for evaluation, and subtracts it for training."""
+
+    def __init__(self) -> None:
+        super().__init__(432, 6)
+        self.update, self.merged = nn.Parameter(torch.randn(6, 432) / 10), False
+
+    def train(self, mode: bool = True) -> "Merged":
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += -self.update.data if mode else self.update.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + (0 if self.merged else x @ self.update.T)
+
+
+@pytest.mark.parametrize("modes", [(True, True), (True, False), (False, True), (False, False)])
+def test_a_layer_that_merges_its_weights_for_evaluation_comes_back(modes):
+    """To the bit, in the mode of the model and in one of its own."""
+    model = nn.Sequential(nn.Flatten(), Merged(), nn.Dropout(0.5), nn.Linear(6, 3))
+    model.train(modes[0])
+    model[1].train(modes[1])
+    model[2].training = not modes[0]  # set by hand
+    model[1].weight.requires_grad_(False)
+    before = _state(model)
+    entropy(model, images(dtype=torch.float32), "1", units=ImageGrid(4))
+    _assert_same(before, _state(model))
+    assert model[1].merged is not modes[1]
+    with explaining(model, torch.device("cpu")):
+        assert model[1].merged
+    _assert_same(before, _state(model))
+
+
+def test_a_model_that_freezes_itself_in_training_stays_as_its_owner_left_it():
+    class Frozen(nn.Sequential):
+        def train(self, mode: bool = True) -> "Frozen":
+            super().train(mode)
+            self[1].eval()
+            return self.requires_grad_(not mode)
+
+    model = Frozen(*small_net(norm=True)).double().train()
+    model[1].train()
+    model[0].weight.requires_grad_(True)
+    before = _state(model)
+    entropy(model, images(), "8", units=ImageGrid(4))
+    _assert_same(before, _state(model))
+
+
+def test_modes_come_back_where_a_part_has_only_one():
+    class Exported(nn.Linear):
+        def train(self, mode: bool = True) -> "Exported":
+            raise NotImplementedError("it has one mode")
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(432, 6), nn.Dropout(0.5), Exported(6, 3))
+    before = _state(model)
+    with pytest.raises(NotImplementedError, match="one mode"):
+        entropy(model, images(dtype=torch.float32), "1", units=ImageGrid(4))
+    _assert_same(before, _state(model))
+
+
 def test_what_lies_below_a_layer():
     model, x = small_net(norm=True), images(dtype=torch.float32)
     model[4].weight.requires_grad_(False)  # frozen by its owner, still below
