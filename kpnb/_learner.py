@@ -1,6 +1,5 @@
 """A network that is being trained: what of it moves, what it is asked for, what is kept of it."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,7 +14,16 @@ from kpnb._models import check_model, private_copy
 from kpnb._precision import widest
 from kpnb._tensors import described
 from kpnb.checkpoints import HELPER, with_prefix
-from kpnb.features import Key, call, capture, check_runs, explaining, parameters_below
+from kpnb.features import (
+    Key,
+    call,
+    capture,
+    check_runs,
+    device_of,
+    explaining,
+    parameters_below,
+    runs,
+)
 from kpnb.losses import TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
 
@@ -385,28 +393,6 @@ def resting_modules(
 def is_trained(module: nn.Module) -> bool:
     """Whether any of its parameters is."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def runs(model: nn.Module, x: NetworkInput, layer: str, select: Select) -> Counter[str]:
-    """How often each leaf module runs in a pass up to and including ``layer``, by name."""
-    found: Counter[str] = Counter()
-    leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: found.update([name]))
-        for name, module in leaves.items()
-    ]
-    try:
-        with explaining(model, device_of(model)), torch.no_grad():
-            capture(model, x, [layer], select=select)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model is; the CPU when it has no parameters."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def layout_for(

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -514,7 +515,7 @@ def check_runs(
     runs is named.
     """
     runs: dict[str, int] = {}
-    with explaining(model, _device(model)), torch.no_grad():
+    with explaining(model, device_of(model)), torch.no_grad():
         capture(model, x, layers, select=select, runs=runs)
     problems = [unnamed_run(model, name, count) for name, count in runs.items()]
     if any(problems):
@@ -528,7 +529,7 @@ def parameters_below(
     on.
     """
     parameters = dict(model.named_parameters())
-    with explaining(model, _device(model)), torch.enable_grad():
+    with explaining(model, device_of(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         feature = capture(model, x, [layer], select=select)[layer]
@@ -540,30 +541,27 @@ def parameters_below(
     }
 
 
-def modules_below(
+def runs(
     model: nn.Module, x: Any, layer: str, select: Key | Mapping[str, Key] | None = None
-) -> set[str]:
-    """Names of the leaf modules that run, for the input ``x [B, ...]``, up to and including
-    ``layer``.
+) -> Counter[str]:
+    """How often each leaf module runs, for the input ``x [B, ...]``, up to and including ``layer``,
+    by name.
     """
-    below: set[str] = set()
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _module, _args: below.add(name)
-
-    handles = []
+    found: Counter[str] = Counter()
+    leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: found.update([name]))
+        for name, module in leaves.items()
+    ]
     try:
-        for name, module in model.named_modules():
-            if not any(module.children()):
-                handles.append(module.register_forward_pre_hook(note(name)))
-        with explaining(model, _device(model)), torch.no_grad():
+        with explaining(model, device_of(model)), torch.no_grad():
             capture(model, x, [layer], select=select)
     finally:
         for handle in handles:
             handle.remove()
-    return below
+    return found
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     """Where the model is; the CPU when it has no parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -10,7 +10,7 @@ from torch import nn
 
 from kpnb import features
 from kpnb.entropy import entropy
-from kpnb.features import capture, explaining, layer_at, modules_below, parameters_below
+from kpnb.features import capture, explaining, layer_at, parameters_below, runs
 from kpnb.units import ImageGrid
 from tests.models import images, small_net
 
@@ -251,7 +251,7 @@ def test_what_lies_below_a_layer():
         "4.weight",
         "4.bias",
     }
-    assert modules_below(model, x, "5") == {"0", "1", "2", "3", "4", "5"}
+    assert runs(model, x, "5") == dict.fromkeys("012345", 1)
     assert not model[4].weight.requires_grad
 
 
