@@ -544,6 +544,18 @@ def test_the_papers_own_data_come_first(stored, tmp_path):
     assert f"<li>{escape(sentences.on_papers_data(asked))}</li>" in sentences.front(asked, found)
 
 
+def test_of_one_study_is_said_what_shows_and_what_is_left(stored):
+    asked = board.board(stored)
+    said = sentences.on_one(asked, "images")
+    rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
+    assert f"In `images`, over all of its layers: {sentences.tallied(rows['paper'])}." in said
+    counts = [m for m in ("n_fg", "n_bg", "lambda") if rows["paper"][m] == "shows"]
+    still = [m for m in counts if rows.get(("beyond place", m)) == "shows"]
+    assert f"of {len(counts)} that show" in said.replace("shows", "show")
+    assert f"{len(still)} still do" in said
+    assert sentences.on_one(asked, "clouds") == sentences.on_one(pd.DataFrame(), "images") == ""
+
+
 def test_own_seeds_are_told_with_how_many_are_stored():
     before = by_seed(tables(seeds=7)[0])
     own = by_seed(tables({"student": {"n_fg": 90.0}}, seeds=1, first=100, seed=3)[0])

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from kpnb_book.figures.report import show
-from kpnb_book.numbers import column, interval, value
+from kpnb_book.numbers import column, interval, p_value, value
 
 NAN = float("nan")
 
@@ -84,3 +84,11 @@ def test_tables_of_the_page_write_numbers_so():
     cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
     rows = [cells[0:3], cells[3:6], cells[6:9]]
     assert rows == [["100", "0.250", "a"], ["50", "1.000", "b"], ["–", "-0.00002", "c"]]
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.0, "< 0.001"), (7e-8, "< 0.001"), (0.0037, "0.0037"), (0.22, "0.22"), (1, "1")],
+)
+def test_what_is_less_than_a_thousandth_is_not_told_apart(p: float, said: str):
+    assert p_value(p) == said

@@ -151,6 +151,25 @@ def test_nothing_is_judged_before_all_seeds_are_there(stored):
     assert shown.intervals_table(pd.DataFrame()).empty
     assert shown.controls_table(pd.DataFrame(), "sst2").empty
     assert shown.controls_table(asked, "sst2").empty
+    alone = asked[asked["question"] == "paper"]
+    assert shown.controls_table(alone, "tiny-imagenet-vgg11").empty
+
+
+def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
+    """One seed of a control is no row of means and no picture of places."""
+    each = stored["tiny-imagenet-vgg11"]
+    assert "untrained" in each.complete
+    kept = {
+        name: frame[(frame["network"] != "untrained") | (frame["seed"] == 0)]
+        for name in ("networks", "samples", "places")
+        for frame in (getattr(each, name),)
+    }
+    some = replace(each, **kept)
+    assert some.complete == each.complete - {"untrained"}
+    assert {*board.learned(each).index} - {*board.learned(some).index} == {"untrained"}
+    layer = each.places["layer"].iloc[0]
+    assert "untrained" in board.shares_of_cells(each, layer)
+    assert "untrained" not in board.shares_of_cells(some, layer)
 
 
 def test_controls_stand_beside_the_verdict(stored):

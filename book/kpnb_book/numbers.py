@@ -24,6 +24,11 @@ def interval(low: float, high: float, digits: int = 3, sign: bool = False) -> st
     return DASH if ends == [DASH, DASH] else " to ".join(ends)
 
 
+def p_value(number: float) -> str:
+    """A probability of a test, of which less than a thousandth is not told apart."""
+    return "< 0.001" if number < 1e-3 else value(number, 2)
+
+
 def column(numbers: Iterable[float], digits: int = 3) -> list[str]:
     """The numbers of a column with equally many decimals, the largest with ``digits`` significant
     ones; whole numbers have none.

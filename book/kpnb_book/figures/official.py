@@ -18,7 +18,7 @@ from kpnb_book.figures.plots import (
     styled,
 )
 from kpnb_book.figures.report import HTML
-from kpnb_book.numbers import interval, value
+from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import contrasts, paper, transfer
 from kpnb_book.studies.evidence import BY_HEART, STUDIES
 from kpnb_book.studies.official import DataSet
@@ -49,7 +49,9 @@ def state(found: Mapping[str, Stored], names: Iterable[str]) -> str:
             parts.append(f"`{name}` has {seeds} of {stated} seeds")
     if not parts:
         return "Stored evidence is complete."
-    return f"Stored evidence is not complete: {', '.join(parts)}; nothing is judged before."
+    return (
+        f"Stored evidence is not complete: {', '.join(parts)}; nothing of these is judged before."
+    )
 
 
 def counted(signs: pd.DataFrame, data: DataSet) -> str:
@@ -114,7 +116,7 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
             "paper": value(row["paper"], 2, sign=True),
             "difference": value(row["value"], 2, sign=True),
             "95 % interval": interval(row["low"], row["high"], 2, True),
-            "p (Holm)": value(row["p"], 2),
+            "p (Holm)": p_value(row["p"]),
             "verdict": row["verdict"],
             "seeds": row["seeds"],
         }
@@ -127,15 +129,17 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
 
 def controls_table(asked: pd.DataFrame, study: str) -> pd.DataFrame:
     """Value and verdict of each metric for the questions of ``CONTROLS`` and the paper's; empty
-    while none is answered.
+    while none of the former is answered.
     """
     if asked.empty:
         return pd.DataFrame()
     known = asked[asked["study"] == study].set_index(["question", "metric"])
+    if not {*CONTROLS} & {*known.index.unique("question")}:
+        return pd.DataFrame()
     headings = {"paper": "student - baseline", **CONTROLS}
     answered = [question for question in headings if question in known.index.unique("question")]
     rows = []
-    for metric in NAMES if answered else ():
+    for metric in NAMES:
         row = {"metric": HTML[metric]}
         for question in answered:
             cell = known.loc[(question, metric)]
@@ -256,7 +260,7 @@ def rule_contrasts(each: Stored, titles: Mapping[str, str]) -> pd.DataFrame:
     """``contrasts.of_rule`` for a page, a row for each of the rules and metric."""
     rows = [
         {"by": title, "metric": HTML[metric], "adds": value(d.value, 2, sign=True)}
-        | {"95 % interval": interval(d.low, d.high, 2, True), "p (Holm)": value(d.p, 2)}
+        | {"95 % interval": interval(d.low, d.high, 2, True), "p (Holm)": p_value(d.p)}
         for rule, title in titles.items()
         if rule
         for metric, d in contrasts.of_rule(each, rule).items()
@@ -270,7 +274,7 @@ def study_contrasts(found: pd.DataFrame, one: str, other: str) -> pd.DataFrame:
         {"metric": HTML[row["metric"]], one: value(row["one"], 2, sign=True)}
         | {other: value(row["other"], 2, sign=True), "apart": value(row["value"], 2, sign=True)}
         | {"95 % interval": interval(row["low"], row["high"], 2, True)}
-        | {"p (Holm)": value(row["p"], 2)}
+        | {"p (Holm)": p_value(row["p"])}
         for row in found.to_dict("records")
     ]
     return pd.DataFrame(rows)

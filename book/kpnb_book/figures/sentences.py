@@ -254,20 +254,29 @@ def _commands(studies: Iterable[str]) -> list[str]:
     return found + [f"kpnb evidence {name} -p data_root=FOLDER" for name in official]
 
 
-def headline(board: pd.DataFrame) -> tuple[str, str, str]:
-    """Three sentences, in plain text: what the paper's comparisons say on the studies that stand
-    for a kind of data, what of that is left beyond place, and what beyond a smooth target and
-    beyond the path.
-    """
-    kinds, rows = standing(), [] if board.empty else board.to_dict("records")
-    asked = {
+Asked = Mapping[str, Mapping[tuple[str, str], str]]
+"""Verdicts by question, study and metric."""
+
+
+def _asked(board: pd.DataFrame, studies: Iterable[str]) -> Asked:
+    """What the questions of ``LEFT`` have for an answer on these studies."""
+    chosen, rows = {*studies}, [] if board.empty else board.to_dict("records")
+    return {
         question: {
             (row["study"], row["metric"]): row["verdict"]
             for row in rows
-            if row["question"] == question and row["study"] in kinds.values()
+            if row["question"] == question and row["study"] in chosen
         }
         for question in LEFT
     }
+
+
+def headline(board: pd.DataFrame) -> tuple[str, str, str]:
+    """Three sentences, in plain text: what the paper's comparisons say on the studies that stand
+    for a kind of data, and ``_left`` of that.
+    """
+    kinds, rows = standing(), [] if board.empty else board.to_dict("records")
+    asked = _asked(board, kinds.values())
     whole = len(kinds) * len(NAMES)
     late = whole - len(asked["paper"])
     first = (
@@ -279,26 +288,43 @@ def headline(board: pd.DataFrame) -> tuple[str, str, str]:
     if small:
         first += f" Of those that show or are opposite, {small} {_number(small, 'is', 'are')} "
         first += "surely too small to matter."
-    second = (
+    return first, *_left(asked)
+
+
+def _left(asked: Asked) -> tuple[str, str]:
+    """What of the paper's comparisons is left beyond place, and what beyond a smooth target and
+    beyond the path, in two sentences.
+    """
+    place = (
         "Judged by the masks of other samples, which say how much a liking for a place gives, "
         f"{_kept(asked, 'beyond place', 'counts of points and their ratio')}."
     )
-    third = (
+    others = (
         "Against the student of an untrained teacher, which knows nothing, "
         f"{_kept(asked, 'beyond a smooth target', 'any metric')}; and by the share of its own "
         "path at which a network has the most points, "
         f"{_kept(asked, 'share of the path', 'weight distances')}."
     )
-    return first, second, third
+    return place, others
+
+
+def on_one(board: pd.DataFrame, study: str) -> str:
+    """What the paper's comparisons say on one study, over all of its layers, and what is left of
+    that; "" before all of its seeds are there.
+    """
+    asked = _asked(board, [study])
+    if not asked["paper"]:
+        return ""
+    said = f"In `{study}`, over all of its layers: {tallied(asked['paper'].values())}."
+    return " ".join((said, *_left(asked)))
 
 
 def on_papers_data(board: pd.DataFrame) -> str:
-    """What the paper's comparisons say on its own data, in a sentence; "" before any of it has all
-    of its seeds.
+    """What the paper's comparisons say on its own data, and what is left of that; "" before any of
+    it has all of its seeds.
     """
-    rows = answered(board, "paper")
-    studies = [] if rows.empty else [name for name in PAPERS_OWN.values() if name in rows.index]
-    known = [verdict for name in studies for verdict in rows.loc[name, "verdict"]]
+    asked = _asked(board, PAPERS_OWN.values())
+    known = [*asked["paper"].values()]
     if not known:
         return ""
     late = len(PAPERS_OWN) * len(NAMES) - len(known)
@@ -306,10 +332,11 @@ def on_papers_data(board: pd.DataFrame) -> str:
         f"On the paper's own data, {len(NAMES)} metrics on each of {' and '.join(PAPERS_OWN)}: "
         f"{tallied(known)}"
     )
-    return f"{said}, {late} still waiting for their seeds." if late else f"{said}."
+    said += f", {late} still waiting for their seeds." if late else "."
+    return " ".join((said, *_left(asked)))
 
 
-def _kept(asked: Mapping[str, Mapping[tuple[str, str], str]], question: str, what: str) -> str:
+def _kept(asked: Asked, question: str, what: str) -> str:
     """What becomes of ``what`` shows for the paper's question when another is asked: "of 5 that
     show in weight distances, 3 still do, 1 is the opposite, 1 is neither".
     """

@@ -126,10 +126,11 @@ def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
 def learned(each: Stored) -> pd.DataFrame:
     """What the networks of a study have learned, a row for each role: means over seeds and layers
     of the held-out accuracy, the relative feature error, and the length of the whole path; and the
-    accuracy of the teacher, where the tables have it.
+    accuracy of the teacher, where the tables have it. Of roles that all stated seeds have.
     """
     columns = ["accuracy", "feature_error", "path"]
     found = each.networks.groupby("network")[columns].mean()
+    found = found[found.index.isin(each.complete)]
     if TEACHER in each.networks:
         found.loc["teacher", "accuracy"] = each.networks[TEACHER].mean()
     return found
@@ -155,7 +156,7 @@ def samples_defining(found: Mapping[str, Stored]) -> pd.DataFrame:
 
 def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
     """Where knowledge points lie on a square grid, ``[rows, columns]`` by network: the share of
-    samples and seeds in which a cell is one.
+    samples and seeds in which a cell is one. Of networks that all stated seeds have.
     """
     cells = [column for column in each.places if column not in KEY]
     rows = round(len(cells) ** 0.5)
@@ -164,5 +165,5 @@ def shares_of_cells(each: Stored, layer: str) -> dict[str, np.ndarray]:
     return {
         role: means.loc[role].to_numpy(float).reshape(rows, rows)
         for role in SHOWN
-        if role in means.index
+        if role in means.index and role in each.complete
     }

@@ -38,6 +38,12 @@ class Stored:
         """How many seeds have both networks of a question."""
         return len(seeds_of(self.samples, question.student, question.other))
 
+    @property
+    def complete(self) -> frozenset[str]:
+        """The networks that all stated seeds have; all where none was stated."""
+        seeds = self.networks.groupby("network")["seed"].nunique()
+        return frozenset(seeds.index[seeds == len(self.stated)] if self.stated else seeds.index)
+
     def finished(self, question: Question = BY_PAPER) -> bool:
         """Whether all stated seeds have them, and there are two at least."""
         return self.seeds(question) == len(self.stated) > 1
