@@ -19,7 +19,7 @@ from kpnb_book.studies.again import again
 from kpnb_book.studies.board import stored
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import collect, plan, seed_rows
-from kpnb_book.studies.evidence import Evidence
+from kpnb_book.studies.evidence import TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     HERE,
@@ -171,7 +171,7 @@ def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
 def test_other_studies_have_no_more_columns(study, tmp_path):
     usual = Evidence("usual", ImageStudy, {}, controls=())
     found = seed_rows(usual, study, 0)
-    assert list(found.networks) == [*KEY, *NETWORK]
+    assert list(found.networks) == [*KEY, *NETWORK, TEACHER]
     assert list(found.samples) == [*KEY, "sample", *SAMPLE]
     assert not [name for name in found.places if name.startswith("picture")]
 
