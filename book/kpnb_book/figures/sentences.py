@@ -350,7 +350,7 @@ def _kept(asked: Asked, question: str, what: str) -> str:
     answers = [asked[question][where] for where in showing if where in asked[question]]
     still, turned = answers.count("shows"), answers.count("opposite")
     neither, late = len(answers) - still - turned, len(showing) - len(answers)
-    parts = [f"{still} still {_number(still, 'does', 'do')}"]
+    parts = [f"{still} still {_number(still, 'does', 'do')}"] if answers else []
     parts += [f"{turned} {_number(turned, 'is', 'are')} the opposite"] if turned else []
     parts += [f"{neither} {_number(neither, 'is', 'are')} neither"] if neither else []
     parts += [f"{late} {_number(late, 'waits', 'wait')} for seeds"] if late else []
