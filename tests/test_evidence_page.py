@@ -3,9 +3,9 @@ against the tables, and the page itself with tables and without any.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 import matplotlib.colors
@@ -15,7 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.figures import estimation, sentences
+from kpnb_book.figures import estimation, front, sentences
 from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board, paper
@@ -229,7 +229,7 @@ def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
     assert "`kpnb evidence images --replace`" in text
     official = sentences.stale({"sst2": replace(found["images"], outdated=("b was 1, is 2",))})
     assert "`kpnb evidence sst2 -p data_root=FOLDER --replace`" in official
-    assert "images 20 seeds (<strong>stale</strong>)" in sentences.progress(found)
+    assert "images 20 seeds (<strong>stale</strong>)" in front.progress(found)
 
 
 def test_tables_of_other_samples_than_the_books_say_so(tmp_path, monkeypatch):
@@ -327,10 +327,10 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
         sentences.path(asked, ready),
     ):
         assert said.count(named) == 1
-    table = sentences.hypotheses(asked, found).set_index("data")
+    table = front.hypotheses(asked, found).set_index("data")
     assert table.loc["images"].tolist() == ["no points"] * 4
-    assert sentences.opening(asked, found)["points"] == DASH
-    assert "Of 24 comparisons" in sentences.front(asked, found)
+    assert front.opening(asked, found)["points"] == DASH
+    assert "of 24 metrics" in front.findings(asked, found)
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
@@ -402,7 +402,7 @@ def test_undecided_cells_say_what_would_decide(needed, said):
 
 def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
     asked = board.board(stored)
-    words = sentences.hypotheses(asked, stored).set_index("data")
+    words = front.hypotheses(asked, stored).set_index("data")
     assert (words.loc["clouds"] == "no seed yet").all()
     assert (words.loc["sentiment"] == "4 of 20 seeds").all()
     paper = asked[asked["question"] == "paper"].set_index(["study", "metric"])["verdict"]
@@ -411,13 +411,13 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
     count = (planted == "shows").sum()
     assert f"{count} of 3 show" in words.loc["images", "H1"]
     assert words.loc["images", "H2"].startswith(("supported", "partly supported (1 of 2"))
-    opening = sentences.opening(asked, stored)
-    names = {"H1": "H1", "H2": "H2", "H2_share": sentences.BY_SHARE, "H3": "H3"}
+    opening = front.opening(asked, stored)
+    names = {"H1": "H1", "H2": "H2", "H2_share": front.BY_SHARE, "H3": "H3"}
     said = {heading: opening[name] for name, heading in names.items()}
     assert said == words.loc["images"].to_dict()
     shares = asked[asked["question"] == "share of the path"].set_index(["study", "metric"])
     mean, variance = (shares["verdict"]["images", name] for name in ("d_mean", "d_var"))
-    assert words.loc["images", sentences.BY_SHARE] == f"mean {mean}, variance {variance}"
+    assert words.loc["images", front.BY_SHARE] == f"mean {mean}, variance {variance}"
     assert opening["data"] == "the embedded images"
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
@@ -426,7 +426,7 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
 def test_the_first_paragraph_has_no_number_before_all_seeds_are_there(stored):
     """Nor is there an error: the page is built with whatever tables there are."""
     for found in ({}, {"sentiment": stored["sentiment"]}):
-        opening = sentences.opening(board.board(found), found)
+        opening = front.opening(board.board(found), found)
         assert [opening[name] for name in ("points", "interval", "seeds")] == [DASH] * 3
         assert opening["H1"] == "no seed yet"
 
@@ -450,28 +450,30 @@ def test_24_cells_whatever_there_is(stored):
 
 
 def test_three_sentences_count_the_24_cells(stored):
-    asked = board.board(stored)
-    first, second, third = sentences.headline(asked)
+    asked, embedded = board.board(stored), {"on all": list(board.standing().values())}
+    first, second, third = front.three_sentences(asked, embedded).values()
     rows = asked[asked["study"].isin(["images", "questions"])].set_index("question")
     counts = Counter(rows.loc["paper", "verdict"])
-    said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())
-    assert first == (
-        "Of 24 comparisons on the embedded data, 6 metrics on each of images, clouds, "
-        f"sentiment, questions: {said}, 12 still waiting for their seeds."
-    )
-    assert "undecided" in said
+    assert counts["shows"] > 1 < counts["undecided"]
+    assert first.startswith(f"on all {counts['shows']} of 24 metrics show (")
+    assert f"{counts['undecided']} undecided, 12 wait for seeds)" in first
     images = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = [name for name in ("n_fg", "n_bg", "lambda") if images["paper", name] == "shows"]
     left = sum(images["beyond place", name] == "shows" for name in shows)
-    assert shows
-    assert f"of {len(shows)} that show in counts of points and their ratio, {left} " in second
-    assert "in any metric" in third
-    nothing = sentences.headline(pd.DataFrame())
-    assert "0 show, 0 opposite, 0 negligible, 0 undecided, 24 still waiting" in nothing[0]
-    assert "there is nothing to judge" in nothing[1]
-    page = sentences.front(asked, stored)
-    assert all(f"<li>{escape(line)}</li>" in page for line in (first, second, third))
-    assert "<li>" not in sentences.front(pd.DataFrame(), {})
+    assert left > 1
+    assert second.startswith(f"{left} of {len(shows)} differences in points are left")
+    assert "by the share of a network's own path" in third
+    page = front.findings(asked, stored)
+    assert page.count("<li>") == 3
+    assert f"on the embedded data {counts['shows']} of 24 metrics show" in page
+    assert "<li>" not in front.findings(pd.DataFrame(), {})
+
+
+def test_nothing_is_counted_before_anything_is_judged():
+    first, second, third = front.three_sentences(pd.DataFrame(), {"on all": ["images"]}).values()
+    assert first == "on all none is judged yet."
+    assert second == "nothing can be left, as no differences in points show."
+    assert third.startswith("nothing can be left, as no differences show; ")
 
 
 def test_what_is_there_may_be_small(stored):
@@ -479,28 +481,37 @@ def test_what_is_there_may_be_small(stored):
     rows = [{"study": "images", "question": "paper", "metric": "n_fg", "value": 2.0}]
     rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
-    first, *_ = sentences.headline(pd.DataFrame(rows))
-    assert first.endswith("Of those that show or are opposite, 1 is surely too small to matter.")
+    one = {"on images": ["images"]}
+    first, *_ = front.three_sentences(pd.DataFrame(rows), one).values()
+    assert first.endswith("(5 wait for seeds), though it is surely too small to matter.")
     rows[0]["verdict"] = "negligible"  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
-    assert "surely" not in sentences.headline(pd.DataFrame(rows))[0]
+    first, *_ = front.three_sentences(pd.DataFrame(rows), one).values()
+    assert first == "on images 0 of 6 metrics show (1 negligible, 5 wait for seeds)."
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
 
 
 def test_what_becomes_of_a_difference_may_be_its_opposite():
-    asked = {"paper": {}, "share of the path": {}}
+    """Of five that show, one still does, two are the opposite, one is open and one waits."""
     planted = {"a": "shows", "b": "opposite", "c": "opposite", "d": "open", "e": None}
+    rows = [("f", "paper", "opposite")]  # is not asked about
     for study, verdict in planted.items():
-        asked["paper"][study, "d_mean"] = "shows"
-        if verdict:
-            asked["share of the path"][study, "d_mean"] = verdict
-    asked["paper"]["f", "d_mean"] = "opposite"  # is not asked about
-    said = sentences._kept(asked, "share of the path", "weight distances")
-    assert said == (
-        "of 5 that show in weight distances, 1 still does, 2 are the opposite, 1 is neither, "
-        "1 waits for seeds"
+        rows += [(study, "paper", "shows")]
+        rows += [(study, "share of the path", verdict)] if verdict else []
+    table = pd.DataFrame(rows, columns=["study", "question", "verdict"]).assign(metric="d_mean")
+    third = list(front.three_sentences(table, {"on one": [*planted, "f"]}).values())[2]
+    assert third.endswith(
+        "1 of 4 differences in weight distances is left (2 turn into the opposite, 1 waits for "
+        "seeds)."
+    )
+    assert third.startswith("all 5 wait for seeds; ")
+    apart = {"on one": list("ab"), "on another": list("de")}
+    third = list(front.three_sentences(table, apart).values())[2]
+    assert third.endswith(
+        "on one 1 of 2 differences in weight distances is left (1 turns into the opposite), "
+        "on another 0 of 1 are left (1 waits for seeds)."
     )
 
 
@@ -528,32 +539,31 @@ def test_hours_are_summed_by_study_and_machine(stored):
 def test_the_papers_own_data_come_first(stored, tmp_path):
     """As soon as they have all their seeds; until then it is said that they wait."""
     asked = board.board(stored)
-    words = sentences.hypotheses(asked, stored)
+    words = front.hypotheses(asked, stored)
     assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
     assert (words.set_index("data").loc["Tiny-ImageNet"] == "no seed yet").all()
-    assert sentences.on_papers_data(asked) == ""
-    assert "<li></li>" not in sentences.front(asked, stored)
+    assert "on Tiny-ImageNet none is judged yet" in front.findings(asked, stored)
     write(tmp_path / "tiny-imagenet-vgg11", "ImageStudy", {"student": {"n_fg": 6.0}}, seeds=20)
     found = stored | board.stored(tmp_path)
     asked = board.board(found)
-    opening = sentences.opening(asked, found)
+    opening = front.opening(asked, found)
     assert opening["data"] == "Tiny-ImageNet's photographs"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
-    assert "6 metrics on each of Tiny-ImageNet and SST-2: " in sentences.on_papers_data(asked)
-    assert "6 still waiting for their seeds." in sentences.on_papers_data(asked)
-    assert f"<li>{escape(sentences.on_papers_data(asked))}</li>" in sentences.front(asked, found)
+    page = front.findings(asked, found)
+    assert re.search(r"on Tiny-ImageNet [1-6] of 6 metrics shows?", page)
+    assert "on SST-2 none is judged yet" in page
 
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(stored):
     asked = board.board(stored)
-    said = sentences.on_one(asked, "images")
+    said = front.on_one(asked, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
-    assert f"In `images`, over all of its layers: {sentences.tallied(rows['paper'])}." in said
+    shows = sum(rows["paper"] == "shows")
+    assert f"over all layers of `images` {shows} of 6 metrics" in said
     counts = [m for m in ("n_fg", "n_bg", "lambda") if rows["paper"][m] == "shows"]
     still = [m for m in counts if rows.get(("beyond place", m)) == "shows"]
-    assert f"of {len(counts)} that show" in said.replace("shows", "show")
-    assert f"{len(still)} still do" in said
-    assert sentences.on_one(asked, "clouds") == sentences.on_one(pd.DataFrame(), "images") == ""
+    assert f"place gives,** {len(still)} of {len(counts)} differences in points" in said
+    assert front.on_one(asked, "clouds") == front.on_one(pd.DataFrame(), "images") == ""
 
 
 def test_own_seeds_are_told_with_how_many_are_stored():

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from html import escape
 from math import isfinite
 from typing import Any
 
@@ -11,12 +10,9 @@ import pandas as pd
 from kpnb.metrics import NAMES, SYMBOL
 from kpnb_book.figures.estimation import KNOWN_AS, decided_as
 from kpnb_book.figures.report import HTML
-from kpnb_book.figures.scoreboard import HYPOTHESES
-from kpnb_book.figures.scoreboard import outcome as outcome_of
-from kpnb_book.numbers import DASH, interval, value
+from kpnb_book.numbers import interval, value
 from kpnb_book.studies import paper, replication
 from kpnb_book.studies.board import (
-    PAPERS_OWN,
     Stored,
     learned,
     samples_defining,
@@ -80,13 +76,13 @@ def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[st
             row = {"study": study, "metric": HTML[metric]}
             for question, heading in LEFT.items():
                 asked = metric in PLACED.get(question, NAMES)
-                absent = _absent(found, study, question) if asked else ""
-                row[heading] = cells.get((study, metric, question), absent)
+                nothing = absent(found, study, question) if asked else ""
+                row[heading] = cells.get((study, metric, question), nothing)
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _absent(found: Mapping[str, Stored], study: str, question: str) -> str:
+def absent(found: Mapping[str, Stored], study: str, question: str) -> str:
     """What stands in the place of an answer that is not there."""
     roles = found[study].roles if study in found else frozenset()
     (asked,) = (each for each in QUESTIONS if each.name == question)
@@ -101,49 +97,6 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
     kinds = {name: kind for kind, name in standing().items()}
     rows = words(board, found, kinds)
     return rows.assign(study=rows["study"].map(kinds)).rename(columns={"study": "data"})
-
-
-def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
-    """What the studies that stand for the paper's own sets and for a kind of embedded data say of
-    each hypothesis, as the paper asks, and of the second also by the share of the path: a row for
-    each, columns data, H1, H2, ``BY_SHARE`` and H3. Where nothing is answered, what ``words`` has
-    there.
-    """
-    asked, shares = answered(board, "paper"), answered(board, "share of the path")
-    said = shares["verdict"] if len(shares) else {}
-    rows = []
-    for data, study in {**PAPERS_OWN, **standing()}.items():
-        row = {"data": data}
-        unanswered = _absent(found, study, "paper") if (study, NAMES[0]) not in asked.index else ""
-        for hypothesis, metrics in HYPOTHESES.items():
-            row[hypothesis] = unanswered or outcome_of(
-                [{metric: asked.loc[(study, metric)] for metric in metrics}], metrics
-            )
-        mean, variance = (said.get((study, metric), "") for metric in SPEED)
-        row[BY_SHARE] = unanswered or f"mean {mean}, variance {variance}"
-        rows.append(row)
-    return pd.DataFrame(rows)[["data", "H1", "H2", BY_SHARE, "H3"]]
-
-
-def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
-    """What the first paragraph of the book quotes: the data, the difference in foreground points,
-    its interval, the number of seeds, and a word for each hypothesis. It is about the paper's
-    photographs once all seeds of these are there, and about the embedded images before; dashes
-    until that is answered too.
-    """
-    asked = answered(board, "paper")
-    where, data, named = (standing()["images"], "n_fg"), "images", "the embedded images"
-    photographs = (PAPERS_OWN["Tiny-ImageNet"], "n_fg")
-    if photographs in asked.index:
-        where, data, named = photographs, "Tiny-ImageNet", "Tiny-ImageNet's photographs"
-    words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
-    words["H2_share"] = words.pop(BY_SHARE)
-    if where not in asked.index:
-        return {"points": DASH, "interval": DASH, "seeds": DASH, **words}
-    row = asked.loc[where]
-    ends = interval(row["low"], row["high"], digits=2, sign=True)
-    points = value(row["value"], 2, sign=True)
-    return {"points": points, "interval": ends, "seeds": str(row["seeds"]), **words}
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -195,7 +148,7 @@ def _state(each: Stored) -> str:
     layers = ", ".join(sorted(each.samples["layer"].unique()))
     size = f"{each.samples['sample'].nunique()} samples, {layers}"
     if not each.finished():
-        count = _seeds(each.seeds(), len(each.stated))
+        count = seeds(each.seeds(), len(each.stated))
         return f"{count}, {size}; the verdict waits for all"
     late = [
         f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
@@ -252,154 +205,6 @@ def _commands(studies: Iterable[str]) -> list[str]:
     others = [name for name in studies if name not in official]
     found = [f"kpnb evidence {' '.join(others)}"] if others else []
     return found + [f"kpnb evidence {name} -p data_root=FOLDER" for name in official]
-
-
-Asked = Mapping[str, Mapping[tuple[str, str], str]]
-"""Verdicts by question, study and metric."""
-
-
-def _asked(board: pd.DataFrame, studies: Iterable[str]) -> Asked:
-    """What the questions of ``LEFT`` have for an answer on these studies."""
-    chosen, rows = {*studies}, [] if board.empty else board.to_dict("records")
-    return {
-        question: {
-            (row["study"], row["metric"]): row["verdict"]
-            for row in rows
-            if row["question"] == question and row["study"] in chosen
-        }
-        for question in LEFT
-    }
-
-
-def headline(board: pd.DataFrame) -> tuple[str, str, str]:
-    """Three sentences, in plain text: what the paper's comparisons say on the studies that stand
-    for a kind of data, and ``_left`` of that.
-    """
-    kinds, rows = standing(), [] if board.empty else board.to_dict("records")
-    asked = _asked(board, kinds.values())
-    whole = len(kinds) * len(NAMES)
-    late = whole - len(asked["paper"])
-    first = (
-        f"Of {whole} comparisons on the embedded data, {len(NAMES)} metrics on each of "
-        f"{', '.join(kinds)}: {tallied(asked['paper'].values())}"
-    )
-    first += f", {late} still waiting for their seeds." if late else "."
-    small = sum(_is_small(row) for row in rows if row["study"] in kinds.values())
-    if small:
-        first += f" Of those that show or are opposite, {small} {_number(small, 'is', 'are')} "
-        first += "surely too small to matter."
-    return first, *_left(asked)
-
-
-def _left(asked: Asked) -> tuple[str, str]:
-    """What of the paper's comparisons is left beyond place, and what beyond a smooth target and
-    beyond the path, in two sentences.
-    """
-    place = (
-        "Judged by the masks of other samples, which say how much a liking for a place gives, "
-        f"{_kept(asked, 'beyond place', 'counts of points and their ratio')}."
-    )
-    others = (
-        "Against the student of an untrained teacher, which knows nothing, "
-        f"{_kept(asked, 'beyond a smooth target', 'any metric')}; and by the share of its own "
-        "path at which a network has the most points, "
-        f"{_kept(asked, 'share of the path', 'weight distances')}."
-    )
-    return place, others
-
-
-def on_one(board: pd.DataFrame, study: str) -> str:
-    """What the paper's comparisons say on one study, over all of its layers, and what is left of
-    that; "" before all of its seeds are there.
-    """
-    asked = _asked(board, [study])
-    if not asked["paper"]:
-        return ""
-    said = f"In `{study}`, over all of its layers: {tallied(asked['paper'].values())}."
-    return " ".join((said, *_left(asked)))
-
-
-def on_papers_data(board: pd.DataFrame) -> str:
-    """What the paper's comparisons say on its own data, and what is left of that; "" before any of
-    it has all of its seeds.
-    """
-    asked = _asked(board, PAPERS_OWN.values())
-    known = [*asked["paper"].values()]
-    if not known:
-        return ""
-    late = len(PAPERS_OWN) * len(NAMES) - len(known)
-    said = (
-        f"On the paper's own data, {len(NAMES)} metrics on each of {' and '.join(PAPERS_OWN)}: "
-        f"{tallied(known)}"
-    )
-    said += f", {late} still waiting for their seeds." if late else "."
-    return " ".join((said, *_left(asked)))
-
-
-def _kept(asked: Asked, question: str, what: str) -> str:
-    """What becomes of ``what`` shows for the paper's question when another is asked: "of 5 that
-    show in weight distances, 3 still do, 1 is the opposite, 1 is neither".
-    """
-    showing = [
-        where
-        for where, verdict in asked["paper"].items()
-        if verdict == "shows" and where[1] in PLACED.get(question, NAMES)
-    ]
-    if not showing:
-        return f"there is nothing to judge, as nothing shows in {what}"
-    answers = [asked[question][where] for where in showing if where in asked[question]]
-    still, turned = answers.count("shows"), answers.count("opposite")
-    neither, late = len(answers) - still - turned, len(showing) - len(answers)
-    parts = [f"{still} still {_number(still, 'does', 'do')}"] if answers else []
-    parts += [f"{turned} {_number(turned, 'is', 'are')} the opposite"] if turned else []
-    parts += [f"{neither} {_number(neither, 'is', 'are')} neither"] if neither else []
-    parts += [f"{late} {_number(late, 'waits', 'wait')} for seeds"] if late else []
-    many = _number(len(showing), "shows", "show")
-    return f"of {len(showing)} that {many} in {what}, {', '.join(parts)}"
-
-
-def _is_small(row: Mapping[str, Any]) -> bool:
-    """Whether a row of the paper's question is there, and surely too small to matter."""
-    there = row["verdict"] in ("shows", "opposite")
-    return row["question"] == "paper" and there and bool(row.get("small", False))
-
-
-def _number(count: int, one: str, more: str) -> str:
-    return one if count == 1 else more
-
-
-def front(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """What the front page says of stored evidence: ``on_papers_data``, ``headline`` and
-    ``progress`` in HTML. While no study has all of its seeds, ``progress`` alone: there is nothing
-    yet to count.
-    """
-    if not any(each.finished() for each in found.values()):
-        return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
-    said = (on_papers_data(board), *headline(board))
-    lines = "".join(f"<li>{escape(line)}</li>" for line in said if line)
-    return f"<ul>{lines}</ul>{progress(found)}"
-
-
-CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lower dots our seeds,
-the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
-matter, and the arrow points where the hypothesis wants the student to be.</em> The same in a table,
-with what is left of it beyond a liking for places, what it is against the student of an untrained
-teacher, and what beyond the length of the weights' path. <em>Small</em> is what is there and surely
-too small to matter; behind an undecided one stands how many seeds would decide it (<em>no
-number</em>: more samples would be needed):</p>"""
-
-
-def progress(found: Mapping[str, Stored]) -> str:
-    """How many seeds are stored of each study, and which tables are stale: HTML for the front
-    page.
-    """
-    parts = [
-        f"{name} {_seeds(each.seeds(), len(each.stated))}"
-        f"{'' if each.finished() else ', the verdict waits for all'}"
-        f"{' (<strong>stale</strong>)' if each.outdated else ''}"
-        for name, each in found.items()
-    ]
-    return f"<p>Stored so far: {'; '.join(parts) or 'nothing'}.</p>"
 
 
 def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -609,6 +414,11 @@ def sooner(distance: str, share: str) -> str:
     return f"{alone}."
 
 
+def number(count: int, one: str, more: str) -> str:
+    """The form of a word that goes with a number."""
+    return one if count == 1 else more
+
+
 def rate(found: Mapping[str, float]) -> str:
     """A ``replication.share`` in words."""
     return (
@@ -655,7 +465,7 @@ def replicated(found: Mapping[str, replication.Beside], metrics: Iterable[str] =
 def _replicated(each: replication.Beside, rows: pd.DataFrame) -> str:
     """Of one study with these ``rows``."""
     outside = [SYMBOL[metric] for metric in rows.loc[~rows["inside"], "metric"]]
-    stored = _seeds(len(each.stored), each.stated)
+    stored = seeds(len(each.stored), each.stated)
     own = "seed" if len(each.own) == 1 else "seeds"
     where = f"all but {', '.join(outside)} lie" if outside else "every metric lies"
     return (
@@ -665,7 +475,7 @@ def _replicated(each: replication.Beside, rows: pd.DataFrame) -> str:
     )
 
 
-def _seeds(count: int, stated: int) -> str:
+def seeds(count: int, stated: int) -> str:
     """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
     return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
 
@@ -676,7 +486,7 @@ def agreeing(found: Iterable[replication.Beside]) -> str:
     if not tables:
         return "There are no stored seeds yet beside which those of this build could be put."
     inside = rate(replication.agreement(tables))
-    studies = f"{len(tables)} {_number(len(tables), 'study', 'studies')}"
+    studies = f"{len(tables)} {number(len(tables), 'study', 'studies')}"
     return (
         f"Of the metrics of {studies}, {inside} lie where the stored seeds say that this "
         "build's do in 95 % of cases."
