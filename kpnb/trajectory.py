@@ -1,14 +1,12 @@
 """Eq. 5-9 for a training that anybody did: from its checkpoints, or from inside its loop."""
 
-import glob
 import logging
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from kpnb._messages import named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described
+from kpnb.checkpoint_files import Checkpoint, in_order
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
 from kpnb.entropy import TENSORS, Entropy, entropy, undefined
@@ -37,30 +36,9 @@ from kpnb.objectives import Aligned, Objective
 from kpnb.points import check_regions, knowledge_points, summarise
 from kpnb.sampling import Stochastic
 from kpnb.units import Units, read_units
-from kpnb.weights import (
-    COUNTER,
-    NUMBER,
-    Source,
-    bare_name,
-    expanded,
-    listed,
-    loaded,
-    looked_in,
-    lying_in,
-    patterns_in,
-    read_weights,
-    weights_in,
-)
+from kpnb.weights import COUNTER, Source, bare_name, listed, loaded
 
 log = logging.getLogger(__name__)
-
-Checkpoint = Source | Callable[[], Source]
-
-COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
-"""A number in the name of a file that is said to count epochs or steps."""
-
-BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24})\.safetensors")
-"""What kpnb itself writes into a folder of checkpoints that is none of them."""
 
 
 @dataclass(frozen=True)
@@ -522,206 +500,6 @@ def _replay(
 def _resolved(source: Checkpoint) -> Source:
     """The state dict or file that a checkpoint stands for."""
     return source() if callable(source) and not isinstance(source, nn.Module) else source
-
-
-def in_order(
-    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
-    entry: str | None = None,
-) -> list[Checkpoint]:
-    """One entry for each epoch: patterns and a folder become their files, in natural order.
-
-    A number behind "epoch", "ep", "iter" or "step" orders them; without these, all numbers have to
-    agree. A list is taken at its word; files whose numbers do not grow with it are logged. What
-    else kpnb has written beside checkpoints is left out.
-
-    Raises ``FileNotFoundError`` for a pattern or folder without files and for a file that is not
-    there, ``ValueError`` when files differ in more than numbers, when these do not agree, when
-    fewer than two checkpoints are left, or when two are the same tensors (of the ``entry``) in
-    memory; ``TypeError`` for a set, which has no order.
-    """
-    found: list[Checkpoint] = []
-    given = list(_listed(checkpoints))
-    _tell_disorder(given)
-    for source in given:
-        if not isinstance(source, str | os.PathLike) or expanded(source).exists():
-            found.append(source)
-            continue
-        pattern = os.fspath(source)
-        if not glob.has_magic(pattern):
-            raise FileNotFoundError(
-                f"checkpoint {pattern}: there is no such file or folder{looked_in(pattern)}"
-            )
-        names = glob.glob(str(expanded(pattern)), recursive=True)
-        files = _without_our_own(map(Path, names))
-        if not files:
-            raise FileNotFoundError(f"no checkpoints match {pattern}{looked_in(pattern)}")
-        found += _natural(files, pattern)
-    if len(found) < 2:
-        raise ValueError(
-            f"{len(found)} checkpoint(s); the metrics need the untrained network and at least one "
-            f"epoch{_suggested(checkpoints)}"
-        )
-    _check_not_shared(found, entry)
-    return found
-
-
-def _listed(
-    checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
-) -> Iterable[Checkpoint]:
-    """Checkpoints, a folder or a single path as a list; patterns in it are still patterns."""
-    if isinstance(checkpoints, Checkpoints):
-        return [partial(checkpoints.state, k) for k in range(checkpoints.epochs + 1)]
-    if isinstance(checkpoints, str | os.PathLike):
-        folder = expanded(checkpoints)
-        if not folder.is_dir():
-            return [checkpoints]
-        files = _without_our_own(weights_in(folder))
-        if not files:
-            remedy = f"give a pattern or a list{_suggested(folder)}"
-            raise FileNotFoundError(f"no checkpoints in {folder}: {lying_in(folder)}{remedy}")
-        return _natural(files, f"{folder}{os.sep}")
-    kind = type(checkpoints).__name__
-    if isinstance(checkpoints, set | frozenset):
-        raise TypeError(f"a {kind} of checkpoints has no order: give a list, epoch 0 first")
-    network = isinstance(checkpoints, nn.Module)
-    if network or isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
-        hint = ", a network, which is one checkpoint at most" if network else ""
-        raise TypeError(
-            f"checkpoints are a pattern, a folder or a sequence, epoch 0 first; got {kind}{hint}"
-        )
-    return checkpoints
-
-
-def _without_our_own(files: Iterable[Path]) -> list[Path]:
-    """Without what kpnb writes beside checkpoints, which has a JSON part: the settings of its
-    trainings, and what was measured where ``folder=`` is that of the checkpoints.
-    """
-    return [
-        file
-        for file in files
-        if not (BESIDE.fullmatch(file.name) and file.with_suffix(".json").exists())
-    ]
-
-
-def _suggested(checkpoints: object) -> str:
-    """The pattern of the checkpoints that lie in a folder in another way; "" for anything else."""
-    if not isinstance(checkpoints, str | os.PathLike) or not expanded(checkpoints).is_dir():
-        return ""
-    patterns = patterns_in(expanded(checkpoints))
-    return f"; is it the pattern {patterns[0]!r}?" if patterns else ""
-
-
-def _natural(files: list[Path], pattern: str) -> list[Path]:
-    """Files in the order of the numbers in their names, which must be all they differ in."""
-    kinds: dict[str, str] = {}
-    for path in files:
-        kinds.setdefault(NUMBER.sub("#", str(path)), str(path))
-    if len(kinds) > 1 or len({_numbers(path) for path in files}) < len(files):
-        raise ValueError(
-            f"{pattern} matches files that differ in more than their numbers "
-            f"({listed(sorted(kinds.values()))}), so their order is not known: narrow the pattern, "
-            "or give a list"
-        )
-    columns, counters = _columns(files)
-    rows = list(zip(*columns, strict=True)) or [()]
-    places = sorted(range(len(files)), key=rows.__getitem__)
-    agree = counters or all(_rising([column[place] for place in places]) for column in columns)
-    ordered = [files[place] for place in places]
-    if len({*rows}) < len(files) or not agree:
-        raise ValueError(
-            f"{pattern} matches files with several numbers that do not grow together "
-            f"({listed([str(path) for path in ordered], 3)}), so it is not known which of them "
-            "counts epochs: narrow the pattern, or give a list, epoch 0 first"
-        )
-    _tell_gaps([rows[place] for place in places], pattern)
-    return ordered
-
-
-def _numbers(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    return tuple(int(number) for number in NUMBER.findall(os.fspath(path)))
-
-
-def _counters(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """The numbers that are said to count epochs, then those that count steps."""
-    named = COUNTED.findall(os.fspath(path))
-    epochs = [int(number) for word, number in named if word.lower().startswith("e")]
-    return (*epochs, *(int(number) for word, number in named if not word.lower().startswith("e")))
-
-
-def _columns(files: Sequence[str | os.PathLike[str]]) -> tuple[list[list[int]], bool]:
-    """The numbers in which files that are alike but for numbers differ, ``[numbers][files]``: their
-    counters alone where they differ in these; and whether they are counters.
-    """
-    counters = [_counters(file) for file in files]
-    named = len({*counters}) > 1
-    rows = counters if named else [_numbers(file) for file in files]
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return [column for column in columns if len({*column}) > 1], named
-
-
-def _rising(values: list[Any]) -> bool:
-    return values == sorted(values)
-
-
-def _tell_disorder(sources: Sequence[Checkpoint]) -> None:
-    """Log files of a list that are alike but for numbers which do not grow as the list goes on."""
-    alike: dict[str, list[str]] = {}
-    for source in sources:
-        if isinstance(source, str | os.PathLike):
-            alike.setdefault(NUMBER.sub("#", os.fspath(source)), []).append(os.fspath(source))
-    for kind, files in alike.items():
-        columns, counters = _columns(files)
-        rising = _rising([*zip(*columns, strict=True)]) if counters else any(map(_rising, columns))
-        if columns and not rising:
-            log.warning(
-                "the numbers of the files %s do not grow as the list goes on: they are taken as "
-                "epochs in its order. The pattern %s takes them in that of their numbers",
-                listed([os.path.basename(file) for file in files], 4),
-                kind.replace("#", "*"),
-            )
-
-
-def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
-    """Log which numbers of files are taken as which epochs, when they are not 0, k, 2k, ..."""
-    counted = [column for column in zip(*keys, strict=True) if len(set(column)) == len(keys) > 1]
-    if not counted:
-        return
-    numbers = counted[0]
-    if list(numbers) != [numbers[1] * epoch for epoch in range(len(numbers))]:
-        shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
-        log.warning(
-            "the files of %s have the numbers %s, taken as epochs 0 to %d: the first counts as the "
-            "untrained network",
-            pattern,
-            shown,
-            len(numbers) - 1,
-        )
-
-
-def _check_not_shared(sources: Sequence[Checkpoint], entry: str | None) -> None:
-    """``ValueError`` for networks and state dicts that are the same tensors in memory."""
-    seen: dict[frozenset[int], int] = {}
-    for number, source in enumerate(sources):
-        places = _places(source, entry)
-        if places and places in seen:
-            raise ValueError(
-                f"checkpoints {seen[places]} and {number} are the same tensors in memory: "
-                "state_dict() gives the network's own, which training changes, and all are listed "
-                "before the first is measured; keep copy.deepcopy(model.state_dict())"
-            )
-        seen[places] = number
-
-
-def _places(source: Checkpoint, entry: str | None) -> frozenset[int]:
-    """Where in memory the weights of a network or a state dict lie; nowhere for anything else."""
-    if not isinstance(source, Mapping | nn.Module):
-        return frozenset()
-    try:
-        weights, _ = read_weights(source, entry=entry)
-    except ValueError:  # which says more when it is loaded
-        return frozenset()
-    tensors = [value for value in weights.values() if isinstance(value, Tensor)]
-    return frozenset(value.data_ptr() for value in tensors if value.numel())
 
 
 def weights_digest(model: nn.Module) -> str:

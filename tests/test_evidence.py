@@ -578,6 +578,14 @@ def test_own_seeds_stand_beside_the_same_samples(shapes, store, twenty, rows, an
     assert own == pytest.approx(stored, rel=1e-3)  # of six digits
 
 
+def test_own_seeds_are_predicted_from_stated_ones_alone(shapes, store, twenty, monkeypatch):
+    """Of the five that are stored four were stated."""
+    few = replace(shapes, seeds=range(5, 9))
+    monkeypatch.setattr(replication, "STUDIES", {"shapes": few})
+    found = replication.beside(shapes.study(store), twenty)
+    assert (found.stored.index.tolist(), found.stated) == ([5, 6, 7, 8], 4)
+
+
 def test_own_seeds_stand_beside_nothing_else(shapes, store, twenty):
     """Not beside tables of other settings or too few seeds, nor where the seeds are stored."""
     build = shapes.study(store)
@@ -622,3 +630,19 @@ def test_seeds_of_a_command():
     for wrong in ("", "a", "1-", "-1", "1;2"):
         with pytest.raises(UsageError, match="give numbers"):
             several_seeds(wrong)
+    with pytest.raises(UsageError, match="there is none from 5 to 3"):
+        several_seeds("0,5-3")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("profile=paper", "-p profile=...: evidence is computed with the laptop's settings"),
+        ("seeds=[0]", "-p seeds=...: give --seeds"),
+        ("store=here", "-p store=...: the environment variable KPNB_STORE"),
+    ],
+)
+def test_what_is_no_setting_of_a_study_is_refused(option, said, tmp_path, capsys):
+    assert main(["evidence", "images", "--output", str(tmp_path), "-p", option]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

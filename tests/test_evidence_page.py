@@ -49,6 +49,14 @@ def stored(folder) -> dict[str, board.Stored]:
     return board.stored(folder)
 
 
+def test_a_metric_that_no_network_defines_has_an_axis_without_dots(stored):
+    images = stored["images"]
+    none = replace(images, samples=images.samples.assign(rho=np.nan))
+    means = board.seed_means(none, ("student", "baseline"))
+    figure = estimation.metrics_of_roles(means)
+    assert len(figure.axes) == len(NAMES)
+
+
 def dots(axis: Axes, colour: str) -> np.ndarray:
     """Where the dots of a colour are, left to right."""
     wanted = matplotlib.colors.to_rgb(colour)
@@ -198,6 +206,7 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     """Two of the twenty untrained teachers' students are still to be computed."""
     samples, networks = tables(EFFECTS, seeds=20, samples=5)
     lacking = (samples["network"] == "untrained") & (samples["seed"] > 17)
+    of_control = (networks["network"] == "untrained") & (networks["seed"] > 17)
     one = board.Stored(
         "images",
         networks,
@@ -211,6 +220,8 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     assert not {"smooth target", "beyond a smooth target"} & {*asked["question"]}
     table = sentences.scoreboard(asked, {"images": one})
     assert (table["against untrained's"][:6] == "18 of 20 seeds").all()
+    means = board.seed_means(replace(one, networks=networks[~of_control]), ("student", "untrained"))
+    assert {*means["network"]} == {"student"}
     assert "18 of 20 seeds for *beyond a smooth target*" in sentences.which({"images": one}, ())
 
 
@@ -294,7 +305,24 @@ def test_a_control_without_points_is_named(stored):
     assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
     table = sentences.words(asked, found, ["images"])
     assert (table["against untrained's"] == "no points").all()
+    shows = Counter(asked[asked["question"] == "paper"]["verdict"])["shows"]
+    never = f"nothing is judged ({shows} cannot be compared, for want of points); and"
+    assert never in front.on_one(asked, found, "images")
+    assert "wait" not in front.on_one(asked, found, "images")
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
+
+
+def test_a_control_with_points_on_the_background_alone_is_not_said_to_have_none(stored):
+    """Five of them: lambda is 0, and neither distance nor detour is defined."""
+    images = stored["images"]
+    samples = images.samples.copy()
+    blank = samples["network"] == "untrained"
+    samples.loc[blank, ["n_fg", "n_bg", "lambda"]] = 0, 5, 0
+    samples.loc[blank, ["d", "share", "rho"]] = np.nan
+    found = {"images": replace(images, samples=samples)}
+    (said,) = sentences.smooth(board.board(found), found).splitlines()
+    assert "hardly any knowledge points on the object, 0 in a sample" in said
+    assert "hardly ever defines $D_{mean}$, $\\rho$, and nothing is compared" in said
 
 
 def test_samples_that_define_a_metric_are_counted(stored):
@@ -329,6 +357,8 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
         assert said.count(named) == 1
     table = front.hypotheses(asked, found).set_index("data")
     assert table.loc["images"].tolist() == ["no points"] * 4
+    assert "images" in board.estimated(stored)
+    assert "images" not in board.estimated(found)  # nor does the figure judge it
     assert front.opening(asked, found)["points"] == DASH
     assert "of 24 metrics" in front.findings(asked, found)
 
@@ -376,18 +406,20 @@ def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
 
 
 @pytest.mark.parametrize(
-    ("distance", "share", "said"),
+    ("distance", "share", "length", "said"),
     [
-        ("shows", "shows", "its points sooner."),
-        ("shows", "opposite", "later: what shows in $D_{mean}$ is a shorter path, not sooner"),
-        ("shows", "open", "as far as these seeds tell: what shows in $D_{mean}$ is a shorter"),
-        ("opposite", "shows", "sooner: what $D_{mean}$ tells is a longer path, not later"),
-        ("opposite", "opposite", "its points later."),
-        ("negligible", "opposite", "its points later."),
+        ("shows", "shows", "shows", "its points sooner."),
+        ("shows", "opposite", "shows", "later: what shows in $D_{mean}$ is a shorter path, not so"),
+        ("shows", "open", "shows", "as far as these seeds tell: what shows in $D_{mean}$ is a sh"),
+        ("shows", "open", "open", "tell; nor does the length of the path alone explain $D_{mean}$"),
+        ("opposite", "shows", "opposite", "sooner: what $D_{mean}$ tells is a longer path, not l"),
+        ("opposite", "open", "shows", "tell; nor does the length of the path alone explain"),
+        ("opposite", "opposite", "open", "its points later."),
+        ("negligible", "opposite", "shows", "its points later."),
     ],
 )
-def test_what_follows_for_hypothesis_2(distance, share, said):
-    assert said in sentences.sooner(distance, share)
+def test_what_follows_for_hypothesis_2(distance, share, length, said):
+    assert said in sentences.sooner(distance, share, length)
 
 
 @pytest.mark.parametrize(
@@ -451,7 +483,7 @@ def test_24_cells_whatever_there_is(stored):
 
 def test_three_sentences_count_the_24_cells(stored):
     asked, embedded = board.board(stored), {"on all": list(board.standing().values())}
-    first, second, third = front.three_sentences(asked, embedded).values()
+    first, second, third = front.three_sentences(asked, stored, embedded).values()
     rows = asked[asked["study"].isin(["images", "questions"])].set_index("question")
     counts = Counter(rows.loc["paper", "verdict"])
     assert counts["shows"] > 1 < counts["undecided"]
@@ -470,10 +502,11 @@ def test_three_sentences_count_the_24_cells(stored):
 
 
 def test_nothing_is_counted_before_anything_is_judged():
-    first, second, third = front.three_sentences(pd.DataFrame(), {"on all": ["images"]}).values()
+    nothing = front.three_sentences(pd.DataFrame(), {}, {"on all": ["images"]})
+    first, second, third = nothing.values()
     assert first == "on all none is judged yet."
-    assert second == "nothing can be left, as no differences in points show."
-    assert third.startswith("nothing can be left, as no differences show; ")
+    assert second == "nothing is judged yet."
+    assert third.startswith("nothing is judged yet; ")
 
 
 def test_what_is_there_may_be_small(stored):
@@ -482,11 +515,11 @@ def test_what_is_there_may_be_small(stored):
     rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
     one = {"on images": ["images"]}
-    first, *_ = front.three_sentences(pd.DataFrame(rows), one).values()
+    first, *_ = front.three_sentences(pd.DataFrame(rows), {}, one).values()
     assert first.endswith("(5 wait for seeds), though it is surely too small to matter.")
     rows[0]["verdict"] = "negligible"  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
-    first, *_ = front.three_sentences(pd.DataFrame(rows), one).values()
+    first, *_ = front.three_sentences(pd.DataFrame(rows), {}, one).values()
     assert first == "on images 0 of 6 metrics show (1 negligible, 5 wait for seeds)."
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
@@ -501,14 +534,14 @@ def test_what_becomes_of_a_difference_may_be_its_opposite():
         rows += [(study, "paper", "shows")]
         rows += [(study, "share of the path", verdict)] if verdict else []
     table = pd.DataFrame(rows, columns=["study", "question", "verdict"]).assign(metric="d_mean")
-    third = list(front.three_sentences(table, {"on one": [*planted, "f"]}).values())[2]
+    third = list(front.three_sentences(table, {}, {"on one": [*planted, "f"]}).values())[2]
     assert third.endswith(
         "1 of 4 differences in weight distances is left (2 turn into the opposite, 1 waits for "
         "seeds)."
     )
-    assert third.startswith("all 5 wait for seeds; ")
+    assert third.startswith("nothing is judged (5 wait for seeds); ")
     apart = {"on one": list("ab"), "on another": list("de")}
-    third = list(front.three_sentences(table, apart).values())[2]
+    third = list(front.three_sentences(table, {}, apart).values())[2]
     assert third.endswith(
         "on one 1 of 2 differences in weight distances is left (1 turns into the opposite), "
         "on another 0 of 1 are left (1 waits for seeds)."
@@ -556,14 +589,14 @@ def test_the_papers_own_data_come_first(stored, tmp_path):
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(stored):
     asked = board.board(stored)
-    said = front.on_one(asked, "images")
+    said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = sum(rows["paper"] == "shows")
     assert f"over all layers of `images` {shows} of 6 metrics" in said
     counts = [m for m in ("n_fg", "n_bg", "lambda") if rows["paper"][m] == "shows"]
     still = [m for m in counts if rows.get(("beyond place", m)) == "shows"]
     assert f"place gives,** {len(still)} of {len(counts)} differences in points" in said
-    assert front.on_one(asked, "clouds") == front.on_one(pd.DataFrame(), "images") == ""
+    assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 
 def test_own_seeds_are_told_with_how_many_are_stored():

@@ -166,6 +166,11 @@ def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
     }
     some = replace(each, **kept)
     assert some.complete == each.complete - {"untrained"}
+    one = {"tiny-imagenet-vgg11": replace(some, roles=each.complete)}
+    said = shown.state(one, one)
+    assert "controls wait for theirs (1 of `tiny-imagenet-vgg11`)" in said
+    whole = {"tiny-imagenet-vgg11": replace(each, roles=each.complete)}
+    assert shown.state(whole, whole) == "Stored evidence is complete."
     assert {*board.learned(each).index} - {*board.learned(some).index} == {"untrained"}
     layer = each.places["layer"].iloc[0]
     assert "untrained" in board.shares_of_cells(each, layer)

@@ -141,6 +141,18 @@ def test_a_metric_that_few_samples_define_is_not_judged(every, judged_at_all):
     assert "paper" in found
 
 
+@pytest.mark.parametrize(("defining", "judged_at_all"), [({1}, False), ({1, 2}, True)])
+def test_a_metric_of_one_seed_is_not_judged(defining, judged_at_all):
+    """Of every sample in one of three seeds, a third of all: no test over seeds can come of it."""
+    samples, networks = tables({"student": {}}, seeds=3)
+    empty = (samples["network"] == "student") & ~samples["seed"].isin(defining)
+    samples.loc[empty, ["lambda", "d", "rho"]] = np.nan
+    found = judged(samples, networks)
+    assert ("paper" in found.index.get_level_values("question")) == judged_at_all
+    if judged_at_all:
+        assert found.loc[("paper", "rho"), "seeds"] == 2
+
+
 def test_a_seed_without_one_of_its_networks_does_not_count():
     samples, networks = tables(seeds=5)
     lacking = (samples["seed"] == 3) & (samples["network"] == "student")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import kpnb
 from kpnb import distill
 from kpnb._identity import digest_of, identity_of_call
+from kpnb.checkpoint_files import in_order
 from kpnb.checkpoints import Artefacts, digest
 from kpnb.distill import TensorData
 from kpnb.inputs import read_inputs
@@ -32,7 +33,7 @@ from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import NAMES, six_metrics
 from kpnb.schedule import Schedule
 from kpnb.trajectory import _digest_of_inputs as digest_of_inputs
-from kpnb.trajectory import in_order, weights_digest
+from kpnb.trajectory import weights_digest
 from tests.by_hand import metrics_by_hand
 from tests.models import images, small_net
 

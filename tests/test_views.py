@@ -134,8 +134,9 @@ MAPS |= {"teacher": {"FC1": MAPS["baseline"]["FC1"][-1:] - 0.1}}
 PICTURES = (torch.rand(3, 3, 8, 8, generator=GEN) * 256).byte()
 
 
-def cells():
-    page = explorable(PICTURES, MAPS, INSIDE, (3, 4), 'a "view" & <more>', b=0.2).html
+def cells(background=None):
+    alt = 'a "view" & <more>'
+    page = explorable(PICTURES, MAPS, INSIDE, (3, 4), alt, b=0.2, background=background).html
     script, data = re.search(
         r"<script>(.*)\.cells\(document\.currentScript\.parentElement, (.*)\);</script>", page, re.S
     ).groups()
@@ -201,9 +202,15 @@ console.log(JSON.stringify(counts));
 """
 
 
+VOID = ~INSIDE & (torch.rand(3, 12, generator=GEN) < 0.4)
+
+
 @needs_node
-def test_script_counts_what_kpnb_counts():
-    _, script, data = cells()
+@pytest.mark.parametrize("background", [None, ~INSIDE & ~VOID])
+def test_script_counts_what_kpnb_counts(background):
+    """Without the cells that belong to neither region, too."""
+    assert VOID.any()
+    _, script, data = cells(background)
     thresholds = [0, 0.05, 0.2, 0.37, 0.6, 5]
     program = f"const views = {script}, data = {json.dumps(data)}, thresholds = {thresholds};{ASK}"
     said = json.loads(
@@ -211,7 +218,8 @@ def test_script_counts_what_kpnb_counts():
     )
     assert len(said) == (4 + 4 + 1) * 3 * len(thresholds)
     for network, epoch, image, b, points, fg, bg, ratio in said:
-        found = knowledge_points(unpacked(data, network)[epoch], INSIDE, b=b)
+        entropy = MAPS[network]["FC1"].double()[epoch]
+        found = knowledge_points(entropy, INSIDE, b=b, background=background)
         assert points == found.points[image].tolist()
         if found.defined[image]:
             assert [fg, bg] == [found.n_fg[image], found.n_bg[image]]
@@ -240,6 +248,7 @@ def live(images=3):
         path=str,
     )
     study.foreground = foreground_units(study.units.coverage(masks))
+    study.background = ~study.foreground
     nets = {name: small_net(seed=seed).float().eval() for seed, name in enumerate(("one", "other"))}
     return Live(study, nets, torch.tensor([2, 0]), ["4", "7"]), study, nets
 

@@ -41,7 +41,7 @@ def _strips(count: int) -> tuple[Figure, list[Axes]]:
 def _limits(axis: Axes, whole: Sequence[float], most: np.ndarray) -> None:
     """Show all of ``whole`` and 90 % of ``most``."""
     ends = [*whole, *(np.quantile(most, (0.05, 0.95)) if len(most) else ())]
-    known = [end for end in ends if np.isfinite(end)]
+    known = [end for end in ends if np.isfinite(end)] or [0.0]
     low, high = min(known), max(known)
     room = 0.06 * (high - low) or 1.0
     axis.set_xlim(low - room, high + room)
@@ -232,7 +232,8 @@ def metrics_of_roles(means: pd.DataFrame) -> Figure:
             values = means.loc[means["network"] == role, metric].dropna().to_numpy()
             _dots(axis, values, height, OF_ROLES[role])
             ends = [height - 0.3, height + 0.3]
-            axis.plot([values.mean()] * 2, ends, color=OF_ROLES[role], lw=3)
+            if len(values):
+                axis.plot([values.mean()] * 2, ends, color=OF_ROLES[role], lw=3)
         _named(axis, SYMBOL[metric], "", GREY)
     _legend(figure, {KNOWN_AS[role]: ("o", OF_ROLES[role]) for role in roles}, {}, columns=1)
     return figure

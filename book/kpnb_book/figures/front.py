@@ -12,7 +12,7 @@ from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
 from kpnb_book.figures.sentences import LEFT, PLACED, absent, answered, number, seeds
 from kpnb_book.numbers import DASH, interval, value
-from kpnb_book.studies.board import PAPERS_OWN, Stored, standing
+from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
 from kpnb_book.studies.verdicts import SPEED
 
 BY_SHARE = "H2 by share"
@@ -73,17 +73,16 @@ def findings(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
     data = {f"on {name}": [study] for name, study in PAPERS_OWN.items()}
     data["on the embedded data"] = list(standing().values())
-    said = three_sentences(board, data)
+    said = three_sentences(board, found, data)
     lines = (f"<li><strong>{lead}</strong> {escape(rest)}</li>" for lead, rest in said.items())
     return f"<ol>{''.join(lines)}</ol>{progress(found)}"
 
 
-def on_one(board: pd.DataFrame, study: str) -> str:
+def on_one(board: pd.DataFrame, found: Mapping[str, Stored], study: str) -> str:
     """``three_sentences`` on one study in Markdown; "" before all of its seeds are there."""
-    rows = answered(board, "paper")
-    if not len(rows) or study not in rows.index.unique("study"):
+    if study not in found or not found[study].finished():
         return ""
-    said = three_sentences(board, {f"over all layers of `{study}`": [study]})
+    said = three_sentences(board, found, {f"over all layers of `{study}`": [study]})
     return " ".join(f"**{lead}** {rest}" for lead, rest in said.items())
 
 
@@ -100,25 +99,27 @@ def progress(found: Mapping[str, Stored]) -> str:
     return f"<p>Stored so far: {'; '.join(parts) or 'nothing'}.</p>"
 
 
+WAITS, NO_POINTS = "waits", "no points"
+"""Instead of a verdict: seeds are still to be computed; a network has hardly any points, so that
+not all metrics are defined, and never will be.
+"""
 Data = Mapping[str, Sequence[str]]
 """Studies by the words with which a sentence counts them together: "on the embedded data"."""
-Verdicts = Mapping[str, Mapping[tuple[str, str], str]]
-"""Verdicts by question, study and metric."""
+Answers = Mapping[str, Mapping[tuple[str, str], str]]
+"""Verdicts, or what stands in their place, by question, study and metric."""
 
 
-def three_sentences(board: pd.DataFrame, data: Data) -> dict[str, str]:
+def three_sentences(board: pd.DataFrame, found: Mapping[str, Stored], data: Data) -> dict[str, str]:
     """What student against baseline shows; what of that is left without a liking for places; and
     what against a student without a teacher's knowledge, and without the length of the path. The
     rest of each sentence, by how it begins.
     """
-    asked: Verdicts = {
-        question: answered(board, question)["verdict"].to_dict() if len(board) else {}
-        for question in LEFT
-    }
+    studies = [study for several in data.values() for study in several]
+    asked = {question: _answers(board, found, question, studies) for question in LEFT}
     untaught = _left(asked, "beyond a smooth target", data, "differences")
     shares = _left(asked, "share of the path", data, "differences in weight distances")
     return {
-        "As the paper asks, student against baseline,": f"{_shown(board, data)}.",
+        "As the paper asks, student against baseline,": f"{_shown(board, asked['paper'], data)}.",
         "Without what a mere liking for a place gives,": (
             f"{_left(asked, 'beyond place', data, 'differences in points')}."
         ),
@@ -129,66 +130,87 @@ def three_sentences(board: pd.DataFrame, data: Data) -> dict[str, str]:
     }
 
 
-def _shown(board: pd.DataFrame, data: Data) -> str:
+def _answers(
+    board: pd.DataFrame, found: Mapping[str, Stored], question: str, studies: Sequence[str]
+) -> dict[tuple[str, str], str]:
+    """What the studies say to one question, by study and metric."""
+    known = answered(board, question)["verdict"].to_dict() if len(board) else {}
+    return {
+        (study, metric): known.get((study, metric)) or nothing
+        for study in studies
+        for nothing in [WAITS if waiting(found, study, question) else NO_POINTS]
+        for metric in PLACED.get(question, NAMES)
+    }
+
+
+def _shown(board: pd.DataFrame, asked: Mapping[tuple[str, str], str], data: Data) -> str:
     """ "on A 6 of 6 metrics show; on B 9 of 24 metrics show (8 are the opposite, 7 negligible)"."""
-    asked, parts = answered(board, "paper").reset_index(), []
+    parts = []
     for name, studies in data.items():
-        rows = asked[asked["study"].isin(studies)] if len(asked) else asked
-        if not len(rows):
+        answers = Counter(asked[study, metric] for study in studies for metric in NAMES)
+        whole = answers.total()
+        if answers[WAITS] == whole:
             parts.append(f"{name} none is judged yet")
             continue
-        counts, whole = Counter(rows["verdict"]), len(studies) * len(NAMES)
-        shows, turned, late = counts["shows"], counts["opposite"], whole - len(rows)
+        shows, turned = answers["shows"], answers["opposite"]
         others = {
             f"{number(turned, 'is', 'are')} the opposite": turned,
-            "negligible": counts["negligible"],
-            "undecided": counts["undecided"] + counts["open"],
-            _waits(late): late,
+            "negligible": answers["negligible"],
+            "undecided": answers["undecided"] + answers["open"],
+            **_unanswered(answers),
         }
         said = f"{name} {shows} of {whole} metrics {number(shows, 'shows', 'show')}"
-        parts.append(said + _listed(others) + _small(rows))
+        parts.append(said + _listed(others) + _small(board, studies))
     return "; ".join(parts)
 
 
-def _small(rows: pd.DataFrame) -> str:
+def _small(board: pd.DataFrame, studies: Sequence[str]) -> str:
     """How many of the differences that are there are surely too small to matter."""
-    there = rows[rows["verdict"].isin(("shows", "opposite"))]
-    count = sum(map(bool, there.get("small", ())))
-    if not count:
+    rows = answered(board, "paper")
+    there = rows[rows["verdict"].isin(("shows", "opposite"))] if len(rows) else rows
+    there = [bool(row.get("small", False)) for (study, _), row in there.iterrows() if study in studies]
+    if not any(there):
         return ""
-    of_them = f"{count} of these {len(there)}" if len(there) > 1 else "it"
-    return f", though {of_them} {number(count, 'is', 'are')} surely too small to matter"
+    of_them = f"{sum(there)} of these {len(there)}" if len(there) > 1 else "it"
+    return f", though {of_them} {number(sum(there), 'is', 'are')} surely too small to matter"
 
 
-def _left(asked: Verdicts, question: str, data: Data, what: str) -> str:
+def _left(asked: Answers, question: str, data: Data, what: str) -> str:
     """What becomes of ``what`` shows for the paper's question when another ``question`` is asked:
     "on A 1 of 2 ``what`` is left, on B 2 of 8 are left (3 turn into the opposite, 1 waits for
     seeds)".
     """
     parts = []
     for name, studies in data.items():
-        showing = [
-            (study, metric)
-            for (study, metric), verdict in asked["paper"].items()
-            if verdict == "shows" and study in studies and metric in PLACED.get(question, NAMES)
-        ]
-        answers = Counter(asked[question][at] for at in showing if at in asked[question])
+        answers = Counter(
+            verdict
+            for (study, metric), verdict in asked[question].items()
+            if study in studies and asked["paper"][study, metric] == "shows"
+        )
         where = f"{name} " if len(data) > 1 else ""
-        if answers:
+        known = answers.total() - answers[WAITS] - answers[NO_POINTS]
+        if known:
             still, turned = answers["shows"], answers["opposite"]
-            late = len(showing) - answers.total()
             turn = f"{number(turned, 'turns', 'turn')} into the opposite"
             noun = f" {what}" * (not parts)
-            are = number(still, "is", "are")
-            others = _listed({turn: turned, _waits(late): late})
-            parts.append(f"{where}{still} of {answers.total()}{noun} {are} left{others}")
-        elif showing:
-            parts.append(f"{where}all {len(showing)} wait for seeds")
-    return ", ".join(parts) or f"nothing can be left, as no {what} show"
+            others = _listed({turn: turned, **_unanswered(answers)})
+            parts.append(
+                f"{where}{still} of {known}{noun} {number(still, 'is', 'are')} left{others}"
+            )
+        elif answers:
+            parts.append(f"{where}nothing is judged{_listed(_unanswered(answers))}")
+    if any(verdict != WAITS for verdict in asked["paper"].values()):
+        return ", ".join(parts) or f"nothing can be left, as no {what} show"
+    return "nothing is judged yet"
 
 
-def _waits(count: int) -> str:
-    return number(count, "waits for seeds", "wait for seeds")
+def _unanswered(answers: Mapping[str, int]) -> dict[str, int]:
+    """What stands in the place of verdicts, in words, and how often."""
+    waits = answers[WAITS]
+    return {
+        number(waits, "waits for seeds", "wait for seeds"): waits,
+        "cannot be compared, for want of points": answers[NO_POINTS],
+    }
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -157,9 +157,10 @@ class Live:
             for name in self.networks
         }
         alt = "Pictures whose knowledge points appear and vanish with the layer and the threshold"
-        pictures = self.study.measured.images[self.chosen]
+        pictures, shape = self.study.measured.images[self.chosen], self.study.units.shape
         foreground = self.study.foreground[self.chosen]
-        return explorable(pictures, maps, foreground, self.study.units.shape, alt, s.b)
+        background = self.study.background[self.chosen]
+        return explorable(pictures, maps, foreground, shape, alt, s.b, background)
 
     def _ipython_display_(self) -> None:
         from IPython.display import display

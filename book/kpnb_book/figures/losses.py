@@ -18,6 +18,7 @@ from kpnb_book.figures.plots import (
     VERDICT,
     draw_cells,
     draw_image,
+    interval_bar,
     legend_below,
     styled,
 )
@@ -165,7 +166,7 @@ def six_by_loss(
     for axis, (title, of_losses, metric) in zip(axes.flat, panels, strict=True):
         for row, loss in enumerate(found):
             if loss in of_losses:
-                _bar(axis, row, of_losses[loss][metric])
+                interval_bar(axis, row, of_losses[loss][metric])
         axis.axvline(0, color=GREY, ls="--", lw=1)
         axis.set_yticks(range(len(found)), [known_as(name) for name in found])
         axis.set_ylim(len(found) - 0.5, -0.5)
@@ -174,13 +175,6 @@ def six_by_loss(
     words = ["shows", "opposite", "negligible"]
     legend_below(figure, [*words, "not decided"], [*(VERDICT[word] for word in words), GREY])
     return figure
-
-
-def _bar(axis: Axes, row: float, d: Difference) -> None:
-    """A difference and its interval, coloured by the verdict."""
-    colour = VERDICT.get(d.verdict, GREY)
-    axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
-    axis.plot([d.value], [row], "o", color=colour)
 
 
 # ---- words
@@ -307,11 +301,14 @@ def _intervals(order: pd.DataFrame, name: str, scale: float = 1) -> list[str]:
 
 
 def means_table(taught: Stored) -> pd.DataFrame:
-    """The six metrics of every network and its share of the path, means over layers and seeds."""
+    """The six metrics of every network and its share of the path, means over layers and seeds; of
+    networks that all stated seeds have.
+    """
     table = by_network(taught)
     means = table.groupby("network", sort=False)[[*NAMES, "share", "accuracy"]].mean()
     order = ["baseline", *transfer.students_of(taught)]
-    named = means.loc[order].rename(index=known_as).rename_axis("student").reset_index()
+    known = [name for name in order if name in taught.complete]
+    named = means.loc[known].rename(index=known_as).rename_axis("student").reset_index()
     return named.rename(columns={"share": "share of the path"})
 
 

@@ -41,17 +41,25 @@ COLOURS = (COLOUR["foreground"], COLOUR["background"], GREY)
 
 def state(found: Mapping[str, Stored], names: Iterable[str]) -> str:
     """How far the evidence is, in a sentence for the top of a page."""
-    parts = []
+    parts, late = [], []
     for name in names:
         stated = len(STUDIES[name].seeds)
         seeds = found[name].seeds() if name in found else 0
         if seeds < stated:
             parts.append(f"`{name}` has {seeds} of {stated} seeds")
-    if not parts:
-        return "Stored evidence is complete."
-    return (
-        f"Stored evidence is not complete: {', '.join(parts)}; nothing of these is judged before."
-    )
+        elif missing := found[name].roles - found[name].complete:
+            late.append(f"{len(missing)} of `{name}`")
+    if parts:
+        return (
+            f"Stored evidence is not complete: {', '.join(parts)}; nothing of these is judged "
+            "before."
+        )
+    if late:
+        return (
+            "Students and baselines have all of their seeds; controls wait for theirs "
+            f"({', '.join(late)}), and nothing of them is shown before."
+        )
+    return "Stored evidence is complete."
 
 
 def counted(signs: pd.DataFrame, data: DataSet) -> str:

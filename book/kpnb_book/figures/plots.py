@@ -428,6 +428,16 @@ def six_panels(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def interval_bar(axis: Axes, row: float, d: Difference) -> str:
+    """A difference and its interval in a row of an axis, in the colour of its verdict, which is
+    returned.
+    """
+    colour = VERDICT.get(d.verdict, GREY)
+    axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
+    axis.plot([d.value], [row], "o", color=colour)
+    return colour
+
+
 @styled
 def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence[str]) -> Figure:
     """Student minus baseline with its 95 % interval, a panel for each metric, a row for each layer.
@@ -440,9 +450,7 @@ def differences(found: Mapping[str, Mapping[str, Difference]], metrics: Sequence
     for axis, metric in zip(axes[0], metrics, strict=True):
         for row, by_metric in enumerate(found.values()):
             d = by_metric[metric]
-            colour = VERDICT[d.verdict]
-            axis.plot([d.low, d.high], [row, row], color=colour, lw=2.5, solid_capstyle="butt")
-            axis.plot([d.value], [row], "o", color=colour)
+            colour = interval_bar(axis, row, d)
             beside = {
                 "xycoords": ("axes fraction", "data"),
                 "va": "center",

@@ -20,7 +20,7 @@ from kpnb_book.studies.board import (
     waiting,
 )
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.verdicts import BEYOND, QUESTIONS, SIX, SPEED
+from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
@@ -316,13 +316,13 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
             f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
             f"{KNOWN_AS[role]}; against the latter, {left} for the former."
         )
-    points = found.samples.groupby("network")[["n_fg", "n_bg"]].mean().sum(axis=1)
+    points = found.samples.groupby("network")["n_fg"].mean()
+    few = [name for name, column in SIX.items() if defined(found.samples, role, column) < LEAST]
     return (
-        f"- **{study}**: the {KNOWN_AS[role]} has hardly any knowledge points, "
+        f"- **{study}**: the {KNOWN_AS[role]} has hardly any knowledge points on the object, "
         f"{value(points[role], 3)} in a sample on average; the student has "
-        f"{value(points['student'], 2)} and the baseline {value(points['baseline'], 2)}. Without "
-        f"points {SYMBOL['lambda']}, {SYMBOL['d_mean']} and {SYMBOL['rho']} are not defined, and "
-        "nothing is compared."
+        f"{value(points['student'], 2)} and the baseline {value(points['baseline'], 2)}. So it "
+        f"hardly ever defines {', '.join(SYMBOL[name] for name in few)}, and nothing is compared."
     )
 
 
@@ -360,6 +360,7 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         # both factors are there wherever the distance is
         rows, spread = both.loc["d_mean"], both.loc["d_var"]
         distance, share = rows.loc["paper"], rows.loc["share of the path"]
+        whole = rows.loc["length of the path"]
         parts = [
             f"its share of the path differs by {outcome(share)}",
             f"{SYMBOL['d_var']} is {outcome(spread.loc['paper'])}, and of the shares alone "
@@ -379,9 +380,9 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
             )
         lines.append(
             f"- **{study}**: {SYMBOL['d_mean']} {outcome(distance)}. The student's weights travel "
-            f"{value(ratio, 2)} times as far as the baseline's (length: "
-            f"{outcome(rows.loc['length of the path'])}); {'; '.join(parts)}. "
-            f"{sooner(distance['verdict'], share['verdict'])}"
+            f"{value(ratio, 2)} times as far as the baseline's (length: {outcome(whole)}); "
+            f"{'; '.join(parts)}. "
+            f"{sooner(distance['verdict'], share['verdict'], whole['verdict'])}"
         )
     return "\n".join(lines)
 
@@ -396,9 +397,9 @@ def _untaught(error: float) -> str:
     )
 
 
-def sooner(distance: str, share: str) -> str:
-    """What follows for hypothesis 2 from two verdicts on D_mean: as printed, and by the share of
-    each network's own path.
+def sooner(distance: str, share: str, length: str) -> str:
+    """What follows for hypothesis 2 from the verdicts on D_mean, as printed, and on its factors:
+    the share of each network's own path, and the length of that path.
     """
     if share == "shows":
         alone = "By the share of its own path the student has its points sooner"
@@ -407,11 +408,13 @@ def sooner(distance: str, share: str) -> str:
     else:
         alone = "By the share of its own path the student has its points neither sooner nor later"
         alone += ", as far as these seeds tell"
-    if distance == "shows" != share:
+    if distance not in ("shows", "opposite") or distance == share:
+        return f"{alone}."
+    if length != distance:
+        return f"{alone}; nor does the length of the path alone explain {SYMBOL['d_mean']} here."
+    if distance == "shows":
         return f"{alone}: what shows in {SYMBOL['d_mean']} is a shorter path, not sooner learning."
-    if distance == "opposite" != share:
-        return f"{alone}: what {SYMBOL['d_mean']} tells is a longer path, not later learning."
-    return f"{alone}."
+    return f"{alone}: what {SYMBOL['d_mean']} tells is a longer path, not later learning."
 
 
 def number(count: int, one: str, more: str) -> str:

@@ -123,6 +123,7 @@ def explorable(
     shape: tuple[int, int],
     alt: str,
     b: float = 0.2,
+    background: Tensor | None = None,
 ) -> View:
     """Knowledge points of pictures, for a reader who chooses picture, network, layer, epoch and the
     threshold b.
@@ -132,8 +133,15 @@ def explorable(
                 without epochs. All networks have the same layers, and the first has the most
                 epochs; the view starts after its last one
     foreground  bool ``[K, n]``, of a grid of ``shape``
+    background  bool ``[K, n]``, default all other cells; a cell that is neither is left out
     alt         what the view shows, for those who cannot see it
     """
+    if background is not None:
+        known = foreground | background
+        maps = {
+            network: {layer: h.where(known, torch.nan) for layer, h in layers.items()}
+            for network, layers in maps.items()
+        }
     first = next(iter(maps.values()))
     count, epochs = len(pictures), len(next(iter(first.values()))) - 1
     size = min(PIXELS, pictures.shape[-1])
@@ -183,8 +191,9 @@ def explore(study: ImageStudy, chosen: Tensor, layers: Sequence[str], alt: str) 
         role: {layer: fields["entropy"][:, chosen] for layer, fields in by_layer.items()}
         for role, by_layer in found.items()
     }
-    pictures, foreground = study.measured.images[chosen], study.foreground[chosen]
-    return explorable(pictures, maps, foreground, study.units.shape, alt, study.settings.b)
+    pictures, shape, b = study.measured.images[chosen], study.units.shape, study.settings.b
+    foreground, background = study.foreground[chosen], study.background[chosen]
+    return explorable(pictures, maps, foreground, shape, alt, b, background)
 
 
 def turnable(

@@ -149,7 +149,7 @@ def _check_checkpoints(values: Mapping[str, Any]) -> None:
             f"{', '.join(TOGETHER)} come together: {', '.join(missing)} {verb} missing"
         )
     if not missing:
-        from kpnb.trajectory import in_order
+        from kpnb.checkpoint_files import in_order
 
         for name in TOGETHER[1:]:
             try:

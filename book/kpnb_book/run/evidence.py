@@ -3,7 +3,7 @@ some of it again.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from kpnb_book.studies.results import Results
 
 Commands = argparse._SubParsersAction
+ELSEWHERE = {
+    "profile": "evidence is computed with the laptop's settings; -p changes single ones",
+    "seeds": "give --seeds 0-19",
+    "store": "the environment variable KPNB_STORE says where runs are kept",
+}
+"""What is no setting of a study here, and what to do instead."""
 
 
 def add(commands: Commands) -> None:
@@ -99,8 +105,8 @@ def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
 
     results = results_of(evidence, options.output)
     seeds = evidence.seeds if options.seeds is None else several_seeds(options.seeds)
-    overrides = read_assignments(options.parameters)
-    only = options.only and options.only.split(",")
+    overrides = settings_of(options.parameters)
+    only = None if options.only is None else options.only.split(",")
     if options.forecast:
         print(evidence.name)
         print(forecast(plans(evidence, seeds, results, only=only, **overrides)))
@@ -114,7 +120,7 @@ def run_check(options: argparse.Namespace) -> int:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    overrides = read_assignments(options.parameters)
+    overrides = settings_of(options.parameters)
     names = dict.fromkeys(options.names or _with_tables(options.output, overrides))
     chosen = [study_of(name) for name in names]
     if not chosen:
@@ -188,6 +194,17 @@ def check_one(
     return not found.differing, str(found)
 
 
+def settings_of(assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings of a study from NAME=VALUE. Raises UsageError for what the command has another
+    option for, or gives itself.
+    """
+    found = read_assignments(assignments)
+    for name, remedy in ELSEWHERE.items():
+        if name in found:
+            raise UsageError(f"-p {name}=...: {remedy}")
+    return found
+
+
 def study_of(name: str) -> "Evidence":
     """The study of that name. Raises UsageError when there is none."""
     from kpnb_book.studies.catalogue import every
@@ -216,5 +233,7 @@ def several_seeds(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UsageError(f"--seeds {text!r}: give numbers as 0-19 or 3,5")
+        if dash and int(last) < int(first):
+            raise UsageError(f"--seeds {text!r}: there is none from {first} to {last}")
         found += range(int(first), int(last or first) + 1)
     return found

@@ -265,7 +265,7 @@ RULES = {
     "control_epochs": _count(),
     "seed": Rule(int, "a whole number from 0 on", least=0),
     "seeds": Rule(int, "whole numbers from 0 on, one or a list", least=0, several=True),
-    "control_seeds": Rule(int, "a whole number from 2 on", least=2),
+    "control_seeds": Rule(int, "a whole number from 4 on, two for each half", least=4),
     "depth": _count(),
     "length": _count(),
     "pool": Rule(str, "first, mean or all", pattern="first|mean|all"),

@@ -22,6 +22,7 @@ from kpnb_book.studies.verdicts import (
     QUESTIONS,
     SIX,
     Estimate,
+    answers,
     estimates,
     verdicts,
 )
@@ -99,21 +100,22 @@ def waiting(found: Mapping[str, Stored], name: str, question: str) -> str:
 
 def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
     """``verdicts.estimates`` of the studies that stand for a kind of data, by kind, where they are
-    finished.
+    finished and both networks have points enough (``verdicts.answers``).
     """
     tables, ready = paper.read(), finished(found)
     return {
         kind: estimates(ready[name].samples, kind, tables)
         for kind, name in standing().items()
-        if name in ready
+        if name in ready and answers(ready[name].samples, BY_PAPER, ready[name].stated)
     }
 
 
 def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
     """The six metrics of each network, a row for each of these ``roles`` and seed: means over the
-    samples, then over the layers; and "path", the length of its whole path.
+    samples, then over the layers; and "path", the length of its whole path. Of roles that all
+    stated seeds have.
     """
-    samples = each.samples[each.samples["network"].isin([*roles])]
+    samples = each.samples[each.samples["network"].isin(each.complete.intersection(roles))]
     groups = samples.groupby(["network", "seed", "layer"])
     table = pd.DataFrame({metric: groups[column].mean() for metric, column in SIX.items()})
     table["d_var"] = groups["d"].var(ddof=0)

@@ -108,6 +108,7 @@ def beside(study: Study, folder: str | Path | None = None) -> Beside | None:
         return Beside(evidence.name, pd.DataFrame(), pd.DataFrame(), 0, stated, tuple(outdated))
     theirs, ours = common_samples(study, results.origin["samples"])
     rows = results.read().samples
+    rows = rows[rows["seed"].isin(evidence.seeds)]
     stored = by_seed(rows[rows["layer"].isin(study.settings.layers)], theirs)
     new = [seed for seed in study.settings.seeds if seed not in stored.index]
     if len(stored) < FEWEST or not new or not len(ours):

@@ -4,7 +4,7 @@ its students are, and whether the two go together.
 Tables are those that are stored, or those of a build's own students.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -28,7 +28,7 @@ from kpnb_book.studies.losses import (
 )
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, answers, decided, means, of_path
+from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, all_decided, means, of_path
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
@@ -99,8 +99,8 @@ def mean_interval(values: pd.Series) -> tuple[float, float, float]:
     known = values.dropna()
     if len(known) < 2:
         return float(known.mean()), np.nan, np.nan
-    half = stats.t.ppf(1 - LEVEL / 2, len(known) - 1) * known.sem()
-    return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
+    found = stats.ttest_1samp(known, 0).confidence_interval(1 - LEVEL)
+    return float(known.mean()), float(found.low), float(found.high)
 
 
 def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
@@ -185,19 +185,16 @@ def baselines(taught: Stored) -> dict[str, float]:
     return {"teacher": found["iou_teacher"], "each other": found["iou_baseline"]}
 
 
-def differences(
-    taught: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
-) -> dict[str, dict[str, Difference]]:
+def differences(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
     """By loss, its student minus another network in the six metrics, with intervals over samples
     and seeds, for losses that have all seeds that were stated, and of which both networks have
     points enough (``verdicts.answers``).
 
     against   "baseline", or "untrained": the same student of the untrained teacher
-    tables    the paper's (None: read), which give what is too small to matter
     """
-    known = paper.read() if tables is None else tables
-    delta = paper.deltas(known, "images", means(taught.samples))
-    return _decided(taught, against, question, delta)
+    delta = paper.deltas(paper.read(), "images", means(taught.samples))
+    asked = {loss: question(loss, other) for loss, other in _others(taught, against).items()}
+    return all_decided(taught.samples, asked, taught.stated, delta)
 
 
 def shares(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
@@ -207,22 +204,16 @@ def shares(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Dif
     A distance is that share times the length of the path. Learning rates of losses are far apart,
     and with them the lengths, so that distances alone say little of what is taught.
     """
-    return _decided(taught, against, of_path)
+    asked = {loss: of_path(loss, other) for loss, other in _others(taught, against).items()}
+    return all_decided(taught.samples, asked, taught.stated)
 
 
-def _decided(
-    taught: Stored,
-    against: str,
-    ask: Callable[[str, str], Question],
-    delta: Mapping[str, float] | None = None,
-) -> dict[str, dict[str, Difference]]:
-    """By loss, the answers to what ``ask`` makes of it and the network that is subtracted."""
-    found = {}
-    for loss in taught_by(taught):
-        asked = ask(loss, f"{UNTRAINED}{loss}" if against == "untrained" else against)
-        if answers(taught.samples, asked, taught.stated):
-            found[loss] = decided(taught.samples, asked, delta)
-    return found
+def _others(taught: Stored, against: str) -> dict[str, str]:
+    """By loss, the network that is subtracted from its student."""
+    return {
+        loss: f"{UNTRAINED}{loss}" if against == "untrained" else against
+        for loss in taught_by(taught)
+    }
 
 
 # Whether accuracy goes with it.
@@ -294,13 +285,9 @@ def _rho(pairs: np.ndarray) -> float:
     column is constant.
     """
     known = pairs[~np.isnan(pairs).any(1)]
-    if len(known) < 3:
+    if len(known) < 3 or not np.ptp(known, axis=0).all():
         return np.nan
-    ranks = stats.rankdata(known, axis=0)
-    spread = ranks.std(0)
-    if not spread.all():
-        return np.nan
-    return float(((ranks - ranks.mean(0)) / spread).prod(1).mean())
+    return float(stats.spearmanr(*known.T).statistic)
 
 
 # Pictures.

@@ -30,7 +30,16 @@ from kpnb_book.studies.rows import Frames, OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
-from kpnb_book.studies.verdicts import POINTS, SIX, Question, answers, decided, means, of_path
+from kpnb_book.studies.verdicts import (
+    POINTS,
+    SIX,
+    Question,
+    all_decided,
+    answers,
+    decided,
+    means,
+    of_path,
+)
 
 TAUGHT = ("student", "outputs", "convolution")  # by a feature; by outputs, of either teacher
 UNTRAINED = {
@@ -185,40 +194,26 @@ def finished(stored: Stored) -> bool:
     return seeds_of_all(stored) == len(stored.stated) > 1
 
 
-def differences(
-    stored: Stored, against: str = "baseline", tables: pd.DataFrame | None = None
-) -> dict[str, dict[str, Difference]]:
+def differences(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
     """By student, its difference from another network in the six metrics, where all seeds that
     were stated are there, and both networks have points enough (``verdicts.answers``).
 
     against   "baseline", or "untrained": the same student of the untrained teacher
-    tables    the paper's (None: read), which give what is too small to matter
     """
-    known = paper.read() if tables is None else tables
-    delta = paper.deltas(known, "images", means(stored.samples))
-    asked = [Question(role, role, other, SIX) for role, other in _others(against).items()]
-    return _decided(stored, asked, delta)
+    delta = paper.deltas(paper.read(), "images", means(stored.samples))
+    asked = {role: Question(role, role, other, SIX) for role, other in _others(against).items()}
+    return all_decided(stored.samples, asked, stored.stated, delta)
 
 
 def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
     """As ``differences``, of the share of its own path at which a network has the most points."""
-    return _decided(stored, [of_path(*pair) for pair in _others(against).items()])
+    asked = {role: of_path(role, other) for role, other in _others(against).items()}
+    return all_decided(stored.samples, asked, stored.stated)
 
 
 def _others(against: str) -> dict[str, str]:
-    """What is subtracted from each student."""
+    """By student, the network that is subtracted from it."""
     return UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
-
-
-def _decided(
-    stored: Stored, asked: Iterable[Question], delta: Mapping[str, float] | None = None
-) -> dict[str, dict[str, Difference]]:
-    """By student, the answers to those questions that have one."""
-    return {
-        question.student: decided(stored.samples, question, delta)
-        for question in asked
-        if answers(stored.samples, question, stored.stated)
-    }
 
 
 def layer_means(
@@ -240,12 +235,14 @@ def layer_means(
 
 
 def network_means(stored: Stored) -> pd.DataFrame:
-    """The six metrics and held-out accuracy of every network, means over the seeds."""
+    """The six metrics and held-out accuracy of every network that all stated seeds have, means over
+    the seeds.
+    """
     accuracies = stored.networks.groupby("network")["accuracy"].mean()
     rows = [
         {"network": role} | means(stored.samples, role) | {"accuracy": accuracies[role]}
         for role in TRANSFORMER_EVIDENCE.roles
-        if role in accuracies.index
+        if role in stored.complete
     ]
     return pd.DataFrame(rows)
 

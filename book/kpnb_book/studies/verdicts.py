@@ -142,14 +142,16 @@ def by_seed(
 
 def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] = ()) -> bool:
     """Whether the tables have what is asked: both networks of two seeds, and of all that were
-    ``stated``, and every column defined for enough samples of each, ``LEAST``.
+    ``stated``, and every column defined for enough samples of each, ``LEAST``, and by both in two
+    seeds, without which there is no test over seeds.
     """
-    seeds = seeds_of(samples, question.student, question.other)
+    roles = (question.student, question.other)
+    seeds = seeds_of(samples, *roles)
     there = len(seeds) > 1 and {*stated} <= {*seeds}
     return there and all(
-        defined(samples, role, column) >= LEAST
+        min(defined(samples, role, column) for role in roles) >= LEAST
+        and len(set.intersection(*(defining_seeds(samples, role, column) for role in roles))) > 1
         for column in question.columns.values()
-        for role in (question.student, question.other)
     )
 
 
@@ -157,6 +159,12 @@ def defined(samples: pd.DataFrame, role: str, column: str) -> float:
     """For which share of a network's rows a column is defined; 0 without the column."""
     values = samples.loc[samples["network"] == role].get(column)
     return 0.0 if values is None or values.empty else float(values.notna().mean())
+
+
+def defining_seeds(samples: pd.DataFrame, role: str, column: str) -> set[int]:
+    """Seeds in which a network defines a column for any sample."""
+    rows = samples[samples["network"] == role]
+    return {*rows.loc[rows[column].notna(), "seed"]}
 
 
 def means(samples: pd.DataFrame, role: str = "baseline") -> dict[str, float]:
@@ -173,6 +181,20 @@ def decided(
     corrected for the number of metrics.
     """
     return holm(judge(gaps(samples, question), delta=delta if question.same_units else None))
+
+
+def all_decided(
+    samples: pd.DataFrame,
+    questions: Mapping[str, Question],
+    stated: Collection[int],
+    delta: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, Difference]]:
+    """``decided``, of those ``questions`` that have an answer (``answers``), by their keys."""
+    return {
+        key: decided(samples, question, delta)
+        for key, question in questions.items()
+        if answers(samples, question, stated)
+    }
 
 
 def verdicts(
