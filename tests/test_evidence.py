@@ -578,12 +578,15 @@ def test_own_seeds_stand_beside_the_same_samples(shapes, store, twenty, rows, an
     assert own == pytest.approx(stored, rel=1e-3)  # of six digits
 
 
-def test_own_seeds_are_predicted_from_stated_ones_alone(shapes, store, twenty, monkeypatch):
-    """Of the five that are stored four were stated."""
-    few = replace(shapes, seeds=range(5, 9))
-    monkeypatch.setattr(replication, "STUDIES", {"shapes": few})
+def test_own_seeds_are_predicted_from_stated_ones_alone(
+    shapes, study, store, rows, twenty, monkeypatch
+):
+    """Of the six that are stored, the last was not stated."""
+    frames = (frame.assign(seed=10) for frame in (rows.networks, rows.samples, rows.places))
+    Results(twenty / "shapes").add(shapes.origin(study), Rows(*frames))
+    monkeypatch.setattr(replication, "STUDIES", {"shapes": replace(shapes, seeds=range(5, 10))})
     found = replication.beside(shapes.study(store), twenty)
-    assert (found.stored.index.tolist(), found.stated) == ([5, 6, 7, 8], 4)
+    assert (found.stored.index.tolist(), found.stated) == ([5, 6, 7, 8, 9], 5)
 
 
 def test_own_seeds_stand_beside_nothing_else(shapes, store, twenty):

@@ -166,13 +166,16 @@ def _shown(board: pd.DataFrame, asked: Mapping[tuple[str, str], str], data: Data
 
 def _small(board: pd.DataFrame, studies: Sequence[str]) -> str:
     """How many of the differences that are there are surely too small to matter."""
-    rows = answered(board, "paper")
-    there = rows[rows["verdict"].isin(("shows", "opposite"))] if len(rows) else rows
-    there = [bool(row.get("small", False)) for (study, _), row in there.iterrows() if study in studies]
-    if not any(there):
+    small = [
+        bool(row.get("small", False))
+        for row in ([] if board.empty else board.to_dict("records"))
+        if row["study"] in studies and row["question"] == "paper"
+        if row["verdict"] in ("shows", "opposite")
+    ]
+    if not any(small):
         return ""
-    of_them = f"{sum(there)} of these {len(there)}" if len(there) > 1 else "it"
-    return f", though {of_them} {number(sum(there), 'is', 'are')} surely too small to matter"
+    of_them = f"{sum(small)} of these {len(small)}" if len(small) > 1 else "it"
+    return f", though {of_them} {number(sum(small), 'is', 'are')} surely too small to matter"
 
 
 def _left(asked: Answers, question: str, data: Data, what: str) -> str:
