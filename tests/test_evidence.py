@@ -112,6 +112,16 @@ def test_scores_and_paths_are_those_of_the_trainings(rows, study):
     assert of(rows.networks, "student")["path"].item() == pytest.approx(path)
     error = student.log[-1]["test_feature_error"]
     assert of(rows.networks, "student")["feature_error"].item() == error
+    for role, epoch in (("student", -1), ("untrained", 0)):
+        teacher, seen = study.teacher().load(epoch=epoch), []
+        layer = teacher.get_submodule(study.path("FC1"))
+        layer.register_forward_hook(lambda *call, seen=seen: seen.append(call[-1].detach().numpy()))
+        for data in (study.share, study.test):
+            teacher(data.batch(torch.arange(len(data)))[0])
+        learned, held_out = seen
+        gap = ((held_out - learned.mean(0)) ** 2).sum() / (held_out**2).sum()
+        assert of(rows.networks, role)["constant_error"].item() == pytest.approx(gap, rel=1e-4)
+    assert of(rows.networks, "baseline")["constant_error"].isna().all()
     shares = of(rows.samples, "student").eval("d / share").dropna()
     assert shares.to_numpy() == pytest.approx(path)
 

@@ -384,6 +384,10 @@ def test_a_student_that_learned_nothing_is_no_control_of_rates(stored):
         paths = sentences.path(board.board(found), found)
         assert ("nothing of distillation: at that rate" in paths) is said
         assert ("stays at 1.1" in paths) is said
+    for constant, said in ((1.0, False), (0.9, True)):  # as a constant does, which is no 0
+        networks = networks.assign(feature_error=0.95, constant_error=constant)
+        found = {"images": replace(images, networks=networks)}
+        assert ("a constant does as well" in sentences.path(board.board(found), found)) is said
 
 
 def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
@@ -398,6 +402,13 @@ def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
     assert table["feature error"].iloc[0] == pytest.approx(0.3)
     assert table["feature error"].iloc[1:].isna().all()
     assert (table["accuracy"] == 0.25).all()
+    assert (table["explained"].fillna("") == "").all()  # older tables do not say
+    networks["constant_error"] = networks["feature_error"] / np.where(networks["seed"] < 10, 0.5, 1)
+    networks.loc[networks["network"] == "untrained", ["feature_error", "constant_error"]] = 0.2, 0.1
+    table = sentences.networks({"images": replace(images, networks=networks)})
+    assert table["explained"].fillna("").tolist()[:2] == ["25 %", "none"]  # of half and nothing
+    said = sentences.smooth(board.board(stored), {"images": replace(images, networks=networks)})
+    assert "an untrained teacher has learned none, the student 25 % of its own." in said
     assert sentences.networks({}).empty
     networks[TEACHER] = np.where(student, 0.5, np.nan)
     table = sentences.networks({"images": replace(images, networks=networks)})

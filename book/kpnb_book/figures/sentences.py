@@ -213,7 +213,8 @@ def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
     """
     order = ("teacher", *KNOWN_AS)
     parts = [
-        rows.reindex([role for role in order if role in rows.index or role in each.roles])
+        rows.assign(explained=[_percent(share) for share in rows["explained"]])
+        .reindex([role for role in order if role in rows.index or role in each.roles])
         .rename(KNOWN_AS)
         .rename(columns={"feature_error": "feature error"})
         .reset_index()
@@ -221,8 +222,15 @@ def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
         for name, each in found.items()
         for rows in (learned(each),)
     ]
-    columns = ["study", "network", "accuracy", "feature error", "path"]
+    columns = ["study", "network", "accuracy", "feature error", "explained", "path"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+
+
+def _percent(share: float) -> str:
+    """A share that was learned, "none" where a constant does as well; "" where it is not known."""
+    if not isfinite(share):
+        return ""
+    return f"{100 * share:.0f} %" if round(100 * share) > 0 else "none"
 
 
 def defining(found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -315,6 +323,7 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
         return (
             f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
             f"{KNOWN_AS[role]}; against the latter, {left} for the former."
+            f"{_explained(found, role)}"
         )
     points = found.samples.groupby("network")["n_fg"].mean()
     few = [name for name, column in SIX.items() if defined(found.samples, role, column) < LEAST]
@@ -323,6 +332,18 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
         f"{value(points[role], 3)} in a sample on average; the student has "
         f"{value(points['student'], 2)} and the baseline {value(points['baseline'], 2)}. So it "
         f"hardly ever defines {', '.join(SYMBOL[name] for name in few)}, and nothing is compared."
+    )
+
+
+def _explained(found: Stored, role: str) -> str:
+    """How much of their targets two students have learned; "" where the tables do not say."""
+    shares = learned(found)["explained"]
+    if not {"student", role} <= {*shares.dropna().index}:
+        return ""
+    ours, theirs = (_percent(shares[each]) for each in ("student", role))
+    return (
+        f" Of how its target varies between held-out samples the {KNOWN_AS[role]} has learned "
+        f"{theirs}, the student {ours} of its own."
     )
 
 
@@ -367,8 +388,8 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
             f"{outcome(spread.loc['share of the path'])}",
         ]
         if "equal rates" in rows.index:
-            error = of_roles.loc["equal-rate", "feature_error"]
-            parts.append(f"at equal rates {outcome(rows.loc['equal rates'])}{_untaught(error)}")
+            untaught = _untaught(of_roles.loc["equal-rate"])
+            parts.append(f"at equal rates {outcome(rows.loc['equal rates'])}{untaught}")
         if "equal length of the path" in rows.index:
             parts.append(
                 f"at equal length of the path {outcome(rows.loc['equal length of the path'])}"
@@ -387,13 +408,13 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     return "\n".join(lines)
 
 
-def _untaught(error: float) -> str:
-    """Says that a student with this relative feature error has learned nothing; "" of others."""
-    if not error >= 1:
+def _untaught(student: Mapping[str, float]) -> str:
+    """Says that a student, a row of ``board.learned``, has learned nothing; "" of others."""
+    if not (student["feature_error"] >= 1 or student["explained"] <= 0):
         return ""
     return (
         ", which says nothing of distillation: at that rate the student's held-out feature error "
-        f"stays at {value(error, 2)}, and zeros for a feature would have 1"
+        f"stays at {value(student['feature_error'], 2)}, and a constant does as well"
     )
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import STUDIES, TEACHER
+from kpnb_book.studies.evidence import CONSTANT, STUDIES, TEACHER
 from kpnb_book.studies.replication import concerns
 from kpnb_book.studies.results import KEY, RESULTS
 from kpnb_book.studies.stored import Stored, read
@@ -127,11 +127,15 @@ def seed_means(each: Stored, roles: Collection[str]) -> pd.DataFrame:
 
 def learned(each: Stored) -> pd.DataFrame:
     """What the networks of a study have learned, a row for each role: means over seeds and layers
-    of the held-out accuracy, the relative feature error, and the length of the whole path; and the
-    accuracy of the teacher, where the tables have it. Of roles that all stated seeds have.
+    of the held-out accuracy, the relative feature error, the share of how the target varies between
+    held-out samples that a student has learned ("explained": 0 of a constant, less of what is worse
+    than one), and the length of the whole path; and the accuracy of the teacher. Both of these
+    where the tables have it. Of roles that all stated seeds have.
     """
-    columns = ["accuracy", "feature_error", "path"]
-    found = each.networks.groupby("network")[columns].mean()
+    columns = ["accuracy", "feature_error", "explained", "path"]
+    constant = each.networks.get(CONSTANT, np.nan)
+    networks = each.networks.assign(explained=1 - each.networks["feature_error"] / constant)
+    found = networks.groupby("network")[columns].mean()
     found = found[found.index.isin(each.complete)]
     if TEACHER in each.networks:
         found.loc["teacher", "accuracy"] = each.networks[TEACHER].mean()

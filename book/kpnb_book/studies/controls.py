@@ -6,9 +6,9 @@ Each control is defined by what must not show in it:
 * networks that differ in their seed only (baselines, or networks that learn labels in random
   order): any difference;
 * masks of other images (``shuffled_masks``): a foreground treated otherwise than the background;
-* the student of an untrained teacher (``Study.untrained_student``), which learns a
-  random function: what it has in common with a real student, against the baseline, is no trace of
-  the teacher's knowledge.
+* the student of an untrained teacher (``Study.untrained_student``), whose target is a random
+  function: what it has in common with a real student, against the baseline, is no trace of the
+  teacher's knowledge.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

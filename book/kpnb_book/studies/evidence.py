@@ -20,6 +20,7 @@ from kpnb_book.studies.results import Results, differences
 from kpnb_book.studies.rows import Frames, OneNetwork, rows_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
+from kpnb_book.studies.targets import constant_error
 from kpnb_book.studies.text import QuestionStudy, TextStudy
 from kpnb_book.studies.training import Training
 
@@ -88,6 +89,8 @@ class Evidence:
             networks = networks.assign(**{TEACHER: training.teacher.accuracy})
         elif role == "random-labels":
             networks = networks.assign(**{BY_HEART: training.teacher.log[-1]["accuracy"]})
+        if training.teacher_source is not None:
+            networks = networks.assign(**{CONSTANT: constant_error(training)})
         return networks, samples, places
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
@@ -161,6 +164,8 @@ BY_HEART = "learned_by_heart"
 """Column of networks: of how many labels in random order the teacher has learned each, in its last
 epoch. A teacher that does not fit them is no control of one that fits its own.
 """
+CONSTANT = "constant_error"
+"""Column of networks: the feature error of a constant, for the target that they have."""
 ENOUGH = {"images": 112, "clouds": 112, "sentiment": 208, "questions": 160, "sst2": 480}
 """Measured samples. So many were to define each metric for at least a hundred, of SST-2 for two
 hundred: on seed 100, 92 of 160 sentences have a foreground point at some epoch in student and

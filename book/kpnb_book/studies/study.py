@@ -273,8 +273,8 @@ class Study(ABC):
         return self.classifier(random, self.train, schedule, kind="teacher")
 
     def untrained_student(self, layer: str, seed: int = 0) -> Training:
-        """The student of the untrained teacher, a control: it has learned a function of the input
-        that is nobody's knowledge.
+        """The student of the untrained teacher, a control: its target is a function of the input
+        that is nobody's knowledge, and often nearly a constant (``targets.constant_error``).
         """
         found = self.student(layer, seed, teacher_epoch=0, teacher=self.untrained_teacher())
         found.label = f"student of {layer} by an untrained teacher, seed {seed}"
