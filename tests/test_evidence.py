@@ -26,7 +26,7 @@ from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import BY_HEART, TEACHER, Evidence
+from kpnb_book.studies.evidence import BY_HEART, CONSTANT, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import forecast
 from kpnb_book.studies.results import (
@@ -140,18 +140,19 @@ def test_controls_differ_from_the_student_in_what_their_name_says(shapes, study)
 
 
 def test_place_counts_the_same_points_by_masks_of_other_images(rows, study):
+    """Of six images five are others: an image's own mask would tell of its object."""
     points = measure.metrics(study, study.baseline(0), "FC1").points[-1]
     found, total = of(rows.samples, "baseline"), len(points)
     for i in range(total):
         on, off, ratio = [], [], []
-        for shift in range(1, 16):
+        for shift in range(1, total):
             mask = study.foreground[(i + shift) % total]
             on.append(sum(int(p and m) for p, m in zip(points[i], mask, strict=True)))
             off.append(sum(int(p and not m) for p, m in zip(points[i], mask, strict=True)))
             if on[-1] + off[-1]:
                 ratio.append(on[-1] / (on[-1] + off[-1]))
-        assert found["place_n_fg"][i] == pytest.approx(sum(on) / 15)
-        assert found["place_n_bg"][i] == pytest.approx(sum(off) / 15)
+        assert found["place_n_fg"][i] == pytest.approx(sum(on) / len(on))
+        assert found["place_n_bg"][i] == pytest.approx(sum(off) / len(on))
         if ratio:
             assert found["place_lambda"][i] == pytest.approx(sum(ratio) / len(ratio))
         else:
@@ -306,7 +307,7 @@ def role_of(rows: Rows, *names: str) -> Rows:
 
 
 def test_rows_name_what_determines_them(rows, study, tables):
-    assert list(rows.networks) == [*KEY, *NETWORK, TEACHER, BY_HEART]
+    assert list(rows.networks) == [*KEY, *NETWORK, TEACHER, CONSTANT, BY_HEART]
     student = study.student("FC1", 0)
     entropies = measure.Measurement(study, student, ("FC1",)).run("FC1")
     mine = of(rows.networks, "student").iloc[0]

@@ -1,5 +1,6 @@
 """The paper's other experiments on images in miniature, plans and forecasts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from kpnb_book.studies.experiments import (
     fine_tuned,
     fine_tuned_plan,
     folded,
+    halves,
     inner_layers,
     other_maps,
     probe_accuracies,
@@ -268,6 +270,17 @@ def test_probe_is_ridge_regression(study):
     found = probe_accuracies(study, network, "FC1")
     assert found.shape == (3,)
     assert found[-1].item() == pytest.approx(expected)
+    longer = replace(network, schedule=replace(network.schedule, epochs=3))
+    assert longer.address == network.address  # so far as the shorter one goes
+    assert probe_accuracies(study, longer, "FC1").shape == (4,)
+    assert torch.equal(probe_accuracies(study, network, "FC1"), found)
+
+
+def test_classes_are_halved_where_there_are_enough():
+    assert [*map(list, halves("abcde", None))] == [[0, 1], [2, 3, 4]]
+    assert [*map(list, halves("abc", "weights.pth"))] == [[], [0, 1, 2]]
+    with pytest.raises(ValueError, match=r"needs four classes, .* has 3 \(a, b, c\)"):
+        halves("abc", None)
 
 
 def test_forecast_against_what_is_done(root, tmp_path):

@@ -19,7 +19,7 @@ from kpnb_book.studies.again import again
 from kpnb_book.studies.board import stored
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import collect, plan, seed_rows
-from kpnb_book.studies.evidence import TEACHER, Evidence
+from kpnb_book.studies.evidence import CONSTANT, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     HERE,
@@ -151,7 +151,7 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
 
 
 def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
-    assert list(rows.networks) == [*KEY, *NETWORK, *TRAINED]
+    assert list(rows.networks) == [*KEY, *NETWORK, *TRAINED, CONSTANT]
     assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP]
     assert set(rows.networks["network"]) == set(ROLES)
     assert rows.samples.groupby("network").size().to_dict() == dict.fromkeys(ROLES, 6)
@@ -171,7 +171,7 @@ def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
 def test_other_studies_have_no_more_columns(study, tmp_path):
     usual = Evidence("usual", ImageStudy, {}, controls=())
     found = seed_rows(usual, study, 0)
-    assert list(found.networks) == [*KEY, *NETWORK, TEACHER]
+    assert list(found.networks) == [*KEY, *NETWORK, TEACHER, CONSTANT]
     assert list(found.samples) == [*KEY, "sample", *SAMPLE]
     assert not [name for name in found.places if name.startswith("picture")]
 
@@ -202,7 +202,7 @@ def test_overlaps_by_plain_sets(rows, study):
             theirs, other = teacher[i], reference[i]
             shifted = [
                 mine_iou
-                for n in range(1, 16)
+                for n in range(1, 6)
                 if (mine_iou := jaccard(mine, teacher[(i + n) % 6])) is not None
             ]
             expected = {

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import nbformat
@@ -371,6 +371,18 @@ def test_progress_says_which_training_of_how_many(study, tmp_path, monkeypatch):
     assert not lines
 
 
+def test_the_longer_of_two_trainings_is_counted(study, tmp_path, monkeypatch):
+    """At a constant rate they are one training, so far as the shorter one goes."""
+    lines = []
+    monkeypatch.setattr(Progress, "say", lambda bar, what: lines.append(what))
+    short = ImageStudy("laptop", **asdict(study.settings), store=Store(tmp_path)).baseline(3)
+    long = replace(short, schedule=replace(short.schedule, epochs=short.epochs + 1))
+    assert short.address == long.address
+    short.finish()
+    long.finish()
+    assert {line.partition(":")[0] for line in lines} == {"training 1 of 1"}
+
+
 def test_settings_are_noted_for_whoever_runs_the_notebook(study, tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_PROGRESS", str(tmp_path / "progress"))
     ImageStudy("smoke", store=study.store, seeds=4)
@@ -450,6 +462,8 @@ def test_settings_follow_profile_network_and_overrides():
         ("laptop", {"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
         ("laptop", {"layers": "FC9"}, "unknown layer of vgg11_bn 'FC9'"),
         ("laptop", {"network": "vgg12"}, "unknown network 'vgg12'"),
+        ("laptop", {"share": 2000.0}, r"share=2000.0 is a fraction of the teacher's samples"),
+        ("laptop", {"share": 0.0}, r"share=0.0 is a fraction of the teacher's samples"),
         (
             "laptop",
             {"share": "al"},
@@ -476,11 +490,14 @@ def test_teachers_of_another_shape_do_not_fit(study):
         assert other.fits("FC1")
 
 
+@pytest.mark.parametrize("network", ["alexnet", "vgg16"])
 @pytest.mark.parametrize(("profile", "rates"), [("laptop", (0.01, 0.05)), ("paper", (0.01, 0.01))])
-def test_alexnet_has_rates_of_its_own_where_the_profile_sets_none(profile, rates):
-    found = ImageStudy.resolve(profile, network="alexnet")
+def test_without_normalisation_rates_are_lower_where_the_profile_sets_none(profile, rates, network):
+    found = ImageStudy.resolve(profile, network=network)
     assert (found.lr, found.student_lr) == rates
-    assert ImageStudy.resolve(profile, network="alexnet", lr=0.3).lr == 0.3
+    assert ImageStudy.resolve(profile, network=network, lr=0.3).lr == 0.3
+    assert found.b == (0.25 if network == "alexnet" else 0.2)
+    assert ImageStudy.resolve("laptop", network=f"{network}_bn").lr == 0.05
 
 
 def test_the_page_says_what_the_profiles_are():

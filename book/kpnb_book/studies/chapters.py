@@ -19,6 +19,7 @@ from kpnb_book.studies.experiments import (
     FewOutputs,
     SomeClasses,
     fine_tuned_plan,
+    halves,
     softened_plan,
 )
 from kpnb_book.studies.images import ImageStudy
@@ -121,13 +122,13 @@ def fine_tuning(parameters: Parameters) -> list[Plan]:
     if profile == "laptop":
         first = {"teacher_samples": 4000, "teacher_epochs": 8}
         shorter = {"epochs": parameters["epochs"] or 12, "analysed": 24, "share": 500}
-    known = range(len(ImageStudy(profile, **{**options, "layers": None}).train.classes))
+    known = ImageStudy(profile, **{**options, "layers": None}).train.classes
     weights = ImageStudy.resolve(profile).teacher_weights
-    half = 0 if weights else len(known) // 2
-    study = SomeClasses(profile, classes=known[half:], **options | shorter)
+    earlier, later = halves(known, weights)
+    study = SomeClasses(profile, classes=later, **options | shorter)
     if weights:
         return [fine_tuned_plan(study, None, layer, seed)]
-    before = SomeClasses(profile, classes=known[:half], **options | first)
+    before = SomeClasses(profile, classes=earlier, **options | first)
     return [fine_tuned_plan(study, before.teacher(), layer, seed)]
 
 

@@ -3,6 +3,7 @@ only, probes.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -184,6 +185,19 @@ def softened_plan(study: FewOutputs, seed: int, temperature: float) -> Plan:
     return Plan.measuring(study, networks)
 
 
+def halves(classes: Sequence[str], weights: str | None) -> tuple[range, range]:
+    """Which classes a network learns first, and which it is fine-tuned on: half of them each; of
+    one that starts from ``weights`` none and all. ``ValueError`` with fewer than two in each.
+    """
+    half = 0 if weights else len(classes) // 2
+    if not weights and half < 2:
+        raise ValueError(
+            "fine-tuning needs four classes, two to learn first and two to go on with; this data "
+            f"set has {len(classes)} ({', '.join(classes)})"
+        )
+    return range(half), range(half, len(classes))
+
+
 def fine_tuned(study: ImageStudy, source: Training | None, seed: int = 0) -> Training:
     """The baseline's training, from weights that were learned before; its last layer starts as the
     baseline's.
@@ -218,6 +232,7 @@ def probe_accuracies(study: ImageStudy, training: Training, layer: str) -> Tenso
     trained head it is the same for every network and epoch, and cheap enough for all of them.
     """
     where = {"network": training.address, "layer": study.path(layer), "recipe": 1}
+    where["epochs"] = training.epochs  # at a constant rate no part of the address
     run = study.store.run("probe", where | {"data": study.share.config, "test": study.test.config})
 
     def accuracies() -> tuple[dict[str, Tensor], dict[str, Any]]:

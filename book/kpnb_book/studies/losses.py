@@ -26,7 +26,7 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Results, Rows
-from kpnb_book.studies.rows import SHIFTS, Frames, OneNetwork
+from kpnb_book.studies.rows import Frames, OneNetwork, shifts
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training, source_of
@@ -178,7 +178,7 @@ OTHER = 50  # baselines whose seeds are so far apart are compared with each othe
 PICTURES = 4  # whose knowledge points are stored cell by cell
 OVERLAP = [
     "iou_teacher",  # knowledge points shared with the teacher, of those that either has
-    "iou_place",  # the same with the teacher's points in other samples, mean over SHIFTS
+    "iou_place",  # the same with the teacher's points in other samples, mean over fifteen
     "iou_baseline",  # with the baseline of that seed; of a baseline, with another one
     "added_fg",  # points on the foreground that neither the teacher nor that baseline has
     "added_bg",
@@ -314,7 +314,8 @@ def overlap_columns(
     count = len(ours.points)
     taught = theirs.points[:count]
     added = ours.points & ~taught & ~others.points
-    shifted = [iou(ours.points, theirs.points.roll(-n, 0)[:count]) for n in SHIFTS]
+    further = shifts(len(theirs.points))
+    shifted = [iou(ours.points, theirs.points.roll(-n, 0)[:count]) for n in further]
     values = {
         "iou_teacher": iou(ours.points, taught),
         "iou_place": torch.stack(shifted).nanmean(0),

@@ -66,7 +66,9 @@ class Plan:
         def add(training: Training) -> None:
             for one in training.requires():
                 add(one)
-            found.setdefault(training.address, training)
+            # the longer one, of two that differ in their last epoch alone
+            known = found.get(training.address, training)
+            found[training.address] = max(known, training, key=lambda each: each.epochs)
 
         for training in (*self.trainings, *(each.training for each in self.measurements)):
             add(training)
@@ -187,10 +189,9 @@ class _Count:
     counted: set[str] = field(default_factory=set)
 
     def add_training(self, study: Study, training: Training) -> None:
-        if training.address in self.counted:
-            return
-        self.counted.add(training.address)
-        missing = len(training.missing())
+        lacking = {f"{training.address} {epoch}" for epoch in training.missing()}
+        missing = len(lacking - self.counted)
+        self.counted |= lacking
         if not missing:
             return
         seconds, size = self._try_training(study, training)

@@ -24,10 +24,15 @@ from kpnb_book.studies.results import KEY, NETWORK, SAMPLE
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 
-SHIFTS = range(1, 16)  # the samples whose regions judge a sample, so many places further on
+OTHERS = 15  # samples whose regions judge a sample
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 """Of networks, samples and places, as in ``Rows``."""
+
+
+def shifts(samples: int) -> range:
+    """How many places further on the ``OTHERS`` lie, among so many samples; all others of a few."""
+    return range(1, min(OTHERS + 1, samples))
 
 
 class OneNetwork(NamedTuple):
@@ -138,14 +143,14 @@ def distance_within(study: Study, entropy: Tensor, path: Tensor, length: float |
 
 def place_counts(study: Study, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a liking for a place alone gives: foreground and background points and lambda, ``[N]``
-    each, of the same ``points [N, n]`` judged by the regions of other samples, mean over
-    ``SHIFTS``; they may be those of the first measured samples only.
+    each, of the same ``points [N, n]`` judged by the regions of ``OTHERS``, mean over these; they
+    may be those of the first measured samples only.
 
     The points stay as they are: the level that decides is still that of the sample's own
     background.
     """
     on, off, ratio = [], [], []
-    for shift in SHIFTS:
+    for shift in shifts(len(study.foreground)):
         foreground, background = (each[: len(points)] for each in study.other_regions(shift))
         inside = (points & foreground).sum(-1).double()
         outside = (points & background).sum(-1).double()

@@ -91,7 +91,7 @@ def resolve(
     """The settings of one of the ``profiles``, with ``overrides``; None keeps the profile's value.
 
     The device defaults to a GPU when there is one. Raises ``ValueError`` for unknown profiles and
-    settings, with the nearest names, and for a word that is no number.
+    settings, with the nearest names, for a word that is no number, and for a share above 1.
     """
     one_of("profile", profile, profiles)
     known = [field.name for field in fields(kind)]
@@ -102,6 +102,12 @@ def resolve(
     for name in ("teacher_samples", "share", "test_samples"):
         if isinstance(value := values.get(name), str):
             one_of(f"number of samples ({name})", value, [ALL])
+    share = values.get("share")
+    if isinstance(share, float) and not 0 < share <= 1:
+        raise ValueError(
+            f"share={share} is a fraction of the teacher's samples, above 0 and at most 1; give a "
+            "number of samples without a decimal point"
+        )
     for name in ("layers", "seeds"):
         if name in values:
             values[name] = several(values[name])

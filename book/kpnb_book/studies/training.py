@@ -205,7 +205,9 @@ def _add(training: Training) -> None:
     if training.missing():
         for required in training.requires():
             _add(required)
-        _announced.setdefault(training.address, training)
+        # the longer one, of two that differ in their last epoch alone
+        known = _announced.get(training.address, training)
+        _announced[training.address] = max(known, training, key=lambda each: each.epochs)
 
 
 def _place() -> str:
