@@ -1,7 +1,10 @@
 """What several test files share."""
 
+import gc
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +15,21 @@ if TYPE_CHECKING:
     from tests.bars import Bar
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub; read when it is imported
+
+# Every epoch of a training is written through to the disk, hundreds of times in some tests; in
+# memory that takes no time.
+MEMORY = Path("/dev/shm")
+
+
+def _holds_tests(folder: Path) -> bool:
+    """Whether there is room for all temporary files, and what is compiled there can be run."""
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        return False
+    return not os.statvfs(folder).f_flag & os.ST_NOEXEC and shutil.disk_usage(folder).free > 4 << 30
+
+
+if _holds_tests(MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Workers take a file at a time, in this order, so that what a file's tests share is made once. The
 # longest come first: none of them is begun when the other workers have nothing left.
@@ -25,10 +43,17 @@ LONGEST = (
     "test_evidence.py",
     "test_entropy.py",
     "test_study.py",
+    "test_transformer.py",
+    "test_evidence_page.py",
     "test_your_own.py",
     "test_repository.py",
+    "test_loss_page.py",
+    "test_loss_study.py",
     "test_architectures.py",
     "test_benchmarks.py",
+    "test_experiments.py",
+    "test_controls.py",
+    "test_official.py",
     "test_origin.py",
     "test_distill.py",
 )
@@ -37,6 +62,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What all imports have made stays to the end: collections of garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def give_up(reason: str) -> None:

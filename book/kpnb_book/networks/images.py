@@ -28,6 +28,7 @@ the ReLU behind it. The layers above are the ReLUs themselves, which nothing ove
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -152,13 +153,27 @@ def _convolutional(
             first, second = (nn.Conv2d(channels, 512, 3, padding=1) for channels in (2048, 512))
             net.avgpool = nn.Sequential(first, nn.ReLU(True), second, nn.ReLU(True), net.avgpool)
             net.fc = models.vgg16(dropout=dropout).classifier
-        _resize(net, num_classes, input_size, width, hidden)
+        _resize(net, name, num_classes, input_size, width, hidden)
     net.to_empty(device="cpu")
     initialise(net, net.get_submodule(layer_path(name, "FC3")), seed)
     return net
 
 
-def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hidden: int) -> None:
+@lru_cache
+def _side_of_maps(name: str, input_size: int) -> int:
+    """Cells a side that a torchvision network's convolutions leave of an image, whatever their
+    width; a pass through the network, even on the meta device, takes longer than building it.
+    """
+    from torchvision import models
+
+    with torch.device("meta"):
+        maps = models.get_model(name).features(torch.empty(2, 3, input_size, input_size))
+    return maps.shape[-1]
+
+
+def _resize(
+    net: nn.Module, name: str, num_classes: int, input_size: int, width: float, hidden: int
+) -> None:
     """Replace every layer of a torchvision network on the meta device by one of the wanted size."""
 
     def wide(channels: int) -> int:
@@ -180,8 +195,7 @@ def _resize(net: nn.Module, num_classes: int, input_size: int, width: float, hid
             net.set_submodule(path, nn.BatchNorm2d(wide(module.num_features)))
     side = 1
     if hasattr(net, "features"):
-        maps = net.features(torch.empty(2, 3, input_size, input_size))
-        side = min(net.avgpool.output_size[0], maps.shape[-1])
+        side = min(net.avgpool.output_size[0], _side_of_maps(name, input_size))
         net.avgpool = nn.AdaptiveAvgPool2d((side, side))
     head = list(net.children())[-1]  # FC1 to FC3
     sizes = [channels * side * side, hidden, hidden, num_classes]
