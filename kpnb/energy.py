@@ -33,6 +33,9 @@ class ClosedForm:
     check       forwards at the resulting sigma for the linearity diagnostic, for each layer
     shrink      improve each unit's estimate of the rest with what all units have in common
                 (``sketch.shrunk``); without it the estimate is unbiased and noisier
+
+    Raises ``ValueError`` for numbers that are not whole, for more directions than ``noise`` + 1,
+    and for fewer than two probes or one forward.
     """
 
     rank: int | None = 9

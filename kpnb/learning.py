@@ -127,6 +127,7 @@ def learning_distance(n_fg: Any, distance: Any, first: int = 1) -> Tensor:
 
     n_fg        ``[M + 1, N]`` counts of Eq. 7 by epoch
     distance    ``[M + 1]`` from ``weight_distance``
+    first       first epoch that counts, 0 the untrained network
 
     NaN for an image that never has a foreground knowledge point. D_mean and D_var are mean and
     variance over images. Both may be tensors, arrays or lists; ``ValueError`` unless they fit.
@@ -169,6 +170,7 @@ def detour_ratio(
     epoch holds.
 
     on_foreground   bool ``[M + 1, N, n]`` sets S_j by epoch
+    first           first epoch of the union, 0 the untrained network
     empty           an image that never has one: ``"nan"`` (undefined), or ``"zero"`` as in the
                     released 2020 procedure
 

@@ -38,10 +38,11 @@ class Lipschitz:
     """Diagnostic of ||y' - y|| <= kappa ||f(x') - f(x)|| for N samples.
 
     kappa       ``[N]``: largest spectral norm of the prediction's derivative with respect to the
-                feature, over x and the perturbed samples within tau
-    tau         ``[N]``: the largest feature distance among them
+                feature, over x and the perturbed samples within tau, prediction units by feature
+                units
+    tau         ``[N]``: the largest feature distance among them, feature units
     observed    ``[N]``: the largest ||y' - y|| / ||f(x') - f(x)|| among them, which kappa should
-                bound
+                bound; the units of kappa
     """
 
     kappa: Tensor

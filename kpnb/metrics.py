@@ -33,6 +33,8 @@ class Choices:
     filtered   leave out the images that ``points.released_filter`` does, which selects for the
                hypotheses; the release does so, but ``released`` leaves it off, so that it is asked
                for by name
+
+    Raises ``ValueError`` for a negative threshold or epoch and for unknown words.
     """
 
     b: float = 0.2

@@ -81,7 +81,8 @@ class Aligned:
 
     The default: it puts all networks, layers and epochs on one mean entropy, which is what the
     threshold b belongs to. ``weight`` multiplies the mean entropy (7 in the released 2020 procedure
-    for AlexNet and VGG, 6 for ResNet). A unit without energy stays finite.
+    for AlexNet and VGG, 6 for ResNet). A unit without energy stays finite. ``ValueError`` unless
+    ``weight`` is above 2.
     """
 
     mean: float = -2.8
@@ -138,6 +139,7 @@ class Converged:
     """The minimiser of Eq. 3 for the paper's ``alpha``, clamped at sigma = 1 x the input's scale.
 
     Without the clamp a unit that the feature does not depend on would have an infinite entropy.
+    ``ValueError`` unless ``alpha`` is positive.
     """
 
     alpha: float

@@ -133,6 +133,7 @@ def knowledge_points(
 
     foreground  bool ``[N, n]``
     background  bool ``[N, n]``, default everything else; name it when some units belong to neither
+    level       whose background's mean H-bar is, see ``background_level``
 
     All three may be tensors, arrays or lists; regions are taken to the entropy's device. Units with
     NaN (padding) belong to neither. An image without foreground or without background, also where

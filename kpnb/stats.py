@@ -319,7 +319,7 @@ def judge(
 
     gaps     student minus baseline by metric, of S seeds on the same N images, NaN where undefined
              (``paired``): ``[S, N]``, or ``[S, L, N]`` of layers that are averaged
-    chance   as in ``compare_seeds``
+    chance, seed   as in ``compare_seeds``
     delta    by metric, a difference that is too small to matter, not negative; where it is not
              given, no difference is called negligible
     """
@@ -386,6 +386,9 @@ def compare(
     """Student minus baseline for each of the six metrics, measured on the same images: for these
     two trainings.
 
+    seed    of the bootstrap over images and of the sign flips
+    delta   as in ``judge``
+
     Raises ``ValueError`` for trajectories that were measured on other inputs, at another layer or
     otherwise.
     """
@@ -408,6 +411,7 @@ def compare_seeds(
                 or a hierarchical ``"bootstrap"`` over seeds and images, which needs many seeds: its
                 interval cannot leave the range of the seeds' means, so where seeds are what
                 matters, three of them cover the truth 3 times in 4
+    seed        of the bootstrap and of the sign flips; Student's t has none
     delta       as in ``judge``
 
     With one seed only the images can be allowed for. Raises ``ValueError`` for what is no list of

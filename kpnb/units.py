@@ -85,8 +85,9 @@ class ImageGrid:
     """The cells of a grid laid over images ``[B, C, H, W]``, row by row; all channels of a cell
     share one sigma.
 
-    The paper takes 16 x 16. A grid that does not divide the image gives cells that differ by one
-    pixel in size.
+    The paper takes 16 x 16; ``columns=None`` is as many as there are rows. A grid that does not
+    divide the image gives cells that differ by one pixel in size. ``ValueError`` unless both are
+    whole and positive.
     """
 
     rows: int = 16
@@ -193,7 +194,7 @@ class Tokens:
     3.1).
 
     mask    bool ``[N, T]``, or 0 and 1, a tensor, array or list: which tokens count. Special and
-            padding tokens are no units. None: all count
+            padding tokens are no units. None: all count. ``ValueError`` for anything else
     """
 
     mask: Any = None

@@ -26,6 +26,7 @@ TINY |= {
     "seeds": (0,),
     "layers": ("FC1",),
 }
+TINY |= {"rank": 4, "probes": 4, "noise": 8}  # of 20 coordinates at FC1
 
 
 def draw(root: Path, per_class: int = 24) -> Path:

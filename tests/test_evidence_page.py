@@ -57,6 +57,12 @@ def test_a_metric_that_no_network_defines_has_an_axis_without_dots(stored):
     assert len(figure.axes) == len(NAMES)
 
 
+@pytest.fixture(scope="module")
+def asked(stored) -> pd.DataFrame:
+    """What all of these tables answer."""
+    return board.board(stored)
+
+
 def dots(axis: Axes, colour: str) -> np.ndarray:
     """Where the dots of a colour are, left to right."""
     wanted = matplotlib.colors.to_rgb(colour)
@@ -183,10 +189,9 @@ def test_tables_are_read_in_the_order_of_the_studies(stored):
     assert "Stale" not in said
 
 
-def test_there_is_no_verdict_before_all_stated_seeds(stored):
+def test_there_is_no_verdict_before_all_stated_seeds(asked, stored):
     """Whatever those that are there say: sentiment has 4 of 20, pointconv 1 of 10."""
     assert list(board.finished(stored)) == ["images", "dgcnn", "questions", "another"]
-    asked = board.board(stored)
     assert {*asked["study"]} == {"images", "dgcnn", "questions", "another"}
     said = sentences.which(stored, ())
     assert (
@@ -267,8 +272,7 @@ def test_one_study_stands_for_a_kind_of_data(stored):
     assert found["images"][0].seeds == pytest.approx(seeds["n_fg"].to_numpy())
 
 
-def test_words_are_those_of_the_board(stored):
-    asked = board.board(stored)
+def test_words_are_those_of_the_board(asked, stored):
     table = sentences.words(asked, stored, ["images", "another"])
     assert len(table) == 2 * len(NAMES)
     row = asked[(asked["study"] == "images") & (asked["question"] == "beyond place")].iloc[0]
@@ -443,8 +447,7 @@ def test_undecided_cells_say_what_would_decide(needed, said):
     assert cell == f"+0.10 undecided {said}"
 
 
-def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(stored):
-    asked = board.board(stored)
+def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     words = front.hypotheses(asked, stored).set_index("data")
     assert (words.loc["clouds"] == "no seed yet").all()
     assert (words.loc["sentiment"] == "4 of 20 seeds").all()
@@ -580,9 +583,8 @@ def test_hours_are_summed_by_study_and_machine(stored):
     assert sentences.hours({}).empty
 
 
-def test_the_papers_own_data_come_first(stored, tmp_path):
+def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     """As soon as they have all their seeds; until then it is said that they wait."""
-    asked = board.board(stored)
     words = front.hypotheses(asked, stored)
     assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
     assert (words.set_index("data").loc["Tiny-ImageNet"] == "no seed yet").all()
@@ -598,8 +600,7 @@ def test_the_papers_own_data_come_first(stored, tmp_path):
     assert "on SST-2 none is judged yet" in page
 
 
-def test_of_one_study_is_said_what_shows_and_what_is_left(stored):
-    asked = board.board(stored)
+def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = sum(rows["paper"] == "shows")
@@ -634,9 +635,8 @@ def on_tables(folder: Path) -> str:
     return executed(PAGE, {"results": str(folder), "profile": "smoke"})
 
 
-def test_the_page_says_what_the_tables_say(folder, stored):
+def test_the_page_says_what_the_tables_say(asked, folder, stored):
     text = on_tables(folder)
-    asked = board.board(stored)
     rows = asked[(asked["question"] == "paper") & (asked["study"] == "images")]
     counts = Counter(rows["verdict"])
     said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())

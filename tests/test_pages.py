@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, Request
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request
 
 from kpnb_book.run.browser import serve
 from kpnb_book.run.build import build_pages
@@ -47,9 +47,11 @@ NOT_OURS = {
     ),
 }
 
-# What a reader sees of a view, without the look of its controls: a click that only moves the focus
-# changes nothing.
-SEEN = """view => JSON.stringify([...view.querySelectorAll("*")]
+# Whether what a reader sees of a view has changed since the last look, without the look of its
+# controls: a click that only moves the focus changes nothing.
+SEEN = """view => {
+  const before = view.seen;
+  view.seen = JSON.stringify([...view.querySelectorAll("*")]
   .filter(part => part.checkVisibility({ visibilityProperty: true, opacityProperty: true }))
   .filter(part => !part.closest("input, select, button, label, summary, script, style"))
   .map(part => {
@@ -61,7 +63,9 @@ SEEN = """view => JSON.stringify([...view.querySelectorAll("*")]
     return [part.tagName, words.join(" "), drawn, place, look.fill, look.backgroundColor,
       look.backgroundImage, look.backgroundPosition, look.borderColor, look.outlineStyle,
       look.opacity];
-  }))"""
+  }));
+  return view.seen !== before;
+}"""
 CONTROLS = "input, select, button, summary, canvas[tabindex]"
 # Not: what is hidden or switched off, the radio button that is chosen, a list of one.
 USABLE = """c => !c.disabled && !(c.type === "radio" && c.checked) && !(c.options?.length === 1)
@@ -74,13 +78,26 @@ WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? []
   : [...document.querySelectorAll("body *")]
   .filter(part => part.getBoundingClientRect().right > innerWidth + 1 && part.checkVisibility())
   .map(part => part.outerHTML.slice(0, 80))"""
+# Two thirds of a page may be words of code, each in a colour of a few: one of each is looked at,
+# and the others stand there as plain text meanwhile.
 VIOLATIONS = """([rules, others]) => {
+  const seen = new Set(), whole = [];
+  for (const code of document.querySelectorAll(".highlight pre")) {
+    const copy = code.cloneNode(true), where = code.closest("[class*=highlight-]")?.className;
+    for (const word of copy.querySelectorAll("span[class]:not([id])")) {
+      const kind = [where, word.parentElement.className, word.className].join("|");
+      seen.has(kind) ? word.replaceWith(...word.childNodes) : seen.add(kind);
+    }
+    whole.push([code, [...code.childNodes]]);
+    code.replaceChildren(...copy.childNodes);
+  }
   const ours = rule => node => !others[rule.id]
     || !document.querySelector(node.target[0]).matches(others[rule.id]);
   const line = rule => node => `${rule.id}: ${node.html.slice(0, 160)} ${node.failureSummary}`;
   return axe.run({ exclude: [["mjx-container"]] }, { resultTypes: ["violations"], ...rules })
     .then(found => found.violations
-      .flatMap(rule => rule.nodes.filter(ours(rule)).map(line(rule))));
+      .flatMap(rule => rule.nodes.filter(ours(rule)).map(line(rule))))
+    .finally(() => whole.forEach(([code, words]) => code.replaceChildren(...words)));
 }"""
 # On a telephone: tables that scroll without saying so, and verdicts that are not in sight.
 HIDDEN = """() => {
@@ -109,7 +126,7 @@ UNOPENED = f"""async ([figures, limit]) => {{
     figure.click();
     const shown = large.querySelector("img");
     const late = new Promise(done => setTimeout(done, limit));
-    await Promise.race([late, shown?.decode().catch(() => null)]);
+    if (!shown?.complete) await Promise.race([late, shown?.decode().catch(() => null)]);
     const same = shown?.alt === figure.alt && shown?.currentSrc === figure.currentSrc;
     if (!large.open || !same || !drawn(shown)) left.push(figure.outerHTML.slice(0, 120));
     large.close();
@@ -219,16 +236,14 @@ def use(control: Locator, kind: str) -> None:
 def dead_controls(page: Page) -> Iterator[str]:
     """Use every control of every view; gives those that change nothing of what is seen."""
     for view in page.locator(".kpnb-view").all():
-        before = view.evaluate(SEEN)
+        view.evaluate(SEEN)
         for control in view.locator(CONTROLS).all():
             if not control.evaluate(USABLE):
                 continue
             use(control, control.evaluate("c => c.tagName === 'INPUT' ? c.type : c.tagName"))
             draw(page)
-            after = view.evaluate(SEEN)
-            if after == before:
+            if not view.evaluate(SEEN):
                 yield control.evaluate("c => c.outerHTML.slice(0, 120)")
-            before = after
 
 
 def small_figures(page: Page) -> Iterator[str]:
@@ -296,14 +311,21 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     return seen
 
 
-def visited(browser: Browser, address: str, site: Path, name: str, tabs: int = 2) -> Visit:
+def visited(
+    browser: Browser | BrowserContext, address: str, site: Path, name: str, tabs: int = 2
+) -> Visit:
     """The ``visit`` of a page in a tab of its own, and in up to ``tabs`` others where that is not
     drawn.
     """
-    page = browser.new_page(viewport=DESK, color_scheme="light")
+    page = browser.new_page()
+    page.set_viewport_size(DESK)
+    # a click would wait for seconds until a long page has scrolled smoothly
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page.set_default_timeout(PATIENCE)
     try:
-        return visit(page, address, site, name)
+        seen = visit(page, address, site, name)
+        page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        return seen
     except Undrawn:
         if not tabs:
             raise
@@ -315,13 +337,14 @@ def visited(browser: Browser, address: str, site: Path, name: str, tabs: int = 2
 @pytest.fixture(scope="module")
 def visits(browser: Browser, address: str, site: Path) -> dict[str, Visit]:
     found = {}
-    for path in [
-        *sorted(site.glob("book/*.html")),
-        *sorted(site.glob("notebooks/*.html")),
-        site / "search.html",
-    ]:
-        name = path.relative_to(site).as_posix()
-        found[name] = visited(browser, address, site, name)
+    with browser.new_context() as shared:  # what all pages load is read and compiled once
+        for path in [
+            *sorted(site.glob("book/*.html")),
+            *sorted(site.glob("notebooks/*.html")),
+            site / "search.html",
+        ]:
+            name = path.relative_to(site).as_posix()
+            found[name] = visited(shared, address, site, name)
     return found
 
 

@@ -21,9 +21,10 @@ from kpnb_book.run.parameters import RULES
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
-from kpnb_book.studies.collecting import collect, plan
+from kpnb_book.studies.collecting import plan, seed_rows
 from kpnb_book.studies.evidence import PROFILE
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import KEY, NETWORK, Results, Rows
 from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
@@ -187,9 +188,20 @@ def test_the_convolutional_teacher_is_that_of_other_chapters(profile, study):
     assert theirs.teacher().address == usual.teacher().address
 
 
-def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, tmp_path):
+@pytest.fixture(scope="module")
+def planned(evidence, study) -> Plan:
+    """What a seed takes, finished."""
+    planned = plan(evidence, study, 0)
+    for measurement in planned.measurements:
+        measurement.finish()
+    for training in planned.everything().values():
+        training.finish()
+    return planned
+
+
+def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, planned, tmp_path):
     results = Results(tmp_path / evidence.name)
-    collect(evidence, [0], results, study.store)
+    results.add(evidence.origin(study), seed_rows(evidence, study, 0))
     rows = results.read()
     roles = {"baseline", *TAUGHT, *UNTRAINED.values()}
     found = set(map(tuple, rows.networks[["layer", "network"]].to_numpy()))
@@ -221,16 +233,12 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, t
     assert last == pytest.approx(np.nanmean(stored), abs=1e-5)
 
 
-def test_the_plan_is_what_a_seed_takes(evidence, study, tmp_path):
+def test_the_plan_is_what_a_seed_takes(evidence, study, planned):
     """After it is finished, rows are read without training or measuring."""
-    planned = plan(evidence, study, 1)
-    for measurement in planned.measurements:
-        measurement.finish()
-    for training in planned.everything().values():
-        training.finish()
+    assert planned.measurements
     before = sorted(path for path in study.store.root.rglob("*.safetensors"))
     for layer, role in (("cls", "outputs"), ("cls", "student")):
-        evidence.rows(OneNetwork(study, layer, role, evidence.training(study, role, layer, 1), 1))
+        evidence.rows(OneNetwork(study, layer, role, evidence.training(study, role, layer, 0), 0))
     assert sorted(path for path in study.store.root.rglob("*.safetensors")) == before
 
 

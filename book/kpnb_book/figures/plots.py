@@ -289,7 +289,6 @@ def detour_maps(
     sets: Mapping[str, Tensor],
     epochs: Sequence[int],
     shape: tuple[int, int],
-    first: int = 1,
 ) -> Figure:
     """Figure 5: foreground knowledge points after some epochs, at the end, and ever; a row for each
     network.
@@ -302,7 +301,7 @@ def detour_maps(
     for row, (title, found) in zip(axes, sets.items(), strict=True):
         for axis, epoch in zip(row, epochs, strict=False):
             draw_cells(axis, image, shape, {kept: found[epoch]})
-        union = found[first:].any(0)
+        union = found[1:].any(0)
         draw_cells(row[-1], image, shape, {kept: union & found[-1], GREY: union & ~found[-1]})
         row[-1].set_xlabel(f"kept {int((union & found[-1]).sum())} of {int(union.sum())}")
         row[0].set_ylabel(title, color=COLOUR.get(title, GREY))
@@ -320,14 +319,11 @@ def project(points: Tensor, turn: float = 0.6, tilt: float = 0.35) -> Tensor:
 
 
 @styled
-def cloud_maps(
-    clouds: Tensor, kinds: Mapping[str, Tensor], names: Sequence[str] = tuple(KINDS)
-) -> Figure:
+def cloud_maps(clouds: Tensor, kinds: Mapping[str, Tensor]) -> Figure:
     """The picture beside ``views.turnable``: one row a cloud, one column a network (or an epoch).
 
     clouds  ``[N, P, 3]`` in the unit sphere
-    kinds   by column title, int ``[N, P]``: each point's index into ``names``, whose colours are
-            those of ``KINDS``
+    kinds   by column title, int ``[N, P]``: each point's index into ``KINDS``
     """
     figure, axes = square_panels(len(clouds), [*kinds], size=2.2)
     colours = np.array(list(KINDS.values()))
@@ -339,7 +335,7 @@ def cloud_maps(
                 right, up, c=colours[kind[order]], s=np.where(kind[order] > 1, 12, 3), lw=0
             )
             axis.set(xlim=(-1, 1), ylim=(-0.8, 0.8), aspect="equal")
-    legend_below(figure, names, colours)
+    legend_below(figure, KINDS, colours)
     return figure
 
 

@@ -31,15 +31,13 @@ def _shape(cells: Tensor) -> tuple[int, int]:
 
 
 @styled
-def cell_maps(image: Tensor, maps: Mapping[str, Tensor], log: bool = True) -> Figure:
-    """An image and maps ``[n]`` by title, on a colour scale of their own each, logarithmic or
-    not.
-    """
+def cell_maps(image: Tensor, maps: Mapping[str, Tensor]) -> Figure:
+    """An image and maps ``[n]`` by title, on a logarithmic colour scale of their own each."""
     figure, axes = square_panels(1, ["input", *maps], size=2.1)
     draw_image(axes[0, 0], image)
     for axis, values in zip(axes[0, 1:], maps.values(), strict=True):
         grid = values.double().reshape(_shape(values)).numpy()
-        axis.imshow(grid, norm="log" if log else None, **MAP)
+        axis.imshow(grid, norm="log", **MAP)
     return figure
 
 

@@ -44,12 +44,11 @@ def stored(folder: str | Path | None = None) -> dict[str, Stored]:
     return read({**STUDIES, **dict.fromkeys(others)}, root)
 
 
-def about(studies: Iterable[Study], folder: str | Path | None = None) -> dict[str, Stored]:
-    """Those of the tables in ``folder`` that belong to the settings of one of the ``studies``."""
-    found = stored(folder)
+def about(studies: Iterable[Study]) -> dict[str, Stored]:
+    """Those of the book's tables that belong to the settings of one of the ``studies``."""
     return {
         name: each
-        for name, each in found.items()
+        for name, each in stored().items()
         if name in STUDIES and any(concerns(STUDIES[name], study) for study in studies)
     }
 

@@ -37,11 +37,11 @@ def shuffled_baseline(study: Study, seed: int = 0) -> Training:
     return study.classifier(study.spec(seed), shuffled, study.baseline(seed).schedule)
 
 
-def random_labels_teacher(study: Study, seed: int = 0) -> Training:
+def random_labels_teacher(study: Study) -> Training:
     """A teacher that learns its samples with their labels in random order, and so nothing of the
     classes. It takes more epochs than the teacher: there is nothing to learn but each sample.
     """
-    shuffled, teacher = random_labels(study.train, seed), study.teacher()
+    shuffled, teacher = random_labels(study.train, seed=0), study.teacher()
     schedule = replace(teacher.schedule, epochs=study.MEMORISING)
     found = study.classifier(study.teacher_spec(), shuffled, schedule, kind="teacher")
     found.label = "teacher of labels in random order"

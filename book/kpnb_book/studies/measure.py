@@ -280,9 +280,6 @@ def every_pair(
     }
 
 
-def pairs(
-    study: Study, choices: Choices | None = None, scope: Scope = "all"
-) -> dict[str, tuple[Metrics, Metrics]]:
+def pairs(study: Study) -> dict[str, tuple[Metrics, Metrics]]:
     """The same, by a title that names layer and seed."""
-    found = every_pair(study, choices, scope)
-    return {f"{layer}, seed {seed}": both for (layer, seed), both in found.items()}
+    return {f"{layer}, seed {n}": both for (layer, n), both in every_pair(study).items()}

@@ -227,7 +227,6 @@ def false_positives(
     samples: pd.DataFrame,
     draws: int = 200,
     seed: int = 0,
-    delta: Mapping[str, float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """How often the whole rule finds what is not there, over so many ``draws`` of ``null_gaps``.
 
@@ -238,7 +237,7 @@ def false_positives(
     rng, networks = np.random.default_rng(seed), networks_of(samples)
     wrong = []
     for _ in range(draws):
-        found = holm(judge(null_gaps(networks, rng), delta=delta))
+        found = holm(judge(null_gaps(networks, rng)))
         wrong.append([_claims(d) for d in found.values()])
     claims = np.array(wrong)
     return {

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from kpnb.metrics import Choices, agreement
-from kpnb.stats import Chance, Difference, compare_seeds, holm
+from kpnb.stats import Difference, compare_seeds, holm
 from kpnb_book.studies.measure import Scope, distance, entropies, every_pair
 from kpnb_book.studies.study import TEACHER_SEED, Study
 from kpnb_book.studies.training import Training, announce
@@ -47,20 +47,15 @@ def _scores(study: Study) -> Iterator[dict[str, Any]]:
             yield {**student, **study.scores(study.head(layer, seed))}
 
 
-def overall(
-    study: Study,
-    chance: Chance = "seeds",
-    choices: Choices | None = None,
-    scope: Scope = "all",
-) -> dict[str, Difference]:
+def overall(study: Study) -> dict[str, Difference]:
     """Student minus baseline in every metric, averaged over the layers: the six comparisons that
     decide.
 
     Interval and test allow for other images and other seeds, and the tests are corrected for being
     six.
     """
-    found, s = every_pair(study, choices, scope), study.settings
-    return holm(compare_seeds([[found[layer, n] for layer in s.layers] for n in s.seeds], chance))
+    found, s = every_pair(study), study.settings
+    return holm(compare_seeds([[found[layer, n] for layer in s.layers] for n in s.seeds], "seeds"))
 
 
 @dataclass(frozen=True)

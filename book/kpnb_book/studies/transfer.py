@@ -99,8 +99,8 @@ def mean_interval(values: pd.Series) -> tuple[float, float, float]:
     known = values.dropna()
     if len(known) < 2:
         return float(known.mean()), np.nan, np.nan
-    found = stats.ttest_1samp(known, 0).confidence_interval(1 - LEVEL)
-    return float(known.mean()), float(found.low), float(found.high)
+    half = stats.t.ppf(1 - LEVEL / 2, len(known) - 1) * known.sem()
+    return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
 
 
 def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
@@ -219,15 +219,15 @@ def _others(taught: Stored, against: str) -> dict[str, str]:
 # Whether accuracy goes with it.
 
 
-def correlations(taught: Stored, names: Sequence[str] = CLAIM, seed: int = 0) -> pd.DataFrame:
-    """Rank correlation (Spearman's) of accuracy with each of ``names``: over the students at one
-    layer, mean over the layers.
+def correlations(taught: Stored) -> pd.DataFrame:
+    """Rank correlation (Spearman's) of accuracy with each metric of ``CLAIM``: over the students at
+    one layer, mean over the layers.
 
     Layers are kept apart because points differ between them, and because a training that is the
     same for all layers, as by a loss of outputs, would count several times with one accuracy.
     Students of one loss are more alike than others, so that the test is of the losses' means at
     each layer: how often a mean correlation as large comes of accuracies in random order over the
-    losses, in the same order at every layer; corrected (Bonferroni) for the number of ``names``.
+    losses, in the same order at every layer; corrected (Bonferroni) for the number of metrics.
 
     Columns: name, rho, between (of the losses' means), p, trainings (distinct ones), losses,
     verdict ("shows", "opposite" or "open").
@@ -239,10 +239,10 @@ def correlations(taught: Stored, names: Sequence[str] = CLAIM, seed: int = 0) ->
     chosen = taught.networks["network"].isin(known)
     counts = {"trainings": taught.networks.loc[chosen, "training"].nunique(), "losses": len(known)}
     rows = []
-    for name in names:
+    for name in CLAIM:
         pair = [name, "accuracy"]
         students = [_rho(each[pair].to_numpy()) for each in at_layer]
-        between, p = _mean_rho(np.stack([each[pair].to_numpy() for each in of_losses]), seed)
+        between, p = _mean_rho(np.stack([each[pair].to_numpy() for each in of_losses]), seed=0)
         row = {"name": name, "rho": float(np.mean(students)), "between": between, "p": p}
         rows.append(row | counts)
     found = pd.DataFrame(rows)

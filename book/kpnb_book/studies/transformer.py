@@ -216,18 +216,16 @@ def _others(against: str) -> dict[str, str]:
     return UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
 
 
-def layer_means(
-    networks: pd.DataFrame, roles: Collection[str] = ("baseline", *TAUGHT)
-) -> pd.DataFrame:
-    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for each network and
-    layer, with the columns ``MEASURES``.
+def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
+    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for the baseline and
+    each student, and each layer, with the columns ``MEASURES``.
     """
     layers = [name.removesuffix(" gap") for name in networks if name.endswith(" gap")]
     means = networks.groupby("network").mean(numeric_only=True)
     rows = [
         {"network": role, "layer": layer}
         | {name: means.loc[role, f"{layer} {name}"] for name in MEASURES}
-        for role in roles
+        for role in ("baseline", *TAUGHT)
         if role in means.index
         for layer in layers
     ]
