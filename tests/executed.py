@@ -1,6 +1,9 @@
 """What the cells of a page write, executed here with tables and a study of the test's."""
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,3 +33,22 @@ def executed(page: Path, parameters: Mapping[str, Any], **given: Any) -> str:
         if number == 1:
             space |= given
     return "\n".join(written)
+
+
+def papermill(
+    path: Path, output: Path, parameters: dict[str, object], **variables: object
+) -> nbformat.NotebookNode:
+    """``path`` executed by the command papermill itself; nothing is left in the user's home."""
+    given = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
+    folders = {name: str(output.parent) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
+    search = [str(variables.pop("PYTHONPATH", "")), *sys.path]
+    env = os.environ | folders | {name: str(value) for name, value in variables.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", path, output, "--no-progress-bar", *given],
+        cwd=path.parent,
+        env=env | {"PYTHONPATH": os.pathsep.join(search)},
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    return nbformat.read(output, as_version=4)

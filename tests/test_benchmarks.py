@@ -387,12 +387,19 @@ def test_the_learner_for_texts_is_timed_at_its_own_steps(tmp_path, monkeypatch, 
 # ---- on a card
 
 
+def smaller() -> gpu.Network:
+    """A whole Jacobian of 256 rows in place of 1,024."""
+    plan = [4, "M", 4, "M"]
+    return gpu.Network(lambda: gpu._vgg(plan, 48, 32), ("0.5", "2.1", "2.2"), 32)
+
+
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory) -> dict:
     """What the miniature on the CPU has written, as JSON and as a page."""
     folder = tmp_path_factory.mktemp("gpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(gpu, "small", smaller)
         gpu.main([str(folder), "--price", "3"])
     page = (folder / "gpu-none-on-the-cpu.md").read_text("utf8")
     return json.loads((folder / "gpu-none-on-the-cpu.json").read_text("utf8")) | {"page": page}
@@ -459,6 +466,7 @@ def test_a_case_that_fails_is_named_and_what_was_measured_is_kept(tmp_path, monk
     """Planted: a library's fault in one part, and memory that runs out in another."""
     lack = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "small", smaller)
     monkeypatch.setattr(gpu, "halving", lambda *_: 1 / 0)
     whole = gpu.one_batch
 

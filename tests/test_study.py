@@ -4,14 +4,10 @@ tables say.
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +17,7 @@ import kpnb
 from kpnb._progress import Progress
 from kpnb.metrics import Choices, agreement, six_metrics
 from kpnb.stats import compare
+from kpnb_book.figures import report
 from kpnb_book.figures.report import difference_table, show
 from kpnb_book.networks.images import build
 from kpnb_book.store import Store
@@ -31,25 +28,7 @@ from kpnb_book.studies.settings import OWN
 from kpnb_book.studies.training import Training
 from tests.by_hand import metrics_by_hand
 from tests.drawn import TINY, draw
-
-
-def papermill(
-    path: Path, output: Path, parameters: dict[str, object], **variables: object
-) -> nbformat.NotebookNode:
-    """``path`` executed by the command papermill itself; nothing is left in the user's home."""
-    given = [part for name, value in parameters.items() for part in ("-p", name, str(value))]
-    folders = {name: str(output.parent) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
-    search = [str(variables.pop("PYTHONPATH", "")), *sys.path]
-    env = os.environ | folders | {name: str(value) for name, value in variables.items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "papermill", path, output, "--no-progress-bar", *given],
-        cwd=path.parent,
-        env=env | {"PYTHONPATH": os.pathsep.join(search)},
-        capture_output=True,
-        text=True,
-    )
-    assert not done.returncode, done.stderr
-    return nbformat.read(output, as_version=4)
+from tests.executed import executed
 
 
 @pytest.fixture(scope="module")
@@ -416,17 +395,14 @@ def test_the_weight_of_a_layer_is_its_own(study, network, layer, name):
     assert path[-1] == pytest.approx(sum(step[name] for step in norms[1:]) / norms[0][name])
 
 
-def test_plain_papermill_executes_a_chapter(study, tmp_path):
-    """Its numbers are those of a study of the same settings, which finds everything stored."""
+def test_a_chapters_numbers_are_those_of_its_study(study, tmp_path, monkeypatch):
+    """Of a study of the same settings, which finds everything stored."""
     parameters = {"profile": "smoke", "dataset": "folder", "epochs": 1, "seeds": 0, "layer": "FC1"}
     parameters |= {"data_root": study.settings.data_root, "device": "cpu"}
     chapter = Path(__file__).parents[1] / "notebooks" / "11_images_h2.ipynb"
-    page = papermill(chapter, tmp_path / chapter.name, parameters, KPNB_STORE=tmp_path / "store")
-    prefix, glued = "application/papermill.record/text/plain", {}
-    for cell in page.cells:
-        for shown in cell.get("outputs", []):
-            if prefix in shown.get("data", {}):
-                glued[shown.metadata.scrapbook.name] = shown.data[prefix]
+    monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
+    executed(chapter, parameters)
+    glued = report.GLUED
     settings = {SETTINGS.get(name, name): value for name, value in parameters.items()}
     own = ImageStudy(store=Store(tmp_path / "store"), **settings)
     roles = {"student": own.student("FC1"), "baseline": own.baseline()}
@@ -438,7 +414,7 @@ def test_plain_papermill_executes_a_chapter(study, tmp_path):
     table = tables.table5(own).set_index("network")
     gap = table.loc["student", "d_mean"] - table.loc["baseline", "d_mean"]
     assert float(glued["h2_all"]) == pytest.approx(gap, rel=1e-6, nan_ok=True)
-    assert glued["h2_epochs"] == "1"
+    assert glued["h2_epochs"] == 1
 
 
 def test_settings_follow_profile_network_and_overrides():

@@ -16,7 +16,7 @@ import kpnb
 from kpnb.metrics import NAMES
 from kpnb_book.run.rerun import results_of
 from tests.drawn import draw
-from tests.test_study import papermill
+from tests.executed import papermill
 
 PAGE = Path(__file__).resolve().parents[1] / "notebooks" / "05_your_own.ipynb"
 VERDICTS = ("shows", "opposite", "open")
