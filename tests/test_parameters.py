@@ -70,13 +70,13 @@ def test_values_on_the_command_line_and_in_a_file_are_the_same():
 def test_a_number_where_a_text_is_wanted_is_the_text_that_was_typed(tmp_path):
     path = notebook(tmp_path / "05_a.ipynb", "layer = 'below'\nb = 0.2\nmodel = None\nx = None")
     for text in ("4", "4.0", "1.10", "+1", "1e3", "007", "0x10"):
-        given = read_assignments([f"layer={text}", "b=1e-1", "model=3", "x=1.0"], written=True)
+        given = read_assignments([f"layer={text}", "b=1e-1", "model=3", "x=1.0"], path)
         taken = resolve(path, given, tmp_path)
         assert taken == {"layer": text, "b": 0.1, "model": "3", "x": 1.0}
         assert [type(value) for value in taken.values()] == [str, float, str, float]
         check_parameters(path, {"layer": taken["layer"]})
     for odd in ("true", "[4]", "null"):
-        taken = resolve(path, read_assignments([f"layer={odd}"], written=True), tmp_path)
+        taken = resolve(path, read_assignments([f"layer={odd}"], path), tmp_path)
         with pytest.raises(UsageError, match="'layer' takes str"):
             check_parameters(path, taken)
 

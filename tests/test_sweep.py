@@ -206,16 +206,20 @@ def test_an_override_of_a_grid_is_refused(root, capsys):
     assert [m.parameters["name"] for m in sweep.read(file, root, {"name": "b"})] == ["b", "b"]
 
 
-def test_numbers_where_a_text_is_wanted_are_the_text_that_was_written(root):
+def test_whole_numbers_may_be_texts_and_others_want_quotes(root):
+    """1.10 and 1.1 are two modules, and one number."""
     write(root / "notebooks" / "05_five.ipynb", parameters=HEAD)
-    text = "notebook: 05\ngrid: {name: [4, 1.10, 1e3, 05, a], layers: [[1, 2e1]]}\n"
+    text = "notebook: 05\ngrid: {name: [4, '1.10', 05, a], layers: [[1, 2e1]]}\n"
     (root / "mini.yaml").write_text(text)
-    members = sweep.read(root / "mini.yaml", root, read_assignments(["b=1e-1"], written=True))
+    members = sweep.read(root / "mini.yaml", root, read_assignments(["b=1e-1"]))
     assert {m.path.stem for m in members} == {"05_five"}
-    assert [m.parameters["name"] for m in members] == ["4", "1.10", "1e3", "05", "a"]
+    assert [m.parameters["name"] for m in members] == ["4", "1.10", "05", "a"]
     for member in members:
         numbers = [*member.parameters["layers"], member.parameters["b"]]
         assert [(type(n), n) for n in numbers] == [(int, 1), (float, 20.0), (float, 0.1)]
+    (root / "mini.yaml").write_text(text.replace("'1.10'", "1.10"))
+    with pytest.raises(UsageError, match=r"'name' is a text: put 1\.1 in quotes"):
+        sweep.read(root / "mini.yaml", root, {})
 
 
 def test_devices_of_this_machine_are_not_those_of_a_cluster(root, capsys):

@@ -191,7 +191,7 @@ def run_one(options: argparse.Namespace) -> int:
 
     root = find_root()
     path = find_notebook(options.notebook, root)
-    given = read_assignments(options.parameters, written=True)
+    given = read_assignments(options.parameters, path)
     parameters = resolve(path, given, Path.cwd())
     name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = _results_folder(options, name, root)
@@ -205,7 +205,7 @@ def run_many(options: argparse.Namespace) -> int:
     from kpnb_book.run import sweep
 
     root = find_root()
-    given = read_assignments(options.parameters, written=True)
+    given = read_assignments(options.parameters)
     members = sweep.read(options.file, root, given, here=not options.scheduler)
     folder = _results_folder(options, options.file.stem, root)
     if options.dry_run:
@@ -250,7 +250,7 @@ def _about(path: Path) -> str:
 def forecast_one(options: argparse.Namespace) -> int:
     """``kpnb forecast``."""
     path = find_notebook(options.notebook, find_root())
-    given = read_assignments(options.parameters, written=True)
+    given = read_assignments(options.parameters, path)
     parameters = resolve(path, given, Path.cwd())
     check_run(path, parameters, here=False)
     print(_forecast(path, defaults_of(path) | parameters))

@@ -49,52 +49,11 @@ Plain.add_implicit_resolver(
 )
 
 
-class Whole(int):
-    """A whole number that ``str`` shows as it was ``written``."""
-
-    written = ""
-
-    def __str__(self) -> str:
-        return self.written
-
-
-class Real(float):
-    """A number that ``str`` shows as it was ``written``: 1.10 is a module's name too."""
-
-    written = ""
-
-    def __str__(self) -> str:
-        return self.written
-
-
-def as_written(value: Any, text: str) -> Any:
-    """A number that remembers the ``text`` which it was read from; any other value as it is."""
-    kinds = {int: Whole, float: Real}
-    if type(value) not in kinds:
-        return value
-    number = kinds[type(value)](value)
-    number.written = text
-    return number
-
-
-class Written(Plain):
-    """YAML whose numbers remember how they were written, until it is known what is wanted."""
-
-    def construct_number(self, node: yaml.ScalarNode) -> Any:
-        kind = node.tag.rpartition(":")[2]
-        value = getattr(self, f"construct_yaml_{kind}")(node)
-        return as_written(value, node.value)
-
-
-Written.add_constructor("tag:yaml.org,2002:int", Written.construct_number)
-Written.add_constructor("tag:yaml.org,2002:float", Written.construct_number)
-
-
-def read_yaml(text: str | TextIO, kind: type[Plain] = Plain) -> Any:
+def read_yaml(text: str | TextIO) -> Any:
     """What a YAML text or file holds; raises ``yaml.YAMLError``, which names a file. Nothing in it
     is run.
     """
-    loader = kind(text)
+    loader = Plain(text)
     try:
         return loader.get_single_data()
     finally:
@@ -124,22 +83,23 @@ def read_value(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
-def read_assignments(assignments: Sequence[str], written: bool = False) -> dict[str, Any]:
+def read_assignments(assignments: Sequence[str], path: Path | None = None) -> dict[str, Any]:
     """``["lr=1e-3", "layer=FC1"]`` to ``{"lr": 0.001, "layer": "FC1"}``, as ``-p`` gives them.
 
-    When ``written``, numbers remember how they were, for :func:`settled`. Raises UsageError for
-    what is not an assignment or cannot be read.
+    Where the notebook in ``path`` takes a text, as the name of a module, a number is the text that
+    was typed: 1.10. Raises UsageError for what is not an assignment or cannot be read.
     """
     parameters = {}
     for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+        name, equals, text = assignment.partition("=")
         if not equals or not name.isidentifier():
             raise UsageError(f"-p {assignment}: write -p NAME=VALUE")
         try:
-            read = read_value(value)
-            parameters[name] = as_written(read, value) if written else read
+            value = read_value(text)
         except UsageError as error:
             raise UsageError(f"-p {assignment}: {error}") from error
+        as_text = path is not None and type(value) in (int, float) and takes_text(path, name)
+        parameters[name] = text if as_text else value
     return parameters
 
 
@@ -311,45 +271,28 @@ def _rule(path: Path, name: str) -> Rule | None:
     return RULES.get(name)
 
 
-def settled(path: Path, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """``parameters`` without numbers that remember how they were written.
-
-    Where the notebook in ``path`` takes a text such a number is the text that was typed, and else a
-    number.
+def takes_text(path: Path, name: str) -> bool:
+    """Whether a parameter of the notebook in ``path`` is a text; where it is None its rule says
+    so.
     """
-    known = defaults_of(path)
-    found = {}
-    for name, value in parameters.items():
-        as_text = isinstance(value, Whole | Real) and _takes_text(name, known.get(name))
-        found[name] = str(value) if as_text else _plain(value)
-    return found
-
-
-def _takes_text(name: str, default: Any) -> bool:
-    """Whether a parameter with this ``default`` is a text; of None its rule says so."""
+    default = defaults_of(path).get(name)
     if default is None and name in RULES:
         return RULES[name].kind is str
     return isinstance(default, str)
 
 
-def _plain(value: Any) -> Any:
-    """A value, or those of a list or mapping, without numbers that remember how they were
-    written.
-    """
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, Whole):
-        return int(value)
-    return float(value) if isinstance(value, Real) else value
-
-
 def resolve(path: Path, parameters: Mapping[str, Any], here: Path) -> dict[str, Any]:
-    """``parameters`` as the notebook in ``path`` takes them: :func:`settled`, and with
-    :func:`resolve_folders`.
+    """``parameters`` as the notebook in ``path`` takes them: with :func:`resolve_folders`, and
+    whole numbers as texts where it takes those. Raises UsageError for other numbers there, of which
+    it is not known how they were written.
     """
-    return resolve_folders(path, settled(path, parameters), here)
+    found = dict(parameters)
+    for name, value in parameters.items():
+        if type(value) is int and takes_text(path, name):
+            found[name] = str(value)
+        elif type(value) is float and takes_text(path, name):
+            raise UsageError(f"parameter {name!r} is a text: put {value} in quotes, as '1.10'")
+    return resolve_folders(path, found, here)
 
 
 def resolve_folders(path: Path, parameters: Mapping[str, Any], here: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
 from kpnb_book.run.origin import content_of, with_parameters
-from kpnb_book.run.parameters import Written, read_yaml, resolve
+from kpnb_book.run.parameters import read_yaml, resolve
 from kpnb_book.run.rerun import finished, log_of, make_folder, rerun
 from kpnb_book.run.tables import text_of, write
 
@@ -82,7 +82,7 @@ def _blocks(file: Path) -> Any:
     """What a sweep's file holds; UsageError says why it cannot be read."""
     try:
         with file.open(encoding="utf8") as stream:
-            return read_yaml(stream, Written)
+            return read_yaml(stream)
     except FileNotFoundError as error:
         raise UsageError(f"there is no such file (looked for in {Path.cwd()})") from error
     except OSError as error:
