@@ -83,7 +83,7 @@ def check_units(units: object) -> None:
         )
 
 
-def share(**values: float) -> None:
+def fraction(**values: float) -> None:
     """Raise ``ValueError`` naming the first of ``values`` that is not above 0 and at most 1."""
     for name, value in values.items():
         if not 0 < value <= 1:

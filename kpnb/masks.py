@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kpnb._messages import check_units, share
+from kpnb._messages import check_units, fraction
 from kpnb._tensors import as_tensor, described
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def covered_units(
     """
     check_units(units)
     x = as_tensor(x, "the input x")
-    share(at_least=at_least)
+    fraction(at_least=at_least)
     try:
         units.count(x)
         foreground, neither = (_over(part, x) for part in read_masks(masks, void))

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import named_samples, positive, share
+from kpnb._messages import fraction, named_samples, positive
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers, as_tensor, described
 
@@ -182,7 +182,7 @@ def foreground_units(coverage: Any, at_least: float = 0.5) -> Tensor:
     """Units that count as foreground, bool ``[N, n]``: those whose mask ``coverage [N, n]``, a
     tensor, array or list, is ``at_least`` so much. ``ValueError`` for what is no share.
     """
-    share(at_least=at_least)
+    fraction(at_least=at_least)
     coverage = as_numbers(coverage, "coverage")
     if coverage.dim() != 2 or not ((coverage >= 0) & (coverage <= 1)).all():
         raise ValueError(

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from kpnb._messages import one_of, positive
 from kpnb.metrics import BETTER, Metrics
-from kpnb.trajectory import Trajectory, differences, metrics_of_pair
+from kpnb.trajectory import Trajectory, changed_settings, metrics_of_pair
 
 LEVEL = 0.05
 MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
@@ -27,7 +27,7 @@ Chance = Literal["images", "bootstrap", "seeds"]
 
 
 @dataclass(frozen=True)
-class Spread:
+class VarianceComponents:
     """What makes a mean of differences ``[S, N]`` vary: images crossed with seeds, both drawn at
     random.
 
@@ -46,7 +46,7 @@ class Spread:
     rest: float
 
     @classmethod
-    def of(cls, gaps: np.ndarray) -> "Spread":
+    def of(cls, gaps: np.ndarray) -> "VarianceComponents":
         """Of ``gaps [S, N]`` with two seeds and two images at least; every seed and every image has
         a value that is not NaN.
         """
@@ -137,7 +137,7 @@ class Difference:
     low90: float = NAN
     high90: float = NAN
     delta: float = NAN
-    spread: Spread | None = None
+    spread: VarianceComponents | None = None
     tests: int = 1
 
     @property
@@ -261,7 +261,7 @@ def _permuted(means: np.ndarray, rng: "np.random.Generator") -> float:
 
 def _over_seeds(base: Difference, gaps: np.ndarray) -> Difference:
     """Intervals and p for other images and other seeds, by Student's t."""
-    spread = Spread.of(gaps)
+    spread = VarianceComponents.of(gaps)
     half, half90 = spread.half_width(LEVEL), spread.half_width(2 * LEVEL)
     return replace(
         base,
@@ -341,7 +341,9 @@ def seed_means(gaps: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     return {metric: _mean(_one_layer(values), -1) for metric, values in gaps.items()}
 
 
-def predicted(values: ArrayLike, more: int = 1, level: float = LEVEL) -> tuple[float, float]:
+def prediction_interval(
+    values: ArrayLike, more: int = 1, level: float = LEVEL
+) -> tuple[float, float]:
     """Where the mean of so many ``more`` trainings lies in all but ``level`` of cases.
 
     values   ``[S]``, a mean of each training so far (``seed_means``); NaN are left out
@@ -453,7 +455,8 @@ def _check_seeds(
         for (wanted, _), (found, _) in zip(first, pairs, strict=True):
             differ = _other_images(first[0][0], found)
             if isinstance(wanted, Trajectory) and isinstance(found, Trajectory) and not differ:
-                differ = differences(wanted, found, but=("seed",))  # each training may have its own
+                # each training may have its own seed
+                differ = changed_settings(wanted, found, but=("seed",))
             if differ:
                 raise ValueError(
                     f"trainings 0 and {number} were measured differently ({', '.join(differ)}): "

@@ -536,7 +536,7 @@ def metrics_of_pair(
 
 
 def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
-    differ = differences(student, baseline)
+    differ = changed_settings(student, baseline)
     if differ:
         raise ValueError(
             f"student and baseline were measured differently ({', '.join(differ)}): only the same "
@@ -545,7 +545,9 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
         )
 
 
-def differences(student: Trajectory, baseline: Trajectory, but: Collection[str] = ()) -> list[str]:
+def changed_settings(
+    student: Trajectory, baseline: Trajectory, but: Collection[str] = ()
+) -> list[str]:
     """In what two measurements differ, in words, ``but`` for some settings; empty where they can be
     compared.
     """

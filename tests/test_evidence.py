@@ -39,7 +39,7 @@ from kpnb_book.studies.results import (
     Results,
     Rows,
     Stale,
-    differences,
+    changed_settings,
     merged,
     zipped,
 )
@@ -280,7 +280,7 @@ def test_evidence_of_other_settings_is_stale(shapes, store, tables, monkeypatch)
 def test_where_the_data_lie_makes_no_difference(shapes, store):
     one = shapes.origin(shapes.study(store))
     moved = shapes.overrides["data_root"] + "/."
-    assert differences(one, shapes.origin(shapes.study(store, data_root=moved))) == []
+    assert changed_settings(one, shapes.origin(shapes.study(store, data_root=moved))) == []
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import kpnb
 from kpnb.metrics import BETTER, NAMES, Choices, Metrics, six_metrics
 from kpnb.stats import (
     Difference,
-    Spread,
+    VarianceComponents,
     compare_seeds,
     holm,
     judge,
     paired,
-    predicted,
+    prediction_interval,
     seed_means,
     tally,
     verdict,
@@ -234,7 +234,7 @@ def test_shapes_are_checked():
     with pytest.raises(ValueError, match=r"\[seeds, images\].*got \(4,\)"):
         judge({"rho": np.zeros(4)})
     with pytest.raises(ValueError, match="two trainings at least; got 1"):
-        predicted([0.5])
+        prediction_interval([0.5])
 
 
 # ---- a mixed model beside it
@@ -243,10 +243,10 @@ def test_shapes_are_checked():
 def test_mixed_interval_is_narrower_and_agrees_where_one_source_rules():
     values = np.random.default_rng(1).standard_normal(7)
     for gaps in (values[:, None].repeat(9, 1), values[None].repeat(4, 0)):
-        spread = Spread.of(gaps)
+        spread = VarianceComponents.of(gaps)
         half = stats.t.isf(0.025, 6) * values.std(ddof=1) / 7**0.5
         assert spread.mixed_half_width(0.05) == pytest.approx(half)
-    both = Spread.of(trainings(np.random.default_rng(2), 6, 40))
+    both = VarianceComponents.of(trainings(np.random.default_rng(2), 6, 40))
     assert 0 < both.mixed_half_width(0.05) < both.half_width(0.05)
 
 
@@ -255,7 +255,7 @@ def test_mixed_interval_covers_the_truth_as_often_as_it_says():
     halves = []
     for _ in range(400):
         gaps = trainings(rng, 20, 40)
-        halves.append(abs(gaps.mean()) <= Spread.of(gaps).mixed_half_width(0.05))
+        halves.append(abs(gaps.mean()) <= VarianceComponents.of(gaps).mixed_half_width(0.05))
     low, high = stats.binom.ppf((0.001, 0.999), 400, 0.95)
     assert low <= sum(halves) <= high
 
@@ -266,7 +266,7 @@ def test_mixed_model_of_statsmodels():
     gaps = trainings(np.random.default_rng(11), 6, 15, by_seed=1.0)
     seed, image = (axis.ravel() for axis in np.indices(gaps.shape))
     parts = {"seed": np.eye(6)[seed], "image": np.eye(15)[image]}
-    spread = Spread.of(gaps)
+    spread = VarianceComponents.of(gaps)
     square = (spread.of_seeds / 6) + spread.of_images / 15
     model = models.MixedLM(
         gaps.ravel(),
@@ -288,7 +288,7 @@ def test_mixed_model_of_statsmodels():
 
 def test_prediction_for_one_more_is_the_t_interval_of_a_prediction():
     values = np.random.default_rng(0).standard_normal(9)
-    low, high = predicted([*values, np.nan])
+    low, high = prediction_interval([*values, np.nan])
     half = stats.t.ppf(0.975, 8) * values.std(ddof=1) * np.sqrt(1 + 1 / 9)
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half))
 
@@ -298,7 +298,7 @@ def test_predictions_hold_as_often_as_they_say(more):
     rng = np.random.default_rng(more)
     inside = 0
     for _ in range(1000):
-        low, high = predicted(rng.standard_normal(20), more)
+        low, high = prediction_interval(rng.standard_normal(20), more)
         inside += low <= rng.standard_normal(more).mean() <= high
     expected = stats.binom.ppf((0.001, 0.999), 1000, 0.95)
     assert expected[0] <= inside <= expected[1]

@@ -444,7 +444,7 @@ def number(count: int, one: str, more: str) -> str:
 
 
 def rate(found: Mapping[str, float]) -> str:
-    """A ``replication.share`` in words."""
+    """A ``controls.proportion`` in words."""
     return (
         f"{found['count']} of {found['total']} ({100 * found['rate']:.1f} %; 95 % interval "
         f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %)"

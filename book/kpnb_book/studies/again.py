@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from kpnb.stats import predicted
+from kpnb.stats import prediction_interval
 from kpnb_book.store import Store
 from kpnb_book.studies.collecting import check, of_one_seed, seed_rows
 from kpnb_book.studies.evidence import Evidence
@@ -151,7 +151,7 @@ def predicted_means(stored: Rows, found: Rows) -> tuple[list[str], int]:
     every = list(_means(stored, found))
     differing = []
     for what, known, value in every:
-        low, high = predicted(known, 1, LEVEL / len(every))
+        low, high = prediction_interval(known, 1, LEVEL / len(every))
         if not low <= value <= high:
             differing.append(f"{what} is {value:.4g}, the seeds say {low:.4g} to {high:.4g}")
     return differing, len(every)

@@ -96,10 +96,10 @@ def false_positives(
     too narrow.
     """
     wrong = [pair[metric].verdict in ("shows", "opposite") for pair in nulls for metric in metrics]
-    return share(sum(wrong), len(wrong))
+    return proportion(sum(wrong), len(wrong))
 
 
-def share(hits: int, total: int) -> dict[str, float]:
+def proportion(hits: int, total: int) -> dict[str, float]:
     """``count`` of ``total``, their ``rate`` and its 95 % interval (Clopper and Pearson)."""
     found = binomtest(hits, total).proportion_ci()
     rate = {"count": hits, "total": total, "rate": hits / total}

@@ -16,7 +16,7 @@ from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.foreground import rule_columns
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import Results, differences
+from kpnb_book.studies.results import Results, changed_settings
 from kpnb_book.studies.rows import Frames, OneNetwork, rows_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
@@ -122,7 +122,7 @@ class Evidence:
         if theirs is None:
             return []
         ours = self.stated(self.settings)
-        return differences({name: theirs.get(name) for name in ours}, ours)
+        return changed_settings({name: theirs.get(name) for name in ours}, ours)
 
 
 @dataclass(frozen=True)

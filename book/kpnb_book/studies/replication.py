@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
-from kpnb.stats import Difference, holm, judge, paired, predicted, seed_means
-from kpnb_book.studies.controls import share
+from kpnb.stats import Difference, holm, judge, paired, prediction_interval, seed_means
+from kpnb_book.studies.controls import proportion
 from kpnb_book.studies.evidence import STUDIES, Evidence
 from kpnb_book.studies.measure import every_pair
 from kpnb_book.studies.results import RESULTS, Results, flat
@@ -50,7 +50,7 @@ def replication(stored: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
         mine = own[metric].dropna()
         if stored[metric].count() < 2 or mine.empty:
             continue
-        low, high = predicted(stored[metric], len(mine))
+        low, high = prediction_interval(stored[metric], len(mine))
         value = mine.mean()
         row = {"metric": metric, "own": value, "seeds": len(mine), "stored": stored[metric].mean()}
         rows.append(row | {"low": low, "high": high, "inside": low <= value <= high})
@@ -172,19 +172,19 @@ def _stacked(networks: list[list[dict[str, Tensor]]], name: str) -> np.ndarray:
 
 
 def pooled(found: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The ``share`` over all of these."""
+    """The ``proportion`` over all of these."""
     every = list(found)
-    return share(sum(each["count"] for each in every), sum(each["total"] for each in every))
+    return proportion(sum(each["count"] for each in every), sum(each["total"] for each in every))
 
 
 def agreement(found: Iterable[pd.DataFrame]) -> dict[str, float]:
-    """Over several ``replication`` tables, of studies or of builds, the ``share`` of inside."""
+    """Over several ``replication`` tables, of studies or builds, the ``proportion`` of inside."""
     inside = pd.concat(found)["inside"]
-    return share(int(inside.sum()), len(inside))
+    return proportion(int(inside.sum()), len(inside))
 
 
 def coverage(stored: pd.DataFrame) -> dict[str, float]:
-    """Of the stored seeds, how many lie where all others say: ``share`` over seeds and metrics.
+    """Of the stored seeds, how many lie where all others say: ``proportion`` of seeds and metrics.
 
     Its interval takes the metrics of a seed for independent, which they are not: it is too narrow.
     """
@@ -192,7 +192,7 @@ def coverage(stored: pd.DataFrame) -> dict[str, float]:
     for seed in stored.index:
         found = replication(stored.drop(seed), stored.loc[[seed]])
         inside += found["inside"].tolist()
-    return share(sum(inside), len(inside))
+    return proportion(sum(inside), len(inside))
 
 
 # How often the rule errs.
@@ -230,9 +230,9 @@ def false_positives(
 ) -> dict[str, dict[str, float]]:
     """How often the whole rule finds what is not there, over so many ``draws`` of ``null_gaps``.
 
-    Returns ``share`` by what is counted: "comparisons" of one metric that are called "shows" or
-    "opposite", and "families" of six with one at least. Draws share their networks: the interval is
-    that of the draws, and tells nothing of other networks.
+    Returns ``proportion`` by what is counted: "comparisons" of one metric that are called "shows"
+    or "opposite", and "families" of six with one at least. Draws share their networks: the interval
+    is that of the draws, and tells nothing of other networks.
     """
     rng, networks = np.random.default_rng(seed), networks_of(samples)
     wrong = []
@@ -241,8 +241,8 @@ def false_positives(
         wrong.append([_claims(d) for d in found.values()])
     claims = np.array(wrong)
     return {
-        "comparisons": share(int(claims.sum()), claims.size),
-        "families": share(int(claims.any(1).sum()), draws),
+        "comparisons": proportion(int(claims.sum()), claims.size),
+        "families": proportion(int(claims.any(1).sum()), draws),
     }
 
 

@@ -82,7 +82,7 @@ class Results:
         are.
         """
         theirs = self.origin
-        if theirs is not None and (differing := differences(theirs, origin)):
+        if theirs is not None and (differing := changed_settings(theirs, origin)):
             raise Stale(f"the evidence in {self.folder.name} is stale: {'; '.join(differing)}")
 
     def seeds(self) -> list[int]:
@@ -174,7 +174,7 @@ def zipped(text: str) -> bytes:
     return lzma.compress(text.encode(), preset=9)  # a quarter less than gzip makes of these tables
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def changed_settings(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """What differs between two origins, in words: "settings.epochs was 20, is 30"; the networks do
     not count, because some may be added later.
     """
