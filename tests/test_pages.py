@@ -147,6 +147,8 @@ FRAME = """limit => new Promise(done => {
   setTimeout(() => done(false), limit);
   requestAnimationFrame(() => requestAnimationFrame(() => done(true)));
 })"""
+# what a page keeps for the next one; a blank page may keep nothing
+FORGET = "() => { try { localStorage.clear(); sessionStorage.clear(); } catch { } }"
 # the theme waits 300 ms after a change of width
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
@@ -324,7 +326,7 @@ def visited(
     page.set_default_timeout(PATIENCE)
     try:
         seen = visit(page, address, site, name)
-        page.evaluate("() => { localStorage.clear(); sessionStorage.clear(); }")
+        page.evaluate(FORGET)
         return seen
     except Undrawn:
         if not tabs:
