@@ -113,11 +113,13 @@ HIDDEN = """() => {
     .filter(cell => cell.checkVisibility() && cell.getBoundingClientRect().right > innerWidth);
   return [...cut, ...verdicts].map(part => part.outerHTML.slice(0, 80));
 }"""
-# What a kernel writes to its error stream, and bars of progress.
-LOGS = """() => [...document.querySelectorAll("article .cell_output")]
-  .filter(output => output.querySelector(".stderr")
-    || /waiting for another process|WARNING|INFO|it\\/s\\]|\\d%\\|/.test(output.textContent))
-  .map(output => output.textContent.slice(0, 120))"""
+# What a kernel writes to its error stream, bars of progress, and the names of classes.
+LOGS = """() => {
+  const log = /waiting for another process|WARNING|INFO|it\\/s\\]|\\d%\\||<\\w+\\.\\w.* object/;
+  return [...document.querySelectorAll("article .cell_output")]
+    .filter(output => output.querySelector(".stderr") || log.test(output.textContent))
+    .map(output => output.textContent.slice(0, 120));
+}"""
 # A figure at the size at which it was drawn: 10 points of lettering are 15 pixels there.
 AS_DRAWN = """figure => figure.getBoundingClientRect().width >= figure.naturalWidth - 1"""
 UNOPENED = f"""async ([figures, limit]) => {{

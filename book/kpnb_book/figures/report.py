@@ -46,6 +46,11 @@ def glue(**values: float | int | str | Styler | pd.DataFrame | View) -> None:
             paste(name, value, display=False)
 
 
+def markdown(text: str) -> Markdown | None:
+    """A ``text`` for a page; nothing of an empty one, of which a page would show the class."""
+    return Markdown(text) if text.strip() else None
+
+
 REMINDER = (
     "By [the rule](../book/verdicts.md), stated before any result but for one part of it, a "
     "metric *shows* or is *opposite* when the interval and the test, corrected for the number of "
