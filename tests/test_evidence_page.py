@@ -401,7 +401,7 @@ def test_what_networks_learned_is_a_mean_over_seeds_and_layers(stored):
     networks.loc[student, "feature_error"] = np.linspace(0.1, 0.5, student.sum())
     table = sentences.networks({"images": replace(images, networks=networks)})
     assert table["network"].tolist() == [
-        "student", "student of an untrained teacher", "student at the baseline's rate", "baseline",
+        "student", "of an untrained teacher", "at the baseline's rate", "baseline",
     ]  # fmt: skip
     assert table["feature error"].iloc[0] == pytest.approx(0.3)
     assert table["feature error"].iloc[1:].isna().all()

@@ -209,13 +209,14 @@ def _commands(studies: Iterable[str]) -> list[str]:
 
 def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
     """``board.learned`` of each study, the teacher's row first where there is one, and then the
-    student's.
+    student's; other students by what they are of.
     """
     order = ("teacher", *KNOWN_AS)
+    names = {role: said.removeprefix("student ") for role, said in KNOWN_AS.items()}
     parts = [
         rows.assign(explained=[_percent(share) for share in rows["explained"]])
         .reindex([role for role in order if role in rows.index or role in each.roles])
-        .rename(KNOWN_AS)
+        .rename(names)
         .rename(columns={"feature_error": "feature error"})
         .reset_index()
         .assign(study=name)
