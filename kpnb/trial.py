@@ -278,7 +278,10 @@ def _differs(one: Tensor, two: Tensor) -> bool:
         common = tuple(slice(0, min(sizes)) for sizes in zip(one.shape, two.shape, strict=True))
         one = one[common]
         two = two[common]
-    return bool((one - two).norm() > _rounding(one) * one.norm())
+    known = one.isfinite()
+    if not torch.equal(known, two.isfinite()):  # a statistic of one sample may be none
+        return True
+    return bool((one - two)[known].norm() > _rounding(one) * one[known].norm())
 
 
 def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen, row: int) -> str:

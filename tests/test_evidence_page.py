@@ -309,10 +309,11 @@ def test_a_control_without_points_is_named(stored):
     assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
     table = sentences.words(asked, found, ["images"])
     assert (table["against untrained's"] == "no points").all()
-    shows = Counter(asked[asked["question"] == "paper"]["verdict"])["shows"]
-    never = f"nothing is judged ({shows} cannot be compared, for want of points); and"
-    assert never in front.on_one(asked, found, "images")
-    assert "wait" not in front.on_one(asked, found, "images")
+    said = front.on_one(asked, found, "images")
+    assert (
+        "never trained,** over all layers of `images` 0 of 6 show (6 cannot be compared, " in said
+    )
+    assert "wait" not in said
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
 
@@ -364,7 +365,7 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
     assert "images" in board.estimated(stored)
     assert "images" not in board.estimated(found)  # nor does the figure judge it
     assert front.opening(asked, found)["points"] == DASH
-    assert "of 24 metrics" in front.findings(asked, found)
+    assert "on the embedded data 0 of 24 show" in front.findings(asked, found)
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
@@ -458,9 +459,9 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     assert f"{count} of 3 show" in words.loc["images", "H1"]
     assert words.loc["images", "H2"].startswith(("supported", "partly supported (1 of 2"))
     opening = front.opening(asked, stored)
-    names = {"H1": "H1", "H2": "H2", "H2_share": front.BY_SHARE, "H3": "H3"}
+    names = {"H1": "H1", "H2": "H2", "H3": "H3"}
     said = {heading: opening[name] for name, heading in names.items()}
-    assert said == words.loc["images"].to_dict()
+    assert said == words.loc["images"].drop(front.BY_SHARE).to_dict()
     shares = asked[asked["question"] == "share of the path"].set_index(["study", "metric"])
     mean, variance = (shares["verdict"]["images", name] for name in ("d_mean", "d_var"))
     assert words.loc["images", front.BY_SHARE] == f"mean {mean}, variance {variance}"
@@ -495,32 +496,32 @@ def test_24_cells_whatever_there_is(stored):
     assert (table.loc[place, "beyond place"] != "").all()
 
 
-def test_three_sentences_count_the_24_cells(stored):
-    asked, embedded = board.board(stored), {"on all": list(board.standing().values())}
-    first, second, third = front.three_sentences(asked, stored, embedded).values()
-    rows = asked[asked["study"].isin(["images", "questions"])].set_index("question")
+def test_sentences_count_the_24_cells(asked, stored):
+    """Images and questions are there, sentiment in part, clouds not at all."""
+    embedded = {"on all": list(board.standing().values())}
+    first, place, untaught, share = front.sentences(asked, stored, embedded).values()
+    rows = asked[asked["study"].isin(["images", "questions"])].set_index(["question", "metric"])
     counts = Counter(rows.loc["paper", "verdict"])
     assert counts["shows"] > 1 < counts["undecided"]
-    assert first.startswith(f"on all {counts['shows']} of 24 metrics show (")
+    assert re.match(rf"on all {counts['shows']} of 24 show\b", first)
     assert f"{counts['undecided']} undecided, 12 wait for seeds)" in first
-    images = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
-    shows = [name for name in ("n_fg", "n_bg", "lambda") if images["paper", name] == "shows"]
-    left = sum(images["beyond place", name] == "shows" for name in shows)
-    assert left > 1
-    assert second.startswith(f"{left} of {len(shows)} differences in points are left")
-    assert "by the share of a network's own path" in third
+    left = Counter(rows.loc["beyond place", "verdict"])
+    assert left["shows"] > 1
+    assert re.match(rf"on all {left['shows']} of 8 show\b", place)
+    assert "4 wait for seeds)" in place
+    images = rows.loc["beyond a smooth target", "verdict"]
+    assert re.match(rf"on all {(images == 'shows').sum()} of 24 shows?\b", untaught)
+    assert "18 wait for seeds)" in untaught
+    assert re.match(r"on all \d of 8 shows?\b", share)
     page = front.findings(asked, stored)
-    assert page.count("<li>") == 3
-    assert f"on the embedded data {counts['shows']} of 24 metrics show" in page
+    assert page.count("<li>") == len(front.ASKED)
+    assert f"on the embedded data {counts['shows']} of 24 show" in page
     assert "<li>" not in front.findings(pd.DataFrame(), {})
 
 
 def test_nothing_is_counted_before_anything_is_judged():
-    nothing = front.three_sentences(pd.DataFrame(), {}, {"on all": ["images"]})
-    first, second, third = nothing.values()
-    assert first == "on all none is judged yet."
-    assert second == "nothing is judged yet."
-    assert third.startswith("nothing is judged yet; ")
+    said = front.sentences(pd.DataFrame(), {}, {"on all": ["images"]}).values()
+    assert {*said} == {"on all none is judged yet."}
 
 
 def test_what_is_there_may_be_small(stored):
@@ -529,37 +530,18 @@ def test_what_is_there_may_be_small(stored):
     rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
     one = {"on images": ["images"]}
-    first, *_ = front.three_sentences(pd.DataFrame(rows), {}, one).values()
-    assert first.endswith("(5 wait for seeds), though it is surely too small to matter.")
-    rows[0]["verdict"] = "negligible"  # which says it already
+    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
+    assert first == "on images 1 of 6 shows, too little to matter."
+    rows += [rows[0] | {"metric": "n_bg", "small": False}, rows[0] | {"metric": "rho"}]
+    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
+    assert first == "on images 3 of 6 show, 2 of them too little to matter."
+    rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
-    first, *_ = front.three_sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images 0 of 6 metrics show (1 negligible, 5 wait for seeds)."
+    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
+    assert first == "on images 0 of 6 show (1 negligible)."
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
-
-
-def test_what_becomes_of_a_difference_may_be_its_opposite():
-    """Of five that show, one still does, two are the opposite, one is open and one waits."""
-    planted = {"a": "shows", "b": "opposite", "c": "opposite", "d": "open", "e": None}
-    rows = [("f", "paper", "opposite")]  # is not asked about
-    for study, verdict in planted.items():
-        rows += [(study, "paper", "shows")]
-        rows += [(study, "share of the path", verdict)] if verdict else []
-    table = pd.DataFrame(rows, columns=["study", "question", "verdict"]).assign(metric="d_mean")
-    third = list(front.three_sentences(table, {}, {"on one": [*planted, "f"]}).values())[2]
-    assert third.endswith(
-        "1 of 4 differences in weight distances is left (2 turn into the opposite, 1 waits for "
-        "seeds)."
-    )
-    assert third.startswith("nothing is judged (5 wait for seeds); ")
-    apart = {"on one": list("ab"), "on another": list("de")}
-    third = list(front.three_sentences(table, {}, apart).values())[2]
-    assert third.endswith(
-        "on one 1 of 2 differences in weight distances is left (1 turns into the opposite), "
-        "on another 0 of 1 are left (1 waits for seeds)."
-    )
 
 
 def test_what_is_too_small_to_matter_stands_with_its_pairs():
@@ -587,27 +569,26 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     """As soon as they have all their seeds; until then it is said that they wait."""
     words = front.hypotheses(asked, stored)
     assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
-    assert (words.set_index("data").loc["Tiny-ImageNet"] == "no seed yet").all()
-    assert "on Tiny-ImageNet none is judged yet" in front.findings(asked, stored)
+    assert (words.set_index("data").loc["Tiny-ImageNet with VGG-11"] == "no seed yet").all()
+    assert "Tiny-ImageNet" not in front.findings(asked, stored)
     write(tmp_path / "tiny-imagenet-vgg11", "ImageStudy", {"student": {"n_fg": 6.0}}, seeds=20)
     found = stored | board.stored(tmp_path)
     asked = board.board(found)
     opening = front.opening(asked, found)
-    assert opening["data"] == "Tiny-ImageNet's photographs"
+    assert opening["data"].startswith("20 classes of Tiny-ImageNet")
+    assert opening["verdict"].startswith("shows")
     assert float(opening["points"]) == pytest.approx(6, abs=1)
     page = front.findings(asked, found)
-    assert re.search(r"on Tiny-ImageNet [1-6] of 6 metrics shows?", page)
-    assert "on SST-2 none is judged yet" in page
+    assert re.search(r"on Tiny-ImageNet with VGG-11 [1-6] of 6 shows?", page)
+    assert "SST-2" not in page
 
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
-    shows = sum(rows["paper"] == "shows")
-    assert f"over all layers of `images` {shows} of 6 metrics" in said
-    counts = [m for m in ("n_fg", "n_bg", "lambda") if rows["paper"][m] == "shows"]
-    still = [m for m in counts if rows.get(("beyond place", m)) == "shows"]
-    assert f"place gives,** {len(still)} of {len(counts)} differences in points" in said
+    assert f"over all layers of `images` {sum(rows['paper'] == 'shows')} of 6 show" in said
+    left = sum(rows["beyond place"] == "shows")
+    assert f"their ratio,** over all layers of `images` {left} of 2 show" in said
     assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 

@@ -66,6 +66,20 @@ def test_a_module_that_is_random_is_named():
         measure(model, "11")
 
 
+class Standardised(nn.Module):
+    """By statistics of the batch, which one sample has not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)) / x.std(0)
+
+
+@pytest.mark.filterwarnings("ignore:std")  # PyTorch's, of one sample
+def test_batch_statistics_that_one_sample_lacks_are_named():
+    net = nn.Sequential(nn.Flatten(), Standardised(), nn.Linear(432, 5)).eval()
+    with pytest.raises(ValueError, match=r"depends on the other samples of its batch .*'1'"):
+        measure(net, "2", images(4, dtype=torch.float32))
+
+
 @pytest.mark.parametrize("count", [1, 4])
 def test_batch_statistics_are_named(count):
     model = small_net(norm=True).double()

@@ -112,7 +112,10 @@ def listing(wanted: ImageRequest) -> Listing:
 
 def _root(wanted: ImageRequest) -> Path:
     if wanted.root is None:
-        raise ValueError(f"the data set 'folder' needs root=, the folder of your images; {LAYOUT}")
+        raise ValueError(
+            "the data set 'folder' needs root= (data_root= of a command), the folder of your "
+            f"images; {LAYOUT}"
+        )
     return Path(wanted.root).expanduser()
 
 

@@ -127,7 +127,8 @@ def source(wanted: Request) -> Objects:
     """
     root = wanted.root and Path(wanted.root).expanduser()
     if not root or not root.is_dir():
-        asked = f"the data set 'modelnet40' needs root=, its folder, not {root}"
+        asked = "the data set 'modelnet40' needs root= (data_root= of a command), its folder, "
+        asked += f"not {root}"
         raise FileNotFoundError(f"{asked}; {LAYOUTS}")
     classes, entries = _entries(root, wanted.split)
     files = list(dict.fromkeys(path for _, path, _ in entries))

@@ -49,7 +49,10 @@ def source(wanted: Request, size: int) -> Source:
     elif "archives" in about:
         root = _fetched(about["archives"], about["unpacked"], where)
     else:
-        asked = f"the data set {wanted.dataset!r} needs root=, the folder of its files"
+        asked = (
+            f"the data set {wanted.dataset!r} needs root= (data_root= of a command), the folder "
+        )
+        asked += "of its files"
         raise ValueError(f"{asked}: {where}")
     base = root / about["unpacked"] if (root / about["unpacked"]).is_dir() else root
     if missing := [name for name in about["needs"] if not (base / name).exists()]:

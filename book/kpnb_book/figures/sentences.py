@@ -99,6 +99,12 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
     return rows.assign(study=rows["study"].map(kinds)).rename(columns={"study": "data"})
 
 
+def is_asked(found: Mapping[str, Stored], study: str, question: str) -> bool:
+    """Whether the networks that a question is about are part of a study, or it is not there yet."""
+    (asked,) = (each for each in QUESTIONS if each.name == question)
+    return study not in found or {asked.student, asked.other} <= found[study].roles
+
+
 def _cell(row: Mapping[str, Any]) -> str:
     verdict, needed = decided_as(row["verdict"], row.get("small", False)), row["seeds_needed"]
     found = f"{value(row['value'], 2, sign=True)} {verdict}"

@@ -27,8 +27,12 @@ from kpnb_book.studies.verdicts import (
     verdicts,
 )
 
-PAPERS_OWN = {"Tiny-ImageNet": "tiny-imagenet-vgg11", "SST-2": "sst2"}
-"""The study that stands for a data set of the paper's own, by the set."""
+PAPERS_OWN = {
+    "Tiny-ImageNet with VGG-11": "tiny-imagenet-vgg11",
+    "Tiny-ImageNet with AlexNet": "tiny-imagenet-alexnet",
+    "SST-2": "sst2",
+}
+"""The studies on data sets of the paper's own, by set and network."""
 SHOWN = ("student", "baseline", "untrained")
 """Networks whose points are shown where they lie."""
 

@@ -40,18 +40,15 @@ class DataSet:
 
     table, name   the paper's
     layer         the one that this table is about
+    main          the study that stands for this set; the others have fewer seeds
     studies       by name of the evidence: the network and the teacher in the paper's words
     """
 
     table: str
     name: str
     layer: str
+    main: str
     studies: Mapping[str, tuple[str, str]]
-
-    @property
-    def main(self) -> str:
-        """The study that stands for this set; the others have fewer seeds."""
-        return board.PAPERS_OWN[self.name]
 
     def stored(self, folder: str | Path | None = None) -> dict[str, Stored]:
         """Its tables in ``folder`` (default ``book/results``), by name."""
@@ -168,6 +165,7 @@ TINY_IMAGENET = DataSet(
     "9",
     "Tiny-ImageNet",
     "Conv",
+    "tiny-imagenet-vgg11",
     {
         "tiny-imagenet-alexnet": ("AlexNet", "AlexNet"),
         "tiny-imagenet-vgg11": ("VGG-11", "VGG-11"),
@@ -181,6 +179,7 @@ SST2 = DataSet(
     "6",
     "SST-2",
     "feature",
+    "sst2",
     {"sst2": ("two layers", "two layers"), "sst2-six-layers": ("six layers", "six layers")},
 )
 
