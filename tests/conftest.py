@@ -1,8 +1,10 @@
 """What several test files share."""
 
+import atexit
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,8 +30,11 @@ def _holds_tests(folder: Path) -> bool:
     return not os.statvfs(folder).f_flag & os.ST_NOEXEC and shutil.disk_usage(folder).free > 4 << 30
 
 
-if _holds_tests(MEMORY):
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+if "PYTEST_DEBUG_TEMPROOT" not in os.environ:  # as in the workers, who have it from here
+    folder = tempfile.mkdtemp(prefix="kpnb-tests-", dir=MEMORY if _holds_tests(MEMORY) else None)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+    # in the end, and not test by test: clusters and servers that go on stand in folders of others
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 # Workers take a file at a time, in this order, so that what a file's tests share is made once. The
 # longest come first: none of them is begun when the other workers have nothing left.
