@@ -64,8 +64,8 @@ def simulated(losses=tuple(LOSSES), seeds: int = 5, untrained: bool = False) -> 
     accuracy = 0.4 + gains + rng.normal(0, 0.004, len(networks))
     networks = networks.assign(accuracy=accuracy, **trained)
     networks = networks.assign(training=[address(*key) for key in networks[KEY].to_numpy()])
-    points = packed(torch.arange(256) % 3 == 0)
-    columns = {f"{name}{k}": points for name in ("picture", "taught") for k in range(4)}
+    points = packed(torch.arange(256).expand(SETTINGS.analysed, -1) % 3 == 0)
+    columns = {"points": points, "taught": points}
     return Rows(networks, samples, networks[KEY].assign(cell0=1, **columns))
 
 
@@ -437,9 +437,7 @@ def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_pat
     assert list(transfer.pictures(study, own, stored, "FC1").points) == [*seen.points]
     monkeypatch.setattr(transfer, "with_stored_pictures", lambda *given: study)
     places = stored.places.copy()
-    cells = packed(torch.arange(16) < 5)
-    for name in places.filter(regex="picture|taught"):
-        places[name] = cells
+    places[["points", "taught"]] = packed(torch.arange(16).expand(len(study.measured), -1) < 5)
     planted = replace(stored, places=places)
     theirs = transfer.pictures(study, own, planted, "FC1").points
     assert list(theirs) == ["teacher", "baseline", "at"]

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from kpnb_book.studies.again import again
 from kpnb_book.studies.board import stored
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import collect, plan, seed_rows
+from kpnb_book.studies.curves import CURVES
 from kpnb_book.studies.evidence import CONSTANT, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
@@ -33,6 +35,7 @@ from kpnb_book.studies.losses import (
     way_of,
 )
 from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows
+from kpnb_book.studies.training import Training
 from tests.test_study import TINY, draw
 
 pytestmark = pytest.mark.xdist_group("losses")  # they share what is trained
@@ -151,7 +154,10 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
 
 
 def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
-    assert list(rows.networks) == [*KEY, *NETWORK, *TRAINED, CONSTANT]
+    curves = [f"epoch {k} {name}" for name in CURVES for k in range(study.settings.epochs + 1)]
+    assert set(rows.networks) == {*KEY, *NETWORK, *TRAINED, *curves, TEACHER, CONSTANT}
+    taught = rows.networks.set_index("network")[TEACHER].dropna()
+    assert taught.to_dict() == dict.fromkeys(ROLES[1:5], study.teacher().accuracy)
     assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP]
     assert set(rows.networks["network"]) == set(ROLES)
     assert rows.samples.groupby("network").size().to_dict() == dict.fromkeys(ROLES, 6)
@@ -173,15 +179,27 @@ def test_other_studies_have_no_more_columns(study, tmp_path):
     found = seed_rows(usual, study, 0)
     assert list(found.networks) == [*KEY, *NETWORK, TEACHER, CONSTANT]
     assert list(found.samples) == [*KEY, "sample", *SAMPLE]
-    assert not [name for name in found.places if name.startswith("picture")]
+    assert not {"points", "taught"} & {*found.places}
 
 
 def test_accuracy_is_that_of_the_network_itself_where_labels_or_outputs_train_it(rows, study):
+    """In the mean over its last epochs, and not of the untrained network."""
+
+    def late(network: Training) -> float:
+        scores = [entry["test_accuracy"] for entry in network.log]
+        return np.mean(scores[1:][-losses.STEADY :])
+
     dkd, pkt = (losses.student(study, name, "FC1") for name in ("dkd", "pkt"))
-    assert of(rows.networks, "dkd")["accuracy"].item() == dkd.accuracy
     head = losses.with_head(study, "pkt", "FC1", pkt)
-    assert of(rows.networks, "pkt")["accuracy"].item() == head.accuracy
-    assert of(rows.networks, "feature")["accuracy"].item() == study.head("FC1", 0).accuracy
+    feature = study.head("FC1", 0)
+    for name, network in {"dkd": dkd, "pkt": head, "feature": feature}.items():
+        assert of(rows.networks, name)["accuracy"].item() == pytest.approx(late(network))
+
+
+def test_accuracy_is_the_mean_of_five_epochs(study):
+    scores = [0.9, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
+    network = SimpleNamespace(log=[{"test_accuracy": each} for each in scores])
+    assert losses.accuracy(study, "FC1", "baseline", network) == pytest.approx(0.3)
 
 
 def test_overlaps_by_plain_sets(rows, study):
@@ -191,12 +209,12 @@ def test_overlaps_by_plain_sets(rows, study):
         metrics = measure.metrics(study, network, "FC1")
         return [set(row.nonzero().flatten().tolist()) for row in metrics.points[-1]]
 
-    teacher, baseline = points(study.teacher()), points(study.baseline(0))
+    teacher, reference = points(study.teacher()), points(study.baseline(OTHER))
     sets = {
-        "at": (points(losses.student(study, "at", "FC1")), baseline),
-        "baseline": (baseline, points(study.baseline(OTHER))),
+        "at": points(losses.student(study, "at", "FC1")),
+        "baseline": points(study.baseline(0)),
     }
-    for name, (ours, reference) in sets.items():
+    for name, ours in sets.items():
         found = of(rows.samples, name)
         for i, mine in enumerate(ours):
             theirs, other = teacher[i], reference[i]
@@ -222,17 +240,17 @@ def jaccard(one: set, other: set) -> float | None:
     return len(one & other) / len(one | other) if one | other else None
 
 
-def test_pictures_come_back_bit_by_bit(rows, study, shapes, tmp_path):
+def test_points_come_back_bit_by_bit(rows, study, shapes, tmp_path):
     results = Results(tmp_path / "shapes")
     results.add(shapes.origin(study), rows)
-    kept = losses.pictures(results.read().places, "FC1", 0, 16)
+    kept = losses.points_of(results.read().places, "FC1", 0, 16)
     assert list(kept) == ["teacher", "baseline", "feature", "at", "dkd", "pkt"]
     taught = measure.metrics(study, study.teacher(), "FC1").points[-1]
-    assert torch.equal(kept["teacher"], taught[: losses.PICTURES])
+    assert torch.equal(kept["teacher"], taught)
     points = measure.metrics(study, study.baseline(0), "FC1").points[-1]
-    assert torch.equal(kept["baseline"], points[: losses.PICTURES])
+    assert torch.equal(kept["baseline"], points)
     for cells in (1, 7, 16, 256):
-        given = torch.rand(cells) < 0.5
+        given = torch.rand(3, cells) < 0.5
         assert torch.equal(losses.unpacked(losses.packed(given), cells), given)
 
 
@@ -271,7 +289,7 @@ def test_the_plan_holds_all_that_is_trained(shapes, study):
     assert kinds.count("teacher") == 1
     assert kinds.count("student") == 2
     assert kinds.count("head") == 1
-    assert kinds.count("baseline") == 2  # with which points are compared
+    assert kinds.count("baseline") == 1  # with which points are compared
 
 
 # ---- before anything is counted

@@ -22,7 +22,7 @@ from kpnb_book.store import Store
 from kpnb_book.studies import measure, transformer
 from kpnb_book.studies.chapters import plans_of
 from kpnb_book.studies.collecting import plan, seed_rows
-from kpnb_book.studies.evidence import PROFILE
+from kpnb_book.studies.evidence import PROFILE, TEACHER
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import KEY, NETWORK, Results, Rows
@@ -233,6 +233,32 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, p
     assert last == pytest.approx(np.nanmean(stored), abs=1e-5)
 
 
+def test_tables_hold_patches_other_layers_and_what_teachers_share(evidence, study, planned):
+    rows = seed_rows(evidence, study, 0)
+    training = transformer.network(study, "convolution", "cls", 0)
+    metrics = measure.metrics(study, training, "cls")
+    chosen = rows.samples[rows.samples["network"] == "convolution"]
+    patched = transformer.in_patches(study)
+    assert patched.units.shape == (study.settings.size // 8,) * 2
+    in_patches = measure.metrics(patched, training, "cls")
+    np.testing.assert_allclose(chosen["patch n_fg"], in_patches.n_fg, atol=1e-5)
+    np.testing.assert_allclose(chosen["patch lambda"], in_patches.ratio, atol=1e-5)
+    np.testing.assert_allclose(chosen["cls n_bg"], metrics.n_bg, atol=1e-5)
+    teachers = transformer.convolutional(study)
+    for name, each in zip(transformer.SHARED, (study, teachers), strict=True):
+        theirs = measure.metrics(each, each.teacher(), each.settings.layers[0]).points[-1]
+        ours = metrics.points[-1]
+        expected = (ours & theirs).sum(1) / (ours | theirs).sum(1)
+        np.testing.assert_allclose(chosen[name], expected, atol=1e-6)
+    assert np.isfinite(rows.networks["epoch 1 lambda"]).all()
+    known = rows.networks.set_index("network")[TEACHER].dropna()
+    assert known.to_dict() == {
+        "student": study.teacher().accuracy,
+        "outputs": study.teacher().accuracy,
+        "convolution": teachers.teacher().accuracy,
+    }
+
+
 def test_the_plan_is_what_a_seed_takes(evidence, study, planned):
     """After it is finished, rows are read without training or measuring."""
     assert planned.measurements
@@ -279,12 +305,20 @@ def test_the_chapter_has_a_plan():
 # ---- what is said of tables
 
 
+def measured_elsewhere(networks, samples) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """With columns of other layers, units and teachers."""
+    samples = samples.assign(
+        **{f"patch {name}": samples[name] for name in transformer.POINTS},
+        **dict.fromkeys(transformer.SHARED, 0.25),
+    )
+    return networks.assign(**{f"Block1 {name}": 1.0 for name in transformer.MEASURES}), samples
+
+
 def planted(effects: dict[str, dict[str, float]], seeds: int = 5) -> Stored:
     roles = [*TAUGHT, *UNTRAINED.values()]
     every = {role: effects.get(role, {}) for role in roles}
     samples, networks = tables(every, seeds=seeds, samples=40, layers=("cls",))
-    blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
-    networks = networks.assign(**blocks)
+    networks, samples = measured_elsewhere(networks, samples)
     stated = tuple(TRANSFORMER_EVIDENCE.seeds)
     return Stored("images", networks, samples, networks[KEY], stated, frozenset(every))
 
@@ -299,7 +333,11 @@ def test_students_are_judged_against_baseline_and_control():
     assert abs(beyond["convolution"]["n_fg"].value) < 2
     table = six_table(found, shown.known_as)
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
-    assert "of a convolutional network: shows" in shown.taught(found)
+    assert "that of a convolutional network shows" in shown.taught(found)
+    in_patches = transformer.differences_in_patches(stored)
+    assert set(in_patches["convolution"]) == set(transformer.POINTS)
+    assert in_patches["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
+    assert transformer.network_means(stored)["shared_convolution"].eq(0.25).all()
     assert transformer.differences(planted({}, seeds=3)) == {}
 
 
@@ -352,7 +390,7 @@ def write(folder: Path, seeds: int) -> Path:
     effects = {role: {} for role in (*TAUGHT, *UNTRAINED.values())}
     effects["convolution"] = {"n_bg": 5.0}
     samples, networks = tables(effects, seeds=seeds, samples=40, layers=("cls",))
-    networks = networks.assign(**{f"Block1 {name}": 1.0 for name in transformer.MEASURES})
+    networks, samples = measured_elsewhere(networks, samples)
     for each in (TRANSFORMER_EVIDENCE, transformer.ON_PHOTOGRAPHS):
         settings = ImageStudy.resolve(PROFILE, **each.overrides)
         Results(folder / each.name).add(each.stated(settings), _rows(samples, networks))

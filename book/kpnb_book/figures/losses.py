@@ -260,7 +260,8 @@ def claim(found: pd.DataFrame, finished: bool) -> str:
     first = found.iloc[0]
     over = f"{first['trainings']} students of {first['losses']} losses"
     return (
-        f"Rank correlation of accuracy over {over}, at each layer and averaged: {'; '.join(parts)}."
+        f"Rank correlation of accuracy with each of {len(parts)} quantities, over {over}, at each "
+        f"layer and averaged: {'; '.join(parts)}."
     )
 
 

@@ -138,16 +138,18 @@ def taught(found: Mapping[str, Mapping[str, Difference]]) -> str:
         shows = [HTML[name] for name, d in by_metric.items() if d.verdict == "shows"]
         against = [HTML[name] for name, d in by_metric.items() if d.verdict == "opposite"]
         said = f"shows {', '.join(shows) or 'nothing'}"
-        parts.append(f"{known_as(role)}: {said}; the opposite: {', '.join(against) or 'nothing'}")
-    return ". ".join(parts) + "." if parts else ""
+        said += f"; the opposite: {', '.join(against) or 'nothing'}"
+        parts.append(f"Against the one from scratch, that {known_as(role)} {said}.")
+    return " ".join(parts)
 
 
 # ---- tables
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:
-    """The ``table`` with the page's names of its networks."""
-    return table.assign(network=table["network"].map(known_as))
+    """The ``table`` with the page's names of its networks and columns."""
+    named = table.assign(network=table["network"].map(known_as))
+    return named.rename(columns=lambda name: name.replace("shared_", "shared with "))
 
 
 def columns(found: Mapping[str, Kind]) -> dict[str, Kind]:

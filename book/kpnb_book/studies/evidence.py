@@ -65,6 +65,11 @@ class Evidence:
         return "student", "baseline"
 
     @property
+    def taught(self) -> tuple[str, ...]:
+        """Those beside which the accuracy of their teacher is stored."""
+        return ("student",)
+
+    @property
     def undecided(self) -> tuple[str, ...]:
         """Settings that have to be chosen before anything is counted, in words."""
         return ()
@@ -85,7 +90,7 @@ class Evidence:
         """The rows of one network, see ``rows_of``."""
         study, layer, role, training, seed, whole = one
         networks, samples, places = rows_of(study, layer, role, training, seed, whole=whole)
-        if role == "student":
+        if role in self.taught:
             networks = networks.assign(**{TEACHER: training.teacher.accuracy})
         elif role == "random-labels":
             networks = networks.assign(**{BY_HEART: training.teacher.log[-1]["accuracy"]})
@@ -159,7 +164,7 @@ NETWORKS: dict[str, Callable[[Study, str, int], Training]] = {
 }
 
 TEACHER = "teacher_accuracy"
-"""Column of networks, of students alone: held-out accuracy of their teacher."""
+"""Column of networks, of those in ``Evidence.taught``: held-out accuracy of their teacher."""
 BY_HEART = "learned_by_heart"
 """Column of networks: of how many labels in random order the teacher has learned each, in its last
 epoch. A teacher that does not fit them is no control of one that fits its own.

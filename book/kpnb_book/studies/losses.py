@@ -8,8 +8,10 @@ without an entry in ``WAYS`` is compared at the layer that is measured, and its 
 afterwards, as the paper's does; evidence is stored of those that have one.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints
 from kpnb_book.studies import collecting, measure, training
+from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.evidence import ENOUGH, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement
@@ -85,12 +88,12 @@ class Way:
         return LOSSES[loss].weight * (1.0 if self.weight is None else self.weight)
 
 
-# AT and hints compare at the top convolution and KD and DKD at the outputs, as in their papers; the
-# others at the layer that is measured, so that what they teach can be counted there. FitNets' two
-# stages are one here: hints and labels together. The feature loss has the rate of
-# the study's students, which was chosen before; of the others rate and weight are chosen (`kpnb
-# choose`) by held-out accuracy on a seed that neither evidence nor builds train. What has none is
-# still to be chosen.
+# KD and DKD compare at the outputs, as in their papers. AT and hints compare at the top convolution
+# alone, where their papers have several depths and a middle layer; the others at the layer that is
+# measured, so that what they teach can be counted there. Of FitNets only the hints are taken,
+# beside the labels. The feature loss has the rate of the study's students, which was chosen before;
+# of the others rate and weight are chosen (`kpnb choose`) at FC1 by held-out accuracy on a seed
+# that neither evidence nor builds train. What has none is still to be chosen.
 WAYS: dict[str, Way] = {
     "feature": Way(rate=1.0, weight=1.0),
     "soft_targets": Way((OUTPUT,), labels=1.0, rate=0.05, weight=1.0),
@@ -174,12 +177,12 @@ def with_head(
 # ------------------------------------------------------------------------------- what is stored
 
 UNTRAINED = "untrained "  # before a loss's name: the student of the untrained teacher
-OTHER = 50  # baselines whose seeds are so far apart are compared with each other
-PICTURES = 4  # whose knowledge points are stored cell by cell
+OTHER = 50  # networks are compared with a baseline whose seed is so far from theirs
+STEADY = 5  # last epochs of a training, over which its accuracy is averaged
 OVERLAP = [
     "iou_teacher",  # knowledge points shared with the teacher, of those that either has
     "iou_place",  # the same with the teacher's points in other samples, mean over fifteen
-    "iou_baseline",  # with the baseline of that seed; of a baseline, with another one
+    "iou_baseline",  # with a baseline of another seed, whose weights began elsewhere
     "added_fg",  # points on the foreground that neither the teacher nor that baseline has
     "added_bg",
 ]
@@ -192,8 +195,8 @@ class LossesEvidence(Evidence):
     and the same students of the untrained teacher, as "untrained at".
 
     The losses are stated, like the seeds: one that a reader adds to ``LOSSES`` changes nothing of
-    what is stored. Besides the columns of all studies, networks have ``TRAINED``, samples
-    ``OVERLAP``, and ``places`` the knowledge points of some pictures, packed.
+    what is stored. Besides the columns of all studies, networks have ``TRAINED`` and their points
+    by epoch, samples ``OVERLAP``, and ``places`` the knowledge points of every sample, packed.
     """
 
     losses: tuple[str, ...] = tuple(WAYS)
@@ -207,6 +210,10 @@ class LossesEvidence(Evidence):
         return "feature", "baseline"
 
     @property
+    def taught(self) -> tuple[str, ...]:
+        return self.losses
+
+    @property
     def undecided(self) -> tuple[str, ...]:
         missing = [name for name in self.losses if not way_of(name).chosen]
         what = f"rate and weight of {', '.join(missing)} (kpnb choose)"
@@ -218,7 +225,7 @@ class LossesEvidence(Evidence):
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
         layers = study.settings.layers
-        last = [study.teacher(), study.baseline(seed + OTHER), study.baseline(seed)]
+        last = [study.teacher(), study.baseline(seed + OTHER)]
         compared = [Measurement(study, each, layers, epochs=[-1]) for each in last]
         heads = [
             with_head(
@@ -238,9 +245,10 @@ class LossesEvidence(Evidence):
             lr=training.schedule.lr,
             weight=training.objective.loss_weight if training.objective.loss else np.nan,
             labels=training.objective.labels,
+            **curve_columns(study, training, layer),
         )
-        samples = samples.assign(**overlap_columns(study, layer, role, training, seed, whole))
-        return networks, samples, places.assign(**picture_columns(study, layer, training))
+        samples = samples.assign(**overlap_columns(study, layer, training, seed, whole))
+        return networks, samples, places.assign(**point_columns(study, layer, training))
 
     def outdated(self, results: Results) -> list[str]:
         """As for all studies; and students that would be trained differently today."""
@@ -281,10 +289,13 @@ def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str
 
 
 def accuracy(study: Study, layer: str, role: str, learned: Training) -> float:
-    """Held-out accuracy of a network, of students with their head if they need one."""
+    """Held-out accuracy of a network, of students with their head if they need one: mean over the
+    last epochs (``STEADY``). Rates do not fall, so that from one epoch to the next the accuracy of
+    a baseline goes up and down by nearly as much as from seed to seed.
+    """
     loss = role.removeprefix(UNTRAINED)
     network = learned if role == "baseline" else with_head(study, loss, layer, learned)
-    return study.scores(network)["accuracy"]
+    return fmean(entry["test_accuracy"] for entry in network.log[1:][-STEADY:])
 
 
 def last_points(study: Study, network: Training, layer: str) -> KnowledgePoints:
@@ -300,7 +311,7 @@ def iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def overlap_columns(
-    study: Study, layer: str, role: str, network: Training, seed: int, whole: Study | None = None
+    study: Study, layer: str, network: Training, seed: int, whole: Study | None = None
 ) -> dict[str, list[float]]:
     """The columns ``OVERLAP``, a value for each sample; undefined where a network's points are.
 
@@ -309,8 +320,7 @@ def overlap_columns(
     """
     known = whole or study
     ours, theirs = last_points(study, network, layer), last_points(known, known.teacher(), layer)
-    reference = study.baseline(seed + OTHER if role == "baseline" else seed)
-    others = last_points(study, reference, layer)
+    others = last_points(study, study.baseline(seed + OTHER), layer)
     count = len(ours.points)
     taught = theirs.points[:count]
     added = ours.points & ~taught & ~others.points
@@ -327,48 +337,38 @@ def overlap_columns(
     return {name: value.where(defined, torch.nan).tolist() for name, value in values.items()}
 
 
-# ------------------------------------------------------------------------------- stored pictures
+# --------------------------------------------------------------------------------- stored points
 
 
-def picture_columns(study: ImageStudy, layer: str, network: Training) -> dict[str, str]:
-    """Knowledge points of the pictures that are shown, cells as bits: the network's, and the
-    teacher's ("taught").
+def point_columns(study: Study, layer: str, network: Training) -> dict[str, str]:
+    """Knowledge points of all samples after the last epoch, ``packed``: the network's ("points"),
+    and the teacher's ("taught").
     """
-    chosen = study.shown(PICTURES)
-    of_both = {"picture": network, "taught": study.teacher()}
-    return {
-        f"{name}{number}": packed(points)
-        for name, each in of_both.items()
-        for number, points in enumerate(last_points(study, each, layer).points[chosen])
-    }
+    of_both = {"points": network, "taught": study.teacher()}
+    return {name: packed(last_points(study, each, layer).points) for name, each in of_both.items()}
 
 
 def packed(points: Tensor) -> str:
-    """``points`` bool ``[n]`` as "x" and hexadecimal digits, which no reader takes for a number."""
-    return "x" + np.packbits(points.numpy()).tobytes().hex()
+    """``points`` bool ``[N, n]`` as "x" and hexadecimal digits, which no reader takes for a number;
+    each row begins with a byte of its own.
+    """
+    return "x" + np.packbits(points.numpy(), axis=1).tobytes().hex()
 
 
 def unpacked(text: str, cells: int) -> Tensor:
-    """The points bool ``[cells]`` that ``packed`` has made a text of."""
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(text[1:]), np.uint8), count=cells)
-    return torch.from_numpy(bits).bool()
+    """The points bool ``[N, cells]`` that ``packed`` has made a text of."""
+    rows = np.frombuffer(bytes.fromhex(text[1:]), np.uint8).reshape(-1, math.ceil(cells / 8))
+    return torch.from_numpy(np.unpackbits(rows, axis=1, count=cells)).bool()
 
 
-def pictures(places: pd.DataFrame, layer: str, seed: int, cells: int) -> dict[str, Tensor]:
-    """The points bool ``[K, cells]`` of the stored pictures at a layer, by network; first those of
-    the teacher, the baseline, and students in the order of ``LOSSES``.
+def points_of(places: pd.DataFrame, layer: str, seed: int, cells: int) -> dict[str, Tensor]:
+    """The stored points bool ``[N, cells]`` at a layer, by network; first those of the teacher, the
+    baseline, and students in the order of ``LOSSES``.
     """
-    chosen = places[(places["layer"] == layer) & (places["seed"] == seed)]
-    rows = chosen.set_index("network").to_dict("index")
-
-    def points(row: Mapping[str, Any], name: str) -> Tensor:
-        columns = [column for column in places if column.startswith(name)]
-        found = [unpacked(row[column], cells) for column in columns]
-        return torch.stack(found) if found else torch.zeros(0, cells, dtype=torch.bool)
-
-    taught = {"teacher": points(next(iter(rows.values())), "taught")}
-    order = [name for name in ("baseline", *LOSSES) if name in rows]
-    return taught | {name: points(rows[name], "picture") for name in order}
+    chosen = places[(places["layer"] == layer) & (places["seed"] == seed)].set_index("network")
+    taught = {"teacher": unpacked(chosen["taught"].iloc[0], cells)}
+    order = [name for name in ("baseline", *LOSSES) if name in chosen.index]
+    return taught | {name: unpacked(chosen.loc[name, "points"], cells) for name in order}
 
 
 # ------------------------------------------------------------------------- a build's own students

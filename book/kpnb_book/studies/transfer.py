@@ -22,7 +22,6 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     LOSSES_EVIDENCE,
     OVERLAP,
-    PICTURES,
     UNTRAINED,
     LossesEvidence,
 )
@@ -109,7 +108,7 @@ def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
     shared   knowledge points shared with the teacher, of those that either has
     place    the same with the teacher's points in other samples: what a liking for a place gives
     more     shared, less what the baseline of that seed shares with the teacher
-    added    points that neither teacher nor baseline has
+    added    points that neither the teacher nor a baseline of another seed has
     gain     accuracy, less the baseline's
     """
     ours = by_seed(table, loss)
@@ -292,6 +291,7 @@ def _rho(pairs: np.ndarray) -> float:
 
 # Pictures.
 
+PICTURES = 4  # that are shown
 SAME = ("dataset", "data_root", "size", "grid", "teacher_samples", "share")
 """Settings on which it depends whether two studies measure the same pictures."""
 
@@ -317,9 +317,12 @@ def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) 
         study, taught = whole, stored
     chosen = study.shown(PICTURES)
     seed = taught.networks["seed"].min()
-    points = losses.pictures(taught.places, layer, seed, study.foreground.shape[1])
+    points = losses.points_of(taught.places, layer, seed, study.foreground.shape[1])
     return Pictures(
-        study.measured.images[chosen], study.foreground[chosen], study.units.shape, points
+        study.measured.images[chosen],
+        study.foreground[chosen],
+        study.units.shape,
+        {name: each[chosen] for name, each in points.items()},
     )
 
 

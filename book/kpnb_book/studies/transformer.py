@@ -10,18 +10,20 @@ that of another transformer, or of the convolutional network of the other chapte
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.losses import TrainingObjective
-from kpnb.points import background_level
+from kpnb.points import KnowledgePoints, background_level
 from kpnb.stats import Difference
-from kpnb_book.networks.images import LAYERS
+from kpnb_book.networks.images import LAYERS, TRANSFORMERS
 from kpnb_book.studies import losses, measure, paper
+from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
@@ -52,7 +54,7 @@ starts from weights that were learned elsewhere (``Study.untrained_teacher``).
 """
 SAME = (
     "dataset", "data_root", "size", "width", "hidden", "teacher_samples", "teacher_epochs",
-    "share", "test_samples", "device",
+    "share", "test_samples", "analysed", "grid", "device",
 )  # fmt: skip
 """What the convolutional teacher's study has from the transformers'."""
 
@@ -61,6 +63,13 @@ def convolutional(study: Study) -> ImageStudy:
     """The study of convolutional networks on the same data."""
     same = {name: getattr(study.settings, name) for name in SAME}
     return ImageStudy(study.profile, store=study.store, **same)
+
+
+def in_patches(study: ImageStudy) -> ImageStudy:
+    """The same study with a transformer's patches as units."""
+    s = study.settings
+    settings = asdict(s) | {"grid": s.size // TRANSFORMERS[s.network][1]}
+    return ImageStudy(study.profile, store=study.store, **settings)
 
 
 def layers_of(study: Study) -> tuple[str, ...]:
@@ -105,30 +114,58 @@ def network(study: Study, role: str, layer: str, seed: int) -> Training:
     return by_outputs(study, teachers, seed, untrained)
 
 
+SHARED = ("shared_transformer", "shared_convolution")
+"""Columns of samples: of the points that a network or that teacher has, the share that both have,
+after the last epoch."""
+
+
 @dataclass(frozen=True)
 class TransformerEvidence(Evidence):
-    """Besides the columns of all studies, networks have for each layer what ``by_layer`` says of
-    its last epoch, as "Block1 n_fg".
+    """Besides the columns of all studies, of the last epoch: networks have for each layer what
+    ``by_layer`` says, as "Block1 n_fg"; samples have ``counts`` at each layer, as "Block1 lambda",
+    and with patches as units, as "patch lambda"; and what they have in common with either teacher,
+    ``SHARED``. All networks have their points by epoch.
     """
 
     @property
     def roles(self) -> tuple[str, ...]:
         return "baseline", *TAUGHT, *UNTRAINED.values()
 
+    @property
+    def taught(self) -> tuple[str, ...]:
+        return TAUGHT
+
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
         return network(study, role, layer, seed)
 
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
-        last = [last_epoch(plan.study, each.training) for each in plan.measurements]
+        study = plan.study
+        last = [last_epoch(study, each.training) for each in plan.measurements]
+        last += [
+            Measurement(in_patches(study), each.training, each.layers, epochs=[-1])
+            for each in plan.measurements
+        ]
+        last += [
+            Measurement(each, each.teacher(), each.settings.layers[:1], epochs=[-1])
+            for each in (study, convolutional(study))
+        ]
         whole = super().completed(plan, roles, seed)
         return replace(whole, measurements=(*whole.measurements, *last))
 
     def rows(self, one: OneNetwork) -> Frames:
-        study, training = one.study, one.training
+        study, layer, training = one.study, one.layer, one.training
         networks, samples, places = super().rows(one)
         if training.objective.labels:
             networks = networks.assign(accuracy=study.scores(training)["accuracy"])
-        return networks.assign(**by_layer(study, training)), samples, places
+        networks = networks.assign(
+            **by_layer(study, training), **curve_columns(study, training, layer)
+        )
+        samples = samples.assign(
+            **counts_by_layer(study, training),
+            **counts(losses.last_points(in_patches(study), training, layer), "patch"),
+            **shared_columns(study, training, layer),
+        )
+        return networks, samples, places
 
 
 TRANSFORMER_EVIDENCE = TransformerEvidence(
@@ -172,6 +209,33 @@ def by_layer(study: Study, training: Training) -> dict[str, float]:
     return found
 
 
+def counts(points: KnowledgePoints, prefix: str) -> dict[str, list[float]]:
+    """Foreground and background points and lambda of each sample, as "prefix n_fg"."""
+    values = {"n_fg": points.n_fg, "n_bg": points.n_bg, "lambda": points.ratio}
+    return {f"{prefix} {name}": each.tolist() for name, each in values.items()}
+
+
+def counts_by_layer(study: Study, training: Training) -> dict[str, list[float]]:
+    """``counts`` after the last epoch at all of ``layers_of``."""
+    found: dict[str, list[float]] = {}
+    for layer, values in last_epoch(study, training).values().items():
+        found |= counts(measure.points(study, values["entropy"][0]), layer)
+    return found
+
+
+def shared_columns(study: Study, training: Training, layer: str) -> dict[str, list[float]]:
+    """The columns ``SHARED``, of a network's points at ``layer`` and those of a teacher at the
+    first layer of its study; undefined where either's points are.
+    """
+    ours = losses.last_points(study, training, layer)
+    found = {}
+    for name, each in zip(SHARED, (study, convolutional(study)), strict=True):
+        theirs = losses.last_points(each, each.teacher(), each.settings.layers[0])
+        both = losses.iou(ours.points, theirs.points)
+        found[name] = both.where(ours.defined & theirs.defined, torch.nan).tolist()
+    return found
+
+
 # --------------------------------------------------------------------------- what the tables say
 
 
@@ -211,6 +275,15 @@ def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Dif
     return all_decided(stored.samples, asked, stored.stated)
 
 
+def differences_in_patches(stored: Stored) -> dict[str, dict[str, Difference]]:
+    """As ``differences``, in ``POINTS`` with patches as units. There is no delta for these: the
+    paper's tables count cells.
+    """
+    columns = {metric: f"patch {metric}" for metric in POINTS}
+    asked = {role: Question(role, role, "baseline", columns, POINTS) for role in TAUGHT}
+    return all_decided(stored.samples, asked, stored.stated)
+
+
 def _others(against: str) -> dict[str, str]:
     """By student, the network that is subtracted from it."""
     return UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
@@ -233,12 +306,16 @@ def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
 
 
 def network_means(stored: Stored) -> pd.DataFrame:
-    """The six metrics and held-out accuracy of every network that all stated seeds have, means over
-    the seeds.
+    """The six metrics, ``SHARED`` and held-out accuracy of every network that all stated seeds
+    have, means over the seeds.
     """
     accuracies = stored.networks.groupby("network")["accuracy"].mean()
+    shared = stored.samples.groupby("network")[[*SHARED]].mean().to_dict("index")
     rows = [
-        {"network": role} | means(stored.samples, role) | {"accuracy": accuracies[role]}
+        {"network": role}
+        | means(stored.samples, role)
+        | shared[role]
+        | {"accuracy": accuracies[role]}
         for role in TRANSFORMER_EVIDENCE.roles
         if role in stored.complete
     ]
