@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kpnb._memory import fitting
-from kpnb._messages import named_samples, one_of, positive, required, whole
+from kpnb._messages import named_samples, one_of, positive, required, unknown, whole
 from kpnb._models import check_model
 from kpnb._precision import widest
 from kpnb._progress import Progress
@@ -159,8 +159,8 @@ def _measured(
 def _joined(parts: Sequence[Fields], x: Tensor) -> Fields:
     """The batches' fields of one layer behind one another, in the precision of ``x`` or float32."""
     precision = torch.promote_types(x.dtype, torch.float32)
-    whole = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
-    return whole | {name: whole[name].to(precision) for name in TENSORS}
+    joined = {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}
+    return joined | {name: joined[name].to(precision) for name in TENSORS}
 
 
 def undefined(
@@ -195,12 +195,14 @@ def _problem(fields: Fields, layer: str, objective: Objective) -> str:
     """Names samples whose feature is not finite or does not move, or whose mean entropy is out of
     reach; "" when there are none.
     """
-    for where, reason in undefined(fields["delta_f2"], fields["entropy"], layer, objective):
-        return (
-            f"{named_samples(where)}: {reason}; choose another layer, or pass dead='nan' to go on "
-            "with NaN there"
-        )
-    return ""
+    found = list(undefined(fields["delta_f2"], fields["entropy"], layer, objective))
+    if not found:
+        return ""
+    where, reason = found[0]
+    return (
+        f"{named_samples(where)}: {reason}; choose another layer, or pass dead='nan' to go on "
+        "with NaN there"
+    )
 
 
 def _report(problems: Mapping[str, str], layers: Sequence[str]) -> None:
@@ -212,8 +214,8 @@ def _report(problems: Mapping[str, str], layers: Sequence[str]) -> None:
         warnings.warn(f"left out {', '.join(map(repr, problems))}: {text}", stacklevel=3)
 
 
-class Options(TypedDict, total=False):
-    """Keyword arguments of ``entropy``, which says what they mean."""
+class HowMeasured(TypedDict, total=False):
+    """Keyword arguments of ``entropy`` that are the same for a whole training."""
 
     units: Units | None
     solver: ClosedForm | Stochastic | None
@@ -226,9 +228,44 @@ class Options(TypedDict, total=False):
     batch_dim: int | Mapping[str, int]
     max_batch: int
     seed: int
+
+
+class Options(HowMeasured, total=False):
+    """Keyword arguments of ``entropy``, which says what they mean."""
+
     dead: Literal["raise", "nan"]
     check: bool
     progress: bool
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is the same for all measurements of a training: keyword arguments of ``entropy``, which
+    says what they mean, with their defaults.
+    """
+
+    units: Units | None = None
+    solver: ClosedForm | Stochastic | None = None
+    objective: Objective | None = None
+    scale: float = 1.0
+    perturb: str | None = None
+    shared: str | Sequence[str] | None = None
+    forward: Forward = call
+    select: Key | Mapping[str, Key] | None = None
+    batch_dim: int | Mapping[str, int] = 0
+    max_batch: int = 32
+    seed: int = 0
+
+
+def read_measurement(options: Mapping[str, Any], *beside: str) -> Measurement:
+    """The ``options`` as a ``Measurement``. ``TypeError`` for one that is none, which names the
+    nearest, also among what the caller takes ``beside`` them.
+    """
+    known = list(vars(Measurement()))
+    for name in options:
+        if name not in known:
+            raise TypeError(unknown("option", name, [*known, *beside]))
+    return Measurement(**options)
 
 
 @overload
@@ -319,7 +356,8 @@ def entropy(
         with explaining(model, inputs.x.device):
             problems = try_layers(perturbation, names) if check else {}
             good = [name for name in names if name not in problems]
-            with _bar(len(inputs), progress and bool(good)) as bar:
+            hidden = not (progress and good)
+            with Progress(len(inputs), "entropy", unit="sample", hidden=hidden, delay=5) as bar:
                 fields = _measured(perturbation, good, solver, objective, bar) if good else {}
     if dead == "raise":
         found = {name: _problem(fields[name], name, objective) for name in good}
@@ -376,15 +414,6 @@ def _taken(fields: Fields) -> dict[str, Any]:
     return {"stopped": fields["stopped"].tolist(), **passes}
 
 
-def _bar(samples: int, shown: bool) -> Progress:
-    return Progress(samples, "entropy", unit="sample", hidden=not shown, delay=5)
-
-
-def _input_of(batch: Any) -> Any:
-    """What the network is called with for a batch of a data loader."""
-    return batch[0] if isinstance(batch, tuple | list) and batch else batch
-
-
 def _moved(value: Any, device: torch.device) -> Any:
     """Tensors, alone or in a mapping, on the ``device``."""
     if isinstance(value, Mapping):
@@ -435,7 +464,7 @@ def entropies(
     roles = Roles(options.get("perturb")) if options.get("shared") is None else None
     with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
         for number, batch in enumerate(batches):
-            x = _input_of(batch)
+            x = batch[0] if isinstance(batch, tuple | list) and batch else batch
             x = _moved(x, device) if device else x
             how = options | {"progress": False}
             try:

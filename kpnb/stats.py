@@ -9,16 +9,19 @@ it need not hold for the next training.
 import warnings
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from kpnb._messages import one_of, positive
 from kpnb.metrics import BETTER, Metrics
-from kpnb.trajectory import Trajectory, changed_settings, metrics_of_pair
+from kpnb.trajectory import Trajectory
+from kpnb.weights import bare_name
 
 LEVEL = 0.05
 MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
@@ -431,6 +434,69 @@ def compare_seeds(
         for metric in BETTER
     }
     return judge(means, chance, seed, delta)
+
+
+def metrics_of_pair(
+    student: Trajectory | Metrics, baseline: Trajectory | Metrics
+) -> tuple[Metrics, Metrics]:
+    """The metrics of two networks that are to be compared.
+
+    Raises ``ValueError`` for trajectories of other layers, inputs, regions, units or choices.
+    """
+    for given in (student, baseline):
+        if not isinstance(given, Trajectory | Metrics):
+            kind = type(given).__name__
+            raise TypeError(
+                f"compare a Trajectory or Metrics of one layer, not {kind}; of several layers, "
+                'trajectory["layer"]'
+            )
+    if isinstance(student, Trajectory) and isinstance(baseline, Trajectory):
+        _check_comparable(student, baseline)
+    return tuple(m.metrics() if isinstance(m, Trajectory) else m for m in (student, baseline))
+
+
+def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
+    differ = changed_settings(student, baseline)
+    if differ:
+        raise ValueError(
+            f"student and baseline were measured differently ({', '.join(differ)}): only the same "
+            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
+            "compare student.metrics() and baseline.metrics()"
+        )
+
+
+def changed_settings(
+    student: Trajectory, baseline: Trajectory, but: Collection[str] = ()
+) -> list[str]:
+    """In what two measurements differ, in words, ``but`` for some settings; empty where they can be
+    compared.
+    """
+    differ = []
+    for name in ("layer", "select", "input", "units", "objective", "scale", "seed"):
+        one, other = _setting(student, name), _setting(baseline, name)
+        if one != other and name not in but:
+            shown = "" if name == "input" else f" {one} and {other}"  # of inputs, digests
+            differ.append(f"{name}{shown}")
+    if student.choices != baseline.choices:
+        differ.append("choices")
+    if not torch.equal(student.foreground, baseline.foreground):
+        differ.append("foreground")
+    if not _same_background(student.background, baseline.background):
+        differ.append("background")
+    return differ
+
+
+def _same_background(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two backgrounds are the same, None being everything else."""
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _setting(found: Trajectory, name: str) -> Any:
+    """A setting as messages show it; of a layer the name without what wrappers add inside it."""
+    value = found.settings.get(name)
+    return repr(bare_name(value)) if name == "layer" and value is not None else value
 
 
 def _are_pairs(pairs: object) -> bool:

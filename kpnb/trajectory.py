@@ -4,10 +4,10 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,14 @@ from kpnb._tensors import as_tensor, described
 from kpnb.checkpoint_files import Checkpoint, in_order
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
-from kpnb.entropy import TENSORS, Entropy, entropy, undefined
-from kpnb.features import Forward, Key, call, layer_names
+from kpnb.entropy import TENSORS, Entropy, HowMeasured, entropy, read_measurement, undefined
+from kpnb.features import layer_names
 from kpnb.inputs import Inputs, read_inputs
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
-from kpnb.objectives import Aligned, Objective
+from kpnb.objectives import Aligned
 from kpnb.points import check_regions, knowledge_points, summarise
-from kpnb.sampling import Stochastic
-from kpnb.units import Units, read_units
+from kpnb.units import read_units
 from kpnb.weights import COUNTER, Source, bare_name, listed, loaded
 
 log = logging.getLogger(__name__)
@@ -126,8 +125,6 @@ class Recorder:
                 attributes that a training changes, such as a rate of dropout, may be
     """
 
-    _live = True  # a training, which may go on later; not checkpoints that are loaded
-
     def __init__(
         self,
         model: nn.Module,
@@ -135,22 +132,13 @@ class Recorder:
         foreground: Any,
         layer: str | Sequence[str],
         *,
-        units: Units | None = None,
-        solver: ClosedForm | Stochastic | None = None,
-        objective: Objective | None = None,
-        scale: float = 1.0,
-        perturb: str | None = None,
-        shared: str | Sequence[str] | None = None,
-        forward: Forward = call,
-        select: Key | Mapping[str, Key] | None = None,
-        batch_dim: int | Mapping[str, int] = 0,
-        max_batch: int = 32,
-        seed: int = 0,
         choices: Choices | None = None,
         background: Any | None = None,
         folder: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        **options: Unpack[HowMeasured],
     ) -> None:
+        self.options = read_measurement(options, "choices", "background", "folder", "resume")
         if resume and folder is None:
             raise ValueError("resume=True needs the folder= that the training was recorded in")
         check_model(model)
@@ -159,25 +147,18 @@ class Recorder:
         self.layer = layer
         self.layers = layer_names(model, layer)
         self._asked = self.layers
-        self.units = read_units(units)
-        self.solver = solver
-        self.objective = objective
-        self.scale = scale
-        self.perturb = perturb
-        self.shared = shared
-        self.forward = forward
-        self.select = select
-        self.batch_dim = batch_dim
-        self.max_batch = max_batch
-        self.seed = seed
+        self.units = read_units(self.options.units)
         self.choices = read_choices(choices)
         self.resume = resume
-        self._inputs = read_inputs(model, x, perturb, shared)
+        self._inputs = read_inputs(model, x, self.options.perturb, self.options.shared)
         self.foreground = self._region(foreground)
         self.background = None if background is None else self._region(background)
         check_regions(self.foreground, ~self.foreground if background is None else self.background)
         self._input = _digest_of_inputs(self._inputs)
-        self._artefacts = None if folder is None else _kept_in(folder)
+        self._artefacts: Artefacts | None = None
+        if folder is not None:
+            self._artefacts = Artefacts(folder)
+            self._artefacts.check_folder()
         self._epochs: list[dict[str, Any]] = []
         self._measured: list[dict[str, Entropy]] = []
         self._before: dict[str, Tensor] | None = None
@@ -199,20 +180,28 @@ class Recorder:
                 "that is trained?",
                 len(self._epochs),
             )
-        kept = self._artefacts is not None
-        weights, settings = (weights_digest(self.model), self._settings) if kept else ("", "")
-        if not (self.resume and not self._epochs and self._take_up(weights)):
-            name = self._address(weights) if kept else ""
-            found = self._measure(name)
-            self.layers = list(found)  # without those that cannot be measured, which was said
-            self._warn_of_undefined(found)
-            epochs = [*self._epochs, {"norms": norms, "weights": weights, "name": name}]
-            if kept and self._live:
-                told = {"epochs": epochs, "settings": settings}
-                self._artefacts.write("recorder", {}, told, 0.0)
-            self._measured.append(found)
-            self._epochs = epochs
+        entry = {"norms": norms, "weights": "", "name": ""}
+        settings = ""
+        if self._artefacts is not None:  # described before anything runs
+            entry["weights"] = weights_digest(self.model)
+            entry["name"] = self._address(entry["weights"])
+            settings = self._settings
+        if self.resume and not self._epochs and self._take_up(entry["weights"]):
+            self._before = now
+            return
+        found = self._measure(entry["name"])
+        self.layers = list(found)  # without those that cannot be measured, which was said
+        self._warn_of_undefined(found)
+        epochs = [*self._epochs, entry]
+        if self._artefacts is not None:
+            self._keep({"epochs": epochs, "settings": settings})
+        self._measured.append(found)
+        self._epochs = epochs
         self._before = now
+
+    def _keep(self, told: Mapping[str, Any]) -> None:
+        """Write the list of epochs that the training can go on after."""
+        self._artefacts.write("recorder", {}, told, 0.0)
 
     def trajectory(self) -> Trajectory | dict[str, Trajectory]:
         """All epochs so far; by layer where several were asked for. ``ValueError`` below two."""
@@ -285,17 +274,7 @@ class Recorder:
             self.model,
             self.x,
             self.layers,
-            units=self.units,
-            solver=self.solver,
-            objective=self.objective,
-            scale=self.scale,
-            perturb=self.perturb,
-            shared=self.shared,
-            forward=self.forward,
-            select=self.select,
-            batch_dim=self.batch_dim,
-            max_batch=self.max_batch,
-            seed=self.seed,
+            **vars(self.options),
             dead="nan",
             check=not self._epochs,  # a look at the first is enough
             progress=False,
@@ -304,12 +283,12 @@ class Recorder:
     @cached_property
     def _call(self) -> str:
         """Digest of what ``forward`` does with the network, as it is before its first epoch."""
-        return digest(identity_of_call(self.model, self.forward))
+        return digest(identity_of_call(self.model, self.options.forward))
 
     @cached_property
     def _settings(self) -> str:
         """Digest of what is the same for all epochs of a training, as it is before the first."""
-        code = digest(identity_of_code(self.model, self.forward))
+        code = digest(identity_of_code(self.model, self.options.forward))
         return digest(self._how() | {"code": code})
 
     def _address(self, weights: str) -> str:
@@ -324,17 +303,18 @@ class Recorder:
 
     def _how(self) -> dict[str, Any]:
         """What determines a measurement beside the network."""
-        parts = (self.units, self.solver or ClosedForm(), self.objective)
+        how = self.options
+        parts = (self.units, how.solver or ClosedForm(), how.objective)
         return {
             "kpnb": __version__,
             "input": self._input,
             "layers": self._asked,
             "how": [identity_of(part) for part in parts],
-            "scale": self.scale,
-            "seed": self.seed,
-            "perturb": self.perturb,
-            "select": repr(self.select),
-            "batch_dim": repr(self.batch_dim),
+            "scale": how.scale,
+            "seed": how.seed,
+            "perturb": how.perturb,
+            "select": repr(how.select),
+            "batch_dim": repr(how.batch_dim),
         }
 
     def _take_up(self, weights: str) -> bool:
@@ -355,10 +335,10 @@ class Recorder:
                 "weights are those of none: load a checkpoint of that training first, or choose "
                 "another folder"
             )
-        # By its name, as the network may have had other attributes then. Old lists have no names.
-        epochs = [{"name": self._address(e["weights"])} | e for e in epochs[: known[-1] + 1]]
+        epochs = epochs[: known[-1] + 1]
+        # by their names, as the network may have had other attributes then
         items = [self._artefacts.read(entry["name"]) for entry in epochs]
-        if None in items or item.info.get("settings", self._settings) != self._settings:
+        if None in items or item.info["settings"] != self._settings:
             raise ValueError(
                 f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
                 "other settings: start again with another folder"
@@ -376,7 +356,7 @@ class Recorder:
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
         for layer, result in found.items():
             total = len(result.delta_f2)
-            objective = self.objective or Aligned()
+            objective = self.options.objective or Aligned()
             for where, reason in undefined(result.delta_f2, result.entropy, layer, objective):
                 log.warning(
                     "epoch %d, %s (%d of %d): %s; their entropy is undefined there",
@@ -388,10 +368,11 @@ class Recorder:
                 )
 
 
-def _kept_in(folder: str | os.PathLike[str]) -> Artefacts:
-    artefacts = Artefacts(folder)
-    artefacts.check_folder()
-    return artefacts
+class _OfCheckpoints(Recorder):
+    """Checkpoints that are loaded one after the other: no training, which may go on later."""
+
+    def _keep(self, told: Mapping[str, Any]) -> None:
+        """Nothing to go on after."""
 
 
 def trajectory(
@@ -401,22 +382,12 @@ def trajectory(
     foreground: Any,
     layer: str | Sequence[str],
     *,
-    units: Units | None = None,
-    solver: ClosedForm | Stochastic | None = None,
-    objective: Objective | None = None,
-    scale: float = 1.0,
-    perturb: str | None = None,
-    shared: str | Sequence[str] | None = None,
-    forward: Forward = call,
-    select: Key | Mapping[str, Key] | None = None,
-    batch_dim: int | Mapping[str, int] = 0,
-    max_batch: int = 32,
-    seed: int = 0,
     choices: Choices | None = None,
     background: Any | None = None,
     entry: str | None = None,
     prefix: str | None = None,
     folder: str | os.PathLike[str] | None = None,
+    **options: Unpack[HowMeasured],
 ) -> Trajectory | dict[str, Trajectory]:
     """What a network knew in each of its checkpoints, and so the six metrics (Eq. 5-9).
 
@@ -443,36 +414,28 @@ def trajectory(
                 your own. What objects of installed packages hold and what a function imports
                 itself is not seen: after a change there, take another folder
 
-    Everything else is as in ``entropy``. A sample whose feature does not move or is not finite in
-    an epoch is NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
+    Everything else is as in ``entropy``, with the same defaults: ``units``, ``solver``,
+    ``objective``, ``scale``, ``perturb``, ``shared``, ``forward``, ``select``, ``batch_dim``,
+    ``max_batch`` and ``seed``. A sample whose feature does not move or is not finite in an epoch is
+    NaN there; epoch, layer and samples are logged, and the other epochs keep theirs.
 
     Raises ``ValueError`` and ``FileNotFoundError`` as ``load_weights`` does, for files that are not
     there before anything is measured; ``ValueError`` for fewer than two checkpoints and for
-    patterns whose files have no one order.
+    patterns whose files have no one order; ``TypeError`` for an option that does not exist.
     """
+    read_measurement(options, "choices", "background", "entry", "prefix", "folder")
     check_model(model)
     sources = in_order(checkpoints, entry)
-    recorder = Recorder(
+    recorder = _OfCheckpoints(
         private_copy(model),
         x,
         foreground,
         layer,
-        units=units,
-        solver=solver,
-        objective=objective,
-        scale=scale,
-        perturb=perturb,
-        shared=shared,
-        forward=forward,
-        select=select,
-        batch_dim=batch_dim,
-        max_batch=max_batch,
-        seed=seed,
         choices=choices,
         background=background,
         folder=folder,
+        **options,
     )
-    recorder._live = False
     _replay(recorder, sources, entry, prefix)
     return recorder.trajectory()
 
@@ -514,59 +477,3 @@ def _digest_of_inputs(inputs: Inputs) -> str:
     rest = {name: identity_of_input(v) for name, v in inputs.others.items() if name not in others}
     rows = [sorted(inputs.own)] if inputs.stated else []
     return digest([digest_of({"": inputs.x} | others), inputs.name, rest, *rows])
-
-
-def metrics_of_pair(
-    student: Trajectory | Metrics, baseline: Trajectory | Metrics
-) -> tuple[Metrics, Metrics]:
-    """The metrics of two networks that are to be compared.
-
-    Raises ``ValueError`` for trajectories of other layers, inputs, regions, units or choices.
-    """
-    for given in (student, baseline):
-        if not isinstance(given, Trajectory | Metrics):
-            kind = type(given).__name__
-            raise TypeError(
-                f"compare a Trajectory or Metrics of one layer, not {kind}; of several layers, "
-                'trajectory["layer"]'
-            )
-    if isinstance(student, Trajectory) and isinstance(baseline, Trajectory):
-        _check_comparable(student, baseline)
-    return tuple(m.metrics() if isinstance(m, Trajectory) else m for m in (student, baseline))
-
-
-def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
-    differ = changed_settings(student, baseline)
-    if differ:
-        raise ValueError(
-            f"student and baseline were measured differently ({', '.join(differ)}): only the same "
-            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
-            "compare student.metrics() and baseline.metrics()"
-        )
-
-
-def changed_settings(
-    student: Trajectory, baseline: Trajectory, but: Collection[str] = ()
-) -> list[str]:
-    """In what two measurements differ, in words, ``but`` for some settings; empty where they can be
-    compared.
-    """
-    differ = []
-    for name in ("layer", "select", "input", "units", "objective", "scale", "seed"):
-        one = None if name in but else _setting(student, name)
-        other = None if name in but else _setting(baseline, name)
-        values = "" if name == "input" else f" {one} and {other}"  # of inputs, digests
-        differ += [f"{name}{values}"] if one != other else []
-    differ += ["choices"] if student.choices != baseline.choices else []
-    for name in ("foreground", "background"):
-        one = getattr(student, name)
-        other = getattr(baseline, name)
-        same = one is other or (one is not None and other is not None and torch.equal(one, other))
-        differ += [] if same else [name]
-    return differ
-
-
-def _setting(found: Trajectory, name: str) -> Any:
-    """A setting as messages show it; of a layer the name without what wrappers add inside it."""
-    value = found.settings.get(name)
-    return repr(bare_name(value)) if name == "layer" and value is not None else value

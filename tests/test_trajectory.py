@@ -437,25 +437,6 @@ def test_what_was_recorded_in_another_way_is_not_gone_on_with(change, tmp_path):
         recorder.epoch()
 
 
-def test_a_recording_without_names_of_its_results_is_read(tmp_path, monkeypatch):
-    """As lists of epochs were at first: the names are those of the network as it is."""
-    model = net()
-    first = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
-    first.epoch()
-    kept = Artefacts(tmp_path)
-    epochs = [{k: e[k] for k in ("norms", "weights")} for e in kept.info("recorder")["epochs"]]
-    kept.write("recorder", {}, {"epochs": epochs}, 0.0)
-    calls = count_measurements(monkeypatch)
-    for expected in (1, 1):
-        model.load_state_dict(net().state_dict())
-        recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
-        recorder.epoch()
-        model.load_state_dict(net(1).state_dict())
-        recorder.epoch()
-        assert len(calls) == expected
-    assert all("name" in entry for entry in kept.info("recorder")["epochs"])
-
-
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
     model = net()
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)
@@ -1236,6 +1217,9 @@ def test_regions_and_inputs_may_be_arrays(trained):
         ({"layer": 8}, TypeError, "layers go by their names"),
         ({"units": 4}, TypeError, "units are an object such as .*got int 4"),
         ({"choices": 0.2}, TypeError, r"choices are kpnb\.Choices"),
+        ({"sclae": 2.0}, TypeError, "unknown option 'sclae'; did you mean 'scale'"),
+        ({"foldr": "kept"}, TypeError, "unknown option 'foldr'; did you mean 'folder'"),
+        ({"dead": "nan"}, TypeError, "unknown option 'dead'"),
     ],
 )
 def test_arguments_of_another_kind_are_named(change, error, message):
