@@ -287,11 +287,15 @@ def test_words_are_those_of_the_board(asked, stored):
     counts = asked[asked["question"] == "paper"]["verdict"].value_counts()
     assert f"{counts['shows']} show" in sentences.total(asked, "paper")
     assert sentences.place(asked).count("left for the object") == 4
-    assert "and $D_{mean}$ shows for the student of an untrained" in sentences.smooth(asked, stored)
+    smooth = sentences.smooth(asked, stored)
+    assert "\n  - Student of an untrained teacher against baseline: $D_{mean}$ shows" in smooth
+    assert "- **images**\n  - Student against baseline: $N^{fg}$" in smooth
+    assert smooth.count("\n  - Student against the student of an untrained teacher: ") == 1
     paths = sentences.path(asked, board.finished(stored))
-    assert paths.count("at equal rates") == 1
-    assert "**images**: $D_{mean}$ -0.20" in paths
-    assert paths.count("(length: ") == paths.count("$D_{var}$ is ") == len(board.finished(stored))
+    assert paths.count("\n  - $D_{mean}$ at equal rates: ") == 1
+    assert "- **images**, student minus baseline:\n  - $D_{mean}$: -0.20" in paths
+    for part in ("Length of the path: ", "Share of the path: ", "$D_{var}$: "):
+        assert paths.count(f"\n  - {part}") == len(board.finished(stored))
     assert paths.count("is a shorter path, not sooner learning.") == 1  # planted in images alone
 
 
@@ -310,9 +314,8 @@ def test_a_control_without_points_is_named(stored):
     table = sentences.words(asked, found, ["images"])
     assert (table["against untrained's"] == "no points").all()
     said = front.on_one(asked, found, "images")
-    assert (
-        "never trained,** over all layers of `images` 0 of 6 show (6 cannot be compared, " in said
-    )
+    nothing = "never trained:** over all layers of `images`, 0 of 6 comparisons show (6 cannot be "
+    assert f"{nothing}compared, " in said
     assert "wait" not in said
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
@@ -365,7 +368,7 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
     assert "images" in board.estimated(stored)
     assert "images" not in board.estimated(found)  # nor does the figure judge it
     assert front.opening(asked, found)["points"] == DASH
-    assert "on the embedded data 0 of 24 show" in front.findings(asked, found)
+    assert "on the embedded data, 0 of 24 comparisons show" in front.findings(asked, found)
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
@@ -377,7 +380,8 @@ def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(s
         found = {"images": replace(images, samples=samples)}
         paths = sentences.path(board.board(found), found)
         assert ("there is nothing to compare" in paths) is said
-        assert ("at equal length of the path +" in paths or "path -" in paths) is not said
+        there = re.search(r"\n  - \$D_\{mean\}\$ at equal length of the path: [+-]", paths)
+        assert bool(there) is not said
 
 
 def test_a_student_that_learned_nothing_is_no_control_of_rates(stored):
@@ -503,25 +507,26 @@ def test_sentences_count_the_24_cells(asked, stored):
     rows = asked[asked["study"].isin(["images", "questions"])].set_index(["question", "metric"])
     counts = Counter(rows.loc["paper", "verdict"])
     assert counts["shows"] > 1 < counts["undecided"]
-    assert re.match(rf"on all {counts['shows']} of 24 show\b", first)
+    assert re.match(rf"on all, {counts['shows']} of 24 comparisons show\b", first)
     assert f"{counts['undecided']} undecided, 12 wait for seeds)" in first
     left = Counter(rows.loc["beyond place", "verdict"])
     assert left["shows"] > 1
-    assert re.match(rf"on all {left['shows']} of 8 show\b", place)
+    assert re.match(rf"on all, {left['shows']} of 8 comparisons show\b", place)
     assert "4 wait for seeds)" in place
     images = rows.loc["beyond a smooth target", "verdict"]
-    assert re.match(rf"on all {(images == 'shows').sum()} of 24 shows?\b", untaught)
+    shows = (images == "shows").sum()
+    assert re.match(rf"on all, {shows} of 24 comparisons shows?\b", untaught)
     assert "18 wait for seeds)" in untaught
-    assert re.match(r"on all \d of 8 shows?\b", share)
+    assert re.match(r"on all, \d of 8 comparisons shows?\b", share)
     page = front.findings(asked, stored)
     assert page.count("<li>") == len(front.ASKED)
-    assert f"on the embedded data {counts['shows']} of 24 show" in page
+    assert f"on the embedded data, {counts['shows']} of 24 comparisons show" in page
     assert "<li>" not in front.findings(pd.DataFrame(), {})
 
 
 def test_nothing_is_counted_before_anything_is_judged():
     said = front.sentences(pd.DataFrame(), {}, {"on all": ["images"]}).values()
-    assert {*said} == {"on all none is judged yet."}
+    assert {*said} == {"on all, none is judged yet."}
 
 
 def test_what_is_there_may_be_small(stored):
@@ -531,14 +536,14 @@ def test_what_is_there_may_be_small(stored):
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
     one = {"on images": ["images"]}
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images 1 of 6 shows, too little to matter."
+    assert first == "on images, 1 of 6 comparisons shows, too little to matter."
     rows += [rows[0] | {"metric": "n_bg", "small": False}, rows[0] | {"metric": "rho"}]
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images 3 of 6 show, 2 of them too little to matter."
+    assert first == "on images, 3 of 6 comparisons show, 2 of them too little to matter."
     rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images 0 of 6 show (1 negligible)."
+    assert first == "on images, 0 of 6 comparisons show (1 negligible)."
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
@@ -576,19 +581,21 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     asked = board.board(found)
     opening = front.opening(asked, found)
     assert opening["data"].startswith("20 classes of Tiny-ImageNet")
-    assert opening["verdict"].startswith("shows")
+    assert opening["verdict"].startswith("as the hypothesis wants")
+    assert {*front.WANTED} == {*VERDICT}
     assert float(opening["points"]) == pytest.approx(6, abs=1)
     page = front.findings(asked, found)
-    assert re.search(r"on Tiny-ImageNet with VGG-11 [1-6] of 6 shows?", page)
+    assert re.search(r"on Tiny-ImageNet with VGG-11, [1-6] of 6 comparisons shows?", page)
     assert "SST-2" not in page
 
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
-    assert f"over all layers of `images` {sum(rows['paper'] == 'shows')} of 6 show" in said
+    shows = sum(rows["paper"] == "shows")
+    assert f"baseline:** over all layers of `images`, {shows} of 6 comparisons show" in said
     left = sum(rows["beyond place"] == "shows")
-    assert f"their ratio,** over all layers of `images` {left} of 2 show" in said
+    assert f"their share):** over all layers of `images`, {left} of 2 comparisons show" in said
     assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 

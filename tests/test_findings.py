@@ -208,7 +208,7 @@ def test_factors_of_this_build_and_of_stored_evidence(monkeypatch):
     monkeypatch.setattr(findings.board, "about", lambda studies: {"pointnet": planted})
     text = findings.factors("c2", {"": None}).data
     assert text.startswith("- In this build")
-    assert "- **pointnet**: $D_{mean}$ -0.2" in text
+    assert "- **pointnet**, student minus baseline:\n  - $D_{mean}$: -0.2" in text
 
 
 def test_what_choices_change():

@@ -230,6 +230,7 @@ def test_drawings_and_photographs_are_compared_at_the_same_layers(folder):
 
 
 PAGES = Path(__file__).resolve().parents[1] / "notebooks"
+ONE_EACH = "here, where each comparison is that of one seed"
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +248,10 @@ def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path
     assert "There is no evidence with accuracies by epoch yet." in text
     text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
     assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
-    assert "of 120 here, each of one seed" in text  # none of the two seeds
+    assert f"of 120 {ONE_EACH}" in text  # none of the two seeds
     assert "untrained teacher - baseline" in text
-    assert "- **tiny-imagenet-vgg11**: against the baseline, " in text
-    assert "; at equal rates " in text
+    assert "- **tiny-imagenet-vgg11**\n  - Student against baseline: " in text
+    assert "$D_{mean}$ at equal rates: " in text
     assert "in the mean of 20 baselines" in text
     assert "Of their changes from one epoch to the next it is " in text
     assert "Here they are not." in text  # drawn shapes
@@ -281,12 +282,12 @@ def test_the_page_on_sentences_with_and_without_tables(folder, tmp_path):
     page = PAGES / "33_sst2.ipynb"
     text = executed(page, {"results": str(folder), "profile": "smoke"}, study=study)
     assert "`sst2` has 3 of 20 seeds" in text
-    assert "here, each of one seed" not in text
+    assert ONE_EACH not in text
     samples_of = {"student": {}, "untrained": {}, "pretrained": {}, "random-labels": {}}
     planted(tmp_path / "all", "sst2", samples_of | {"equal-rate": {}}, 20, ("feature",))
     text = executed(page, {"results": str(tmp_path / "all"), "profile": "smoke"}, study=study)
     assert "encoder as it came - baseline" in text
-    assert "of 120 here, each of one seed" in text
+    assert f"of 120 {ONE_EACH}" in text
 
 
 def test_another_rule_of_what_is_foreground_has_its_own_differences(folder):
@@ -454,11 +455,12 @@ def test_why_drawings_differ_is_said_of_what_is_sure():
         "nothing": {"n_fg": (1.0, 0.06)},
     }
     first, _, *lines = shown.why(far, changed).splitlines()
-    assert first == "Photographs surely lie apart from drawings in $N^{fg}$ (+4), $N^{bg}$ (-3)."
+    differ = "Photographs and drawings surely differ in $N^{fg}$ (+4), $N^{bg}$ (-3), "
+    assert first == f"{differ}photographs less drawings."
     assert lines == [
         "- *nearer*: drawings come nearer in $N^{fg}$.",
         "- *both ways*: drawings come nearer in $N^{bg}$ and farther away in $N^{fg}$.",
         "- *nothing*: too little moves to be told with these seeds.",
     ]
-    assert "In no metric" in shown.why(far.assign(p=1.0), changed)
+    assert "There is no metric in which" in shown.why(far.assign(p=1.0), changed)
     assert shown.why(pd.DataFrame(), changed) == ""

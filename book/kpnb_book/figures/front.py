@@ -18,8 +18,16 @@ from kpnb_book.studies.verdicts import SPEED
 BY_SHARE = "H2 by share"
 CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lower dots our seeds,
 the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
-matter, and the arrow points where the hypothesis wants the student to be. <strong>Small</strong> is
-what is there and surely too small to matter.</em></p>"""
+matter, and the arrow points where the hypothesis wants the student to be. <strong>Small</strong>:
+a difference that is there, but surely too small to matter.</em></p>"""
+WANTED = {
+    "shows": "as the hypothesis wants",
+    "opposite": "the opposite of what the hypothesis wants",
+    "negligible": "too small to matter",
+    "undecided": "too few seeds to decide",
+    "open": "these trainings do not decide",
+}
+"""What a verdict says, for readers who do not know its name yet."""
 
 
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
@@ -40,8 +48,8 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
         return dict.fromkeys(("points", "interval", "verdict", "seeds"), DASH) | words
     row = asked.loc[where]
     ends = interval(row["low"], row["high"], digits=2, sign=True)
-    verdict = row["verdict"]
-    if row["small"] and verdict in ("shows", "opposite"):
+    verdict = WANTED[row["verdict"]]
+    if row["small"] and row["verdict"] in ("shows", "opposite"):
         verdict += ", though surely too small to matter"
     points = value(row["value"], 2, sign=True)
     quoted = {"points": points, "interval": ends, "verdict": verdict, "seeds": str(row["seeds"])}
@@ -75,7 +83,7 @@ def findings(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     While no study has all of its seeds, ``progress`` alone: there is nothing yet to count.
     """
     if not any(each.finished() for each in found.values()):
-        return "<p>None is judged before all of its seeds are there.</p>" + progress(found)
+        return "<p>No study is judged before all of its seeds are there.</p>" + progress(found)
     judged = answered(board, "paper").index.unique("study")
     own = {name: study for name, study in PAPERS_OWN.items() if study in judged}
     data = {f"on {name}": [study] for name, study in own.items()}
@@ -109,15 +117,15 @@ def progress(found: Mapping[str, Stored]) -> str:
 Data = Mapping[str, Sequence[str]]
 """Studies by the words with which a sentence counts them together: "on the embedded data"."""
 ASKED = {
-    "paper": "As the paper asks, student against baseline,",
+    "paper": "As the paper asks, student against baseline:",
     "beyond place": (
-        "Without what a mere liking for the place of objects gives, of the points on the object "
-        "and their ratio,"
+        "Beyond place, when what a mere liking for the places of objects gives is subtracted "
+        "(asked of the points on the object and of their share):"
     ),
-    "beyond a smooth target": "Against the student of a teacher that was never trained,",
+    "beyond a smooth target": "Against the student of a teacher that was never trained:",
     "share of the path": (
-        "By the share of a network's own path, which tells sooner from shorter, of the two "
-        "distances,"
+        "By the share of a network's own path, which tells sooner learning from a shorter path "
+        "(asked of the two distances):"
     ),
 }
 """How the sentence on each question begins."""
@@ -141,7 +149,7 @@ def _counted(
     name: str,
     studies: Sequence[str],
 ) -> str:
-    """ "on A 9 of 24 show, 6 of them too little to matter (8 opposite, 3 negligible, 4 wait)"."""
+    """ "on A, 9 of 24 comparisons show, 6 of them too little to matter (8 opposite, 4 wait)"."""
     metrics = PLACED.get(question, NAMES)
     studies = [study for study in studies if is_asked(found, study, question)]
     if not studies:
@@ -154,7 +162,7 @@ def _counted(
     waits = sum(bool(waiting(found, study, question)) for study in {*studies} - answering)
     silent = len({*studies} - answering) - waits
     if waits == len(studies):
-        return f"{name} none is judged yet"
+        return f"{name}, none is judged yet"
     others = {
         f"opposite{_of_these(small['opposite'], counts['opposite'])}": counts["opposite"],
         "negligible": counts["negligible"],
@@ -164,7 +172,7 @@ def _counted(
     }
     listed = ", ".join(f"{count} {said}" for said, count in others.items() if count)
     shows = counts["shows"]
-    said = f"{name} {shows} of {whole} {number(shows, 'shows', 'show')}"
+    said = f"{name}, {shows} of {whole} comparisons {number(shows, 'shows', 'show')}"
     said += _of_these(small["shows"], shows)
     return f"{said} ({listed})" if listed else said
 

@@ -75,7 +75,8 @@ def counted(signs: pd.DataFrame, data: DataSet) -> str:
     if data.main not in known.index:
         return f"{said}."
     ours = known.loc[data.main]
-    return f"{said}, and in {ours['wanted']} of {ours['pairs']} here, each of one seed."
+    here = f"{ours['wanted']} of {ours['pairs']} here, where each comparison is that of one seed"
+    return f"{said}, and in {here}."
 
 
 def signs_table(signs: pd.DataFrame, data: DataSet) -> pd.DataFrame:
@@ -243,9 +244,9 @@ def why(far: pd.DataFrame, changed: Mapping[str, Mapping[str, tuple[float, float
         return ""
     sure = far[far["p"] <= LEVEL].set_index("metric")["value"]
     if sure.empty:
-        return "In no metric photographs and drawings surely lie apart."
+        return "There is no metric in which photographs and drawings surely differ."
     listed = ", ".join(f"{SYMBOL[metric]} ({value(d, 2, sign=True)})" for metric, d in sure.items())
-    lines = [f"Photographs surely lie apart from drawings in {listed}.", ""]
+    lines = [f"Photographs and drawings surely differ in {listed}, photographs less drawings.", ""]
     for what, added in changed.items():
         moved = {
             metric: bool(added[metric][0] * sure[metric] > 0)

@@ -52,17 +52,18 @@ def markdown(text: str) -> Markdown | None:
 
 
 REMINDER = (
-    "By [the rule](../book/verdicts.md), stated before any result but for one part of it, a "
-    "metric *shows* or is *opposite* when the interval and the test, corrected for the number of "
-    "metrics, both exclude 0 on that side; else it is *open*: these trainings do not decide. Of "
-    "stored evidence, what is open is either *negligible*, too small to matter, or *undecided*, "
-    "for want of seeds."
+    "By [the rule](../book/verdicts.md), stated before any result but for two conditions on what "
+    "is judged at all, a metric *shows* when its 95 % interval and its test, corrected for the "
+    "number of metrics, both put the difference on the side that the hypothesis wants. It is "
+    "*opposite* when both put it on the other side; else it is *open*: these trainings do not "
+    "decide. In stored evidence, wherever it is known how large a difference matters, *open* is "
+    "split into *negligible*, too small to matter, and *undecided*, for want of seeds."
 )
 """One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
 OF_PAIRS = (
-    "Of a single pair of networks, *shows* and *opposite* say on which side of 0 interval and test "
-    "put the difference, and *open* that they do not; that [decides nothing](../book/verdicts.md) "
-    "about the next two."
+    "Of a single pair of networks, *shows* and *opposite* say whether interval and test put the "
+    "difference on the side that the hypothesis wants or on the other, and *open* that they do "
+    "neither; that [decides nothing](../book/verdicts.md) about the next two."
 )
 """The same for pages that compare single trainings."""
 RULES = {"rule": REMINDER, "pair_rule": OF_PAIRS}

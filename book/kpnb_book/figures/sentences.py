@@ -327,11 +327,15 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
     if study in control.index.unique("study"):
         rows = (paper, control, answered(board, beyond))
         shown, alike, left = (_showing(each.loc[study]) for each in rows)
-        return (
-            f"- **{study}**: against the baseline, {shown} for the student, and {alike} for the "
-            f"{KNOWN_AS[role]}; against the latter, {left} for the former."
-            f"{_explained(found, role)}"
-        )
+        said = KNOWN_AS[role]
+        lines = [
+            f"- **{study}**",
+            f"Student against baseline: {shown}.",
+            f"{said[0].upper()}{said[1:]} against baseline: {alike}.",
+            f"Student against the {said}: {left}.",
+            _explained(found, role),
+        ]
+        return "\n  - ".join(filter(None, lines))
     points = found.samples.groupby("network")["n_fg"].mean()
     few = [name for name, column in SIX.items() if defined(found.samples, role, column) < LEAST]
     return (
@@ -349,7 +353,7 @@ def _explained(found: Stored, role: str) -> str:
         return ""
     ours, theirs = (_percent(shares[each]) for each in ("student", role))
     return (
-        f" Of how its target varies between held-out samples the {KNOWN_AS[role]} has learned "
+        f"Of how its target varies between held-out samples the {KNOWN_AS[role]} has learned "
         f"{theirs}, the student {ours} of its own."
     )
 
@@ -363,13 +367,13 @@ def _undefined(study: str) -> str:
 
 
 def _showing(rows: pd.DataFrame) -> str:
-    """Which metrics show, and which are opposite: "$\\lambda$ shows, $\\rho$ is opposite"."""
+    """Which metrics show, and which are opposite: "$\\lambda$ shows; $\\rho$ is opposite"."""
     parts = []
     for word, verb in (("shows", ("shows", "show")), ("opposite", ("is opposite", "are opposite"))):
         metrics = [SYMBOL[metric] for metric in rows.index[rows["verdict"] == word]]
         if metrics:
             parts.append(f"{', '.join(metrics)} {verb[len(metrics) > 1]}")
-    return ", ".join(parts) or "nothing shows"
+    return "; ".join(parts) or "nothing shows"
 
 
 def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
@@ -390,28 +394,29 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         distance, share = rows.loc["paper"], rows.loc["share of the path"]
         whole = rows.loc["length of the path"]
         parts = [
-            f"its share of the path differs by {outcome(share)}",
-            f"{SYMBOL['d_var']} is {outcome(spread.loc['paper'])}, and of the shares alone "
-            f"{outcome(spread.loc['share of the path'])}",
+            f"- **{study}**, student minus baseline:",
+            f"{SYMBOL['d_mean']}: {outcome(distance)}.",
+            f"Length of the path: {outcome(whole)}; the student's weights travel "
+            f"{value(ratio, 2)} times as far as the baseline's.",
+            f"Share of the path: {outcome(share)}.",
+            f"{SYMBOL['d_var']}: {outcome(spread.loc['paper'])}; of the shares alone: "
+            f"{outcome(spread.loc['share of the path'])}.",
         ]
         if "equal rates" in rows.index:
             untaught = _untaught(of_roles.loc["equal-rate"])
-            parts.append(f"at equal rates {outcome(rows.loc['equal rates'])}{untaught}")
-        if "equal length of the path" in rows.index:
             parts.append(
-                f"at equal length of the path {outcome(rows.loc['equal length of the path'])}"
+                f"{SYMBOL['d_mean']} at equal rates: {outcome(rows.loc['equal rates'])}{untaught}."
             )
+        alike = f"{SYMBOL['d_mean']} at equal length of the path"
+        if "equal length of the path" in rows.index:
+            parts.append(f"{alike}: {outcome(rows.loc['equal length of the path'])}.")
         elif each.samples["d_equal"].notna().any():
             parts.append(
-                "at equal length of the path there is nothing to compare, as one of them is longer "
-                "after its first epoch than the other as a whole"
+                f"{alike}: there is nothing to compare, as one of the two paths is longer after "
+                "its first epoch than the other as a whole."
             )
-        lines.append(
-            f"- **{study}**: {SYMBOL['d_mean']} {outcome(distance)}. The student's weights travel "
-            f"{value(ratio, 2)} times as far as the baseline's (length: {outcome(whole)}); "
-            f"{'; '.join(parts)}. "
-            f"{sooner(distance['verdict'], share['verdict'], whole['verdict'])}"
-        )
+        parts.append(sooner(distance["verdict"], share["verdict"], whole["verdict"]))
+        lines.append("\n  - ".join(parts))
     return "\n".join(lines)
 
 
