@@ -1,7 +1,7 @@
 """A network that is being trained: what of it moves, what it is asked for, what is kept of it."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -10,21 +10,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves
 
 from kpnb._messages import named_samples
-from kpnb._models import check_model, private_copy
+from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._tensors import described
-from kpnb.checkpoints import HELPER, with_prefix
+from kpnb.checkpoints import HELPER, digest, with_prefix
 from kpnb.features import (
     Key,
     call,
     capture,
     check_runs,
+    depended_on,
     device_of,
     explaining,
     parameters_below,
     runs,
 )
-from kpnb.losses import TrainingObjective, cross_entropy
+from kpnb.losses import IGNORED, TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
 
 NetworkInput = Tensor | Mapping[str, Tensor]
@@ -37,9 +38,6 @@ OPTIMISER_STATE = {
     "square": "exp_avg_sq",
     "step": "step",
 }
-
-
-IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 class Learner:
@@ -64,7 +62,6 @@ class Learner:
         *,
         select: Select = None,
     ) -> None:
-        check_model(model)
         self.schedule = schedule
         self.objective = objective
         self.device = device
@@ -163,7 +160,7 @@ class Learner:
             value = objective.definition.value(*pair, labels, known)
             parts.append(objective.loss_weight * value)
         if objective.labels:
-            value = mean_cross_entropy(outputs[""], labels)
+            value = cross_entropy(outputs[""], labels)
             weight = torch.as_tensor(objective.labels * labelled, device=value.device)
             parts.append(weight.to(value.dtype) * value)
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
@@ -196,23 +193,27 @@ class Learner:
                     like = parameter.device if key == "step" else parameter
                     self.optimiser.state[parameter][key] = value.to(like, copy=True)
 
-    def parameters(self, zero: bool = False) -> dict[str, Tensor]:
-        """Copies of all parameters, or zeros of their shapes."""
-        named = self.model.named_parameters()
-        return {k: torch.zeros_like(p) if zero else p.detach().clone() for k, p in named}
-
-    def moved_since(self, before: Mapping[str, Tensor]) -> dict[str, float]:
-        """Length of every parameter's way from ``before``."""
-        return {
-            name: length(parameter.detach() - before[name])
-            for name, parameter in self.model.named_parameters()
-        }
+    def parameters(self) -> dict[str, Tensor]:
+        """Copies of all parameters."""
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
 
-def length(step: Tensor) -> float:
-    """Euclidean, of real numbers or complex ones."""
-    step = torch.view_as_real(step) if step.is_complex() else step
-    return torch.linalg.vector_norm(step.cpu(), dtype=torch.float64).item()
+def batches(order: Tensor, size: int) -> list[Tensor]:
+    """``order [N]`` in batches of ``size``; a single last sample joins the batch before it."""
+    found = list(order.split(size))
+    if len(found) > 1 and len(found[-1]) == 1 < size:
+        found[-2:] = [torch.cat(found[-2:])]
+    return found
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Random numbers that depend on ``key`` alone; the caller's generators are left as they
+    were.
+    """
+    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
+        torch.manual_seed(int(digest(list(key))[:15], 16))
+        yield
 
 
 def check_labels(logits: Tensor, labels: Tensor, classes: bool = True) -> None:
@@ -253,21 +254,6 @@ def check_probabilities(labels: Tensor) -> None:
             f"numbers from {labels.min():.3g} to {labels.max():.3g}, sums from {sums.min():.3g} to "
             f"{sums.max():.3g}"
         )
-
-
-def known_labels(labels: Tensor) -> Tensor:
-    """How many labels are not ignored, on their device."""
-    return (labels != IGNORED).sum()
-
-
-def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``cross_entropy``; 0 where all labels are ignored, of which the mean over none would be
-    NaN.
-    """
-    if labels.is_floating_point():
-        return cross_entropy(logits, labels)
-    whole = nn.functional.cross_entropy(logits, labels, reduction="sum")
-    return whole / known_labels(labels).clamp(min=1)
 
 
 def check_finite(x: NetworkInput, numbers: Tensor) -> None:
@@ -355,9 +341,7 @@ def parameters_of_output(model: nn.Module, x: NetworkInput) -> set[str]:
             found = tree_leaves(call(model, x))
         except Exception:  # whatever a forward pass raises that was never needed to its end
             return {*parameters}
-        ends = [each.sum() for each in found if isinstance(each, Tensor) and each.requires_grad]
-        gradients = torch.autograd.grad(ends, [*parameters.values()], allow_unused=True)
-    return {name for name, g in zip(parameters, gradients, strict=True) if g is not None}
+        return depended_on([each for each in found if isinstance(each, Tensor)], parameters)
 
 
 def resting_modules(
@@ -387,12 +371,7 @@ def resting_modules(
                 "where it has not: make two modules of it"
             )
     ran = [model.get_submodule(name) for name in before]
-    return blocks + [module for module in ran if not is_trained(module)]
-
-
-def is_trained(module: nn.Module) -> bool:
-    """Whether any of its parameters is."""
-    return any(parameter.requires_grad for parameter in module.parameters())
+    return blocks + [m for m in ran if not any(p.requires_grad for p in m.parameters())]
 
 
 def layout_for(

@@ -10,10 +10,8 @@ after its last finished epoch and ends, on the same machine with the same number
 the very bits of an undisturbed one, and a damaged epoch is computed anew from the one before it.
 """
 
-import json
 import math
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -30,20 +27,30 @@ from kpnb._learner import (
     Learner,
     NetworkInput,
     Select,
-    batch_norms,
+    batches,
     check_classes,
     check_finite,
     check_labels,
-    known_labels,
+    seeded,
 )
 from kpnb._memory import fitting
-from kpnb._models import check_model, private_copy
+from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described, moved
-from kpnb.checkpoints import Artefacts, Checkpoints, copied, digest, with_prefix
+from kpnb._training_checks import (
+    check_arguments,
+    check_batch_of_one,
+    check_same_training,
+    check_samples_first,
+    check_shapes,
+    first_samples,
+    what_determines,
+)
+from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.features import capture, check_runs
-from kpnb.losses import TrainingObjective, labels_only
+from kpnb.learning import step_norms
+from kpnb.losses import TrainingObjective, known_labels, labels_only
 from kpnb.schedule import Schedule
 
 Folder = str | os.PathLike[str] | Artefacts | None
@@ -273,6 +280,29 @@ def compute(
             checkpoints.write(epoch, learner.tensors(), entry)
 
 
+def prepare(learner: Learner, samples: Samples) -> None:
+    """Take from the teacher what the loss needs, and raise ValueError for what would fail in the
+    middle of an epoch.
+    """
+    if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
+        raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
+    x, labels, targets = samples.first(learner.device)
+    learner.eval_mode()
+    with seeded(0), torch.no_grad():
+        outputs = learner.outputs(x)
+    if learner.objective.labels:
+        check_labels(outputs[""], labels)
+        if isinstance(samples.data, TensorData):
+            check_classes(samples.data.y, outputs[""].shape[1])
+    check_shapes(learner, outputs, targets)
+    check_batch_of_one(learner, samples.data)
+    learner.constants = learner.objective.constants(samples.targets)
+    with seeded(learner.schedule.seed, -2):  # no epoch, nor the -1 that networks are built with
+        learner.add_helpers(outputs, targets)
+        with torch.no_grad():
+            learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
+
+
 def run_epoch(
     learner: Learner,
     epoch: int,
@@ -293,7 +323,7 @@ def run_epoch(
     def attempt(rows: int) -> dict[str, Any]:
         # from the file, also when it was just written: that is what a resumed training starts from
         learner.restore(previous)
-        before = learner.parameters(zero=epoch == 0)
+        before = learner.parameters() if epoch else None
         entry = {"epoch": epoch, "lr": rate, "device": str(learner.device)}
         entry |= {"loss": math.nan, "accuracy": math.nan, "test_accuracy": math.nan}
         with seeded(learner.schedule.seed, epoch):
@@ -301,7 +331,7 @@ def run_epoch(
                 entry |= train_epoch(learner, samples, epoch, rate, rows, bar)
             for others in held_out:
                 entry |= evaluate(learner, others, rows)
-        norms = learner.moved_since(before)
+        norms = step_norms(dict(learner.model.named_parameters()), before)
         check_steps(learner, norms, epoch)
         return entry | {"norms": norms}
 
@@ -339,7 +369,8 @@ def train_epoch(
             means.add(loss=(widest(loss.detach()) * len(piece), len(piece)), **scores)
         unseen.append(batch)
         if number % batches_between_looks(learner.device) == 0 or number == len(order):
-            check_loss(learner, samples, unseen, rows, means["loss"], f"epoch {epoch} after {done}")
+            when = f"epoch {epoch} after {done}"
+            check_loss_is_finite(learner, samples, unseen, rows, means["loss"], when)
             seen = sum(map(len, unseen))
             bar.step(seen, **means.all())
             done, unseen = done + seen, []
@@ -358,7 +389,7 @@ def batches_between_looks(device: str) -> int:
     return 1 if torch.device(device).type == "cpu" else 16
 
 
-def check_loss(
+def check_loss_is_finite(
     learner: Learner, samples: Samples, unseen: Sequence[Tensor], rows: int, loss: float, when: str
 ) -> None:
     """Raise where the mean ``loss`` is not finite: ``ValueError`` that names the samples whose
@@ -401,14 +432,6 @@ def evaluate(learner: Learner, samples: Samples, rows: int) -> dict[str, float]:
     return {f"test_{name}": value for name, value in means.all().items()}
 
 
-def batches(order: Tensor, size: int) -> list[Tensor]:
-    """``order [N]`` in batches of ``size``; a single last sample joins the batch before it."""
-    found = list(order.split(size))
-    if len(found) > 1 and len(found[-1]) == 1 < size:
-        found[-2:] = [torch.cat(found[-2:])]
-    return found
-
-
 class Means:
     """Means of named values over samples that come in parts. Tensors stay on their device until a
     mean is asked for.
@@ -439,16 +462,6 @@ def with_gradients() -> Iterator[None]:
     read, which may be under ``no_grad``.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Random numbers that depend on ``key`` alone; the caller's generators are left as they
-    were.
-    """
-    with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
-        torch.manual_seed(int(digest(list(key))[:15], 16))
         yield
 
 
@@ -484,187 +497,3 @@ def teacher_targets(
             check_samples_first(found[layer], f"the teacher's {layer or 'output'!r}", len(index))
             some.append(found[layer].cpu())
     return [torch.cat(some) for some in parts]
-
-
-# ---------------------------------------------------------------------- what is checked beforehand
-
-
-def check_arguments(
-    model: nn.Module,
-    data: Data,
-    objective: TrainingObjective,
-    teacher: nn.Module | None,
-    test: Data | None,
-) -> None:
-    """Raise TypeError for data or networks of another kind, ValueError where something lacks."""
-    check_model(model)
-    if teacher is not None:
-        check_model(teacher, "the teacher")
-    for name, given in (("data", data), ("test", data if test is None else test)):
-        if not (hasattr(given, "batch") and hasattr(given, "__len__")):
-            raise TypeError(
-                f"{name} must be TensorData(x, y), or an object with __len__ and "
-                f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"
-            )
-    if len(data) == 0:
-        raise ValueError("no samples to train on: the data are empty")
-    if objective.loss and teacher is None:
-        raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
-
-
-def first_samples(data: Data, count: int, device: str) -> tuple[NetworkInput, Tensor]:
-    """Inputs and labels of the first ``count`` samples. TypeError for no tensors."""
-    x, labels = data.batch(torch.arange(min(count, len(data))), device)
-    parts = list(x.values()) if isinstance(x, Mapping) else [x]
-    for part in (*parts, labels):
-        if not isinstance(part, Tensor):
-            raise TypeError(
-                f"{type(data).__name__}.batch gives tensors, inputs and labels; got "
-                f"{type(part).__name__}: torch.as_tensor makes one"
-            )
-    return x, labels
-
-
-def check_samples_first(feature: Tensor, what: str, samples: int) -> None:
-    """Raise ValueError unless a ``feature`` has a part for each of the samples, in front."""
-    if not feature.dim() or len(feature) != samples:
-        raise ValueError(
-            f"{what} is {list(feature.shape)} for {samples} samples: to be compared sample by "
-            "sample, they have to be its first dimension; choose another layer"
-        )
-
-
-def what_determines(
-    data: Data,
-    schedule: Schedule,
-    objective: TrainingObjective,
-    teacher: nn.Module | None,
-    test: Data | None,
-) -> dict[str, Any]:
-    """What tells one training from another, but for the initial weights. Of training data only
-    their number, because noise may be added to them; of held-out samples the first ones, too.
-    """
-    found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
-    found["test"] = None if test is None or len(test) == 0 else first_of(test)
-    if objective.loss and teacher is not None:
-        state = teacher.state_dict().items()  # a quantised teacher's has more than numbers
-        weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
-        found["teacher"] = digest(safetensors.torch.save(copied(weights)))[:20]
-    return found
-
-
-def first_of(data: Data, count: int = 32) -> str:
-    """How many samples there are, and a digest of the first ones and their labels."""
-    x, labels = first_samples(data, count, "cpu")
-    tensors = {"x": x} if isinstance(x, Tensor) else {f"x.{name}": x[name] for name in x}
-    state = safetensors.torch.save(copied(tensors | {"labels": labels}))
-    return f"{len(data)} samples, {digest(state)[:20]}"
-
-
-def check_same_training(
-    checkpoints: Checkpoints, model: nn.Module, settings: Mapping[str, Any]
-) -> None:
-    """Raise ValueError when a folder has the checkpoints of another training: other settings or
-    other initial weights. Nothing is compared without settings.
-    """
-    artefacts = checkpoints.artefacts
-    if not settings or len(checkpoints.missing()) > checkpoints.epochs:
-        return
-    other = f"{artefacts.path} holds another training"
-    known = artefacts.info("training") or {}
-    settings = json.loads(json.dumps(settings))  # as they come back from a file
-    for name in {**known, **settings} if known else ():
-        if known.get(name) != settings.get(name):
-            raise ValueError(
-                f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}: choose "
-                "another folder"
-            )
-    first = artefacts.read("epoch-000")
-    if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
-        raise ValueError(f"{other}, which started from other weights: choose another folder")
-
-
-def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    """Whether two state dicts are equal, but for what machines round differently."""
-    if one.keys() != two.keys():
-        return False
-    pairs = [(value, two[name].cpu()) for name, value in one.items()]
-    return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
-
-
-def prepare(learner: Learner, samples: Samples) -> None:
-    """Take from the teacher what the loss needs, and raise ValueError for what would fail in the
-    middle of an epoch.
-    """
-    if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
-        raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
-    x, labels, targets = samples.first(learner.device)
-    learner.eval_mode()
-    with seeded(0), torch.no_grad():
-        outputs = learner.outputs(x)
-    if learner.objective.labels:
-        check_labels(outputs[""], labels)
-        if isinstance(samples.data, TensorData):
-            check_classes(samples.data.y, outputs[""].shape[1])
-    check_shapes(learner, outputs, targets)
-    check_batch_of_one(learner, samples.data)
-    learner.constants = learner.objective.constants(samples.targets)
-    with seeded(learner.schedule.seed, -2):  # no epoch, nor the -1 that networks are built with
-        learner.add_helpers(outputs, targets)
-        with torch.no_grad():
-            learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
-
-
-def check_shapes(
-    learner: Learner, outputs: Mapping[str, Tensor], targets: Sequence[Tensor]
-) -> None:
-    """Raise ValueError for layers of different shapes, unless the loss takes them."""
-    objective = learner.objective
-    if objective.loss is None:
-        return
-    for ours, theirs, target in zip(objective.layers, objective.theirs, targets, strict=True):
-        check_samples_first(outputs[ours], f"the student's {ours or 'output'!r}", len(target))
-        one = list(outputs[ours].shape[1:])
-        other = list(target.shape[1:])
-        if one != other and objective.definition.same_shape:
-            raise ValueError(
-                f"of a sample the student's {ours or 'output'!r} is {one}, the teacher's "
-                f"{theirs or 'output'!r} {other}: choose layers of one shape"
-            )
-
-
-def check_batch_of_one(learner: Learner, data: Data) -> None:
-    """Raise ValueError where a normalisation would get a single value for each mean, or a loss that
-    compares samples a single one.
-    """
-    size = learner.schedule.batch_size
-    smallest = min(len(batch) for batch in batches(torch.arange(len(data)), size))
-    if smallest > 1 or not learner.trained:
-        return
-    loss = learner.objective.definition
-    if loss is not None and not loss.per_sample:
-        raise ValueError(
-            f"the loss {learner.objective.loss} compares the samples of a batch, but one has a "
-            f"single sample ({len(data)} samples, batch_size={size}): choose a larger batch_size"
-        )
-    # of groups and instances too: PyTorch refuses those with one value each
-    groups = (nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
-    grouped = any(isinstance(module, groups) for module in learner.model.modules())
-    if not grouped and not batch_norms(learner.model, learner.resting):
-        return
-    before = copied(learner.tensors())
-    learner.train_mode(rate=0.0)
-    try:
-        with seeded(0), torch.no_grad():
-            learner.outputs(data.batch(torch.arange(1), learner.device)[0])
-    except ValueError as error:
-        if not re.search("more than 1 (value per channel|spatial element)", str(error)):
-            raise
-        kind = "a normalisation of groups or instances" if grouped else "batch normalisation"
-        raise ValueError(
-            f"{kind} cannot learn from a batch of one sample ({len(data)} samples, "
-            f"batch_size={size}): choose a larger batch_size"
-            f"{', or groups of more than one value' if grouped else ''}"
-        ) from error
-    finally:
-        learner.restore(before)

@@ -532,13 +532,14 @@ def parameters_below(
     with explaining(model, device_of(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
-        feature = capture(model, x, [layer], select=select)[layer]
-        if not feature.requires_grad:
-            return set()
-        gradients = torch.autograd.grad(feature.sum(), [*parameters.values()], allow_unused=True)
-    return {
-        name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None
-    }
+        return depended_on([capture(model, x, [layer], select=select)[layer]], parameters)
+
+
+def depended_on(ends: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
+    """Names of the ``parameters`` that any of the tensors ``ends`` depends on."""
+    sums = [end.sum() for end in ends if end.requires_grad]
+    gradients = torch.autograd.grad(sums, [*parameters.values()], allow_unused=True)
+    return {name for name, found in zip(parameters, gradients, strict=True) if found is not None}
 
 
 def runs(

@@ -22,14 +22,25 @@ from kpnb._messages import one_of, positive, unknown
 
 SCALES = ("energy", "sum", "mean")
 
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the labels, in nats, mean over the batch.
+    """Cross-entropy of the labels, in nats, mean over those that are not ``IGNORED``.
 
     logits ``[B, K]``, labels ``[B]``; or ``[B, K, n]`` and ``[B, n]`` for n labels a sample, such
-    as both ends of an answer.
+    as both ends of an answer; or labels of the logits' shape, probabilities of the K classes. 0
+    where all labels are ignored, of which the mean over none would be NaN.
     """
-    return F.cross_entropy(logits, labels)
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, reduction="sum")
+    return total / known_labels(labels).clamp(min=1)
+
+
+def known_labels(labels: Tensor) -> Tensor:
+    """How many labels are not ignored, on their device."""
+    return (labels != IGNORED).sum()
 
 
 def feature(student: Tensor, teacher: Tensor, scale: str = "energy", energy: float = 1.0) -> Tensor:

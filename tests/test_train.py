@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
-from kpnb._learner import mean_cross_entropy
 from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
     LOSSES,
     Loss,
     TrainingObjective,
+    cross_entropy,
     feature,
     feature_at,
     labels_only,
@@ -571,7 +571,7 @@ def test_cross_entropy_is_the_mean_over_known_labels(shape):
     for hidden in (0, 2, shape[0]):
         labels[:hidden] = -100
         ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
-        value = mean_cross_entropy(ours, labels)
+        value = cross_entropy(ours, labels)
         value.backward()
         if hidden == shape[0]:
             assert value == 0
