@@ -2,6 +2,7 @@
 
     python -m benchmarks gpu FOLDER                     # at most 8 minutes
     python -m benchmarks gpu FOLDER --minutes 4 --price 2.5     # an hour of the card costs 2.5
+    python -m benchmarks gpu FOLDER --revision 1a2b3c4          # of a copy that git does not know
 
 It needs torchvision beside what kpnb needs, no network and no data: weights and images are random.
 It writes FOLDER/gpu-CARD.json and FOLDER/gpu-CARD.md, anew after each figure, so that what was
@@ -13,8 +14,8 @@ correctness   the energies on the card against the CPU in float64; what float32,
 speed         maps a second (a map is the entropy of one image at one layer) beside a bare loop of
               the same autograd calls, the time of a matrix product with as many operations, and the
               learner with the settings of the 2020 release in both its ways to stop
-row           VGG-16 at full width on CUB-200-2011, as in the paper's Table 5: some epochs and some
-              maps are timed, all of them are extrapolated; and an epoch beside a plain loop
+row           VGG-16 at full width on as many images as CUB-200-2011 has, as in the paper's Table 5:
+              an epoch and some maps are timed, all of them are extrapolated; and a plain loop
 
 Each part has a share of the minutes, and what others have left of theirs. A case that would take
 longer than is left, or that fails, is left out, and the report says so.
@@ -24,6 +25,8 @@ import argparse
 import copy
 import json
 import logging
+import math
+import os
 import platform
 import re
 import statistics
@@ -50,11 +53,13 @@ from kpnb.features import capture, explaining
 from kpnb.schedule import Schedule
 
 CLOSED, EXACT = kpnb.ClosedForm(), kpnb.ClosedForm(rank=None)
-SHARES = {"correctness": 0.25, "speed": 0.5, "row": 0.25}  # of the minutes
+SHARES = {"correctness": 0.2, "speed": 0.45, "row": 0.35}  # of the minutes
 # Steps of the learner with 96 samples: 5,760 passes, and about 3,400 (benchmarks/solvers.py).
 STEPS = {"as released": 60, "stopped when aligned": 36}
 SAMPLES = kpnb.Stochastic().samples
 IMAGES, EPOCHS, CLASSES = 5994, 150, 200  # training images and classes of CUB-200-2011
+DIFFERENT = 256  # of these images; the others repeat them
+BATCHES = 2  # in a call whose speed is measured, which draws its noise once
 
 
 @dataclass
@@ -86,10 +91,8 @@ class Part:
         try:
             yield
         except Exception as error:
-            lack = isinstance(error, MemoryError)
-            lack = lack or (isinstance(error, RuntimeError) and out_of_memory(error))
-            why = "does not fit into memory" if lack else f"{type(error).__name__}: {error}"
-            self.leave(f"{name}: {why}")
+            why = "does not fit into memory"
+            self.leave(f"{name}: {why if lacks(error) else f'{type(error).__name__}: {error}'}")
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
@@ -102,6 +105,13 @@ class Part:
     def found(self) -> dict[str, Any]:
         """For JSON."""
         return {"seconds": self.seconds, "rows": self.rows, "left_out": self.left_out}
+
+
+def lacks(error: Exception) -> bool:
+    """Whether memory ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and out_of_memory(error)
+    )
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,7 @@ def full() -> Sizes:
         ),
         "vit_b_16": Network(lambda: models.vit_b_16(**classified), blocks),
     }
-    return Sizes(networks, (8, 32, 128, 512), 64, 8192, 3, 1024, 64)
+    return Sizes(networks, (8, 32, 128, 512), 64, 8192, 3, IMAGES, 64)
 
 
 def miniature() -> Sizes:
@@ -247,7 +257,8 @@ def peak(run: Callable[[], object], device: torch.device) -> float | None:
 
 def correctness(part: Part, device: torch.device, sizes: Sizes) -> None:
     """Everything that a card could do differently."""
-    steps = {"precision": precisions, "out of memory": halving, "memory": memory}
+    # memory before it runs out: a library remembers what it chose when there was little
+    steps = {"precision": precisions, "memory": memory, "out of memory": halving}
     with tf32(False):
         for name, step in part.each(steps.items()):
             with part.trying(name):
@@ -268,13 +279,13 @@ def precisions(part: Part, device: torch.device, _sizes: Sizes) -> None:
     solvers = {"exact": EXACT, "sketched": CLOSED}
     cases = [((name, kind), (solvers[name], kinds[kind])) for name in solvers for kind in kinds]
     for (name, kind), (solver, (dtype, fast, how)) in cases:
-        moved = made(network, device).to(dtype)
-        with tf32(fast):
+        with part.trying(f"{name} energies, {kind}"), tf32(fast):
+            moved = made(network, device).to(dtype)
             found = entropies(moved, x.to(device, dtype), network.layers, 32, solver=solver, **how)
-        for layer, wanted in exact.items():
-            gap = (found[layer].entropy.cpu().double() - wanted.entropy).abs()
-            row = {"what": f"{name} energies", "precision": kind, "layer": layer}
-            part.add(**row, mean_error=gap.nanmean().item(), max_error=_largest(gap))
+            for layer, wanted in exact.items():
+                gap = (found[layer].entropy.cpu().double() - wanted.entropy).abs()
+                row = {"what": f"{name} energies", "precision": kind, "layer": layer}
+                part.add(**row, mean_error=gap.nanmean().item(), max_error=_largest(gap))
 
 
 def _largest(values: Tensor) -> float:
@@ -476,22 +487,28 @@ def one_batch(
     rate: float,
     device: torch.device,
     repeats: int,
-) -> dict[str, float]:
-    """Maps a second; and the time of the bare loop and of a matrix product with as many operations,
-    as shares of the time that the maps took.
+) -> dict[str, float | None]:
+    """Maps a second, of a call on some batches like ``x``; and the time of the bare loop and of a
+    matrix product with as many operations, as shares of the time that the maps took. The bare loop,
+    which does not go on with half of a batch, may find no room; it is None then.
     """
-    bare = seconds(lambda: bare_loop(model, x, layers), device, repeats)
+    several = torch.cat([x] * BATCHES)
     with counted() as said:
-        whole = seconds(lambda: entropies(model, x, layers, len(x)), device, repeats)
+        whole = seconds(lambda: entropies(model, several, layers, len(x)), device, repeats)
+    whole /= BATCHES
+    try:
+        bare = seconds(lambda: bare_loop(model, x, layers), device, repeats)
+    except RuntimeError as error:
+        if not lacks(error):
+            raise
+        bare = None
     with FlopCounterMode(display=False) as counter:
-        bare_loop(model, x, layers)
-    least = counter.get_total_flops() / rate
+        bare_loop(model, x[:1], layers)
     return {
         "maps_a_second": len(x) * len(layers) / whole,
-        "of bare loop": bare / whole,
-        "of matrix product": least / whole,
-        # by each run; what the bare loop had room for may be too much with its sketch
-        "halved": said.times // (repeats + 1),
+        "of bare loop": None if bare is None else bare / whole,
+        "of matrix product": len(x) * counter.get_total_flops() / rate / whole,
+        "halved": said.times // (repeats + 1),  # by each run
     }
 
 
@@ -507,24 +524,28 @@ def row(part: Part, device: torch.device, sizes: Sizes, price: float | None) -> 
     """
     name, network = next(iter(sizes.networks.items()))
     model, layers = made(network, device), network.layers
-    timed = {"baseline": None, "student": layers[-1]}
-    epochs = {}
-    for role, layer in part.each(timed.items()):
-        fixed, each = epoch_seconds(model, layer, network.pixels, device, sizes)
-        epochs[role] = fixed + each * IMAGES
-        found = {"seconds": epochs[role], "of them for its checkpoint": fixed}
-        part.add(what=f"an epoch of a {role}", network=name, **found)
-    for title, _ in part.each([("a plain loop", None)]):
-        plain = IMAGES * plain_seconds(model, network.pixels, device, sizes)
-        part.add(what=title, network=name, seconds=plain, ratio=plain / epochs["baseline"])
-    maps = {}
+    maps, epochs, keeping = {}, {}, math.nan
+    rows = sizes.batches[min(1, len(sizes.batches) - 1)]
+    x = images(BATCHES * rows, network.pixels, device)
     for title, asked in part.each([("all", layers), *((layer, (layer,)) for layer in layers)]):
-        x = images(sizes.batches[0], network.pixels, device)
-        run = lambda x=x, asked=asked: entropies(model, x, asked, len(x))  # noqa: E731
-        with tf32(True):
+        with part.trying(f"an image's maps, {title}"), tf32(True):
+            run = lambda asked=asked: entropies(model, x, asked, rows)  # noqa: E731
             maps[title] = seconds(run, device, sizes.repeats) / len(x)
-        part.add(what="an image's maps", network=name, layer=title, seconds=maps[title])
-    if part.left_out:
+            part.add(what="an image's maps", network=name, layer=title, seconds=maps[title])
+    data = Repeated(labelled(min(DIFFERENT, sizes.epoch), network.pixels), sizes.epoch)
+    timed = {"baseline": None, "student": layers[-1]}
+    for role, layer in part.each(timed.items()):
+        with part.trying(f"an epoch of a {role}"):
+            took, rest = epoch_seconds(model, layer, data, device, sizes)
+            training = took * IMAGES / sizes.epoch
+            if role == "baseline":  # the rest of a student is also its teacher's answers
+                keeping = rest
+            epochs[role] = training + keeping
+            found = {"seconds": training, "and for its checkpoint": keeping}
+            part.add(what=f"an epoch of a {role}", network=name, **found)
+            if role == "baseline":
+                plain_loop(part, name, model, data, training, device, sizes)
+    if len(maps) < 1 + len(layers) or len(epochs) < len(timed):
         return
     training = EPOCHS * (len(layers) * epochs["student"] + epochs["baseline"]) / 3600
     measuring = (EPOCHS + 1) * IMAGES * sum(maps.values()) / 3600
@@ -534,80 +555,94 @@ def row(part: Part, device: torch.device, sizes: Sizes, price: float | None) -> 
         part.add(what=f"the row, {what}", network=name, hours=hour, **cost)
 
 
-def epoch_seconds(
-    model: nn.Module, layer: str | None, pixels: int, device: torch.device, sizes: Sizes
-) -> tuple[float, float]:
-    """Seconds of an epoch by ``kpnb.distill`` that do not depend on the number of images, which
-    writing the checkpoint takes, and those of each image.
-
-    Two sizes are timed, and of each training the second epoch and third, as the first one warms up.
-    """
-    large, small = (
-        _epoch(model, layer, count, pixels, device, sizes)
-        for count in (sizes.epoch, sizes.epoch // 2)
-    )
-    each = max(large - small, 0.0) / (sizes.epoch - sizes.epoch // 2)
-    return max(large - each * sizes.epoch, 0.0), each
-
-
 def labelled(count: int, pixels: int) -> distill.TensorData:
     """Random images with labels, on the CPU."""
     return distill.TensorData(images(count, pixels, torch.device("cpu")), torch.arange(count) % 10)
 
 
-def _epoch(
+@dataclass(frozen=True)
+class Repeated:
+    """So many samples, of which only ``few`` are different."""
+
+    few: distill.TensorData
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
+        return self.few.batch(index % len(self.few), device)
+
+
+def epoch_seconds(
+    model: nn.Module, layer: str | None, data: Repeated, device: torch.device, sizes: Sizes
+) -> tuple[float, float]:
+    """Seconds of an epoch by ``kpnb.distill``, of the second, as the first warms up; and what is
+    left of the whole time for each of the three checkpoints.
+    """
+    how = Schedule(epochs=2, batch_size=sizes.batch_size, lr=1e-4)
+    start = time.perf_counter()
+    if layer is None:
+        learned = distill.baseline(model, data, how, device=str(device))
+    else:
+        learned = distill.student(model, model, layer, data, how, device=str(device))
+    whole = time.perf_counter() - start
+    took = [entry["seconds"] for entry in learned.log]
+    return took[-1], max(whole - sum(took), 0.0) / len(took)
+
+
+def plain_loop(
+    part: Part,
+    name: str,
     model: nn.Module,
-    layer: str | None,
-    count: int,
-    pixels: int,
+    data: Repeated,
+    training: float,
     device: torch.device,
     sizes: Sizes,
-) -> float:
-    """Seconds of an epoch of ``count`` images."""
-    data = labelled(count, pixels)
-
-    def train(epochs: int) -> float:
-        how = Schedule(epochs=epochs, batch_size=sizes.batch_size, lr=1e-4)
-        start = time.perf_counter()
-        if layer is None:
-            distill.baseline(model, data, how, device=str(device))
-        else:
-            distill.student(model, model, layer, data, how, device=str(device))
-        wait(device)
-        return time.perf_counter() - start
-
-    one = train(1)
-    return max(train(3) - one, 0.0) / 2
+) -> None:
+    """The loop of whoever writes it anew, beside an epoch of the baseline's ``training``."""
+    with part.trying("a plain loop"):
+        plain = IMAGES / sizes.epoch * plain_seconds(model, data, device, sizes)
+        part.add(what="a plain loop", network=name, seconds=plain, ratio=plain / training)
 
 
-def plain_seconds(model: nn.Module, pixels: int, device: torch.device, sizes: Sizes) -> float:
-    """Seconds an image of the loop that whoever trains a baseline writes, with the same batches and
-    optimiser, and nothing kept.
+def plain_seconds(model: nn.Module, data: Repeated, device: torch.device, sizes: Sizes) -> float:
+    """Seconds of an epoch of the loop that whoever trains a baseline writes, with the same batches
+    and optimiser, and nothing kept.
     """
-    data, how = labelled(sizes.epoch, pixels), Schedule(lr=1e-4)
+    how = Schedule(lr=1e-4)
     model = copy.deepcopy(model).train()
     optimiser = torch.optim.SGD(
         model.parameters(), how.lr, momentum=how.momentum, weight_decay=how.weight_decay
     )
 
     def epoch() -> None:
-        for index in torch.randperm(sizes.epoch).split(sizes.batch_size):
+        for index in torch.randperm(len(data)).split(sizes.batch_size):
             x, y = data.batch(index, str(device))
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
 
-    return seconds(epoch, device, 2) / sizes.epoch
+    return seconds(epoch, device, 1)
 
 
 # ------------------------------------------------------------------------------------------- report
 
 
+def revision() -> str:
+    """What git says of this folder; "unknown" where there is no git, or a copy that it does not
+    know.
+    """
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        found = ""
+    return found or "unknown"
+
+
 def machine(device: torch.device) -> dict[str, Any]:
-    """Card, versions and revision that the figures belong to."""
-    folder = Path(__file__).parent
-    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
-    found = subprocess.run(asked, capture_output=True, text=True)
+    """Card and versions that the figures belong to."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "none, on the CPU"
     return {
         "card": card,
@@ -616,7 +651,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "python": platform.python_version(),
         "kpnb": kpnb.__version__,
-        "revision": found.stdout.strip() or "unknown",
         "measured": f"{datetime.now(UTC):%Y-%m-%d}",
     }
 
@@ -685,8 +719,10 @@ def write(folder: Path, kept: dict[str, Any], parts: dict[str, Part]) -> str:
     text = report(kept["machine"], parts, kept["note"])
     found = kept | {"parts": {name: part.found() for name, part in parts.items()}}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"gpu-{card}.json").write_text(json.dumps(found, indent=1) + "\n", "utf8")
-    (folder / f"gpu-{card}.md").write_text(text, "utf8")
+    for kind, content in (("json", json.dumps(found, indent=1) + "\n"), ("md", text)):
+        begun = folder / f"gpu-{card}.{kind}.tmp"
+        begun.write_text(content, "utf8")
+        os.replace(begun, begun.with_suffix(""))  # whoever stops this keeps what there was
     return text
 
 
@@ -699,6 +735,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the two files")
     parser.add_argument("--minutes", type=float, default=7, help="for all parts; then a part ends")
     parser.add_argument("--price", type=float, help="of an hour of the card")
+    parser.add_argument("--revision", help="of this code; without it git is asked")
     given = parser.parse_args(arguments)
     there = torch.cuda.is_available()
     device = torch.device("cuda" if there else "cpu")
@@ -706,7 +743,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "There is no CUDA card here: a miniature on the CPU, whose times mean nothing."
     )  # fmt: skip
     print(note)
-    kept = {"note": note, "machine": machine(device)}
+    code = {"revision": given.revision or revision()}
+    kept = {"note": note, "machine": machine(device) | code}
     kept |= {"minutes": given.minutes, "price": given.price}
     sizes = full() if there else miniature()
     parts = measure(

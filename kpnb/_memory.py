@@ -9,14 +9,18 @@ import torch
 log = logging.getLogger(__name__)
 
 
-# How those say it that have no class of their own: the CPU's allocator, the driver, and libraries
-# that take memory past PyTorch's allocator.
+# How those say it that have no class of their own: the CPU's allocator, the driver, libraries that
+# take memory past PyTorch's allocator, and convolutions none of whose ways fits.
 SAID = (
     "DefaultCPUAllocator",
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kpnb._messages import plain_numbers, whole
-from kpnb.perturb import Perturbation, generator
+from kpnb.perturb import Perturbation
 from kpnb.sketch import directions_to_take, largest, probes_beyond, rescaled, shrunk
 from kpnb.units import Units
 
@@ -261,17 +261,14 @@ def unit_energies(
     wide = {n: j.flat for n, j in found.items() if not solver.spans(j.flat.shape[1])}
     changes = feature_changes(perturbation, wide, solver.noise)
     return {
-        name: _energies(found[name], changes.get(name), solver, perturbation.seed)
-        for name in layers
+        name: _energies(found[name], changes.get(name), solver, perturbation) for name in layers
     }
 
 
 def _energies(
-    jacobian: Jacobian, changes: Tensor | None, solver: ClosedForm, seed: int
+    jacobian: Jacobian, changes: Tensor | None, solver: ClosedForm, perturbation: Perturbation
 ) -> UnitEnergy:
     if solver.rank is None or changes is None:
         return exact_energies(jacobian, changes)
-    # the same probes for every sample, network, epoch and device: a comparison must not mix draws
-    how = {"generator": generator(seed + 1), "dtype": changes.dtype, "device": "cpu"}
-    gaussian = torch.randn(changes.shape[-1], solver.probes, **how)
-    return sketched_energies(jacobian, changes, solver, gaussian.to(changes.device))
+    gaussian = perturbation.probes(changes.shape[-1], solver.probes, changes.dtype)
+    return sketched_energies(jacobian, changes, solver, gaussian)

@@ -81,6 +81,16 @@ class Perturbation:
             self.drawn[key] = self._draw(count, stream).to(x.device)
         return self.drawn[key]
 
+    def probes(self, width: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Standard normal ``[width, count]`` for features of that width: the same for every sample,
+        network, epoch and device, so that no comparison mixes two draws.
+        """
+        key = ("probes", self.seed, width, count, dtype, self.x.device)
+        if key not in self.drawn:
+            how = {"generator": generator(self.seed + 1), "dtype": dtype, "device": "cpu"}
+            self.drawn[key] = torch.randn(width, count, **how).to(self.x.device)
+        return self.drawn[key]
+
     def _draw(self, count: int, stream: int) -> Tensor:
         x = self.x
         how = {"generator": generator(self.seed + stream), "dtype": x.dtype, "device": "cpu"}

@@ -6,12 +6,19 @@ energy, and random probes estimate what is left. Literature:
 - Halko, Martinsson and Tropp: Finding structure with randomness. SIAM Review 53, 2011
 - Meyer, Musco, Musco and Woodruff: Hutch++: optimal stochastic trace estimation. SOSA 2021
 - James and Stein: Estimation with quadratic loss. Berkeley Symposium, 1961
+- Giraud, Langou, Rozloznik and van den Eshof: Rounding error analysis of the classical Gram-Schmidt
+  orthogonalization process. Numerische Mathematik 101, 2005
 """
 
 import torch
 from torch import Tensor
 
 from kpnb._precision import widest
+
+SPANNED = 1e-3
+"""What is left of a column beside those before it, as a share of its length, that may be rounding:
+the column is no direction of its own.
+"""
 
 
 def largest(values: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -72,9 +79,34 @@ def probes_beyond(leading: Tensor, changes: Tensor, gaussian: Tensor) -> tuple[T
     probes = gaussian.shape[-1]
     random = moved[..., None] * gaussian
     # one factorisation does both: columns are made orthogonal to all before them
-    directions = torch.linalg.qr(torch.cat([leading, random], -1)).Q
+    directions = orthonormal(torch.cat([leading, random], -1))
     rest = (moved.sum(-1) - rank).clamp_min(0)
     return directions, (rest / rest.clamp(1, probes)).to(directions.dtype)
+
+
+def orthonormal(columns: Tensor) -> Tensor:
+    """The ``columns [B, d, k]``, each made orthogonal to those before it, with length 1."""
+    # on a card QR would go from sample to sample
+    return gram_schmidt(columns) if columns.is_cuda else torch.linalg.qr(columns).Q
+
+
+def gram_schmidt(columns: Tensor) -> Tensor:
+    """``orthonormal`` for all samples at once; a column that lies in the span of those before it
+    becomes 0.
+
+    Every column goes through it twice, which is enough (Giraud et al.): what rounding, of TF32 too,
+    has left of the columns before it in the first turn is taken out in the second.
+    """
+    rows = columns.mT.contiguous()  # [B, k, d]
+    found = torch.zeros_like(rows)
+    for k, row in enumerate(rows.unbind(1)):
+        left, before = row[..., None], found[:, :k]
+        for _ in range(2):
+            left = left - before.mT @ (before @ left)
+        left = left[..., 0]
+        size, whole = (each.norm(dim=1, keepdim=True) for each in (left, row))
+        found[:, k] = left / size.where(size > SPANNED * whole, torch.inf)
+    return found.mT
 
 
 def rescaled(probed: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:

@@ -423,7 +423,6 @@ def test_everything_is_created_on_the_inputs_device(monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", gradient)
     monkeypatch.setattr(kpnb.perturb, "generator", lambda _seed: None)
-    monkeypatch.setattr(kpnb.energy, "generator", lambda _seed: None)
     with FakeTensorMode(allow_non_fake_inputs=False):
         with torch.device("cuda"):
             model, x = small_net().eval(), torch.empty(4, 3, 12, 12)

@@ -338,13 +338,15 @@ def halvings(caplog) -> list[int]:
     ]
 
 
-WORDS = [  # of the driver, and of a library of CUDA
+WORDS = [  # of the driver, of a library of CUDA, and of convolutions
     "CUDA error: out of memory",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "GET was unable to find an engine to execute this computation",
 ]
+CARDS = ["CUDA", "CPU", "driver", "cuBLAS", "cuDNN"]
 
 
-@pytest.mark.parametrize("cuda", [True, False, *WORDS], ids=["CUDA", "CPU", "driver", "cuBLAS"])
+@pytest.mark.parametrize("cuda", [True, False, *WORDS], ids=CARDS)
 def test_entropy_halves_a_batch_that_does_not_fit(cuda: bool, caplog):
     model, x = small_net().double(), images(11)
     whole = entropy(model, x, ["5", "8"], units=ImageGrid(4))

@@ -5,7 +5,14 @@ import torch
 
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
-from kpnb.sketch import directions_to_take, probes_beyond, rescaled, shrunk, top_directions
+from kpnb.sketch import (
+    directions_to_take,
+    gram_schmidt,
+    probes_beyond,
+    rescaled,
+    shrunk,
+    top_directions,
+)
 from kpnb.units import ImageGrid
 from tests.models import Linear, images, small_net
 
@@ -42,6 +49,29 @@ def test_probes_are_orthonormal_and_keep_out_of_what_never_moves():
     assert torch.allclose(same, eye[:5, :5].expand(3, 5, 5), atol=1e-9)
     assert directions[1, :4].abs().max() < 1e-12
     assert times.tolist() == pytest.approx([(30 - 5) / 4, (26 - 5) / 4, (30 - 5) / 4])
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_gram_schmidt_finds_the_directions_of_qr(dtype, exact):
+    """Nearly parallel columns among them, which one turn alone would not make orthogonal."""
+    columns = torch.randn(3, 40, 9, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    columns[..., 4] = columns[..., 1] + 0.01 * columns[..., 4]
+    found, wanted = gram_schmidt(columns), torch.linalg.qr(columns).Q
+    assert (found.mT @ found - torch.eye(9, dtype=dtype)).abs().max() < exact
+    same = (found * wanted).sum(1)  # of either sign
+    assert (same.abs() - 1).abs().max() < exact
+
+
+def test_what_has_no_direction_of_its_own_becomes_nothing():
+    """A column of zeros, a repeated one, and more columns than dimensions; the others stay."""
+    columns = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(0))
+    columns[:, 3:, :5] = 0
+    columns[..., 1] = 0
+    columns[..., 2] = 3 * columns[..., 0]
+    found = gram_schmidt(columns)
+    assert found.norm(dim=1).round(decimals=5).tolist() == [[1, 0, 0, 1, 1, 1, 1, 1, 0]] * 2
+    projected = found @ found.mT  # all dimensions are there once
+    assert torch.allclose(projected, torch.eye(6).expand(2, 6, 6), atol=1e-5)
 
 
 def test_rescaled_energy_and_its_variance_over_all_choices_of_probes():
