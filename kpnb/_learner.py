@@ -13,17 +13,17 @@ from kpnb._messages import named_samples
 from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._tensors import described
+from kpnb._untouched import explaining
 from kpnb.checkpoints import HELPER, digest, with_prefix
 from kpnb.features import (
     Key,
     call,
     capture,
     check_runs,
+    count_runs,
     depended_on,
     device_of,
-    explaining,
     parameters_below,
-    runs,
 )
 from kpnb.losses import IGNORED, TrainingObjective, cross_entropy
 from kpnb.schedule import Schedule, optimiser_for
@@ -46,7 +46,7 @@ class Learner:
     trained    the network's parameters that move, by name
     helpers    what the loss trains besides, for each of its layers, see ``losses.Loss``
     resting    modules in which nothing is trained; they stay in evaluation mode
-    select     which part of a layer's output is looked at, see ``features.picked``
+    select     which part of a layer's output is looked at, see ``_outputs.picked``
     rows       samples that go through the network at a time
     whole      why a batch must not be split, for a message; empty when it may be
     """
@@ -361,7 +361,7 @@ def resting_modules(
     if objective.frozen_up_to is None:
         return blocks
     frozen = objective.frozen_up_to
-    before, total = (runs(model, x, layer, select) for layer in (frozen, ""))
+    before, total = (count_runs(model, x, layer, select) for layer in (frozen, ""))
     for name in before:
         module = model.get_submodule(name)
         is_dropout = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0

@@ -15,8 +15,9 @@ from kpnb._messages import named_samples, one_of, positive, required, unknown, w
 from kpnb._models import check_model
 from kpnb._precision import widest
 from kpnb._progress import Progress
+from kpnb._untouched import explaining
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
-from kpnb.features import Forward, Key, Network, call, explaining, for_layer, layer_names
+from kpnb.features import Forward, Key, Network, call, for_layer, layer_names
 from kpnb.inputs import Roles, read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation

@@ -5,14 +5,12 @@ Hooks exist only while a forward pass runs, and the pass is cut off at the last 
 Compiled models run uncompiled meanwhile, because compiled code does not see hooks.
 """
 
-import copy
-import dataclasses
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +19,11 @@ from torch.utils.data import DataLoader
 
 from kpnb._messages import unknown
 from kpnb._models import check_module
+from kpnb._outputs import Key, picked
 from kpnb._tensors import described, taken_to
+from kpnb._untouched import explaining, uncompiled
 
 Forward = Callable[[nn.Module, Any], Any]
-Key = int | str | tuple[int | str, ...]
-"""Where in a layer's output the feature is: a name, a position, or several from outside in."""
 
 
 def call(model: nn.Module, x: Any) -> Any:
@@ -133,108 +131,6 @@ def unnamed_run(model: nn.Module, name: str, runs: int) -> str:
     )
 
 
-# --------------------------------------------------------------------------------- inside an output
-
-
-def _entries(output: Any) -> dict[int | str, Any]:
-    """The parts of a tuple, list, mapping (model outputs are mappings) or dataclass."""
-    if isinstance(output, Mapping):
-        return dict(output)
-    if dataclasses.is_dataclass(output):
-        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    return dict(enumerate(output)) if isinstance(output, tuple | list) else {}
-
-
-def _contents(output: Any) -> str:
-    """What a layer's output holds, for messages."""
-    parts = [
-        f"{key!r}: {list(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-        for key, value in _entries(output).items()
-    ]
-    return f"{type(output).__name__} of {', '.join(parts)}" if parts else type(output).__name__
-
-
-def key_of(output: Any, name: str, select: Key | None) -> tuple[int | str, ...]:
-    """Where the feature is in a layer's ``output``: see ``picked``."""
-    if select is not None:
-        return _path(output, select if isinstance(select, tuple) else (select,))
-    if isinstance(output, Tensor):
-        return ()
-    entries = _entries(output)
-    if isinstance(output, tuple | list) and isinstance(entries.get(0), Tensor):
-        return (0,)
-    tensors = [key for key, value in entries.items() if isinstance(value, Tensor)]
-    if len(tensors) != 1:
-        remedy = "choose with select=" if tensors else "choose a layer inside it, or use select="
-        raise TypeError(f"layer {name!r} returns {_contents(output)}: {remedy}")
-    return (tensors[0],)
-
-
-def _path(output: Any, keys: Iterable[int | str]) -> tuple[int | str, ...]:
-    """``keys`` with the places of a named tuple's names, and of positions from the end."""
-    path: list[int | str] = []
-    for key in keys:
-        names = getattr(output, "_fields", ())
-        ordered = isinstance(output, tuple | list)
-        if key in names:
-            key = names.index(key)
-        elif ordered and isinstance(key, int) and -len(output) <= key < 0:
-            key += len(output)
-        path.append(key)
-        output = _entries(output).get(key)
-    return tuple(path)
-
-
-def picked(output: Any, name: str, select: Key | None = None) -> Tensor:
-    """The feature in the ``output`` of the layer ``name``.
-
-    The output itself when it is a tensor; of a tuple or list the first, as recurrent and attention
-    layers return it; of a mapping (such as a model output) or dataclass the one tensor in it.
-    ``select`` says otherwise: ``"pooler_output"``, a named tuple's name, -1 for the last, or
-    ``(1, 0)`` for the hidden state of an LSTM. Raises ``TypeError`` that lists what is there.
-    """
-    found = output
-    for key in key_of(output, name, select):
-        entries = _entries(found)
-        if key not in entries:
-            raise TypeError(f"layer {name!r} returns {_contents(found)}, which has no {key!r}")
-        found = entries[key]
-    if not isinstance(found, Tensor):
-        raise TypeError(f"layer {name!r} returns {_contents(found)}, not a tensor, at {select!r}")
-    _check_numbers(found, name)
-    return found
-
-
-def _check_numbers(feature: Tensor, name: str) -> None:
-    """``TypeError`` for a feature whose distances are not those of real numbers side by side."""
-    if feature.is_complex():
-        raise TypeError(
-            f"layer {name!r} returns complex numbers ({feature.dtype}): have the model pass "
-            "torch.view_as_real of them, real and imaginary parts side by side, through a module, "
-            "and measure that"
-        )
-    if feature.layout != torch.strided:
-        raise TypeError(
-            f"layer {name!r} returns a sparse tensor ({feature.layout}): have the model pass its "
-            "to_dense() through a module, and measure that"
-        )
-
-
-def replaced(output: Any, key: tuple[int | str, ...], value: Tensor) -> Any:
-    """``output`` with ``value`` at ``key``; the original stays as it is."""
-    if not key:
-        return value
-    part = replaced(_entries(output)[key[0]], key[1:], value)
-    if isinstance(output, tuple):
-        values = [part if i == key[0] else old for i, old in enumerate(output)]
-        return output._make(values) if hasattr(output, "_make") else type(output)(values)
-    if dataclasses.is_dataclass(output) and not isinstance(output, Mapping):
-        return dataclasses.replace(output, **{key[0]: part})
-    changed = copy.copy(output)
-    changed[key[0]] = part
-    return changed
-
-
 # ------------------------------------------------------------------------------------------ capture
 
 
@@ -308,10 +204,10 @@ def capture(
     for name in names:
         module, run = layer_at(model, name)
         hooks.append(_Hook(name, module, run or 0, for_layer(select, name), waiting))
-    handles = []
     try:
-        handles += [hook.module.register_forward_hook(hook) for hook in hooks]
-        with uncompiled():
+        with ExitStack() as attached, uncompiled():
+            for hook in hooks:
+                attached.enter_context(hook.module.register_forward_hook(hook))
             forward(model, x)
     except _AllReached:
         pass
@@ -320,9 +216,6 @@ def capture(
         if runs is None or any(hook.feature is None for hook in hooks):
             _name_mismatch(error, model, x)
             raise
-    finally:
-        for handle in handles:
-            handle.remove()
     if runs is not None:
         runs.update({hook.name: hook.runs for hook in hooks})
     check_reached({hook.name: hook.runs for hook in hooks if hook.feature is None})
@@ -419,95 +312,6 @@ class Network:
         )
 
 
-# ----------------------------------------------------------------------------- left as it was found
-
-
-def uncompiled() -> Any:
-    """Context in which ``torch.compile``d code runs as it was written, so that hooks are called."""
-    compiles = "torch._dynamo" in sys.modules  # else nothing was compiled; importing it takes long
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, out of which modules with a ``train`` of their own are called: that undoes
-    what they have done to go there. (Only these, since ``train`` gives all parts one mode.)
-    """
-    switching = [(module, module.training) for module in model.modules() if _switches(module)]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in switching:
-            module.train(mode)
-
-
-@contextmanager
-def explaining(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without parameter gradients; modes, ``requires_grad``, buffers and RNG states
-    come back in any case. So does what modules with a ``train`` of their own do there, such as
-    layers that merge their weights for evaluation.
-
-    PyTorch's fast path of attention is off: it runs without a graph only, and puts zeros where a
-    sample is padded, so that passes with and without a graph would not be of one function.
-    Recurrent layers stay in training mode, without dropout, which is the same function: cuDNN has
-    no derivative of them in evaluation mode.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    recurrent = [(one, one.dropout) for one in model.modules() if isinstance(one, nn.RNNBase)]
-    grads = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    kept = [
-        (module, name, tensor, tensor.detach().clone())
-        for module in model.modules()
-        for name, tensor in _changing(module)
-    ]
-    gpus = [device] if device.type == "cuda" and torch.cuda.is_available() else []
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.inference_mode(False), torch.random.fork_rng(gpus), uncompiled():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            with _evaluating(model):
-                for layer, _ in recurrent:
-                    layer.training, layer.dropout = True, 0.0
-                for parameter, _ in grads:
-                    parameter.requires_grad_(False)
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for module, mode in modes:
-                module.training = mode
-            for layer, dropout in recurrent:
-                layer.dropout = dropout
-            for parameter, flag in grads:
-                parameter.requires_grad_(flag)
-            for module, name, tensor, before in kept:
-                _restore(module, name, tensor, before)
-
-
-def _switches(module: nn.Module) -> bool:
-    """Whether ``train`` and ``eval`` may do more to a module than to set its mode."""
-    return getattr(module.train, "__func__", None) is not nn.Module.train
-
-
-def _changing(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What of a module's own an evaluation may change: buffers, since a forward pass may count its
-    calls or go on with running statistics, and parameters that it merges and takes apart again,
-    which rounding would move.
-    """
-    yield from module.named_buffers(recurse=False)
-    if _switches(module):
-        yield from module.named_parameters(recurse=False)
-
-
-def _restore(module: nn.Module, name: str, tensor: Tensor, before: Tensor) -> None:
-    """Give a module its buffer or parameter ``tensor`` back, with the values ``before``."""
-    if getattr(module, name) is not tensor:
-        setattr(module, name, tensor)
-    if not torch.equal(tensor, before):
-        with torch.no_grad():
-            tensor.copy_(before)
-
-
 def check_runs(
     model: nn.Module, x: Any, layers: Sequence[str], select: Key | Mapping[str, Key] | None = None
 ) -> None:
@@ -542,25 +346,30 @@ def depended_on(ends: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set
     return {name for name, found in zip(parameters, gradients, strict=True) if found is not None}
 
 
-def runs(
+def count_runs(
     model: nn.Module, x: Any, layer: str, select: Key | Mapping[str, Key] | None = None
 ) -> Counter[str]:
     """How often each leaf module runs, for the input ``x [B, ...]``, up to and including ``layer``,
     by name.
     """
-    found: Counter[str] = Counter()
     leaves = {name: module for name, module in model.named_modules() if not any(module.children())}
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: found.update([name]))
-        for name, module in leaves.items()
-    ]
-    try:
-        with explaining(model, device_of(model)), torch.no_grad():
-            capture(model, x, [layer], select=select)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with counting(leaves) as found, explaining(model, device_of(model)), torch.no_grad():
+        capture(model, x, [layer], select=select)
     return found
+
+
+@contextmanager
+def counting(modules: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
+    """How often each of the ``modules`` runs meanwhile, by name, in the order of first runs."""
+    found: Counter[str] = Counter()
+
+    def count(name: str, _module: nn.Module, _args: object) -> None:
+        found[name] += 1
+
+    with ExitStack() as attached:
+        for name, module in modules.items():
+            attached.enter_context(module.register_forward_pre_hook(partial(count, name)))
+        yield found
 
 
 def device_of(model: nn.Module) -> torch.device:

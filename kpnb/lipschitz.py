@@ -12,19 +12,17 @@ from torch import Tensor
 from torch.nn import Module
 
 from kpnb._messages import named_samples, positive, whole
+from kpnb._outputs import key_of, picked, replaced
 from kpnb._tensors import as_numbers, described
+from kpnb._untouched import explaining
 from kpnb.features import (
     Forward,
     Key,
     Network,
     call,
     check_reached,
-    explaining,
     for_layer,
-    key_of,
     layer_at,
-    picked,
-    replaced,
     unnamed_run,
 )
 from kpnb.inputs import read_inputs

@@ -5,8 +5,9 @@ each time, and has a derivative. What goes wrong otherwise would be numbers, not
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,31 +15,24 @@ from torch import Tensor, nn
 
 from kpnb._memory import out_of_memory
 from kpnb._models import quantised_modules
-from kpnb.features import unnamed_run
+from kpnb.features import counting, unnamed_run
 from kpnb.inputs import Inputs
 from kpnb.perturb import Perturbation
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Samples ``x`` that the network is shown."""
-
-    inputs: Inputs
-    x: Tensor
-
-    def call(self, perturbation: Perturbation) -> Any:
-        """The network's own output for these samples, to the end of the pass."""
-        network = perturbation.network
-        return network.forward(network.model, self.inputs.with_x(self.x.clone()))
-
-    def features(
-        self, perturbation: Perturbation, layers: Sequence[str], runs: dict[str, int] | None = None
-    ) -> dict[str, Tensor]:
-        """Features ``[len(x), ...]`` of the layers; ``runs`` as in ``capture``."""
-        x = self.inputs.with_x(self.x.clone())
-        found = perturbation.network.features(x, len(self.x), layers, runs)
-        coarsest = _coarsest(perturbation)
-        return {name: _rounded(feature, coarsest) for name, feature in found.items()}
+def _features(
+    perturbation: Perturbation,
+    shown: Inputs,
+    layers: Sequence[str],
+    runs: dict[str, int] | None = None,
+) -> dict[str, Tensor]:
+    """Features ``[len(shown), ...]`` of the layers for the samples ``shown``; ``runs`` as in
+    ``capture``.
+    """
+    x = shown.with_x(shown.x.clone())
+    found = perturbation.network.features(x, len(shown), layers, runs)
+    coarsest = _coarsest(perturbation)
+    return {name: _rounded(feature, coarsest) for name, feature in found.items()}
 
 
 def _coarsest(perturbation: Perturbation) -> torch.dtype:
@@ -58,21 +52,21 @@ def _rounded(feature: Tensor, coarsest: torch.dtype) -> Tensor:
     return feature.to(coarsest) if is_finer else feature
 
 
-def _shown(perturbation: Perturbation) -> tuple[Seen, Seen, int]:
+def _shown(perturbation: Perturbation) -> tuple[Inputs, Inputs, int]:
     """The first sample alone; in company, and its row there.
 
     Company is the second sample on either side, since a recurrent layer along the batch changes
-    only what comes later. (Three without gradients take no more memory than two with them.) Where a
-    pass takes one sample, there is none.
+    only what comes later. (Three without gradients take no more memory than two with them.) Where
+    there is no second, it is the negative of the first; where a pass takes one sample, there is
+    none.
     """
     inputs = perturbation.inputs
-    first = inputs.rows([0])
-    alone = Seen(first, first.x.detach())
+    alone = inputs.rows([0])
     order = [1, 0, 1] if perturbation.max_batch > 1 else [0]
     if len(inputs) > 1:
-        company = inputs.rows(order)
-        return alone, Seen(company, company.x.detach()), order.index(0)
-    return alone, Seen(first, torch.cat([(alone.x, -alone.x)[i] for i in order])), order.index(0)
+        return alone, inputs.rows(order), order.index(0)
+    beside = torch.cat([(alone.x, -alone.x)[i] for i in order])
+    return alone, replace(alone.rows([0] * len(order)), x=beside), order.index(0)
 
 
 def try_layers(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
@@ -99,10 +93,10 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
     model = perturbation.network.model
     runs: dict[str, int] = {}
     with torch.no_grad():
-        in_company = _features(beside, perturbation, layers, runs)
+        in_company = _noted_features(perturbation, beside, layers, runs)
     with torch.enable_grad():
-        seen = Seen(alone.inputs, alone.x.clone().requires_grad_(True))
-        single = _features(seen, perturbation, layers)
+        differentiable = replace(alone, x=alone.x.clone().requires_grad_(True))
+        single = _noted_features(perturbation, differentiable, layers)
     _warn_of_half_precision([perturbation.x, *single.values()])
     guessed = perturbation.max_batch < 2 and _guessed(perturbation.inputs)
     problems = {}
@@ -166,15 +160,15 @@ def _shared(names: Sequence[str], inputs: Inputs) -> str:
     )
 
 
-def _features(
-    seen: Seen,
+def _noted_features(
     perturbation: Perturbation,
+    shown: Inputs,
     layers: Sequence[str],
     runs: dict[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Features of ``seen``; an error of the model's own says how its inputs were cut."""
+    """``_features``; an error of the model's own says how its inputs were cut."""
     try:
-        return seen.features(perturbation, layers, runs)
+        return _features(perturbation, shown, layers, runs)
     except Exception as error:
         inputs = perturbation.inputs
         if guessed := _guessed(inputs):
@@ -193,14 +187,15 @@ def _same_in_company(perturbation: Perturbation, name: str, feature: Tensor) -> 
     two = perturbation.inputs.rows(slice(0, 2))
     try:
         with torch.no_grad():
-            both = Seen(two, two.x.detach()).features(perturbation, [name])[name]
+            both = _features(perturbation, two, [name])[name]
     except Exception as error:  # of the model's own code, which may raise anything
         return isinstance(error, RuntimeError) and out_of_memory(error)
     return both[0].shape == feature[0].shape and not _differs(both[0], feature[0])
 
 
 def _warn_of_half_precision(values: Sequence[Tensor]) -> None:
-    half = sorted({str(value.dtype).removeprefix("torch.") for value in values if _is_half(value)})
+    types = {value.dtype for value in values if value.dtype.itemsize < 4}
+    half = sorted(str(dtype).removeprefix("torch.") for dtype in types)
     if half:
         warnings.warn(
             f"the network computes in {' and '.join(half)}, whose rounding moves entropies by "
@@ -210,40 +205,28 @@ def _warn_of_half_precision(values: Sequence[Tensor]) -> None:
         )
 
 
-def _is_half(value: Tensor) -> bool:
-    return value.dtype.itemsize < 4
-
-
-def _quantised(perturbation: Perturbation, name: str, alone: Seen) -> str:
+def _quantised(perturbation: Perturbation, name: str, alone: Inputs) -> str:
     """Names the quantised modules that run up to the layer ``name``; "" when there are none."""
-    ran: list[str] = []
     modules = quantised_modules(perturbation.network.model)
-
-    def note(module_name: str) -> Any:
-        return lambda _module, _args: ran.append(module_name)
-
-    handles = [module.register_forward_pre_hook(note(n)) for n, module in modules.items()]
-    try:
-        if handles:
-            with torch.no_grad():
-                alone.features(perturbation, [name])
-    finally:
-        for handle in handles:
-            handle.remove()
+    if not modules:
+        return ""
+    with counting(modules) as ran, torch.no_grad():
+        _features(perturbation, alone, [name])
     if not ran:
         return ""
-    kind = modules[ran[0]]._get_name()
+    first = next(iter(ran))
+    kind = modules[first]._get_name()
     return (
-        f"{place(name)} is computed with quantised numbers (first in {ran[0]!r}, {kind}), which "
+        f"{place(name)} is computed with quantised numbers (first in {first!r}, {kind}), which "
         "have no derivative: measure the network before its quantisation"
     )
 
 
-def _underived(perturbation: Perturbation, name: str, alone: Seen, feature: Tensor) -> str:
+def _underived(perturbation: Perturbation, name: str, alone: Inputs, feature: Tensor) -> str:
     """Says why the ``feature`` of a sample has no derivative."""
-    changed = Seen(alone.inputs, 1.5 * alone.x + 0.1)
+    changed = replace(alone, x=1.5 * alone.x + 0.1)
     with torch.no_grad():
-        moved = changed.features(perturbation, [name])[name]
+        moved = _features(perturbation, changed, [name])[name]
     if bool((moved == feature).all()):
         return (
             f"{place(name)} does not depend on the input, so there is no "
@@ -284,12 +267,14 @@ def _differs(one: Tensor, two: Tensor) -> bool:
     return bool((one - two)[known].norm() > _rounding(one) * one[known].norm())
 
 
-def _unsteady(perturbation: Perturbation, name: str, beside: Seen, alone: Seen, row: int) -> str:
+def _unsteady(
+    perturbation: Perturbation, name: str, beside: Inputs, alone: Inputs, row: int
+) -> str:
     """Says why the feature of layer ``name`` is not the same with and without company, of the
     sample that is ``row`` in ``beside``.
     """
     with torch.no_grad():
-        once, again = (alone.features(perturbation, [name])[name][0] for _ in range(2))
+        once, again = (_features(perturbation, alone, [name])[name][0] for _ in range(2))
         if _differs(once, again):
             where = _first_difference(_trace(perturbation, alone), _trace(perturbation, alone))
             return (
@@ -330,33 +315,30 @@ def _of_sample(value: Any, samples: int, row: int) -> Tensor | None:
     return value[row].clone() if fits and len(value) == samples else None
 
 
-def _trace(perturbation: Perturbation, seen: Seen, row: int = 0) -> list[_Run]:
+def _trace(perturbation: Perturbation, shown: Inputs, row: int = 0) -> list[_Run]:
     """The sample ``row`` in every run of every module in a pass, in the order in which they end."""
     runs: list[_Run] = []
 
-    def note(name: str, module: nn.Module) -> Any:
+    def notes(name: str, module: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
         given: list[Tensor | None] = []
 
         def before(_module: nn.Module, args: Any) -> None:
-            given.append(_of_sample(args, len(seen.x), row))
+            given.append(_of_sample(args, len(shown), row))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
-            found = _of_sample(output, len(seen.x), row)
+            found = _of_sample(output, len(shown), row)
             runs.append(_Run(name, type(module).__name__, given.pop(), found))
 
-        return module.register_forward_pre_hook(before), module.register_forward_hook(after)
+        return before, after
 
-    modules = {
-        name: module
-        for name, module in perturbation.network.model.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # has no hooks
-    }
-    handles = [note(name, module) for name, module in modules.items()]
-    try:
-        seen.call(perturbation)
-    finally:
-        for handle in (handle for both in handles for handle in both):
-            handle.remove()
+    network = perturbation.network
+    with ExitStack() as attached:
+        for name, module in network.model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # has no hooks
+                before, after = notes(name, module)
+                attached.enter_context(module.register_forward_pre_hook(before))
+                attached.enter_context(module.register_forward_hook(after))
+        network.forward(network.model, shown.with_x(shown.x.clone()))
     return runs
 
 
@@ -366,6 +348,6 @@ def _first_difference(one: list[_Run], two: list[_Run]) -> str:
         if a.found is None or b.found is None or not _differs(a.found, b.found):
             continue
         same = a.given is not None and b.given is not None and not _differs(a.given, b.given)
-        place = f"{a.name!r} ({a.kind})" if a.name else f"the model itself ({a.kind})"
-        return f"first seen in {place}" if same else f"first seen in what {place} is given"
+        module = f"{a.name!r} ({a.kind})" if a.name else f"the model itself ({a.kind})"
+        return f"first seen in {module}" if same else f"first seen in what {module} is given"
     return "seen in no module's output"

@@ -24,7 +24,8 @@ from kpnb import (
     entropies,
     entropy,
 )
-from kpnb.features import capture, layer_at, replaced
+from kpnb._outputs import replaced
+from kpnb.features import capture, layer_at
 from kpnb.schedule import Schedule
 from tests.models import images, small_net
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from kpnb import features
+from kpnb._outputs import key_of, picked, replaced
 from kpnb.entropy import entropy
-from kpnb.features import capture, explaining, layer_at, parameters_below, runs
+from kpnb.features import capture, count_runs, explaining, layer_at, parameters_below
 from kpnb.units import ImageGrid
 from tests.models import images, small_net
 
@@ -251,7 +251,7 @@ def test_what_lies_below_a_layer():
         "4.weight",
         "4.bias",
     }
-    assert runs(model, x, "5") == dict.fromkeys("012345", 1)
+    assert count_runs(model, x, "5") == dict.fromkeys("012345", 1)
     assert not model[4].weight.requires_grad
 
 
@@ -271,18 +271,18 @@ def test_parts_go_by_names_of_dataclasses_and_named_tuples_and_from_the_end(kind
     feature, logits = torch.randn(2, 3), torch.randn(2, 5)
     output = kind(feature, logits)
     if kind in (Parts, Named):
-        assert features.picked(output, "head", "logits") is logits
-        assert features.picked(output, "head", "feature") is feature
+        assert picked(output, "head", "logits") is logits
+        assert picked(output, "head", "feature") is feature
     if kind is not Parts:
-        assert features.picked(output, "head", -1) is logits
-        assert features.picked(output, "head", -2) is feature
-    key = features.key_of(output, "head", "logits" if kind is Parts else -1)
-    changed = features.replaced(output, key, torch.zeros(2, 5))
+        assert picked(output, "head", -1) is logits
+        assert picked(output, "head", -2) is feature
+    key = key_of(output, "head", "logits" if kind is Parts else -1)
+    changed = replaced(output, key, torch.zeros(2, 5))
     assert type(changed) is type(output)
-    assert not features.picked(changed, "head", key).any()
-    assert features.picked(output, "head", key) is logits  # the original stays
+    assert not picked(changed, "head", key).any()
+    assert picked(output, "head", key) is logits  # the original stays
     with pytest.raises(TypeError, match="which has no 'nothing'"):
-        features.picked(output, "head", "nothing")
+        picked(output, "head", "nothing")
 
 
 @pytest.mark.parametrize("shape", [(0,), (-1,), (4, 0), (True,), (4, True), (2.0,)])
