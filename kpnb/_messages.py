@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
-from importlib import metadata
 from numbers import Integral, Real
 from typing import Any
 
@@ -95,12 +94,3 @@ def named_samples(bad: Tensor) -> str:
     where = bad.nonzero().flatten().tolist()
     listed = ", ".join(map(str, where[:10])) + (", ..." if len(where) > 10 else "")
     return f"{'samples' if len(where) > 1 else 'sample'} {listed}"
-
-
-def package(name: str) -> metadata.Distribution:
-    """An installed package, whose code is not run; ``FileNotFoundError`` says how to install it."""
-    try:
-        return metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        remedy = f"run make setup, or pip install --no-deps -c constraints.txt {name}"
-        raise FileNotFoundError(f"the package {name} is missing: {remedy}") from None

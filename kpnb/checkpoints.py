@@ -14,9 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,25 +90,6 @@ class Artefacts:
         if digest(data) != sidecar["sha256"]:
             return None
         return Item(safetensors.torch.load(data), sidecar["info"])
-
-    def get(
-        self, name: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
-    ) -> Item:
-        """The artefact ``name``, read and verified, or computed and written when it is not there or
-        damaged.
-
-        The lock of the folder is held while ``compute`` runs, so processes that want the same
-        artefact compute it once. Raises OSError naming the folder when that cannot be written.
-        """
-        if item := self.read(name):
-            return item
-        with self.locked():
-            if item := self.read(name):  # another process has written it meanwhile
-                return item
-            self.discard(name)
-            start = time.perf_counter()
-            tensors, info = compute()
-            return self.write(name, tensors, info, time.perf_counter() - start)
 
     def write(
         self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any], seconds: float

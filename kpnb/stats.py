@@ -6,7 +6,6 @@ network. An interval over the images of one training knows nothing of the second
 it need not hold for the next training.
 """
 
-import warnings
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -77,26 +76,6 @@ class VarianceComponents:
         squares = self.of_seeds / seeds, of_images / self.images
         t = special.stdtrit((seeds - 1, self.images - 1), level / 2)
         return float(np.hypot(*(t * np.sqrt(squares))))
-
-    def mixed_half_width(self, level: float) -> float:
-        """The same from a mixed model with random seeds and images, which counts everything once.
-
-        Moments estimate its variances (on a full table, as here, they are those of restricted
-        maximum likelihood as long as none comes out negative), Satterthwaite's rule its degrees of
-        freedom. With few seeds it covers the truth less often than it says.
-        """
-        from scipy import special
-
-        cells = self.seeds * self.images
-        rest = self.rest / cells
-        of_seeds = max(self.of_seeds / self.seeds, rest)
-        of_images = max(self.of_images / self.images + rest, rest)
-        square = of_seeds + of_images - rest
-        free = np.array([self.seeds - 1, self.images - 1, (self.seeds - 1) * (self.images - 1)])
-        uncertain = (np.square([of_seeds, of_images, rest]) / free).sum()
-        if not square:
-            return 0.0
-        return float(-special.stdtrit(square**2 / uncertain, level / 2) * np.sqrt(square))
 
     def p(self, value: float) -> float:
         """P of no difference: the level whose interval around ``value`` ends at 0."""
@@ -235,28 +214,21 @@ def _bootstrap(gaps: np.ndarray, over_seeds: bool, rng: "np.random.Generator") -
     such a seed defines would be drawn more often than others.) Those in which no seed has a value
     have no mean, and are not returned.
     """
-    from scipy import stats  # takes half a second, which only those wait who compare
-
-    every = np.arange(len(gaps))
-
-    def mean(image: np.ndarray, seed: np.ndarray = every, axis: int = -1) -> np.ndarray:
-        means = _mean(gaps[seed[..., :, None], image[..., None, :]], -1)
-        complete = means.mean(-1)
-        return np.where(np.isnan(complete), _mean(means, -1), complete)
-
-    drawn = [np.arange(count) for count in gaps.shape[::-1]][: 1 + over_seeds]
-    how = {"method": "percentile", "n_resamples": 4000, "batch": 500, "rng": rng}
-    with warnings.catch_warnings():
-        # SciPy's own interval, which is not used, has no ends where a resample has no mean.
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        found = stats.bootstrap(drawn, mean, **how)
-    means = found.bootstrap_distribution
+    seeds, images = gaps.shape
+    found = []
+    for _ in range(8):  # 500 at a time: 4000 of them would fill the memory
+        image = rng.integers(0, images, (500, images))
+        seed = rng.integers(0, seeds, (500, seeds)) if over_seeds else np.arange(seeds)[None]
+        by_seed = _mean(gaps[seed[:, :, None], image[:, None, :]], -1)
+        complete = by_seed.mean(-1)
+        found.append(np.where(np.isnan(complete), _mean(by_seed, -1), complete))
+    means = np.concatenate(found)
     return means[~np.isnan(means)]
 
 
 def _permuted(means: np.ndarray, rng: "np.random.Generator") -> float:
     """P of no difference, when the sign of every image's mean could as well be the other."""
-    from scipy import stats
+    from scipy import stats  # takes half a second, which only those wait who compare
 
     flipped = {"permutation_type": "samples", "n_resamples": 4999, "rng": rng}
     return float(stats.permutation_test((means,), np.mean, **flipped).pvalue)
@@ -342,28 +314,6 @@ def seed_means(gaps: Mapping[str, ArrayLike]) -> dict[str, np.ndarray]:
     that seed; ``gaps`` as for ``judge``.
     """
     return {metric: _mean(_one_layer(values), -1) for metric, values in gaps.items()}
-
-
-def prediction_interval(
-    values: ArrayLike, more: int = 1, level: float = LEVEL
-) -> tuple[float, float]:
-    """Where the mean of so many ``more`` trainings lies in all but ``level`` of cases.
-
-    values   ``[S]``, a mean of each training so far (``seed_means``); NaN are left out
-
-    The t interval of a prediction: both means vary, that of the trainings so far and that of those
-    to come. Raises ``ValueError`` for fewer than two trainings.
-    """
-    from scipy import special
-
-    known = np.asarray(values, float)
-    known = known[~np.isnan(known)]
-    count = len(known)
-    if count < 2:
-        raise ValueError(f"a prediction needs two trainings at least; got {count}")
-    error = known.std(ddof=1) * np.sqrt(1 / count + 1 / more)
-    half = -special.stdtrit(count - 1, level / 2) * error
-    return float(known.mean() - half), float(known.mean() + half)
 
 
 def _one_layer(gaps: ArrayLike) -> np.ndarray:

@@ -22,7 +22,7 @@ def package(tmp_path, monkeypatch) -> Path:
         "figures/plot.py": "import numpy\nfrom mini.tools import line\n",
         "figures/plot.css": "red",
         "tools.py": "def line():\n    from mini import late\n",
-        "late.py": "from kpnb._messages import package\npackage('PyYAML')\n",
+        "late.py": "from kpnb_book.packages import package\npackage('PyYAML')\n",
         "other.py": "",
         "data/table.csv": "1",
     }

@@ -18,11 +18,12 @@ from kpnb.stats import (
     holm,
     judge,
     paired,
-    prediction_interval,
     seed_means,
     tally,
     verdict,
 )
+from kpnb_book.studies.replication import prediction_interval
+from kpnb_book.studies.verdicts import mixed_half_width
 
 
 def trainings(
@@ -245,9 +246,9 @@ def test_mixed_interval_is_narrower_and_agrees_where_one_source_rules():
     for gaps in (values[:, None].repeat(9, 1), values[None].repeat(4, 0)):
         spread = VarianceComponents.of(gaps)
         half = stats.t.isf(0.025, 6) * values.std(ddof=1) / 7**0.5
-        assert spread.mixed_half_width(0.05) == pytest.approx(half)
+        assert mixed_half_width(spread, 0.05) == pytest.approx(half)
     both = VarianceComponents.of(trainings(np.random.default_rng(2), 6, 40))
-    assert 0 < both.mixed_half_width(0.05) < both.half_width(0.05)
+    assert 0 < mixed_half_width(both, 0.05) < both.half_width(0.05)
 
 
 def test_mixed_interval_covers_the_truth_as_often_as_it_says():
@@ -255,7 +256,7 @@ def test_mixed_interval_covers_the_truth_as_often_as_it_says():
     halves = []
     for _ in range(400):
         gaps = trainings(rng, 20, 40)
-        halves.append(abs(gaps.mean()) <= VarianceComponents.of(gaps).mixed_half_width(0.05))
+        halves.append(abs(gaps.mean()) <= mixed_half_width(VarianceComponents.of(gaps), 0.05))
     low, high = stats.binom.ppf((0.001, 0.999), 400, 0.95)
     assert low <= sum(halves) <= high
 

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from kpnb._messages import package
+from kpnb_book.packages import package
 
 COMMITS = {
     "bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594"

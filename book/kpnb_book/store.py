@@ -7,9 +7,12 @@ is in it are artefacts, see ``kpnb.checkpoints``.
 
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from kpnb import __version__
 from kpnb.checkpoints import Artefacts, Item, digest, file_name
@@ -47,6 +50,25 @@ class Run(Artefacts):
     def name(self) -> str:
         """What progress bars call it: the kind, unless the code that computes it sets ``said``."""
         return self.said
+
+    def get(
+        self, name: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+    ) -> Item:
+        """The artefact ``name``, read and verified, or computed and written when it is not there or
+        damaged.
+
+        The lock of the folder is held while ``compute`` runs, so processes that want the same
+        artefact compute it once. Raises OSError naming the folder when that cannot be written.
+        """
+        if item := self.read(name):
+            return item
+        with self.locked():
+            if item := self.read(name):  # another process has written it meanwhile
+                return item
+            self.discard(name)
+            start = time.perf_counter()
+            tensors, info = compute()
+            return self.write(name, tensors, info, time.perf_counter() - start)
 
     def _where(self) -> tuple[str, str]:
         remedy = "make it a writable folder, or set KPNB_STORE to another folder"

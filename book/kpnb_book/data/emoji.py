@@ -18,9 +18,9 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageOps
 
-from kpnb._messages import package
 from kpnb_book.data.image_set import Source, fields
 from kpnb_book.data.samples import Request, Sample
+from kpnb_book.packages import package
 
 # The package's seventh vendor, Sams, has no transparency.
 VENDORS = {"train": ("Appl", "FB", "Goog", "Joy", "Wind"), "test": ("Twtr",)}

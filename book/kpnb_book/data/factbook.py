@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
-from kpnb._messages import package
 from kpnb_book.data.samples import Request, fifth
 from kpnb_book.data.text_set import Row
+from kpnb_book.packages import package
 
 OWN = 2  # facts about its country in a passage
 

@@ -22,10 +22,11 @@ from xml.etree import ElementTree
 
 from filelock import FileLock
 
-from kpnb._messages import package, unknown
+from kpnb._messages import unknown
 from kpnb_book.data import image_set
 from kpnb_book.data.image_set import Box, Record, Source, reading
 from kpnb_book.data.samples import Request
+from kpnb_book.packages import package
 from kpnb_book.store import Store
 
 ABOUT: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf8"))

@@ -125,7 +125,7 @@ def _said(source: str) -> Said:
             modules |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.add(node.value)
-    looks = "kpnb._messages.package" in modules  # for the data that a package brings
+    looks = "kpnb_book.packages.package" in modules  # for the data that a package brings
     return Said(frozenset(modules), frozenset(texts if looks else ()))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from kpnb.stats import prediction_interval
 from kpnb_book.store import Store
 from kpnb_book.studies.collecting import check, of_one_seed, seed_rows
 from kpnb_book.studies.evidence import Evidence
+from kpnb_book.studies.replication import prediction_interval
 from kpnb_book.studies.results import KEY, Results, Rows, as_text
 from kpnb_book.studies.rows import machine, versions
 from kpnb_book.studies.study import Study

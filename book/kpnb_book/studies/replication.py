@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import special
 from torch import Tensor
 
 from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
-from kpnb.stats import Difference, holm, judge, paired, prediction_interval, seed_means
+from kpnb.stats import LEVEL, Difference, holm, judge, paired, seed_means
 from kpnb_book.studies.controls import proportion
 from kpnb_book.studies.evidence import STUDIES, Evidence
 from kpnb_book.studies.measure import every_pair
@@ -31,6 +33,26 @@ FEWEST = 5
 
 
 COLUMNS = ["metric", "own", "seeds", "stored", "low", "high", "inside"]
+
+
+def prediction_interval(
+    values: ArrayLike, more: int = 1, level: float = LEVEL
+) -> tuple[float, float]:
+    """Where the mean of so many ``more`` trainings lies in all but ``level`` of cases.
+
+    values   ``[S]``, a mean of each training so far (``seed_means``); NaN are left out
+
+    The t interval of a prediction: both means vary, that of the trainings so far and that of those
+    to come. Raises ``ValueError`` for fewer than two trainings.
+    """
+    known = np.asarray(values, float)
+    known = known[~np.isnan(known)]
+    count = len(known)
+    if count < 2:
+        raise ValueError(f"a prediction needs two trainings at least; got {count}")
+    error = known.std(ddof=1) * np.sqrt(1 / count + 1 / more)
+    half = -special.stdtrit(count - 1, level / 2) * error
+    return float(known.mean() - half), float(known.mean() + half)
 
 
 def replication(stored: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from kpnb.metrics import NAMES
-from kpnb.stats import LEVEL, NAN, Difference, holm, judge, paired, seed_means
+from kpnb.stats import LEVEL, NAN, Difference, VarianceComponents, holm, judge, paired, seed_means
 from kpnb_book.studies import paper
 
 KIND = {"ImageStudy": "images", "SomeClasses": "images", "CloudStudy": "clouds"}
@@ -223,13 +224,33 @@ def verdicts(
 
 
 def _row(question: Question, d: Difference) -> dict[str, Any]:
-    half = d.spread.mixed_half_width(LEVEL) if d.spread else NAN
+    half = mixed_half_width(d.spread, LEVEL) if d.spread else NAN
     row = {"question": question.name, "metric": d.metric, "value": d.value}
     row |= {"low": d.low, "high": d.high, "low90": d.low90, "high90": d.high90}
     row |= {"low_mixed": d.value - half, "high_mixed": d.value + half, "p": d.p}
     row |= {"delta": d.delta, "verdict": d.verdict, "small": d.small}
     row |= {"seeds": d.seeds, "samples": d.images}
     return row | {"seeds_needed": d.seeds_needed}
+
+
+def mixed_half_width(spread: VarianceComponents, level: float) -> float:
+    """``VarianceComponents.half_width`` by a mixed model with random seeds and images, which counts
+    everything once.
+
+    Moments estimate its variances (on a full table, as here, they are those of restricted maximum
+    likelihood as long as none comes out negative), Satterthwaite's rule its degrees of freedom.
+    With few seeds it covers the truth less often than it says.
+    """
+    seeds, images = spread.seeds, spread.images
+    rest = spread.rest / (seeds * images)
+    of_seeds = max(spread.of_seeds / seeds, rest)
+    of_images = max(spread.of_images / images + rest, rest)
+    square = of_seeds + of_images - rest
+    free = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
+    uncertain = (np.square([of_seeds, of_images, rest]) / free).sum()
+    if not square:
+        return 0.0
+    return float(-special.stdtrit(square**2 / uncertain, level / 2) * np.sqrt(square))
 
 
 @dataclass(frozen=True)
