@@ -46,19 +46,15 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def identity_of_call(model: nn.Module, forward: Callable[..., Any]) -> list[Any]:
-    """What ``forward`` does with the ``model``, but for the weights and buffers of it."""
-    own = _Description(_parts(model))
-    parts = [[name, *own.module(module)] for name, module in model.named_modules()]
-    return [own.of(forward), parts]
-
-
-def identity_of_code(model: nn.Module, forward: Callable[..., Any]) -> list[Any]:
-    """The same without plain attributes of modules, which a training may change (a rate of
-    dropout).
+def identity_of_call(
+    model: nn.Module, forward: Callable[..., Any], attributes: bool = True
+) -> list[Any]:
+    """What ``forward`` does with the ``model``, but for the weights and buffers of it; without the
+    plain ``attributes`` of modules too, which a training may change (a rate of dropout).
     """
     own = _Description(_parts(model))
-    parts = [[name, *own.code(module)] for name, module in model.named_modules()]
+    described = own.module if attributes else own.code
+    parts = [[name, *described(module)] for name, module in model.named_modules()]
     return [own.of(forward), parts]
 
 

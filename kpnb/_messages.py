@@ -1,6 +1,6 @@
 """Wording shared by error messages."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
@@ -19,8 +19,14 @@ def unknown(what: str, name: object, options: Iterable[object]) -> str:
     near = [folded[option] for option in close]
     if near:
         return f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?"
-    listed = ", ".join(map(repr, known[:12])) + (", ..." if len(known) > 12 else "")
-    return f"unknown {what} {name!r}; known: {listed or 'none'}"
+    return f"unknown {what} {name!r}; known: {listed(map(repr, known), 12) or 'none'}"
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """``names`` with commas, ``most`` of them at most, and how many there are then."""
+    names = list(names)
+    more = f", ... ({len(names)} in all)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def one_of(what: str, name: object, options: Collection[object]) -> None:
@@ -29,19 +35,32 @@ def one_of(what: str, name: object, options: Collection[object]) -> None:
         raise ValueError(unknown(what, name, options))
 
 
-def positive(or_zero: bool = False, /, **values: float | None) -> None:
+def positive(**values: float | None) -> None:
     """Raise ``ValueError`` naming the first of ``values`` that is not positive, ``TypeError`` for
     what is no number (None is not checked).
     """
+    for name, value in _numbers(values):
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive")
+
+
+def not_negative(**values: float | None) -> None:
+    """Raise ``ValueError`` naming the first of ``values`` that is negative or NaN, ``TypeError``
+    for what is no number (None is not checked).
+    """
+    for name, value in _numbers(values):
+        if not value >= 0:
+            raise ValueError(f"{name}={value} must not be negative")
+
+
+def _numbers(values: Mapping[str, float | None]) -> Iterator[tuple[str, float]]:
+    """Those that are not None, by name; ``TypeError`` for what is no number."""
     for name, value in values.items():
         if value is None:
             continue
         if not isinstance(value, Real) and getattr(value, "ndim", 1):  # tensors without a size do
             raise TypeError(f"{name}={value!r} must be a number")
-        if not (value > 0 or (or_zero and value == 0)):
-            raise ValueError(
-                f"{name}={value} must {'not be negative' if or_zero else 'be positive'}"
-            )
+        yield name, value
 
 
 def whole(**values: Any) -> None:
@@ -92,5 +111,4 @@ def fraction(**values: float) -> None:
 def named_samples(bad: Tensor) -> str:
     """The samples where ``bad [N]`` is true, ten of them at most: "samples 0, 3"."""
     where = bad.nonzero().flatten().tolist()
-    listed = ", ".join(map(str, where[:10])) + (", ..." if len(where) > 10 else "")
-    return f"{'samples' if len(where) > 1 else 'sample'} {listed}"
+    return f"{'samples' if len(where) > 1 else 'sample'} {listed(map(str, where), 10)}"

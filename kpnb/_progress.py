@@ -33,7 +33,6 @@ class Progress:
         total: int | None,
         what: str,
         unit: str = "epoch",
-        done: int = 0,
         hidden: bool = False,
         delay: float = 0,
     ) -> None:
@@ -45,7 +44,6 @@ class Progress:
             total=total,
             desc=what,
             unit=unit,
-            initial=done,
             file=self._sink or _stream(),
             leave=False,
             disable=hidden,

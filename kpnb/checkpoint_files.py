@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kpnb._messages import listed
 from kpnb.checkpoints import Checkpoints
 from kpnb.weights import (
     NUMBER,
     Source,
     expanded,
-    listed,
     looked_in,
     lying_in,
     patterns_in,
@@ -51,7 +51,7 @@ def in_order(
     memory; ``TypeError`` for a set, which has no order.
     """
     found: list[Checkpoint] = []
-    given = list(_listed(checkpoints))
+    given = list(_entries(checkpoints))
     _tell_disorder(given)
     for source in given:
         if not isinstance(source, str | os.PathLike) or expanded(source).exists():
@@ -76,7 +76,7 @@ def in_order(
     return found
 
 
-def _listed(
+def _entries(
     checkpoints: str | os.PathLike[str] | Checkpoints | Iterable[Checkpoint],
 ) -> Iterable[Checkpoint]:
     """Checkpoints, a folder or a single path as a list; patterns in it are still patterns."""
@@ -199,12 +199,11 @@ def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
         return
     numbers = counted[0]
     if list(numbers) != [numbers[1] * epoch for epoch in range(len(numbers))]:
-        shown = ", ".join(map(str, numbers[:6])) + (", ..." if len(numbers) > 6 else "")
         log.warning(
             "the files of %s have the numbers %s, taken as epochs 0 to %d: the first counts as the "
             "untrained network",
             pattern,
-            shown,
+            listed(map(str, numbers), 6),
             len(numbers) - 1,
         )
 

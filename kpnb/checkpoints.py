@@ -150,13 +150,14 @@ class Artefacts:
         """
         try:
             sidecar = json.loads(self._file(name, "json").read_bytes())
-            intact = sidecar.pop("digest") == self._signature(name, sidecar)
-            intact = intact and self._file(name).stat().st_size == sidecar["bytes"]
+            signed = sidecar.pop("digest")  # of the rest
+            is_signed = signed == self._signature(name, sidecar)
+            is_complete = self._file(name).stat().st_size == sidecar["bytes"]
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, AttributeError, TypeError):  # not what was written
             return None
-        return sidecar if intact else None
+        return sidecar if is_signed and is_complete else None
 
     def _where(self) -> tuple[str, str]:
         """Which folder cannot be written, and what helps."""

@@ -95,7 +95,7 @@ def _own(x: Tensor, others: Mapping[str, Any], shared: Sequence[str]) -> frozens
     return frozenset(rows) - frozenset(shared)
 
 
-class Learned(tuple[str, ...]):
+class SharedNames(tuple[str, ...]):
     """Names of shared inputs that other batches have shown to be such; the caller has not said
     so.
     """
@@ -140,9 +140,9 @@ class Roles:
         self.own |= rows
         return bool(new)
 
-    def shared_in(self, x: Any) -> Learned:
+    def shared_in(self, x: Any) -> SharedNames:
         """The names of those in the batch ``x`` that are shared."""
-        return Learned(sorted(self.shared.intersection(_first_sizes(x))))
+        return SharedNames(sorted(self.shared.intersection(_first_sizes(x))))
 
 
 def _first_sizes(x: Any) -> dict[str, int]:
@@ -198,7 +198,7 @@ def read_inputs(
     _check_values(inputs.x)
     names = [shared] if isinstance(shared, str) else shared or ()
     own = _own(inputs.x, inputs.others, names)
-    stated = shared is not None and not isinstance(shared, Learned)
+    stated = shared is not None and not isinstance(shared, SharedNames)
     return replace(inputs, own=own, stated=stated)
 
 

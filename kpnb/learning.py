@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kpnb._messages import one_of
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers, as_tensor, described
 
@@ -80,13 +81,11 @@ def weight_distance(
             f"{counted[0]} is no parameter: w consists of model.named_parameters(), not of the "
             "whole state dict"
         )
-    if not names or (missing := [n for n in names if n not in initial]):
-        raise LookupError(
-            f"no weight distance for parameters {missing if names else names}; "
-            f"known: {sorted(initial)}"
-        )
+    missing = [name for name in names if name not in initial]
+    if missing or not names:
+        raise LookupError(f"no weight distance for parameters {missing}; known: {sorted(initial)}")
     for epoch, step in enumerate(steps, 1):
-        if missing := [n for n in names if n not in step]:
+        if missing := [name for name in names if name not in step]:
             raise LookupError(f"epoch {epoch} has no norm of the parameters {missing}")
     norms = [sum(step[n] ** 2 for n in names) ** 0.5 for step in steps]
     start = sum(initial[n] ** 2 for n in names) ** 0.5
@@ -99,9 +98,9 @@ def weight_distance(
 
 def _check_norms(initial: Any, steps: Any) -> None:
     """Raise ``TypeError`` unless norms are numbers by name, those of the steps in a list."""
-    listed = not isinstance(steps, Mapping | str) and isinstance(steps, Iterable)
-    for norms in (initial, *steps) if listed else (initial, steps):
-        numbers = listed and isinstance(norms, Mapping)
+    in_order = not isinstance(steps, Mapping | str) and isinstance(steps, Iterable)
+    for norms in (initial, *steps) if in_order else (initial, steps):
+        numbers = in_order and isinstance(norms, Mapping)
         if not numbers or any(isinstance(v, Tensor) and v.dim() for v in norms.values()):
             raise TypeError(
                 "norms are numbers by the parameter's name, for each epoch those of its step, not "
@@ -182,8 +181,7 @@ def detour_ratio(
             f"on_foreground is bool [M + 1, N, n], epochs first; got {described(on_foreground)}"
         )
     check_first(first, len(on_foreground))
-    if empty not in ("nan", "zero"):
-        raise ValueError(f"empty = {empty!r}; choose 'nan' or 'zero'")
+    one_of("empty", empty, ("nan", "zero"))
     union = widest(on_foreground[first:].any(0).sum(-1))
     rho = on_foreground[-1].sum(-1) / union
     return rho.nan_to_num(0.0) if empty == "zero" else rho

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import one_of, positive, unknown
+from kpnb._messages import not_negative, one_of, positive, unknown
 
 SCALES = ("energy", "sum", "mean")
 
@@ -135,7 +135,7 @@ def decoupled(
     Logits ``[B, K]``, labels ``[B]``, T the ``temperature``.
     """
     positive(temperature=temperature)
-    positive(True, alpha=alpha, beta=beta)
+    not_negative(alpha=alpha, beta=beta)
     if student.dim() != 2 or labels.shape != student.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"decoupled distillation needs logits [B, K] and one class for each sample: got "
@@ -187,7 +187,7 @@ def relational(
     over its mean in the batch; a is the cosine of the angle at j between i and k. The samples of a
     pair or triple are different ones. Outputs ``[B, ...]`` of any shapes.
     """
-    positive(True, distance=distance, angle=angle)
+    not_negative(distance=distance, angle=angle)
     ours = student.flatten(1)
     theirs = teacher.flatten(1)
     pairs = mean_huber(relative_distances(ours), relative_distances(theirs))
@@ -469,7 +469,7 @@ class TrainingObjective:
     weight: float | None = None
 
     def __post_init__(self) -> None:
-        positive(True, labels=self.labels)
+        not_negative(labels=self.labels)
         positive(weight=self.weight)
         if self.loss is None:
             if not self.labels:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kpnb._messages import check_units, fraction
+from kpnb._messages import check_units, fraction, listed
 from kpnb._tensors import as_tensor, described
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def read_masks(masks: Any, void: Any | None = None) -> tuple[Tensor, Tensor]:
         return masks & ~neither, neither
     values = masks[~neither].unique().tolist()
     if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
-        raise ValueError(f"masks hold {_listed(values)}: {_remedy(values)}")
+        different = dict.fromkeys(f"{value:g}" for value in values)  # every NaN is another one
+        raise ValueError(f"masks hold {listed(different)}: {_remedy(values)}")
     if set(values) <= {0} and bool(neither.any()):
         log.warning(
             "masks hold nothing but 0 and void: no element is foreground. Masks of 0 and 255 take "
@@ -61,11 +62,6 @@ def _void(masks: Tensor, void: Any | None) -> Tensor:
             f"{described(neither)}"
         )
     return neither.to(masks.device)
-
-
-def _listed(values: list[float]) -> str:
-    different = list(dict.fromkeys(f"{value:g}" for value in values))  # every NaN is another one
-    return ", ".join(different[:8]) + (", ..." if len(different) > 8 else "")
 
 
 def _remedy(values: list[float]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import one_of, positive
+from kpnb._messages import not_negative, one_of
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
@@ -44,7 +44,7 @@ class Choices:
     filtered: bool = False
 
     def __post_init__(self) -> None:
-        positive(True, b=self.b)
+        not_negative(b=self.b)
         one_of("level", self.level, get_args(Level))
         one_of("empty", self.empty, ("nan", "zero"))
         if self.first < 0:
@@ -88,10 +88,9 @@ class Metrics:
 
     def row(self) -> dict[str, float]:
         """The six metrics as in Table 5."""
-        means = {name: summarise(values).mean for name, values in self.per_image().items()}
-        return {
-            name: d_mean_var(self.distance)[1] if name == "d_var" else means[name] for name in NAMES
-        }
+        found = {name: summarise(values).mean for name, values in self.per_image().items()}
+        found["d_var"] = d_mean_var(self.distance)[1]
+        return {name: found[name] for name in NAMES}
 
     def undefined(self) -> dict[str, int]:
         """Number of images that each metric leaves out because it is undefined there."""
@@ -157,10 +156,10 @@ def agreement(
 
     The IoU is over the images in which either has a knowledge point.
     """
-    regions = {
+    where = {
         "foreground": foreground.to(entropy.device),
         "background": background if background is None else background.to(entropy.device),
     }
-    one, two = (knowledge_points(e, b=b, **regions).points for e in (entropy, other))
+    one, two = (knowledge_points(e, b=b, **where).points for e in (entropy, other))
     overlap = widest((one & two).sum(-1)) / (one | two).sum(-1)
     return (entropy - other).abs().nanmean().item(), overlap.nanmean().item()

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import fraction, named_samples, positive
+from kpnb._messages import fraction, named_samples, not_negative, one_of
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers, as_tensor, described
 
@@ -21,8 +21,7 @@ def background_level(entropy: Tensor, background: Tensor, level: Level = "image"
     out: padding, which is no unit. NaN for an image without background or whose entropy is
     undefined.
     """
-    if level not in get_args(Level):
-        raise ValueError(f"level = {level!r}; choose 'image' or 'dataset'")
+    one_of("level", level, get_args(Level))
     inside = entropy.where(background, torch.nan).nanmean(-1, keepdim=True)
     if level == "image":
         return inside
@@ -142,7 +141,7 @@ def knowledge_points(
     image has one of the regions.
     """
     entropy = as_numbers(entropy, "entropy")
-    positive(True, b=b)
+    not_negative(b=b)
     foreground, background = regions(entropy, foreground, background)
     known = ~entropy.isnan()
     both = (foreground & known).any(-1) & (background & known).any(-1)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kpnb._messages import plain_numbers, positive, whole
+from kpnb._messages import one_of, plain_numbers, positive, whole
 from kpnb._progress import Progress
 from kpnb.objectives import Aligned, Objective, entropy_of
 from kpnb.perturb import Perturbation, generator
@@ -49,10 +49,9 @@ class Stochastic:
 
     def __post_init__(self) -> None:
         plain_numbers(self)
-        if self.method not in ("sgd", "adam"):
-            raise ValueError(f"method = {self.method!r}; choose 'sgd' or 'adam'")
-        if self.stop not in (None, "aligned", "released"):
-            raise ValueError(f"stop = {self.stop!r}; choose 'aligned', 'released' or None")
+        one_of("method", self.method, ("sgd", "adam"))
+        if self.stop is not None:
+            one_of("stop", self.stop, ("aligned", "released"))
         whole(steps=self.steps, samples=self.samples)
         positive(steps=self.steps, samples=self.samples, lr=self.lr)
         low, high = self.clamp
@@ -131,33 +130,49 @@ def learn_sigma(
     Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose
     mean entropy is nearest to the one asked for; otherwise the last step counts.
     """
-    aligned = isinstance(objective, Aligned)
     _check_together(solver, objective)
     change = _SquaredChange(perturbation, layer, solver)
     start = torch.where(perturbation.exists(), perturbation.tau, torch.nan)
     with torch.no_grad():
         delta_f2 = sum(change.parts(start))
     path = _Path(change, start, delta_f2, solver, objective)
-    kept = _Kept(start)
+    sigma, stopped, steps = _kept(path, perturbation.scale, solver, objective)
+    passes = solver.samples * steps
+    return Learned(sigma, delta_f2, stopped, 1 + solver.samples + passes, passes)
+
+
+def _kept(
+    path: "_Path", scale: float, solver: Stochastic, objective: Objective
+) -> tuple[Tensor, Tensor, int]:
+    """Sigma ``[B, n]`` of the step that each sample keeps, the step ``[B]`` at which it stopped,
+    and how many were taken.
+    """
+    kept = path.sigma
+    nearest = torch.full_like(kept[:, :1], torch.inf)  # of all mean entropies to the one asked for
+    running = torch.ones_like(nearest, dtype=torch.bool)
+    stopped = torch.zeros_like(nearest, dtype=torch.int64)
     hidden = not solver.progress
     with Progress(solver.steps, "stochastic learner", unit="step", hidden=hidden) as bar:
         for step in range(1, solver.steps + 1):
             sigma = path.step()
             bar.step()
-            if not aligned:
-                kept.take(step, sigma, kept.running)
+            stopped = torch.where(running, step, stopped)
+            if not isinstance(objective, Aligned):
+                kept = sigma
                 continue
-            mean = entropy_of(sigma / perturbation.scale).nanmean(-1, keepdim=True)
-            kept.nearest(step, sigma, (mean - objective.mean).abs())
+            mean = entropy_of(sigma / scale).nanmean(-1, keepdim=True)
+            distance = (mean - objective.mean).abs()
+            nearer = running & (distance < nearest)
+            kept = torch.where(nearer, sigma, kept)
+            nearest = torch.where(nearer, distance, nearest)
             if not solver.may_stop(step):
                 continue
-            kept.running = kept.running & (mean < objective.mean)  # not where the mean is NaN
-            if not kept.running.any():
+            running = running & (mean < objective.mean)  # not where the mean is NaN
+            if not running.any():
                 break
             if solver.stop == "released":
                 path.alpha = 1.5 * path.alpha  # for those that are late
-    passes = solver.samples * step
-    return Learned(kept.sigma, delta_f2, kept.step[:, 0], 1 + solver.samples + passes, passes)
+    return kept, stopped[:, 0], step
 
 
 def _check_together(solver: Stochastic, objective: Objective) -> None:
@@ -173,27 +188,6 @@ def _check_together(solver: Stochastic, objective: Objective) -> None:
             f"stop={solver.stop!r} waits for the mean entropy of Aligned; leave it out, or "
             "measure Aligned()"
         )
-
-
-class _Kept:
-    """The step of its path that each sample keeps, and which samples still look for one."""
-
-    def __init__(self, sigma: Tensor) -> None:
-        self.sigma = sigma
-        self.gap = torch.full_like(sigma[:, :1], torch.inf)
-        self.running = torch.ones_like(self.gap, dtype=torch.bool)
-        self.step = torch.zeros_like(self.gap, dtype=torch.int64)  # the last one that was looked at
-
-    def take(self, step: int, sigma: Tensor, where: Tensor) -> None:
-        """Keep ``sigma [B, n]`` of the samples ``where [B, 1]``."""
-        self.sigma = torch.where(where, sigma, self.sigma)
-        self.step = torch.where(self.running, step, self.step)
-
-    def nearest(self, step: int, sigma: Tensor, distance: Tensor) -> None:
-        """Keep ``sigma`` where its ``distance [B, 1]`` is less than any before."""
-        nearer = self.running & (distance < self.gap)
-        self.take(step, sigma, nearer)
-        self.gap = torch.where(nearer, distance, self.gap)
 
 
 class _Path:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kpnb._messages import plain_numbers, positive, required, whole
+from kpnb._messages import not_negative, plain_numbers, positive, required, whole
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Schedule:
         required(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, seed=self.seed)
         whole(epochs=self.epochs, batch_size=self.batch_size, seed=self.seed)
         positive(batch_size=self.batch_size)
-        not_negative = ("epochs", "lr", "momentum", "weight_decay")
-        positive(True, **{name: getattr(self, name) for name in not_negative})
+        not_negative(
+            epochs=self.epochs, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
 
     def rate(self, epoch: int) -> float:
         """Learning rate of ``epoch`` 1, 2, ..."""

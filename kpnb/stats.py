@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from kpnb._messages import one_of, positive
+from kpnb._messages import not_negative, one_of
 from kpnb.metrics import BETTER, Metrics
 from kpnb.trajectory import Trajectory
 from kpnb.weights import bare_name
@@ -302,7 +302,7 @@ def judge(
     small = delta or {}
     for metric, size in small.items():
         one_of("metric (delta)", metric, BETTER)
-        positive(True, **{f"delta[{metric!r}]": None if size != size else size})  # NaN: unknown
+        not_negative(**{f"delta[{metric!r}]": None if size != size else size})  # NaN: unknown
     return {
         metric: _difference(metric, _one_layer(values), chance, seed, small.get(metric, NAN))
         for metric, values in gaps.items()

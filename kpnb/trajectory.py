@@ -17,10 +17,9 @@ from kpnb._identity import (
     digest_of,
     identity_of,
     identity_of_call,
-    identity_of_code,
     identity_of_input,
 )
-from kpnb._messages import named_samples
+from kpnb._messages import listed, named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described
@@ -35,7 +34,7 @@ from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
 from kpnb.objectives import Aligned
 from kpnb.points import check_regions, knowledge_points, summarise
 from kpnb.units import read_units
-from kpnb.weights import COUNTER, Source, bare_name, listed, loaded
+from kpnb.weights import COUNTER, Source, bare_name, loaded
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +287,7 @@ class Recorder:
     @cached_property
     def _settings(self) -> str:
         """Digest of what is the same for all epochs of a training, as it is before the first."""
-        code = digest(identity_of_code(self.model, self.options.forward))
+        code = digest(identity_of_call(self.model, self.options.forward, attributes=False))
         return digest(self._how() | {"code": code})
 
     def _address(self, weights: str) -> str:

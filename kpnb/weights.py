@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kpnb._messages import unknown
+from kpnb._messages import listed, unknown
 from kpnb._models import check_module
 
 log = logging.getLogger(__name__)
@@ -452,10 +452,3 @@ def _advice(prefixes: Sequence[str]) -> str:
     if len(prefixes) == 1:
         return f"All of it lies under one prefix: pass {choice}. "
     return f"All of it lies under each of {len(prefixes)} prefixes: pass {choice}. "
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """``names`` with commas, ``most`` of them at most, and how many there are then."""
-    names = list(names)
-    more = f", ... ({len(names)} in all)" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -396,7 +396,7 @@ def test_other_bad_input_is_named():
         ClosedForm(rank=20)
     with pytest.raises(ValueError, match="lr=-1 must be positive"):
         Stochastic(lr=-1)
-    with pytest.raises(ValueError, match="stop = 'early'; choose 'aligned', 'released' or None"):
+    with pytest.raises(ValueError, match="unknown stop 'early'; known: 'aligned', 'released'"):
         Stochastic(stop="early")
     learner = Stochastic(stop="released")
     with pytest.raises(ValueError, match="stop='released' waits for the mean entropy of Aligned"):

@@ -70,7 +70,7 @@ def test_points_ignore_a_shift_of_each_image_but_the_dataset_level_does_not():
     released = knowledge_points(ENTROPY, FOREGROUND, level="dataset")
     assert released.n_fg.tolist() == [0, 2]
     assert released.n_bg.tolist() == [0, 3]
-    with pytest.raises(ValueError, match="choose 'image' or 'dataset'"):
+    with pytest.raises(ValueError, match="unknown level 'batch'; known: 'image', 'dataset'"):
         knowledge_points(ENTROPY, FOREGROUND, level="batch")
 
 
@@ -252,7 +252,7 @@ def test_detour_ratio_by_hand():
     assert rho[2].isnan()
     assert detour_ratio(sets, empty="zero")[2] == 0
     assert detour_ratio(sets, first=0)[0] == 2 / 5
-    with pytest.raises(ValueError, match="choose 'nan' or 'zero'"):
+    with pytest.raises(ValueError, match="unknown empty 'skip'; known: 'nan', 'zero'"):
         detour_ratio(sets, empty="skip")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from trimesh import Trimesh
 from trimesh.sample import sample_surface
 
-from kpnb._messages import positive
+from kpnb._messages import not_negative, positive
 from kpnb._tensors import moved
 from kpnb_book.data.samples import Request, SampleSet
 
@@ -111,7 +111,7 @@ class CloudRequest(Request):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(points=self.points, clouds=self.clouds, scale=self.scale)
-        positive(True, background=self.background, distance=self.distance)
+        not_negative(background=self.background, distance=self.distance)
         if self.background > self.clouds * self.points:
             source = f"{self.clouds} clouds of {self.points}"
             raise ValueError(f"background={self.background} points cannot be drawn from {source}")

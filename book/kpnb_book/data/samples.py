@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kpnb._messages import one_of, positive
+from kpnb._messages import not_negative, one_of, positive
 from kpnb._progress import Progress
 from kpnb_book.store import digest
 
@@ -174,7 +174,7 @@ class Request:
     def __post_init__(self) -> None:
         one_of("split", self.split, SPLITS)
         positive(count=self.count, at_most=self.at_most)
-        positive(True, seed=self.seed)
+        not_negative(seed=self.seed)
 
     @property
     def config(self) -> dict[str, Any]:
