@@ -44,6 +44,7 @@ LONGEST = (
     "test_jupyterlab.py",
     "test_runner.py",
     "test_sweep.py",
+    "test_origin.py",  # which has a cluster too
     "test_faults.py",
     "test_evidence.py",
     "test_entropy.py",
@@ -59,14 +60,19 @@ LONGEST = (
     "test_experiments.py",
     "test_controls.py",
     "test_official.py",
-    "test_origin.py",
     "test_distill.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+    size = {path: path.stat().st_size for path in {item.path for item in items}}
+
+    def order(item: pytest.Item) -> tuple[int, int, str]:
+        """Behind those that are named, large files before small ones."""
+        return place.get(item.path.name, len(place)), -size[item.path], item.path.name
+
+    items.sort(key=order)
 
 
 def pytest_collection_finish() -> None:
@@ -102,8 +108,13 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     folder = str(tmp_path_factory.mktemp("dask"))
     quiet = {"dashboard_address": ":0", "silence_logs": 50, "local_directory": folder}
+    settings = {"temporary-directory": folder}
+    # it waits most of the time, which by its own settings takes an eighth of a core
+    settings |= {"distributed.worker.profile.enabled": False}
+    settings |= {"distributed.admin.tick.interval": "1s"}
+    settings |= {"distributed.admin.system-monitor.interval": "5s"}
     with (
-        dask.config.set({"temporary-directory": folder}),
+        dask.config.set(settings),
         LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, **quiet) as cluster,
     ):
         yield cluster.scheduler_address
