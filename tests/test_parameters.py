@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kpnb_book.__main__ import main
 from kpnb_book.run import checks
-from kpnb_book.run.chapters import SMALL
+from kpnb_book.run.chapters import CHAPTERS
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.parameters import (
@@ -322,7 +322,7 @@ def test_what_a_study_knows_is_taken(tmp_path):
 def test_pages_that_have_no_profile_of_the_papers_size_say_so():
     for path in NOTEBOOKS:
         about = parameters_of(path)["profile"].help
-        assert ("paper" in about) == (path.stem not in SMALL)
+        assert ("paper" in about) == (not CHAPTERS[path.stem].small)
 
 
 def test_names_in_a_notebook_of_ones_own_mean_what_they_like(tmp_path):

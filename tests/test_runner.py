@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from kpnb_book.__main__ import main
 from kpnb_book.run import build
 from kpnb_book.run.build import build_book
-from kpnb_book.run.chapters import WAITS_FOR, notebooks_of
+from kpnb_book.run.chapters import CHAPTERS, notebooks_of
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.kernel import DEFAULTS
 from kpnb_book.run.notebooks import find_notebook, find_root, run_notebook
@@ -281,10 +281,10 @@ def test_a_build_in_the_papers_size_leaves_small_pages_as_they_are(tmp_path, mon
 
 def test_table_of_chapters_names_the_notebooks_of_the_book_without_a_cycle():
     names = [path.stem for path in notebooks_of(ROOT)]
-    assert set(WAITS_FOR) == set(names) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(CHAPTERS) == set(names) == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
     done: set[str] = set()
     while names:
-        free = [name for name in names if done.issuperset(WAITS_FOR[name])]
+        free = [name for name in names if done.issuperset(CHAPTERS[name].after)]
         assert free, f"{names} wait for each other"
         done.update(free)
         names = [name for name in names if name not in free]

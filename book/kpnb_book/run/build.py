@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kpnb_book.run import engine
-from kpnb_book.run.chapters import LONG, SMALL, WAITS_FOR, notebooks_of
+from kpnb_book.run.chapters import chapter_of, notebooks_of
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import NotebookError
 from kpnb_book.run.notebooks import find_notebook, run_notebook
@@ -52,7 +52,7 @@ def build_book(
 
 
 def _parameters(path: Path, profile: str) -> dict[str, Any]:
-    default = profile == "laptop" or (profile == "paper" and path.stem in SMALL)
+    default = profile == "laptop" or (profile == "paper" and chapter_of(path).small)
     return {} if default else {"profile": profile}
 
 
@@ -61,9 +61,8 @@ def chapter(path: Path, root: Path, parameters: dict[str, Any]) -> engine.Task:
     copy = root / EXECUTED / path.name
     arguments = {"path": path, "output": copy, "parameters": parameters}
     arguments["origin"] = origin(path, parameters)
-    after = WAITS_FOR.get(path.stem, ())
-    log, long = copy.with_suffix(".log"), path.stem in LONG
-    return engine.Task(path.stem, path.stem, run_notebook, arguments, log, after, long)
+    log, about = copy.with_suffix(".log"), chapter_of(path)
+    return engine.Task(path.stem, path.stem, run_notebook, arguments, log, about.after, about.long)
 
 
 def _unchanged(task: engine.Task) -> bool:

@@ -2,55 +2,63 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-# A chapter is executed after those whose networks it reads; it would train them itself, but then
-# one of the two would wait for the other in the store.
-WAITS_FOR: dict[str, tuple[str, ...]] = {
-    "00_quickstart": ("10_images_h1",),  # a baseline
-    "01_information_discarding": ("10_images_h1",),  # the teacher
-    "02_coherency": ("10_images_h1",),  # the teacher
-    "03_method_from_scratch": (),
-    "04_distillation_from_scratch": (),
-    "05_your_own": (),
-    "10_images_h1": (),
-    "11_images_h2": ("10_images_h1",),
-    "12_images_h3": ("10_images_h1",),
-    "13_tiny_imagenet": ("10_images_h1",),
-    "14_drawings_photographs": ("10_images_h1",),
-    "50_teacher_size": ("10_images_h1",),  # the smaller teacher
-    "51_grid_and_threshold": ("10_images_h1",),
-    "52_output_distillation": ("10_images_h1",),  # the teacher
-    "53_fine_tuning": (),  # has other classes, and networks of its own
-    "20_clouds_h1": (),
-    "21_clouds_h2": ("20_clouds_h1",),
-    "22_clouds_h3": ("20_clouds_h1",),
-    "30_sentiment_h1": (),
-    "31_sentiment_h2": ("30_sentiment_h1",),
-    "32_sentiment_h3": ("30_sentiment_h1",),
-    "33_sst2": ("30_sentiment_h1",),
-    "40_qa_h1": (),
-    "41_qa_h2": ("40_qa_h1",),
-    "42_qa_h3": ("40_qa_h1",),
-    "60_agreement": ("10_images_h1",),
-    "61_noise_and_controls": ("10_images_h1",),
-    "70_losses": ("10_images_h1",),  # the teacher
-    "71_transformer": ("10_images_h1",),  # the teacher
-    "80_evidence": (),
-    "90_scoreboard": ("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1"),
+
+class Chapter(NamedTuple):
+    """What is known of a chapter before it is executed.
+
+    after  the chapters whose networks it reads; it would train them itself, but then one of the two
+           would wait for the other in the store
+    long   it takes minutes at the laptop's settings, and nobody waits for it
+    small  it has no profile of the paper's size: what it shows is small
+    """
+
+    after: tuple[str, ...] = ()
+    long: bool = False
+    small: bool = False
+
+
+CHAPTERS: dict[str, Chapter] = {
+    "00_quickstart": Chapter(after=("10_images_h1",)),  # a baseline
+    "01_information_discarding": Chapter(after=("10_images_h1",)),  # the teacher
+    "02_coherency": Chapter(after=("10_images_h1",)),  # the teacher
+    "03_method_from_scratch": Chapter(small=True),
+    "04_distillation_from_scratch": Chapter(small=True),
+    "05_your_own": Chapter(small=True),
+    "10_images_h1": Chapter(),
+    "11_images_h2": Chapter(after=("10_images_h1",)),
+    "12_images_h3": Chapter(after=("10_images_h1",)),
+    "13_tiny_imagenet": Chapter(after=("10_images_h1",)),
+    "14_drawings_photographs": Chapter(after=("10_images_h1",)),
+    "50_teacher_size": Chapter(after=("10_images_h1",), long=True),  # the smaller teacher
+    "51_grid_and_threshold": Chapter(after=("10_images_h1",), long=True),
+    "52_output_distillation": Chapter(after=("10_images_h1",)),  # the teacher
+    "53_fine_tuning": Chapter(),  # has other classes, and networks of its own
+    "20_clouds_h1": Chapter(),
+    "21_clouds_h2": Chapter(after=("20_clouds_h1",)),
+    "22_clouds_h3": Chapter(after=("20_clouds_h1",)),
+    "30_sentiment_h1": Chapter(),
+    "31_sentiment_h2": Chapter(after=("30_sentiment_h1",)),
+    "32_sentiment_h3": Chapter(after=("30_sentiment_h1",)),
+    "33_sst2": Chapter(after=("30_sentiment_h1",)),
+    "40_qa_h1": Chapter(),
+    "41_qa_h2": Chapter(after=("40_qa_h1",)),
+    "42_qa_h3": Chapter(after=("40_qa_h1",)),
+    "60_agreement": Chapter(after=("10_images_h1",), long=True),
+    "61_noise_and_controls": Chapter(after=("10_images_h1",), long=True),
+    "70_losses": Chapter(after=("10_images_h1",), long=True),  # the teacher
+    "71_transformer": Chapter(after=("10_images_h1",), long=True),  # the teacher
+    "80_evidence": Chapter(small=True),
+    "90_scoreboard": Chapter(after=("10_images_h1", "20_clouds_h1", "30_sentiment_h1", "40_qa_h1")),
 }
 
-# They have no profile of the paper's size: what they show is small.
-SMALL = ("03_method_from_scratch", "04_distillation_from_scratch", "05_your_own", "80_evidence")
 
-# Minutes each at the laptop's settings, and nobody waits for them.
-LONG = (
-    "50_teacher_size",
-    "51_grid_and_threshold",
-    "60_agreement",
-    "61_noise_and_controls",
-    "70_losses",
-    "71_transformer",
-)
+def chapter_of(path: Path) -> Chapter:
+    """The row of the notebook ``path`` in ``CHAPTERS``; of another one, somebody's own, the
+    defaults.
+    """
+    return CHAPTERS.get(path.stem, Chapter())
 
 
 def notebooks_of(root: Path) -> list[Path]:

@@ -12,29 +12,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kpnb_book.run.chapters import WAITS_FOR
+from kpnb_book.run.chapters import CHAPTERS
 from kpnb_book.run.errors import UsageError
+from kpnb_book.run.importable import UNFIT
 from kpnb_book.run.parameters import RULES, check_parameters
 from kpnb_book.run.source import defaults_of
 
 # What studies know. PyTorch, which they bring, is imported only for one of these.
 NAMES = ("dataset", "data_root", "network", "teachers", "layer", "grid", "grids")
 TOGETHER = ("model", "student_checkpoints", "baseline_checkpoints")
-UNFIT = 3  # exit code
-IMPORT = f"""
-import inspect, pkgutil, sys
-found = pkgutil.resolve_name(sys.argv[1])
-if not callable(found):
-    sys.exit(f"it is no function but {{found!r}}")
-try:
-    inspect.signature(found).bind(*sys.argv[2:])
-except ValueError:
-    pass  # some functions of C do not say what they take
-except TypeError as error:
-    call = sys.argv[1].rpartition(":")[2] + "(" + ", ".join(sys.argv[2:]) + ")"
-    print(f"it is called as {{call}}: {{error}}", file=sys.stderr)
-    sys.exit({UNFIT})
-"""
 FROM_SCRATCH = ("03_method_from_scratch", "04_distillation_from_scratch")
 PIXELS = 64  # a side of the pictures in the pages from scratch
 
@@ -51,7 +37,7 @@ def check_run(path: Path, parameters: Mapping[str, Any], here: bool = True) -> N
     check_parameters(path, parameters)
     values = defaults_of(path) | dict(parameters)
     try:
-        if path.stem in WAITS_FOR:  # of another name it is somebody's own
+        if path.stem in CHAPTERS:  # of another name it is somebody's own
             _check_page(path, values)
             if _asks_a_study(parameters):
                 _check_names(path, values)
@@ -118,7 +104,7 @@ def _not_imported(value: str, arguments: tuple[str, ...], folder: Path) -> tuple
 
     In a process of its own, because importing runs somebody's code.
     """
-    command = [sys.executable, "-c", IMPORT, value, *arguments]
+    command = [sys.executable, "-m", "kpnb_book.run.importable", value, *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     said = done.stderr.strip().splitlines()
     return done.returncode, said[-1] if said else f"exit code {done.returncode}"

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from kpnb_book.run.chapters import SMALL
+from kpnb_book.run.chapters import chapter_of
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.source import defaults_of
 
@@ -266,7 +266,7 @@ def check_parameters(path: Path, parameters: Mapping[str, Any]) -> None:
 
 def _rule(path: Path, name: str) -> Rule | None:
     """What a parameter of a notebook may be; some pages do not have all profiles."""
-    if name == "profile" and path.stem in SMALL:
+    if name == "profile" and chapter_of(path).small:
         return _profiles("smoke", "laptop")
     return RULES.get(name)
 
