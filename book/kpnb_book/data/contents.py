@@ -29,8 +29,8 @@ def contents(files: Iterable[Path], root: Path, store: Any = None) -> dict[Path,
     A ``store`` remembers them by path, size and times, so that a file is read once and not at every
     start. Raises ``FileNotFoundError`` for what is missing.
     """
-    place = _place(root, store)
-    known = _recalled(place)
+    remembered = _file_of_digests(root, store)
+    known = _recalled(remembered)
     states = {path: _state(path) for path in files}
     new = [path for path, state in states.items() if known.get(str(path), [])[:3] != state]
     held = {path: known[str(path)][3] for path in states.keys() - set(new)}
@@ -38,8 +38,8 @@ def contents(files: Iterable[Path], root: Path, store: Any = None) -> dict[Path,
         for path in new:
             held[path] = _content(path)
             progress.step()
-    if place is not None:
-        _remember(place, {str(path): [*states[path], held[path]] for path in new})
+    if remembered is not None:
+        _remember(remembered, {str(path): [*states[path], held[path]] for path in new})
     return held
 
 
@@ -69,7 +69,7 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(root: Path, store: Any) -> Path | None:
+def _file_of_digests(root: Path, store: Any) -> Path | None:
     """The file of the ``store`` that has the digests of ``root``; none without a store."""
     if store is None:
         return None

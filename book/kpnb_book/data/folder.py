@@ -42,8 +42,7 @@ class Listing:
     @property
     def counts(self) -> dict[str, int]:
         """How many pictures of each class."""
-        found = Counter(record.label for record in self.records)
-        return {name: found[label] for label, name in enumerate(self.classes)}
+        return _counts(self.classes, self.records)
 
 
 def folder(wanted: ImageRequest, size: int) -> Source:
@@ -104,10 +103,9 @@ def listing(wanted: ImageRequest) -> Listing:
         rule = {"value": wanted.foreground, "above": wanted.above, "void": wanted.void}
         records.append(record._replace(**rule) if mask else record)
     skipped = _skipped(root, base, paths, masks.values())
-    found = Listing(base, classes, records, skipped, [])
-    if wanted.split == "train" and wanted.learned:
-        found.remarks.extend(_few(found))
-    return found
+    learned = wanted.split == "train" and wanted.learned
+    remarks = _few(base, classes, records) if learned else []
+    return Listing(base, classes, records, skipped, remarks)
 
 
 def _root(wanted: ImageRequest) -> Path:
@@ -199,13 +197,18 @@ def _reason(path: Path, depth: int) -> str:
     return "in a folder inside of a class; move it up"
 
 
-def _few(found: Listing) -> list[str]:
+def _counts(classes: Sequence[str], records: Iterable[Record]) -> dict[str, int]:
+    found = Counter(record.label for record in records)
+    return {name: found[label] for label, name in enumerate(classes)}
+
+
+def _few(base: Path, classes: Sequence[str], records: Sequence[Record]) -> list[str]:
     """A remark when a class has hardly a picture to learn from."""
-    few = {name: count for name, count in found.counts.items() if count < FEW}
+    few = {name: count for name, count in _counts(classes, records).items() if count < FEW}
     if not few:
         return []
     named = ", ".join(f"{name} {count}" for name, count in [*few.items()][:8])
-    total = f"only {len(found.records)} training images in {found.base}, fewer than {FEW} of"
+    total = f"only {len(records)} training images in {base}, fewer than {FEW} of"
     return [f"{total} {named}: a network hardly learns from them; add images to these classes"]
 
 

@@ -123,8 +123,15 @@ class ImageRequest(Request):
     learned     whether a network is to learn from the split "train": few images are said then
     """
 
-    LEFT_OUT: ClassVar[tuple[str, ...]] = (*Request.LEFT_OUT, "background", "void", "foreground")
-    LEFT_OUT = (*LEFT_OUT, "above", "exif", "learned")
+    LEFT_OUT: ClassVar[tuple[str, ...]] = (
+        *Request.LEFT_OUT,
+        "background",
+        "void",
+        "foreground",
+        "above",
+        "exif",
+        "learned",
+    )
 
     background: str | None = None
     void: int | None = None
