@@ -104,7 +104,7 @@ def run_notebook(
             with _watched(progress, tell):
                 _execute(path, partial, parameters, timeout, Path(folder), log)
         except Exception as error:
-            where = _place(error, partial)
+            where = _where_stopped(error, partial)
             if partial.exists():
                 where += f"\nThe copy up to there: {partial.replace(failed)}"
             raise NotebookError(f"{path.name} failed in {where}") from error
@@ -209,7 +209,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text("utf8", errors="replace").splitlines() if file.exists() else []
 
 
-def _place(error: Exception, copy: Path) -> str:
+def _where_stopped(error: Exception, copy: Path) -> str:
     """Where in ``copy`` the run stopped, and why: "cell 3 (x = 1/0): ZeroDivisionError: division by
     zero".
     """

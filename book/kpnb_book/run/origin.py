@@ -39,7 +39,7 @@ def origin(path: Path, parameters: Mapping[str, Any]) -> str:
 
 def with_parameters(content: str, parameters: Mapping[str, Any]) -> str:
     """The origin of a run with ``parameters`` of the notebook of this ``content``."""
-    return _digest(json.dumps([content, parameters], sort_keys=True, default=str).encode())
+    return digest([content, parameters])
 
 
 def content_of(path: Path) -> str:
@@ -52,11 +52,11 @@ def content_of(path: Path) -> str:
     said += [_said(file.read_text("utf8")) for file in files]
     content = {
         "cells": [_lasting(cell) for cell in cells],
-        "files": [[file.name, _digest(file.read_bytes())] for file in with_data(files)],
+        "files": [[file.name, digest(file.read_bytes())] for file in with_data(files)],
         "versions": _versions(said),
         "python": platform.python_version(),
     }
-    return _digest(json.dumps(content, sort_keys=True).encode())
+    return digest(content)
 
 
 def _lasting(cell: Cell) -> list[Any]:
@@ -150,5 +150,10 @@ def _canonical(name: str) -> str:
     return re.sub("[-_.]+", "-", name).lower()
 
 
-def _digest(data: bytes) -> str:
-    return sha256(data).hexdigest()
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of bytes, or of the JSON text of anything else, with sorted keys; what JSON
+    does not know, such as a path, is written as its text.
+    """
+    if not isinstance(value, bytes):
+        value = json.dumps(value, sort_keys=True, default=str).encode()
+    return sha256(value).hexdigest()

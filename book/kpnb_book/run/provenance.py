@@ -78,19 +78,20 @@ def table(copies: Iterable[Path]) -> str:
     """A MyST table with a row for each executed copy, in their order; what a copy does not say is a
     dash. Versions and commit that all have in common stand above it, so that it fits a telephone.
     """
+    import pandas as pd
+
     columns = ["chapter", "finished (UTC)", "seconds", "Python", *PACKAGES, "commit"]
     rows = [
         _row(copy, json.loads(copy.read_text("utf8"))["metadata"])
         for copy in copies
         if copy.is_file()
     ]
-    found = dict(zip(columns, zip(*rows, strict=True), strict=False))
-    same = [name for name in columns[3:] if len(set(found.get(name, ()))) == 1]
-    shown = [name for name in columns if name not in same]
-    body = zip(*(found.get(name, ()) for name in shown), strict=True)
-    lines = [shown, ["---"] * len(shown), *body]
+    found = pd.DataFrame(rows, columns=columns)
+    same = [name for name in columns[3:] if found[name].nunique() == 1]
+    shown = found.drop(columns=same)
+    lines = [[*shown.columns], ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     below = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if not same:
         return below
-    common = ", ".join(f"{name} {found[name][0]}" for name in same)
+    common = ", ".join(f"{name} {found[name].iloc[0]}" for name in same)
     return f"All chapters: {common}.\n\n{below}"

@@ -162,26 +162,34 @@ def results_of(notebook: "NotebookNode") -> dict[str, dict[str, Any]]:
     """
     results, tables = {}, {}
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
-        if scrap := output.get("metadata", {}).get("scrapbook"):
-            data = {
-                kind.removeprefix(scrap["mime_prefix"]): value
-                for kind, value in output.data.items()
-            }
-            if TABLE in data:
-                columns = [
-                    f["name"] for f in data[TABLE]["schema"]["fields"] if f["name"] != "index"
-                ]  # in their order
-                tables[scrap["name"]] = [
-                    {name: row[name] for name in columns} for row in data[TABLE]["data"]
-                ]
-                continue
-            for read in (
-                float,
-                ast.literal_eval,
-            ):  # an int is read by the second, NaN by the first alone
-                with suppress(SyntaxError, ValueError):  # a formatted table, for the page only
-                    results[scrap["name"]] = read(data["text/plain"])
+        scrap = output.get("metadata", {}).get("scrapbook")
+        if not scrap:
+            continue
+        name, prefix = scrap["name"], scrap["mime_prefix"]
+        data = {kind.removeprefix(prefix): value for kind, value in output.data.items()}
+        if TABLE in data:
+            tables[name] = _table(data[TABLE])
+            continue
+        with suppress(ValueError):  # a formatted table, for the page only
+            results[name] = _value(data["text/plain"])
     return {"results": results, "tables": tables}
+
+
+def _table(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a published table without its index, columns in their order."""
+    fields = [field["name"] for field in data["schema"]["fields"]]
+    columns = [name for name in fields if name != "index"]
+    return [{name: row[name] for name in columns} for row in data["data"]]
+
+
+def _value(text: str) -> Any:
+    """The value of a Python literal, or of NaN or an infinity, which are none; raises ValueError
+    for any other text.
+    """
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return float(text)
 
 
 def page_of(notebook: "NotebookNode", results: Mapping[str, Any]) -> str:

@@ -13,12 +13,10 @@ Every run is a notebook in a folder named by its parameters. What is finished is
 what fails takes nothing else with it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from kpnb_book.run import engine
 from kpnb_book.run.checks import check_run
 from kpnb_book.run.errors import UsageError, unknown
 from kpnb_book.run.notebooks import TIMEOUT, find_notebook
-from kpnb_book.run.origin import content_of, with_parameters
+from kpnb_book.run.origin import content_of, digest, with_parameters
 from kpnb_book.run.parameters import read_yaml, resolve
 from kpnb_book.run.rerun import finished, log_of, make_folder, rerun
 from kpnb_book.run.tables import text_of, write
@@ -97,7 +95,7 @@ def members_of(
     """The runs of one block of a sweep; raises as :func:`read`."""
     _check_block(block, overrides)
     path, grid = find_notebook(str(block["notebook"]), root), block.get("grid", {})
-    share, content = block.get("share", []), content_of(path)
+    share, content, in_clone = block.get("share", []), content_of(path), _path_in_clone(path, root)
     for values in product(*grid.values()):
         chosen = dict(zip(grid, values, strict=True))
         given = block.get("parameters", {}) | chosen | dict(overrides)
@@ -108,13 +106,13 @@ def members_of(
             if name not in parameters:
                 raise UsageError(unknown("parameter in 'share'", name, parameters))
         kept = {name: value for name, value in parameters.items() if name not in share}
-        where = _digest([_place(path, root), parameters])[:12]
+        where = digest([in_clone, parameters])[:12]
         yield Member(
             path,
             parameters,
             name=f"{path.stem}-{where}",
             digest=with_parameters(content, parameters),
-            group=_digest([_place(path, root), kept]),
+            group=digest([in_clone, kept]),
         )
 
 
@@ -149,13 +147,9 @@ def _check_grid(grid: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
             )
 
 
-def _place(path: Path, root: Path) -> str:
+def _path_in_clone(path: Path, root: Path) -> str:
     """A notebook's path, which does not change when the clone is moved."""
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
-
-
-def _digest(value: Any) -> str:
-    return sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _expanded(value: Any) -> Any:
