@@ -17,7 +17,7 @@ from kpnb_book.__main__ import main, parser
 from kpnb_book.run import sweep
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_assignments
-from kpnb_book.run.storage import folders
+from kpnb_book.run.store_commands import folders
 from kpnb_book.store import Run, Store
 from kpnb_book.studies import chapters, plan
 from kpnb_book.studies.catalogue import every

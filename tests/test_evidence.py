@@ -20,7 +20,7 @@ from kpnb_book.__main__ import main
 from kpnb_book.figures import sentences
 from kpnb_book.figures.findings import Found, own_seeds, replicated
 from kpnb_book.run.errors import UsageError
-from kpnb_book.run.evidence import several_seeds
+from kpnb_book.run.evidence_commands import several_seeds
 from kpnb_book.store import Store
 from kpnb_book.studies import collecting, evidence, measure, replication
 from kpnb_book.studies.again import again, compared, predicted_means

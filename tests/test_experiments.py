@@ -12,7 +12,7 @@ from torch import nn
 import kpnb
 from kpnb_book.figures import plots
 from kpnb_book.figures.report import beside_paper, table_rows
-from kpnb_book.run.storage import folders
+from kpnb_book.run.store_commands import folders
 from kpnb_book.store import Store
 from kpnb_book.studies import measure, tables
 from kpnb_book.studies.experiments import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import shtab
 
 from kpnb_book.run import commands as notebooks
-from kpnb_book.run import evidence, storage
+from kpnb_book.run import evidence_commands, store_commands
 from kpnb_book.run.errors import NotebookError, UsageError
 
 
@@ -20,8 +20,8 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     notebooks.add(commands)
-    evidence.add(commands)
-    storage.add(commands)
+    evidence_commands.add(commands)
+    store_commands.add(commands)
     return top
 
 

@@ -134,7 +134,10 @@ def run_check(options: argparse.Namespace) -> int:
             each.name: pool.submit(check_one, each, options.output, options.seed, overrides)
             for each in chosen
         }
-        agree = {name: _reported(tasks[name].result()) for name in names}
+        agree = {}
+        for name in names:
+            agree[name], said = tasks[name].result()
+            print(said, flush=True)
     print(_summary(agree))
     return int(not all(agree.values()))
 
@@ -167,18 +170,15 @@ def _with_tables(folder: Path | None, overrides: Mapping[str, Any]) -> list[str]
     """The studies that have tables; without those whose data are not here."""
     from kpnb_book.studies.catalogue import every
 
-    known = [each for each in every().values() if results_of(each, folder).origin is not None]
-    chosen = [each for each in known if "data_root" in overrides or not each.official]
-    for each in known:
-        if each not in chosen:
+    names = []
+    for each in every().values():
+        if results_of(each, folder).origin is None:
+            continue
+        if each.official and "data_root" not in overrides:
             print(f"{each.name}: left out, name it with -p data_root=FOLDER to check it")
-    return [each.name for each in chosen]
-
-
-def _reported(found: tuple[bool, str]) -> bool:
-    agrees, text = found
-    print(text, flush=True)
-    return agrees
+        else:
+            names.append(each.name)
+    return names
 
 
 def check_one(
