@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Unpack
 
 import pytest
 import torch
@@ -17,10 +16,11 @@ from torch import nn
 
 from kpnb.checkpoints import Checkpoints  # noqa: F401 - for the processes
 from kpnb.distill import seeded
-from kpnb.losses import TrainingObjective, feature_at, softened_output
+from kpnb.losses import feature_at, softened_output
 from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training as distill
+from kpnb_book.studies.training import taught
 
 HERE = Path(__file__).parent
 PATHS = (HERE, HERE.parent, HERE.parent / "book")
@@ -95,22 +95,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def taught(
-    store: Store,
-    model: distill.Model,
-    data: Points,
-    schedule: Schedule,
-    objective: TrainingObjective,
-    teacher: distill.Model,
-    **how: Unpack[distill.How],
-) -> distill.Training:
-    """The student of any objective."""
-    source = distill.source_of(teacher, how.get("build"), store=store)
-    return distill.Training(
-        store, "student", model, data, objective, schedule, teacher_source=source, **how
-    )
 
 
 @pytest.fixture
@@ -199,8 +183,8 @@ def test_a_student_that_is_its_teacher_stays(disk: Store):
     data, teacher = Points(24, image=True), cnn()
     twin = nn.Sequential(teacher[0], nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     schedule = Schedule(epochs=2, lr=1.0, weight_decay=0.0, batch_size=24)
-    training = distill.student(
-        disk, twin, data, schedule, teacher=twin, layer="1", test=Points(9, 1, image=True)
+    training = taught(
+        disk, twin, data, schedule, feature_at("1"), twin, test=Points(9, 1, image=True)
     )
     assert all(entry["loss"] < 1e-12 for entry in training.log[1:])
     assert all(entry["test_feature_error"] < 1e-12 for entry in training.log)
@@ -216,7 +200,7 @@ def test_held_out_accuracy_and_feature_error(disk: Store):
         right = (plain.load(epoch=epoch)(test.x).argmax(1) == test.y).double().mean().item()
         assert plain.log[epoch]["test_accuracy"] == pytest.approx(right)
     assert plain.accuracy == plain.log[-1]["test_accuracy"]
-    mimic = distill.student(disk, mlp(), data, schedule, teacher=teacher, layer="4", test=test)
+    mimic = taught(disk, mlp(), data, schedule, feature_at("4"), teacher, test=test)
     net, teacher = mimic.load(epoch=1)[:5], teacher.eval()[:5]
     error = (net(test.x) - teacher(test.x)).square().sum() / teacher(test.x).square().sum()
     assert mimic.log[1]["test_feature_error"] == pytest.approx(error.item(), rel=1e-5)
@@ -229,9 +213,7 @@ def test_learning_happens(disk: Store):
     data.y = (data.x @ torch.randn(5, 3, generator=torch.Generator().manual_seed(5))).argmax(1)
     schedule = Schedule(epochs=25, lr=0.1, batch_size=20)
     teacher = distill.baseline(disk, mlp(1, dropout=0), data, schedule, kind="teacher", test=data)
-    mimic = distill.student(
-        disk, mlp(2, dropout=0), data, schedule, teacher=teacher, layer="4", test=data
-    )
+    mimic = taught(disk, mlp(2, dropout=0), data, schedule, feature_at("4"), teacher, test=data)
     whole = distill.head(disk, mimic, "4", data, schedule, test=data)
     assert teacher.accuracy > 0.9
     assert mimic.log[-1]["test_feature_error"] < 0.1 < 0.5 < mimic.log[0]["test_feature_error"]
@@ -244,9 +226,7 @@ def test_learning_happens(disk: Store):
 def test_distillation_leaves_what_lies_above(disk: Store):
     model = cnn()
     schedule = Schedule(epochs=2, lr=0.1, weight_decay=0.5, batch_size=16)
-    training = distill.student(
-        disk, model, Points(40, image=True), schedule, teacher=cnn(1), layer="5"
-    )
+    training = taught(disk, model, Points(40, image=True), schedule, feature_at("5"), cnn(1))
     start, end = model.state_dict(), training.state()
     above = {key for key in start if int(key.split(".")[0]) > 5}
     assert {key for key in start if torch.equal(start[key], end[key])} == above
@@ -260,7 +240,7 @@ def test_distillation_leaves_what_lies_above(disk: Store):
 def test_head_leaves_features_and_all_that_lies_below(disk: Store):
     data = Points(40, image=True)
     schedule = Schedule(epochs=2, lr=0.1, weight_decay=0.5, batch_size=16)
-    mimic = distill.student(disk, cnn(), data, schedule, teacher=cnn(1), layer="5")
+    mimic = taught(disk, cnn(), data, schedule, feature_at("5"), cnn(1))
     whole = distill.head(disk, mimic, "5", data, schedule)
     start, end = mimic.state(), whole.state()
     below = {key for key in start if int(key.split(".")[0]) <= 5}
@@ -271,7 +251,7 @@ def test_head_leaves_features_and_all_that_lies_below(disk: Store):
 
 def test_head_of_the_last_layer_is_the_student(disk: Store):
     data, schedule = Points(30), Schedule(epochs=2, lr=0.1)
-    mimic = distill.student(disk, mlp(), data, schedule, teacher=mlp(1), layer="5")
+    mimic = taught(disk, mlp(), data, schedule, feature_at("5"), mlp(1))
     whole = distill.head(disk, mimic, "5", data, schedule, test=data)
     assert same(whole.state(), mimic.state())
     assert whole.accuracy == (mimic.load()(data.x).argmax(1) == data.y).double().mean().item()
@@ -298,7 +278,7 @@ def test_caller_keeps_generators_model_and_teacher(disk: Store):
     modes = [module.training for net in (model, teacher) for module in net.modules()]
     random = torch.get_rng_state()
     fast = Schedule(epochs=1)
-    distill.student(disk, model, data, fast, teacher=teacher, layer="4", test=data).finish()
+    taught(disk, model, data, fast, feature_at("4"), teacher, test=data).finish()
     taught(disk, model, data, fast, softened_output(), teacher).finish()
     assert torch.equal(torch.get_rng_state(), random)
     assert [module.training for net in (model, teacher) for module in net.modules()] == modes
@@ -323,9 +303,7 @@ def test_cached_runs_read_no_tensor_file_and_build_no_network(disk: Store, monke
     def protocol() -> list[distill.Training]:
         schedule, common = Schedule(epochs=2), {"build": build, "test": data}
         teacher = distill.baseline(disk, {"seed": 1}, data, schedule, kind="teacher", **common)
-        mimic = distill.student(
-            disk, {"seed": 0}, data, schedule, teacher=teacher, layer="4", **common
-        )
+        mimic = taught(disk, {"seed": 0}, data, schedule, feature_at("4"), teacher, **common)
         return [teacher, mimic, distill.head(disk, mimic, "4", data, schedule, test=data)]
 
     first = [results(training) for training in protocol()]
@@ -412,7 +390,7 @@ def test_everything_that_determines_a_run_is_in_its_address(disk: Store):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "missing"])
 def test_a_damaged_middle_epoch_is_recomputed_alone(disk: Store, damage: str, caplog):
     data, schedule = Points(40, image=True), Schedule(epochs=4, batch_size=16)
-    training = distill.student(disk, cnn(), data, schedule, teacher=cnn(1), layer="5", test=data)
+    training = taught(disk, cnn(), data, schedule, feature_at("5"), cnn(1), test=data)
     states = [training.state(epoch) for epoch in range(5)]
     written = {
         path.name: path.stat().st_mtime_ns for path in training.run.path.glob("*.safetensors")
@@ -423,7 +401,7 @@ def test_a_damaged_middle_epoch_is_recomputed_alone(disk: Store, damage: str, ca
     path.write_bytes(data_on_disk[:-9] if damage == "truncate" else data_on_disk)
     if damage == "missing":
         path.unlink()
-    again = distill.student(disk, cnn(), data, schedule, teacher=cnn(1), layer="5", test=data)
+    again = taught(disk, cnn(), data, schedule, feature_at("5"), cnn(1), test=data)
     assert all(same(again.state(epoch), states[epoch]) for epoch in range(5))
     now = {path.name: path.stat().st_mtime_ns for path in training.run.path.glob("*.safetensors")}
     assert {name for name in now if now[name] != written[name]} == {"epoch-002.safetensors"}
@@ -454,15 +432,13 @@ def test_bad_input_is_named(disk: Store):
     data, fast = Points(20), Schedule(epochs=1)
     model, teacher = mlp(), mlp(1)
     with pytest.raises(ValueError, match=r"student's '4' is \[6\], the teacher's '0' \[8\]"):
-        distill.student(
-            disk, model, data, fast, teacher=teacher, layer="4", teacher_layer="0"
-        ).finish()
+        taught(disk, model, data, fast, feature_at("4", "0"), teacher).finish()
     with pytest.raises(
         ValueError, match=r"student's 'output' is \[3\], the teacher's 'output' \[8\]"
     ):
         taught(disk, model, data, fast, softened_output(), nn.Linear(5, 8)).finish()
     with pytest.raises(LookupError, match="unknown layer '9'"):
-        distill.student(disk, model, data, fast, teacher=teacher, layer="9").finish()
+        taught(disk, model, data, fast, feature_at("9"), teacher).finish()
     with pytest.raises(ValueError, match="unknown scale 'sums'; did you mean 'sum'"):
         feature_at("4", scale="sums")
     with pytest.raises(ValueError, match="temperature=0 must be positive"):
@@ -532,7 +508,7 @@ def work(disk: Store, data: Points) -> list[distill.Training]:
     teacher = distill.baseline(disk, cnn(1), data, schedule, kind="teacher", test=data)
     return [
         teacher,
-        distill.student(disk, cnn(), data, schedule, teacher=teacher, layer="5", test=data),
+        taught(disk, cnn(), data, schedule, feature_at("5"), teacher, test=data),
     ]
 
 

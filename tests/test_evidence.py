@@ -250,10 +250,10 @@ def test_an_interrupted_seed_goes_on(shapes, store, tables, monkeypatch):
     """What was trained before the interruption is not trained again; the tables keep the others."""
     results, rows_of = tables, evidence.rows_of
 
-    def interrupted(study, layer, name, training, seed, whole):
-        if name == "untrained":
+    def interrupted(one):
+        if one.role == "untrained":
             raise KeyboardInterrupt
-        return rows_of(study, layer, name, training, seed, whole=whole)
+        return rows_of(one)
 
     monkeypatch.setattr(evidence, "rows_of", interrupted)
     with pytest.raises(KeyboardInterrupt):

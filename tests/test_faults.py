@@ -28,7 +28,7 @@ from torchvision import models  # noqa: F401 - once, before any process forks
 import kpnb._learner
 import kpnb.features
 from kpnb.entropy import entropy
-from kpnb.losses import softened_output
+from kpnb.losses import feature_at, softened_output
 from kpnb.sampling import Stochastic
 from kpnb.schedule import Schedule
 from kpnb.units import ImageGrid
@@ -36,9 +36,10 @@ from kpnb_book.store import Store
 from kpnb_book.studies import measure
 from kpnb_book.studies import training as distill
 from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.training import taught
 from tests.drawn import TINY, draw
 from tests.models import images, small_net
-from tests.test_distill import Points, mlp, same, taught
+from tests.test_distill import Points, mlp, same
 
 REPOSITORY = Path(__file__).parents[1]
 ENV = os.environ | {
@@ -388,8 +389,7 @@ def test_training_sums_the_gradients_of_parts_that_fit(tmp_path: Path, adamw: bo
     layers, trainings = (nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 8), nn.Linear(8, 3)), []
     for name, memory in (("quiet", Memory(99)), ("small", Memory(4, spared=6))):
         store, model = Store(tmp_path / name), nn.Sequential(memory, *layers).double()
-        how = {"teacher": teacher, "teacher_layer": "0", "layer": "3", "test": data}
-        student = distill.student(store, model, data, schedule, **how)
+        student = taught(store, model, data, schedule, feature_at("3", "0"), teacher, test=data)
         output = taught(store, model, data, schedule, softened_output(), mlp(1).double(), test=data)
         trainings.append((student.finish(), output.finish()))
     assert halvings(caplog) == [8, 4] * 2
@@ -409,11 +409,8 @@ def test_a_teacher_that_does_not_fit_answers_in_parts(tmp_path: Path, caplog):
     layer = nn.Linear(5, 8)
     for rows in (99, 5):
         teacher = nn.Sequential(Memory(rows), layer).double()
-        how = {"teacher": teacher, "teacher_layer": "1", "layer": "0"}
-        model = nn.Sequential(copy.deepcopy(layer)).double()
-        states.append(
-            distill.student(Store(tmp_path / str(rows)), model, data, schedule, **how).state()
-        )
+        model, store = nn.Sequential(copy.deepcopy(layer)).double(), Store(tmp_path / str(rows))
+        states.append(taught(store, model, data, schedule, feature_at("0", "1"), teacher).state())
     torch.testing.assert_close(*states, rtol=1e-12, atol=1e-12)
     assert halvings(caplog) == [8, 4]
 

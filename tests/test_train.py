@@ -29,9 +29,9 @@ from kpnb.losses import (
 from kpnb.schedule import Schedule
 from kpnb_book.store import Store
 from kpnb_book.studies import training
-from kpnb_book.studies.training import Source
+from kpnb_book.studies.training import Source, taught
 from tests.reads import Reads
-from tests.test_distill import Points, mlp, one_thread, same, taught  # noqa: F401 - a fixture
+from tests.test_distill import Points, mlp, one_thread, same  # noqa: F401 - a fixture
 
 
 def points(count: int = 37, seed: int = 0) -> TensorData:
@@ -796,8 +796,8 @@ def test_a_training_computes_nothing_before_it_is_read(tmp_path: Path):
     teacher = training.baseline(
         store, {"seed": 1}, data, schedule, kind="teacher", build=build, test=data
     )
-    mimic = training.student(
-        store, {"seed": 0}, data, schedule, teacher=teacher, layer="4", build=build, test=data
+    mimic = taught(
+        store, {"seed": 0}, data, schedule, feature_at("4"), teacher, build=build, test=data
     )
     whole = training.head(store, mimic, "4", data, schedule, test=data)
     softened = taught(store, {"seed": 0}, data, schedule, softened_output(), teacher, build=build)

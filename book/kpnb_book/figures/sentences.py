@@ -85,8 +85,7 @@ def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[st
 def absent(found: Mapping[str, Stored], study: str, question: str) -> str:
     """What stands in the place of an answer that is not there."""
     roles = found[study].roles if study in found else frozenset()
-    (asked,) = (each for each in QUESTIONS if each.name == question)
-    undefined = "no points" if {asked.student, asked.other} <= roles else ""
+    undefined = "no points" if roles.issuperset(QUESTIONS[question].roles) else ""
     return waiting(found, study, question) or undefined
 
 
@@ -101,8 +100,7 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 def is_asked(found: Mapping[str, Stored], study: str, question: str) -> bool:
     """Whether the networks that a question is about are part of a study, or it is not there yet."""
-    (asked,) = (each for each in QUESTIONS if each.name == question)
-    return study not in found or {asked.student, asked.other} <= found[study].roles
+    return study not in found or found[study].roles.issuperset(QUESTIONS[question].roles)
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -158,8 +156,8 @@ def _state(each: Stored) -> str:
         return f"{count}, {size}; the verdict waits for all"
     late = [
         f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
-        for question in QUESTIONS
-        if {question.student, question.other} <= each.roles and not each.finished(question)
+        for question in QUESTIONS.values()
+        if each.roles.issuperset(question.roles) and not each.finished(question)
     ]
     said = f"{len(each.stated)} seeds, {size}"
     return f"{said}; so far {', '.join(late)}; these wait for all" if late else said
@@ -318,8 +316,7 @@ def smooth(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
 def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> str:
     """A line on one control of one study; "" while seeds of it are to be computed."""
     question, beyond = TARGETS[role]
-    (asked,) = (each for each in QUESTIONS if each.name == question)
-    if role not in found.roles or not found.finished(asked):
+    if role not in found.roles or not found.finished(QUESTIONS[question]):
         return ""
     control, paper = answered(board, question), answered(board, "paper")
     if study not in paper.index.unique("study"):
@@ -464,7 +461,7 @@ def rate(found: Mapping[str, float]) -> str:
 
 
 def errors(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """``replication.false_positives`` by study, and over all."""
+    """``controls.false_positives_of_seeds`` by study, and over all."""
     if not found:
         return ""
     kinds = ("comparisons", "families")

@@ -14,7 +14,7 @@ from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import transformer
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.transformer import TRANSFORMER_EVIDENCE, UNTRAINED, TransformerEvidence
+from kpnb_book.studies.transformer import CONTROL_OF, TRANSFORMER_EVIDENCE, TransformerEvidence
 
 Kind = TypeVar("Kind")
 KNOWN_AS = {
@@ -36,9 +36,6 @@ AXIS = {
     "n_bg": SYMBOL["n_bg"],
     "gap": "nats discarded:\nbackground - object",
 }
-
-
-CONTROL_OF = {control: taught for taught, control in UNTRAINED.items()}
 
 
 def known_as(network: str) -> str:

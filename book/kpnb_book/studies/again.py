@@ -91,19 +91,15 @@ def again(
 
 def first_samples(study: Study, whole: Study, count: int) -> Study:
     """``study``, of which the first measured samples of ``whole`` are measured; it is changed."""
-    some = whole.measured.subset(range(min(count, len(whole.measured))))
-    study.samples = replace(whole.samples, measured=some)
+    study.train, study.share, study.test = whole.train, whole.share, whole.test
+    study.measured = whole.measured.subset(range(min(count, len(whole.measured))))
     return study
 
 
 def of_layer(rows: Rows, layer: str, samples: int, roles: Collection[str]) -> Rows:
     """The rows of some networks at one layer, and of the first samples."""
-    kept = [
-        frame[(frame["layer"] == layer) & frame["network"].isin(roles)]
-        for frame in (rows.networks, rows.samples, rows.places)
-    ]
-    kept[1] = kept[1][kept[1]["sample"] < samples]
-    return Rows(*kept)
+    kept = rows.each(lambda frame: frame[(frame["layer"] == layer) & frame["network"].isin(roles)])
+    return replace(kept, samples=kept.samples[kept.samples["sample"] < samples])
 
 
 def had(stored: Rows, seed: int) -> set[tuple[str, str]]:

@@ -93,10 +93,9 @@ def waiting(found: Mapping[str, Stored], name: str, question: str) -> str:
     """
     if name not in found:
         return "no seed yet"
-    (asked,) = (each for each in QUESTIONS if each.name == question)
     study = found[name]
-    for each in (BY_PAPER, asked):
-        if {each.student, each.other} <= study.roles and not study.finished(each):
+    for each in (BY_PAPER, QUESTIONS[question]):
+        if study.roles.issuperset(each.roles) and not study.finished(each):
             return f"{study.seeds(each)} of {len(study.stated)} seeds"
     return ""
 
@@ -154,7 +153,7 @@ def samples_defining(found: Mapping[str, Stored]) -> pd.DataFrame:
     rows = []
     for name, each in found.items():
         row: dict[str, object] = {"study": name, "measured": each.samples["sample"].nunique()}
-        pair = each.samples[each.samples["network"].isin([BY_PAPER.student, BY_PAPER.other])]
+        pair = each.samples[each.samples["network"].isin(BY_PAPER.roles)]
         for column in ("lambda", "d", "rho"):
             known = pair[column].notna().groupby([pair["seed"], pair["layer"], pair["sample"]])
             both = known.sum().eq(2).groupby(level=["seed", "layer"]).sum()

@@ -148,7 +148,7 @@ def seed_rows(
     whole: Study | None = None,
 ) -> Rows:
     """The rows of the networks of one ``seed``, of these ``roles`` (None: all); ``whole`` as in
-    ``rows_of``.
+    ``OneNetwork``.
     """
     planned = plan(evidence, study, seed, roles)
     announce(planned.trainings)
@@ -156,7 +156,11 @@ def seed_rows(
         measurement.finish()
     chosen = networks(evidence, study, seed, roles)
     found = [evidence.rows(OneNetwork(study, *each, seed, whole)) for each in chosen]
-    return Rows(*(pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)))
+    return Rows(
+        pd.concat([each.networks for each in found], ignore_index=True),
+        pd.concat([each.samples for each in found], ignore_index=True),
+        pd.concat([each.places for each in found], ignore_index=True),
+    )
 
 
 # ------------------------------------------------------------------------------- is it still so

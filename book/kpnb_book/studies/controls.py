@@ -16,19 +16,23 @@ from dataclasses import replace
 from itertools import combinations, product
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import binomtest
 
-from kpnb.metrics import BETTER, Choices, Metrics, six_metrics
-from kpnb.stats import Difference
+from kpnb.metrics import BETTER, NAMES, Choices, Metrics, six_metrics
+from kpnb.stats import Difference, holm, judge, paired
 from kpnb_book.studies.measure import Scope, distance, entropies, six
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
+from kpnb_book.studies.verdicts import SIX, seeds_of, values
 
 SHUFFLED = 4  # networks that learn labels in random order
 PAIRED = range(2)  # seeds of students, with a teacher and with an untrained one, and of baselines
+NULL = ("baseline", "student")
+"""Roles whose stored trainings differ in nothing but their seed, each among themselves."""
 
 
 def shuffled_baseline(study: Study, seed: int = 0) -> Training:
@@ -90,13 +94,65 @@ def splits(networks: Sequence[Metrics]) -> Iterator[list[list[tuple[Metrics, Met
 def false_positives(
     nulls: Iterable[Mapping[str, Difference]], metrics: Iterable[str] = tuple(BETTER)
 ) -> dict[str, float]:
-    """How many comparisons without any effect are called "shows" or "opposite", as ``share``.
+    """How many comparisons without any effect are called "shows" or "opposite", as
+    ``proportion``.
 
     The interval takes the comparisons for independent; those that share networks are not, so it is
     too narrow.
     """
-    wrong = [pair[metric].verdict in ("shows", "opposite") for pair in nulls for metric in metrics]
+    wrong = [_claims(pair[metric]) for pair in nulls for metric in metrics]
     return proportion(sum(wrong), len(wrong))
+
+
+def _claims(d: Difference) -> bool:
+    return d.verdict in ("shows", "opposite")
+
+
+def false_positives_of_seeds(
+    samples: pd.DataFrame, draws: int = 200
+) -> dict[str, dict[str, float]]:
+    """How often the whole rule finds what is not there in stored ``samples``, over so many
+    ``draws`` of ``null_gaps``.
+
+    Returns ``proportion`` by what is counted: "comparisons" of one metric that are called "shows"
+    or "opposite", and "families" of six with one at least. Draws share their networks: the interval
+    is that of the draws, and tells nothing of other networks.
+    """
+    rng, networks = np.random.default_rng(0), networks_of(samples)
+    wrong = []
+    for _ in range(draws):
+        found = holm(judge(null_gaps(networks, rng)))
+        wrong.append([_claims(d) for d in found.values()])
+    claims = np.array(wrong)
+    return {
+        "comparisons": proportion(int(claims.sum()), claims.size),
+        "families": proportion(int(claims.any(1).sum()), draws),
+    }
+
+
+def networks_of(samples: pd.DataFrame) -> list[dict[str, np.ndarray]]:
+    """For each role in ``NULL`` the values ``[S, L, N]`` of its networks by metric."""
+    return [values(samples, role, SIX, seeds_of(samples, role)) for role in NULL]
+
+
+def null_gaps(
+    networks: Sequence[Mapping[str, np.ndarray]], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Differences ``[S, L, N]`` between networks that differ in their seed only, by metric.
+
+    networks   ``networks_of``; those of one role are paired at random, each in one pair (of an odd
+               number one is left out), and either may be called the student
+
+    Two roles of twenty seeds give twenty differences.
+    """
+    parts = []
+    for role in networks:
+        order = rng.permutation(len(role["n_fg"]))
+        half = len(order) // 2
+        one, other = order[:half], order[half : 2 * half]
+        sides = ({name: each[side] for name, each in role.items()} for side in (one, other))
+        parts.append(paired(*sides))
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in NAMES}
 
 
 def proportion(hits: int, total: int) -> dict[str, float]:

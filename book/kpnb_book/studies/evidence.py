@@ -16,8 +16,8 @@ from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.foreground import rule_columns
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import Results, changed_settings
-from kpnb_book.studies.rows import Frames, OneNetwork, rows_of
+from kpnb_book.studies.results import Results, Rows, changed_settings
+from kpnb_book.studies.rows import OneNetwork, rows_of
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.targets import constant_error
@@ -86,17 +86,17 @@ class Evidence:
         heads = [study.head(layer, seed) for layer in study.settings.layers if "student" in roles]
         return plan.also(*heads)
 
-    def rows(self, one: OneNetwork) -> Frames:
+    def rows(self, one: OneNetwork) -> Rows:
         """The rows of one network, see ``rows_of``."""
-        study, layer, role, training, seed, whole = one
-        networks, samples, places = rows_of(study, layer, role, training, seed, whole=whole)
-        if role in self.taught:
-            networks = networks.assign(**{TEACHER: training.teacher.accuracy})
-        elif role == "random-labels":
-            networks = networks.assign(**{BY_HEART: training.teacher.log[-1]["accuracy"]})
+        found, training = rows_of(one), one.training
+        more: dict[str, float] = {}
+        if one.role in self.taught:
+            more[TEACHER] = training.teacher.accuracy
+        elif one.role == "random-labels":
+            more[BY_HEART] = training.teacher.log[-1]["accuracy"]
         if training.teacher_source is not None:
-            networks = networks.assign(**{CONSTANT: constant_error(training)})
-        return networks, samples, places
+            more[CONSTANT] = constant_error(training)
+        return replace(found, networks=found.networks.assign(**more))
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
         """The study, at its laptop settings but for ``overrides``."""
@@ -138,12 +138,13 @@ class ImageEvidence(Evidence):
 
     rules: tuple[str, ...] = ()
 
-    def rows(self, one: OneNetwork) -> Frames:
-        networks, samples, places = super().rows(one)
-        study, training, layer = one.study, one.training, one.layer
-        networks = networks.assign(**curve_columns(study, training, layer))
-        more = rule_columns(study, training, layer, self.rules)
-        return networks, samples.assign(**more), places
+    def rows(self, one: OneNetwork) -> Rows:
+        found, network = super().rows(one), (one.study, one.training, one.layer)
+        return replace(
+            found,
+            networks=found.networks.assign(**curve_columns(*network)),
+            samples=found.samples.assign(**rule_columns(*network, self.rules)),
+        )
 
 
 def at_equal_rate(study: Study, layer: str, seed: int) -> Training:

@@ -17,9 +17,30 @@ from kpnb_book.data.image_set import ImageSet
 from kpnb_book.studies import images, settings
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.training import Model, Schedule, Source, Training, source_of
+from kpnb_book.studies.training import Model, Schedule, Source, Training
 
 Way = Literal["even", "uneven", "as printed"]
+
+BRIEF_TEACHER_SIZE = {
+    "laptop": {
+        "teacher_samples": 4000,
+        "teacher_epochs": 8,
+        "share": 500,
+        "epochs": 12,
+        "analysed": 16,
+    }
+}
+"""Settings by profile, for ``settings.brief``, of the chapter on the size of the teacher."""
+BRIEF_OUTPUTS = {  # FC3 is less forgiving than FC1
+    "smoke": {"student_lr": 0.005},
+    "laptop": {"epochs": 12, "analysed": 24, "student_lr": 0.05},
+}
+"""The same of the chapter on distillation from the output."""
+BRIEF_FINE_TUNING = {"laptop": {"epochs": 12, "analysed": 24, "share": 500}}
+BRIEF_BEFORE = {"laptop": {"teacher_samples": 4000, "teacher_epochs": 8}}
+"""The same of the chapter on fine-tuning: of the two networks that are compared, and of the one
+that learned other classes before.
+"""
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -166,15 +187,12 @@ def softened(study: ImageStudy, seed: int = 0, temperature: float = 4.0) -> Trai
     """The student of the teacher's softened output (Hinton et al. 2015), in the baseline's
     schedule.
     """
-    return Training(
-        study.store,
-        "output",
-        study.spec(seed),
-        study.share,
+    return study.taught(
         softened_output(temperature),
-        study.baseline(seed).schedule,
-        teacher_source=source_of(study.teacher()),
-        **study.how,
+        seed,
+        study.teacher(),
+        schedule=study.baseline(seed).schedule,
+        kind="output",
     )
 
 

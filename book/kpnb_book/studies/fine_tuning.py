@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from kpnb._messages import one_of
 from kpnb_book.studies.evidence import ENOUGH, ImageEvidence
 from kpnb_book.studies.experiments import SomeClasses, fine_tuned
-from kpnb_book.studies.rows import Frames, OneNetwork
+from kpnb_book.studies.results import Rows
+from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 from kpnb_book.studies.verdicts import NAMES, SIX, Question, of_path
@@ -50,9 +51,9 @@ class FineTuningEvidence(ImageEvidence):
             return study.baseline(seed)
         return fine_tuned(study, before(study), seed)
 
-    def rows(self, one: OneNetwork) -> Frames:
-        networks, samples, places = super().rows(one)
-        return networks.assign(accuracy=one.study.scores(one.training)["accuracy"]), samples, places
+    def rows(self, one: OneNetwork) -> Rows:
+        found, accuracy = super().rows(one), one.study.scores(one.training)["accuracy"]
+        return replace(found, networks=found.networks.assign(accuracy=accuracy))
 
 
 FINE_TUNING_EVIDENCE = FineTuningEvidence(

@@ -22,17 +22,17 @@ from torch import Tensor
 from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints
-from kpnb_book.studies import collecting, measure, training
+from kpnb_book.studies import collecting, measure
 from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.evidence import ENOUGH, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Results, Rows
-from kpnb_book.studies.rows import Frames, OneNetwork, shifts
+from kpnb_book.studies.rows import OneNetwork, shifts
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.training import Training, source_of
+from kpnb_book.studies.training import Training
 
 HERE = "here"  # the layer that is measured
 OUTPUT = "output"  # the networks' own
@@ -136,16 +136,13 @@ def student(
     lr = (way or way_of(loss)).lr(study.settings)
     teacher = study.untrained_teacher() if teacher_epoch == 0 else study.teacher()
     untrained = " of the untrained teacher" if teacher_epoch == 0 else ""
-    return Training(
-        study.store,
-        "student",
-        study.spec(seed),
-        study.share,
+    return study.taught(
         objective(study, loss, layer, way),
-        study.schedule(study.settings.epochs, lr, seed),
-        teacher_source=source_of(teacher, type(study).build, teacher_epoch, study.store),
+        seed,
+        teacher,
+        teacher_epoch=teacher_epoch,
+        schedule=study.schedule(study.settings.epochs, lr, seed),
         label=f"student by {loss}{untrained} at {layer}, seed {seed}",
-        **study.how,
     )
 
 
@@ -165,13 +162,7 @@ def with_head(
     """The network whose accuracy counts: the student ``learned``, with a head if it needs one."""
     if not (way or way_of(loss)).has_head:
         return learned
-    s = study.settings
-    schedule = study.schedule(s.head_epochs, s.head_lr, learned.schedule.seed)
-    found = training.head(
-        study.store, learned, study.path(layer), study.share, schedule, **study.how
-    )
-    found.label = f"head of {learned.label}"
-    return found
+    return study.head(layer, learned.schedule.seed, learned)
 
 
 # ------------------------------------------------------------------------------- what is stored
@@ -237,18 +228,19 @@ class LossesEvidence(Evidence):
         ]
         return replace(plan.also(*heads), measurements=(*plan.measurements, *compared))
 
-    def rows(self, one: OneNetwork) -> Frames:
-        study, layer, role, training, seed, whole = one
-        networks, samples, places = super().rows(one)
-        networks = networks.assign(
-            accuracy=accuracy(study, layer, role, training),
+    def rows(self, one: OneNetwork) -> Rows:
+        study, layer, training = one.study, one.layer, one.training
+        found = super().rows(one)
+        networks = found.networks.assign(
+            accuracy=accuracy(study, layer, one.role, training),
             lr=training.schedule.lr,
             weight=training.objective.loss_weight if training.objective.loss else np.nan,
             labels=training.objective.labels,
             **curve_columns(study, training, layer),
         )
-        samples = samples.assign(**overlap_columns(study, layer, training, seed, whole))
-        return networks, samples, places.assign(**point_columns(study, layer, training))
+        overlap = overlap_columns(study, layer, training, one.seed, one.whole)
+        samples = found.samples.assign(**overlap)
+        return Rows(networks, samples, found.places.assign(**point_columns(study, layer, training)))
 
     def outdated(self, results: Results) -> list[str]:
         """As for all studies; and students that would be trained differently today."""

@@ -21,6 +21,7 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.stored import Stored, read, read_one
 from kpnb_book.studies.verdicts import (
     BY_PAPER,
+    POINTS,
     SIX,
     Estimate,
     Question,
@@ -68,15 +69,14 @@ class DataSet:
         # Where the paper names no teacher, it is of the student's kind.
         teacher = "from " + teachers(theirs).fillna("its own kind")
         theirs = theirs.assign(source="paper", teacher=teacher)
-        ours = [
-            {"source": "here", "network": network, "teacher": f"from {teacher}"}
-            | {"layer": layer, "role": role}
-            | means(each.samples[each.samples["layer"] == layer], role)
-            for name, each in board.finished(found).items()
-            for network, teacher in (self.studies[name],)
-            for layer in sorted(each.samples["layer"].unique())
-            for role in ROLES
-        ]
+        ours = []
+        for name, each in board.finished(found).items():
+            network, taught_by = self.studies[name]
+            who = {"source": "here", "network": network, "teacher": f"from {taught_by}"}
+            for layer, samples in each.samples.groupby("layer"):
+                ours += [
+                    {**who, "layer": layer, "role": role} | means(samples, role) for role in ROLES
+                ]
         both = pd.concat([theirs, pd.DataFrame(ours)], ignore_index=True)
         columns = ["source", "network", "teacher", "layer", "role", *NAMES]
         return both[columns].rename(columns={"source": "from"})
@@ -316,13 +316,12 @@ def pair_by_rule(study: ImageStudy, layer: str, seed: int) -> pd.DataFrame:
     network, means over the images.
     """
     networks = {"student": study.student(layer, seed), "baseline": study.baseline(seed)}
-    return pd.DataFrame(
-        {"rule": title, "network": role}
-        | {name: each.row()[name] for name in ("n_fg", "n_bg", "lambda")}
-        for rule, title in RULE_TITLES.items()
-        for role, training in networks.items()
-        for each in (metrics_by_rule(study, training, layer, rule or None),)
-    )
+    rows = []
+    for rule, title in RULE_TITLES.items():
+        for role, training in networks.items():
+            found = metrics_by_rule(study, training, layer, rule or None).row()
+            rows.append({"rule": title, "network": role} | {name: found[name] for name in POINTS})
+    return pd.DataFrame(rows)
 
 
 def by_rule(each: Stored) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from kpnb.units import units_of
 from kpnb_book.store import Store
 from kpnb_book.studies.measure import Measurement
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.training import Training, baseline
+from kpnb_book.studies.training import Training, baseline, with_required
 
 BATCH = 8  # samples in a batch of the trial
 
@@ -61,18 +61,7 @@ class Plan:
 
     def everything(self) -> dict[str, Training]:
         """All trainings by address, each behind those that it requires."""
-        found: dict[str, Training] = {}
-
-        def add(training: Training) -> None:
-            for one in training.requires():
-                add(one)
-            # the longer one, of two that differ in their last epoch alone
-            known = found.get(training.address, training)
-            found[training.address] = max(known, training, key=lambda each: each.epochs)
-
-        for training in (*self.trainings, *(each.training for each in self.measurements)):
-            add(training)
-        return found
+        return with_required([*self.trainings, *(each.training for each in self.measurements)])
 
 
 def _pairs(study: Study) -> Plan:

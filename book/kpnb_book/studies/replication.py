@@ -1,11 +1,10 @@
-"""Whether trainings of one's own agree with the stored ones, and how often the rule for verdicts
-errs, both from stored tables.
+"""Whether trainings of one's own agree with the stored ones, from stored tables.
 
 A study's trainings are drawn anew with every seed. So the stored seeds say where the mean of so
 many further ones lies in 95 of 100 cases, and a build whose seeds lie there replicates them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,20 +17,16 @@ from torch import Tensor
 
 from kpnb.checkpoints import digest
 from kpnb.metrics import NAMES
-from kpnb.stats import LEVEL, Difference, holm, judge, paired, seed_means
+from kpnb.stats import LEVEL, paired, seed_means
 from kpnb_book.studies.controls import proportion
 from kpnb_book.studies.evidence import STUDIES, Evidence
 from kpnb_book.studies.measure import every_pair
 from kpnb_book.studies.results import RESULTS, Results, flat
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.verdicts import SIX, by_seed, seeds_of, values
+from kpnb_book.studies.verdicts import by_seed
 
-NULL = ("baseline", "student")
-"""Networks of one kind, whose trainings differ in nothing but their seed."""
 FEWEST = 5
 """Stored seeds that an interval for further ones takes: of two it would hold nearly anything."""
-
-
 COLUMNS = ["metric", "own", "seeds", "stored", "low", "high", "inside"]
 
 
@@ -215,58 +210,3 @@ def coverage(stored: pd.DataFrame) -> dict[str, float]:
         found = replication(stored.drop(seed), stored.loc[[seed]])
         inside += found["inside"].tolist()
     return proportion(sum(inside), len(inside))
-
-
-# How often the rule errs.
-
-
-def networks_of(samples: pd.DataFrame, roles: Sequence[str] = NULL) -> list[dict[str, np.ndarray]]:
-    """For each role the values ``[S, L, N]`` of its networks by metric."""
-    return [values(samples, role, SIX, seeds_of(samples, role)) for role in roles]
-
-
-def null_gaps(
-    networks: Sequence[Mapping[str, np.ndarray]], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Differences ``[S, L, N]`` between networks that differ in their seed only, by metric.
-
-    networks   ``networks_of``; those of one role are paired at random, each in one pair (of an odd
-               number one is left out), and either may be called the student
-
-    Two roles of twenty seeds give twenty differences.
-    """
-    parts = []
-    for role in networks:
-        order = rng.permutation(len(role["n_fg"]))
-        half = len(order) // 2
-        one, other = order[:half], order[half : 2 * half]
-        sides = ({name: each[side] for name, each in role.items()} for side in (one, other))
-        parts.append(paired(*sides))
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in NAMES}
-
-
-def false_positives(
-    samples: pd.DataFrame,
-    draws: int = 200,
-    seed: int = 0,
-) -> dict[str, dict[str, float]]:
-    """How often the whole rule finds what is not there, over so many ``draws`` of ``null_gaps``.
-
-    Returns ``proportion`` by what is counted: "comparisons" of one metric that are called "shows"
-    or "opposite", and "families" of six with one at least. Draws share their networks: the interval
-    is that of the draws, and tells nothing of other networks.
-    """
-    rng, networks = np.random.default_rng(seed), networks_of(samples)
-    wrong = []
-    for _ in range(draws):
-        found = holm(judge(null_gaps(networks, rng)))
-        wrong.append([_claims(d) for d in found.values()])
-    claims = np.array(wrong)
-    return {
-        "comparisons": proportion(int(claims.sum()), claims.size),
-        "families": proportion(int(claims.any(1).sum()), draws),
-    }
-
-
-def _claims(d: Difference) -> bool:
-    return d.verdict in ("shows", "opposite")

@@ -13,7 +13,7 @@ kept when the next one fails.
 import io
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,10 @@ class Rows:
     networks: pd.DataFrame
     samples: pd.DataFrame
     places: pd.DataFrame
+
+    def each(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> "Rows":
+        """The same, every frame changed."""
+        return Rows(change(self.networks), change(self.samples), change(self.places))
 
 
 class Stale(ValueError):
@@ -134,17 +138,16 @@ ZIPPED = ("samples.csv.xz", "places.csv.xz")
 
 def merged(before: Rows, new: Rows) -> Rows:
     """The rows of both; of a network that both have, the new ones."""
-    pairs = (
-        (before.networks, new.networks),
-        (before.samples, new.samples),
-        (before.places, new.places),
+    return Rows(
+        _merged(before.networks, new.networks),
+        _merged(before.samples, new.samples),
+        _merged(before.places, new.places),
     )
-    return Rows(*(_merged(old, fresh) for old, fresh in pairs))
 
 
 def in_order(rows: Rows) -> Rows:
     """The rows, sorted: the same bytes are written whatever was computed first."""
-    return Rows(_sorted(rows.networks), _sorted(rows.samples), _sorted(rows.places))
+    return rows.each(_sorted)
 
 
 def _merged(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:

@@ -6,9 +6,10 @@ import json
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -20,14 +21,11 @@ from kpnb.metrics import Metrics
 from kpnb_book.studies import measure
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, artefact, distance
-from kpnb_book.studies.results import KEY, NETWORK, SAMPLE
+from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Rows
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
 
 OTHERS = 15  # samples whose regions judge a sample
-
-Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
-"""Of networks, samples and places, as in ``Rows``."""
 
 
 def shifts(samples: int) -> range:
@@ -35,9 +33,12 @@ def shifts(samples: int) -> range:
     return range(1, min(OTHERS + 1, samples))
 
 
-class OneNetwork(NamedTuple):
-    """A network whose rows are written: what it is of the ``study``, and for ``whole`` see
-    ``rows_of``.
+@dataclass(frozen=True)
+class OneNetwork:
+    """A network whose rows are written, and what it is of the ``study``.
+
+    whole   the study whose first measured samples are those of ``study``, for the regions of other
+            samples; None: the study itself
     """
 
     study: Study
@@ -48,55 +49,45 @@ class OneNetwork(NamedTuple):
     whole: Study | None = None
 
 
-def rows_of(
-    study: Study,
-    layer: str,
-    name: str,
-    training: Training,
-    seed: int,
-    *,
-    whole: Study | None = None,
-) -> Frames:
-    """Frames of one network: its own row, those of the samples, that of the cells.
-
-    whole   the study whose first measured samples are those of ``study``, for the regions of other
-            samples; None: the study itself
-    """
+def rows_of(one: OneNetwork) -> Rows:
+    """Those of one network: its own row, those of the samples, that of the cells."""
+    study, layer, training = one.study, one.layer, one.training
     measured = Measurement(study, training, (layer,)).values()[layer]
     path = distance(study, training, layer)
     found = measure.six(study, measured["entropy"], path)
-    where = {"seed": seed, "layer": layer, "network": name}
-    network = where | scores(study, layer, name, training, seed)
+    where = {"seed": one.seed, "layer": layer, "network": one.role}
+    network = where | scores(one)
     network |= addresses(study, layer, training) | provenance(study, layer, training)
     network["path"] = path[-1].item()
     network["linearity"] = measured["linearity"][-1].nanmean().item()
 
-    shorter = shorter_path(study, layer, name, seed)
-    columns = sample_columns(study, found, measured["entropy"], path, shorter)
-    columns |= place_columns(whole or study, found)
+    columns = sample_columns(study, found, measured["entropy"], path, shorter_path(one))
+    columns |= place_columns(one.whole or study, found)
     samples = pd.DataFrame({"sample": range(len(found.n_fg))} | columns)
-    return (
+    return Rows(
         pd.DataFrame([network])[[*KEY, *NETWORK]],
         samples.assign(**where)[[*KEY, "sample", *SAMPLE]],
         place_row(study, where, found),
     )
 
 
-def shorter_path(study: Study, layer: str, name: str, seed: int) -> float | None:
+def shorter_path(one: OneNetwork) -> float | None:
     """Length of the shorter path of student and baseline; None for another network."""
-    if name not in ("student", "baseline"):
+    if one.role not in ("student", "baseline"):
         return None
-    pair = study.student(layer, seed), study.baseline(seed)
-    return min(distance(study, training, layer)[-1].item() for training in pair)
+    pair = one.study.student(one.layer, one.seed), one.study.baseline(one.seed)
+    return min(distance(one.study, training, one.layer)[-1].item() for training in pair)
 
 
-def scores(study: Study, layer: str, name: str, training: Training, seed: int) -> dict[str, float]:
+def scores(one: OneNetwork) -> dict[str, float]:
     """Held-out accuracy, of a student with its head, and feature error, where there is one."""
-    whole = {"student": study.head(layer, seed), "baseline": training}.get(name)
-    return {
-        "accuracy": math.nan if whole is None else study.scores(whole)["accuracy"],
-        "feature_error": training.log[-1].get("test_feature_error", math.nan),
-    }
+    accuracy = math.nan
+    if one.role == "student":
+        accuracy = one.study.scores(one.study.head(one.layer, one.seed))["accuracy"]
+    elif one.role == "baseline":
+        accuracy = one.study.scores(one.training)["accuracy"]
+    error = one.training.log[-1].get("test_feature_error", math.nan)
+    return {"accuracy": accuracy, "feature_error": error}
 
 
 def sample_columns(

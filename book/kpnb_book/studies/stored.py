@@ -36,7 +36,7 @@ class Stored:
 
     def seeds(self, question: Question = BY_PAPER) -> int:
         """How many seeds have both networks of a question."""
-        return len(seeds_of(self.samples, question.student, question.other))
+        return len(seeds_of(self.samples, *question.roles))
 
     @property
     def complete(self) -> frozenset[str]:
@@ -70,11 +70,13 @@ def read_one(evidence: Evidence, folder: str | Path | None = None) -> Stored | N
 
 def _stored(results: Results, evidence: Evidence | None) -> Stored:
     rows, origin = results.read(), results.origin
-    frames = (rows.networks, rows.samples, rows.places)
     stated = tuple(results.seeds() if evidence is None else evidence.seeds)
+    kept = rows.each(lambda frame: frame[frame["seed"].isin(stated)])
     return Stored(
         KIND[origin["study"]],
-        *(frame[frame["seed"].isin(stated)] for frame in frames),
+        kept.networks,
+        kept.samples,
+        kept.places,
         stated=stated,
         roles=frozenset(rows.networks["network"] if evidence is None else evidence.roles),
         outdated=() if evidence is None else tuple(evidence.outdated(results)),

@@ -8,7 +8,7 @@ becomes of that in ``tables``.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Unpack
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kpnb.entropy import Entropy, Options, entropy
 from kpnb.features import capture, parameters_below
+from kpnb.losses import TrainingObjective, feature_at
 from kpnb.units import Units
 from kpnb_book.data.samples import check_dataset, stratified
 from kpnb_book.store import Store
@@ -28,19 +29,6 @@ from kpnb_book.studies.training import Model, Schedule, Training
 MEASURED_SEED = 1  # which samples of the share are measured
 TEACHER_SEED = 1000  # the teacher starts from other weights than any student or baseline
 LEARNED = ("pretrained", "weights")  # what tells a network to start from learned weights
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The data of an experiment: what the teacher learns from, the share of it that student and
-    baseline learn from, held-out samples for accuracies, and the samples of the share that are
-    measured.
-    """
-
-    train: Any
-    share: Any
-    test: Any
-    measured: Any
 
 
 class Study(ABC):
@@ -103,20 +91,31 @@ class Study(ABC):
     # What it is about.
 
     @cached_property
-    def samples(self) -> Samples:
-        """The data, loaded when they are first needed."""
-        s = self.settings
-        train = self.load("train", at_most(s.teacher_samples))
-        count = round(s.share * len(train)) if isinstance(s.share, float) else at_most(s.share)
-        share = drawn(train, count, seed=0)
-        # Training samples are measured, as in the paper, and of these only such as have both
-        # regions: no metric is defined for another.
-        both = share.complete()
-        measured = both.share(min(s.analysed, len(both)), seed=MEASURED_SEED)
-        return Samples(train, share, self.load("test", at_most(s.test_samples)), measured)
+    def train(self) -> Any:
+        """The teacher's training samples; as all data loaded when they are first needed."""
+        return self.load("train", at_most(self.settings.teacher_samples))
+
+    @cached_property
+    def share(self) -> Any:
+        """The training samples of student and baseline, some of the teacher's."""
+        share = self.settings.share
+        count = round(share * len(self.train)) if isinstance(share, float) else at_most(share)
+        return drawn(self.train, count, seed=0)
+
+    @cached_property
+    def test(self) -> Any:
+        """Held-out samples, for accuracies."""
+        return self.load("test", at_most(self.settings.test_samples))
+
+    @cached_property
+    def measured(self) -> Any:
+        """The samples of the share that are measured."""
+        return self.first_measured(self.settings.analysed)
 
     def first_measured(self, count: int) -> Any:
         """The samples that are measured where ``count`` are asked for."""
+        # Training samples are measured, as in the paper, and of these only such as have both
+        # regions: no metric is defined for another.
         both = self.share.complete()
         return both.share(min(count, len(both)), seed=MEASURED_SEED)
 
@@ -124,26 +123,6 @@ class Study(ABC):
         """Their positions among those of the share that have both regions, ascending."""
         labels = self.share.complete().labels.numpy()
         return stratified(labels, min(count, len(labels)), seed=MEASURED_SEED)
-
-    @property
-    def train(self) -> Any:
-        """The teacher's training samples."""
-        return self.samples.train
-
-    @property
-    def share(self) -> Any:
-        """The training samples of student and baseline."""
-        return self.samples.share
-
-    @property
-    def test(self) -> Any:
-        """Held-out samples, for accuracies."""
-        return self.samples.test
-
-    @property
-    def measured(self) -> Any:
-        """The samples that are measured."""
-        return self.samples.measured
 
     @property
     @abstractmethod
@@ -247,19 +226,44 @@ class Study(ABC):
         ``teacher_epoch=0`` takes the teacher as it starts, and ``teacher`` another one, for
         controls.
         """
-        found = training.student(
+        return self.taught(
+            feature_at(self.path(layer), self.teacher_path(layer)),
+            seed,
+            teacher or self.teacher(),
+            teacher_epoch=teacher_epoch,
+            label=f"student of {layer}, seed {seed}",
+        )
+
+    def taught(
+        self,
+        objective: TrainingObjective,
+        seed: int,
+        teacher: Training,
+        *,
+        teacher_epoch: int = -1,
+        schedule: Schedule | None = None,
+        kind: str = "student",
+        label: str = "",
+    ) -> Training:
+        """A network that learns from a ``teacher`` (after ``teacher_epoch``) on the share, from the
+        baseline's initial weights.
+
+        schedule      None: the student's
+        kind, label   of the ``Training``
+        """
+        s = self.settings
+        return training.taught(
             self.store,
             self.spec(seed),
             self.share,
-            self.schedule(self.settings.epochs, self.settings.student_lr, seed),
-            teacher=teacher or self.teacher(),
-            layer=self.path(layer),
-            teacher_layer=self.teacher_path(layer),
+            schedule or self.schedule(s.epochs, s.student_lr, seed),
+            objective,
+            teacher,
             teacher_epoch=teacher_epoch,
+            kind=kind,
+            label=label,
             **self.how,
         )
-        found.label = f"student of {layer}, seed {seed}"
-        return found
 
     def untrained_teacher(self) -> Training:
         """A teacher of random weights, which knows nothing; its epoch 0 is what counts. Where the
@@ -280,13 +284,16 @@ class Study(ABC):
         found.label = f"student of {layer} by an untrained teacher, seed {seed}"
         return found
 
-    def head(self, layer: str, seed: int = 0) -> Training:
-        """The student of ``layer`` with what lies above it trained on the share's labels."""
-        student, path = self.student(layer, seed), self.path(layer)
+    def head(self, layer: str, seed: int = 0, student: Training | None = None) -> Training:
+        """The student of ``layer``, or another ``student`` that learned there, with what lies above
+        it trained on the share's labels.
+        """
+        student = student or self.student(layer, seed)
         schedule = self.schedule(self.settings.head_epochs, self.settings.head_lr, seed)
-        found = training.head(self.store, student, path, self.share, schedule, **self.how)
-        found.label = f"head of {student.label}"
-        return found
+        label = f"head of {student.label}"
+        return training.head(
+            self.store, student, self.path(layer), self.share, schedule, label=label, **self.how
+        )
 
     def classifier(
         self, model: Model, data: Any, schedule: Schedule, kind: str = "baseline"

@@ -2,7 +2,7 @@
 them is read.
 
     teacher = baseline(store, spec, everything, schedule, build=build, kind="teacher")
-    learned = student(store, spec, share, schedule, teacher=teacher, layer="fc1", build=build)
+    learned = taught(store, spec, share, schedule, feature_at("fc1"), teacher, build=build)
     whole = head(store, learned, "fc1", share, schedule)
     whole.missing()     # epochs that are not stored; nothing has been computed so far
     whole.accuracy      # trains what is missing, of teacher and student too
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kpnb.checkpoints import Checkpoints, copied, digest
 from kpnb.distill import NetworkInput, seeded, train
-from kpnb.losses import TrainingObjective, feature_at, labels_only
+from kpnb.losses import TrainingObjective, labels_only
 from kpnb.schedule import Schedule
 from kpnb_book.data.contents import named
 from kpnb_book.store import Store
@@ -197,17 +197,36 @@ def announce(trainings: Iterable[Training]) -> None:
     missing = [training for training in trainings if training.missing()]
     if not any(training.address in _announced for training in missing):
         _announced.clear()
-    for training in missing:
-        _add(training)
+    together = [*_announced.values(), *missing]
+    _announced.update(with_required(together, wanted=_counts))
 
 
-def _add(training: Training) -> None:
-    if training.missing():
+def _counts(training: Training) -> bool:
+    """Whether it is to be computed, or was when it was announced."""
+    return training.address in _announced or bool(training.missing())
+
+
+def with_required(
+    trainings: Iterable[Training], wanted: Callable[[Training], bool] = lambda training: True
+) -> dict[str, Training]:
+    """The ``trainings`` and those that they require, by address, each behind those that it
+    requires. Of two that differ in their last epoch alone it is the longer one.
+
+    wanted   whether a training counts; what is required by one that does not is left out with it
+    """
+    found: dict[str, Training] = {}
+
+    def add(training: Training) -> None:
+        if not wanted(training):
+            return
         for required in training.requires():
-            _add(required)
-        # the longer one, of two that differ in their last epoch alone
-        known = _announced.get(training.address, training)
-        _announced[training.address] = max(known, training, key=lambda each: each.epochs)
+            add(required)
+        known = found.get(training.address, training)
+        found[training.address] = max(known, training, key=lambda each: each.epochs)
+
+    for training in trainings:
+        add(training)
+    return found
 
 
 def _place() -> str:
@@ -227,6 +246,7 @@ class How(TypedDict, total=False):
     build: Build | None
     test: Data | None
     device: str
+    label: str
 
 
 def baseline(
@@ -245,28 +265,23 @@ def baseline(
     return Training(store, kind, model, data, labels_only(), schedule, **how)
 
 
-def student(
+def taught(
     store: Store,
     model: Model,
     data: Data,
     schedule: Schedule,
-    *,
+    objective: TrainingObjective,
     teacher: Model,
-    layer: str,
-    teacher_layer: str | None = None,
+    *,
     teacher_epoch: int = -1,
+    kind: str = "student",
     **how: Unpack[How],
 ) -> Training:
-    """Distil the feature of the teacher (of a training: after ``teacher_epoch``) into ``layer`` of
-    a student.
-
-    ``teacher_layer`` where the teacher's has another name.
+    """Train a student of the ``teacher`` (of a training: after ``teacher_epoch``) by an
+    ``objective`` that compares the two.
     """
-    objective = feature_at(layer, teacher_layer)
     source = source_of(teacher, how.get("build"), teacher_epoch, store)
-    return Training(
-        store, "student", model, data, objective, schedule, teacher_source=source, **how
-    )
+    return Training(store, kind, model, data, objective, schedule, teacher_source=source, **how)
 
 
 def head(

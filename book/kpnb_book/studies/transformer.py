@@ -28,10 +28,11 @@ from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.rows import Frames, OneNetwork
+from kpnb_book.studies.results import Rows
+from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
-from kpnb_book.studies.training import Training, source_of
+from kpnb_book.studies.training import Training
 from kpnb_book.studies.verdicts import (
     POINTS,
     SIX,
@@ -52,6 +53,8 @@ UNTRAINED = {
 """The same students, of a teacher of random weights: the same one before its training, unless that
 starts from weights that were learned elsewhere (``Study.untrained_teacher``).
 """
+CONTROL_OF = {control: taught for taught, control in UNTRAINED.items()}
+"""What each of these is a control of."""
 SAME = (
     "dataset", "data_root", "size", "width", "hidden", "teacher_samples", "teacher_epochs",
     "share", "test_samples", "analysed", "grid", "device",
@@ -85,19 +88,15 @@ def by_outputs(study: Study, teachers: Study, seed: int, untrained: bool = False
     teachers    the study whose teacher it is
     untrained   whether that teacher has random weights
     """
-    baseline = study.baseline(seed)
     teacher = teachers.untrained_teacher() if untrained else teachers.teacher()
     epoch, whose = (0, "an untrained teacher") if untrained else (-1, "a teacher")
-    return Training(
-        study.store,
-        "student",
-        study.spec(seed),
-        study.share,
+    return study.taught(
         TrainingObjective("soft_targets", labels=1.0),
-        baseline.schedule,
-        teacher_source=source_of(teacher, type(study).build, epoch, study.store),
+        seed,
+        teacher,
+        teacher_epoch=epoch,
+        schedule=study.baseline(seed).schedule,
         label=f"student of {whose}'s outputs, seed {seed}",
-        **study.how,
     )
 
 
@@ -105,8 +104,7 @@ def network(study: Study, role: str, layer: str, seed: int) -> Training:
     """The network of a ``role``: "baseline", one of ``TAUGHT``, or its control in ``UNTRAINED``."""
     if role == "baseline":
         return study.baseline(seed)
-    control = {name: taught for taught, name in UNTRAINED.items()}
-    taught, untrained = control.get(role, role), role in control
+    taught, untrained = CONTROL_OF.get(role, role), role in CONTROL_OF
     one_of("network", taught, TAUGHT)
     if taught == "student":
         return study.untrained_student(layer, seed) if untrained else study.student(layer, seed)
@@ -152,20 +150,21 @@ class TransformerEvidence(Evidence):
         whole = super().completed(plan, roles, seed)
         return replace(whole, measurements=(*whole.measurements, *last))
 
-    def rows(self, one: OneNetwork) -> Frames:
+    def rows(self, one: OneNetwork) -> Rows:
         study, layer, training = one.study, one.layer, one.training
-        networks, samples, places = super().rows(one)
+        found = super().rows(one)
+        networks = found.networks
         if training.objective.labels:
             networks = networks.assign(accuracy=study.scores(training)["accuracy"])
         networks = networks.assign(
             **by_layer(study, training), **curve_columns(study, training, layer)
         )
-        samples = samples.assign(
+        samples = found.samples.assign(
             **counts_by_layer(study, training),
             **counts(losses.last_points(in_patches(study), training, layer), "patch"),
             **shared_columns(study, training, layer),
         )
-        return networks, samples, places
+        return Rows(networks, samples, found.places)
 
 
 TRANSFORMER_EVIDENCE = TransformerEvidence(
@@ -237,15 +236,6 @@ def shared_columns(study: Study, training: Training, layer: str) -> dict[str, li
 
 
 # --------------------------------------------------------------------------- what the tables say
-
-
-def stored(
-    folder: str | Path | None = None, evidence: TransformerEvidence = TRANSFORMER_EVIDENCE
-) -> Stored | None:
-    """The tables in ``folder`` (default ``book/results``), of the stated seeds alone; None where
-    there are none.
-    """
-    return read_one(evidence, folder)
 
 
 def seeds_of_all(stored: Stored) -> int:

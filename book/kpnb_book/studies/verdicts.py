@@ -52,9 +52,14 @@ class Question:
     metrics: tuple[str, ...] = NAMES
     same_units: bool = True
 
+    @property
+    def roles(self) -> tuple[str, str]:
+        """The two networks that are compared."""
+        return self.student, self.other
+
 
 BY_PAPER = Question("paper", "student", "baseline", SIX)
-QUESTIONS = (
+_ALL = (
     BY_PAPER,
     Question("place", "student", "baseline", {m: f"place_{m}" for m in POINTS}, POINTS),
     Question("beyond place", "student", "baseline", {m: f"left_{m}" for m in BEYOND}, BEYOND),
@@ -70,7 +75,8 @@ QUESTIONS = (
     Question("equal rates", "equal-rate", "baseline", {"d_mean": "d"}, SPEED),
     Question("equal length of the path", "student", "baseline", {"d_mean": "d_equal"}, SPEED),
 )
-"""What is asked of stored tables; a question whose networks they lack is left out."""
+QUESTIONS = {question.name: question for question in _ALL}
+"""What is asked of stored tables, by name; a question whose networks they lack is left out."""
 
 
 def of_path(student: str, other: str = "baseline") -> Question:
@@ -120,25 +126,22 @@ def gaps(samples: pd.DataFrame, question: Question = BY_PAPER) -> dict[str, np.n
     """Differences ``[S, L, N]`` by metric, for ``judge``; without any seed that has both networks,
     S is 0.
     """
-    roles = (question.student, question.other)
-    seeds = seeds_of(samples, *roles)
-    sides = [values(samples, role, question.columns, seeds) for role in roles]
+    seeds = seeds_of(samples, *question.roles)
+    sides = [values(samples, role, question.columns, seeds) for role in question.roles]
     found = paired(*sides)
     return {metric: found[metric] for metric in question.metrics}
 
 
-def by_seed(
-    samples: pd.DataFrame, chosen: Sequence[int] | None = None, question: Question = BY_PAPER
-) -> pd.DataFrame:
+def by_seed(samples: pd.DataFrame, chosen: Sequence[int] | None = None) -> pd.DataFrame:
     """Student minus baseline in each seed, means over layers and samples: a row a seed, a column a
     metric.
 
     chosen   the samples that count (None: all)
     """
     kept = samples if chosen is None else samples[samples["sample"].isin(chosen)]
-    seeds = seeds_of(kept, question.student, question.other)
+    seeds = seeds_of(kept, *BY_PAPER.roles)
     index = pd.Index(seeds, name="seed")
-    return pd.DataFrame(seed_means(gaps(kept, question)), index=index)
+    return pd.DataFrame(seed_means(gaps(kept)), index=index)
 
 
 def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] = ()) -> bool:
@@ -146,7 +149,7 @@ def answers(samples: pd.DataFrame, question: Question, stated: Collection[int] =
     ``stated``, and every column defined for enough samples of each, ``LEAST``, and by both in two
     seeds, without which there is no test over seeds.
     """
-    roles = (question.student, question.other)
+    roles = question.roles
     seeds = seeds_of(samples, *roles)
     there = len(seeds) > 1 and {*stated} <= {*seeds}
     return there and all(
@@ -217,7 +220,7 @@ def verdicts(
     table = prepared(samples, networks)
     delta = paper.deltas(tables, kind, means(table))
     rows = []
-    for question in QUESTIONS:
+    for question in QUESTIONS.values():
         if answers(table, question, stated):
             rows += [_row(question, d) for d in decided(table, question, delta).values()]
     return pd.DataFrame(rows)
@@ -225,12 +228,24 @@ def verdicts(
 
 def _row(question: Question, d: Difference) -> dict[str, Any]:
     half = mixed_half_width(d.spread, LEVEL) if d.spread else NAN
-    row = {"question": question.name, "metric": d.metric, "value": d.value}
-    row |= {"low": d.low, "high": d.high, "low90": d.low90, "high90": d.high90}
-    row |= {"low_mixed": d.value - half, "high_mixed": d.value + half, "p": d.p}
-    row |= {"delta": d.delta, "verdict": d.verdict, "small": d.small}
-    row |= {"seeds": d.seeds, "samples": d.images}
-    return row | {"seeds_needed": d.seeds_needed}
+    return {
+        "question": question.name,
+        "metric": d.metric,
+        "value": d.value,
+        "low": d.low,
+        "high": d.high,
+        "low90": d.low90,
+        "high90": d.high90,
+        "low_mixed": d.value - half,
+        "high_mixed": d.value + half,
+        "p": d.p,
+        "delta": d.delta,
+        "verdict": d.verdict,
+        "small": d.small,
+        "seeds": d.seeds,
+        "samples": d.images,
+        "seeds_needed": d.seeds_needed,
+    }
 
 
 def mixed_half_width(spread: VarianceComponents, level: float) -> float:
