@@ -6,7 +6,6 @@ networks, measured once, in a view without a kernel.
 """
 
 import io
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 import kpnb
 from kpnb.points import KnowledgePoints, background_level
 from kpnb_book.figures import plots
-from kpnb_book.figures.views import View, explorable
+from kpnb_book.figures.views import View, counts_and_share, explorable
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import solver_of
 
@@ -108,12 +107,7 @@ class Live:
         if not self.defined(image, grid):
             return f"Knowledge points are not defined: on a grid of {grid}, {NO_CELL}"
         found = self.points(image, network, layer, grid, b)
-        ratio = found.ratio.item()
-        share = "undefined" if math.isnan(ratio) else f"{ratio:.2f}"
-        counts = (
-            f"N<sup>fg</sup> = {found.n_fg.item():.0f}, N<sup>bg</sup> = {found.n_bg.item():.0f}"
-        )
-        return f"{counts}, \u03bb = {share}"
+        return counts_and_share(found.n_fg.item(), found.n_bg.item())
 
     def widget(self) -> ipywidgets.Widget:
         """Sliders, and a picture that follows them; below it the counts and how long the change
@@ -132,7 +126,7 @@ class Live:
         }
         picture, words = ipywidgets.Image(format="png"), ipywidgets.HTML()
 
-        def follow(change: object = None) -> None:
+        def follow(_change: object = None) -> None:
             begun = time.perf_counter()
             choice = {name: control.value for name, control in controls.items()}
             picture.value = self._png(**choice)

@@ -16,10 +16,12 @@ from kpnb_book.figures.plots import (
     COLOUR,
     GREY,
     VERDICT,
+    by_region,
     draw_cells,
     draw_image,
     interval_bar,
     legend_below,
+    square_panels,
     styled,
 )
 from kpnb_book.figures.report import six_table
@@ -104,20 +106,15 @@ def same_pictures(
     points      by network, bool ``[K, n]``
     """
     size = (max(3.2, 1.1 * len(images) + 1.2), 1.1 * (len(points) + 1) + 0.6)
-    options = {"figsize": size, "squeeze": False, "layout": "compressed"}
-    figure, axes = plt.subplots(len(points) + 1, len(images), **options)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    colours = [COLOUR["foreground"], COLOUR["background"]]
+    figure, axes = square_panels(len(points) + 1, [""] * len(images))
+    figure.set_size_inches(size)
     for column, (image, inside) in enumerate(zip(images, foreground, strict=True)):
         draw_image(axes[0, column], image)
         for row, found in enumerate(points.values(), 1):
-            regions = (found[column] & inside, found[column] & ~inside)
-            draw_cells(axes[row, column], image, shape, dict(zip(colours, regions, strict=True)))
+            draw_cells(axes[row, column], image, shape, by_region(found[column], inside))
     for axis, name in zip(axes[:, 0], ["input", *points], strict=True):
         axis.set_ylabel(known_as(name), rotation=0, ha="right", va="center")
+    colours = [COLOUR["foreground"], COLOUR["background"]]
     legend_below(figure, ["on the object", "on the background"], colours, marker="s")
     return figure
 

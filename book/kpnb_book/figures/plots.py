@@ -111,6 +111,16 @@ def draw_cells(
             )
 
 
+def by_region(points: Tensor, foreground: Tensor) -> dict[str, Tensor]:
+    """Knowledge points of one image on the foreground and those on the background, by the colours
+    of these; bool ``[n]`` each.
+    """
+    return {
+        COLOUR["foreground"]: points & foreground,
+        COLOUR["background"]: points & ~foreground,
+    }
+
+
 def _rows(axis: Axes, names: Collection[str], metric: str) -> None:
     """A panel of a metric, with the rows ``names`` from top to bottom."""
     axis.set_yticks(range(len(names)), names)
@@ -230,14 +240,12 @@ def point_maps(
     points      by column title, bool ``[N, n]``; foreground bool ``[N, n]``
     """
     figure, axes = square_panels(len(images), ["input", *points])
-    names = {"foreground": "knowledge point on the foreground", "background": "on the background"}
-    colours = [COLOUR[region] for region in names]
     for row, (image, inside) in enumerate(zip(images, foreground, strict=True)):
         draw_image(axes[row, 0], image)
         for axis, found in zip(axes[row, 1:], points.values(), strict=True):
-            regions = (found[row] & inside, found[row] & ~inside)
-            draw_cells(axis, image, shape, dict(zip(colours, regions, strict=True)))
-    legend_below(figure, names.values(), colours, marker="s")
+            draw_cells(axis, image, shape, by_region(found[row], inside))
+    names = ["knowledge point on the foreground", "on the background"]
+    legend_below(figure, names, [COLOUR["foreground"], COLOUR["background"]], marker="s")
     return figure
 
 
@@ -276,7 +284,7 @@ def one_image(
     figure.set_size_inches(9.6, 3.5)
     draw_image(axes[0, 0], image)
     axes[0, 1].imshow(entropy.reshape(shape).numpy(), cmap="cividis", extent=(0, 1, 1, 0))
-    chosen = {COLOUR["foreground"]: points & foreground, COLOUR["background"]: points & ~foreground}
+    chosen = by_region(points, foreground)
     draw_cells(axes[0, 2], image, shape, chosen)
     _strip(axes[0, 3], gaps.clamp(-0.6, 1.2), foreground, b)
     legend_below(figure, ["on the object", "on the background"], chosen, marker="s")

@@ -16,6 +16,7 @@ from kpnb_book.figures.plots import (
     COLOUR,
     GREY,
     SERIES,
+    by_region,
     draw_cells,
     draw_image,
     square_panels,
@@ -141,9 +142,7 @@ def threshold(image: Tensor, entropy: Tensor, foreground: Tensor, level: float, 
         left.text(at, 1.62, name, ha="left" if at == level else "right", va="top")
     left.set(xlabel="entropy $H_i$ (nats)", ylim=(-0.5, 1.65))
     left.set_yticks([0, 1], ["background", "foreground"])
-    regions = {"foreground": points & foreground, "background": points & ~foreground}
-    chosen = {COLOUR[name]: cells for name, cells in regions.items()}
-    draw_cells(right, image, _shape(entropy), chosen)
+    draw_cells(right, image, _shape(entropy), by_region(points, foreground))
     right.set(xticks=[], yticks=[])
     right.spines[:].set_visible(False)
     return figure

@@ -144,6 +144,25 @@ def explorable(
         }
     first = next(iter(maps.values()))
     count, epochs = len(pictures), len(next(iter(first.values()))) - 1
+    controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
+    controls += [_choice("network", maps, maps), _choice("layer", first, first)]
+    controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
+    row = 'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;'
+    row += 'justify-content:center;text-align:left"'
+    body = f"<div {row}>{''.join(controls)}</div>"
+    body += '<p role="status" style="text-align:center;margin:0.6em"></p>'
+    call = _call("cells", "parentElement", _cells(pictures, maps, foreground, shape))
+    body += f"<div {row}>{_panels()}</div>{call}"
+    return View(f'<div class="kpnb-view" role="group" aria-label="{escape(alt)}">{body}</div>')
+
+
+def _cells(
+    pictures: Tensor,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    foreground: Tensor,
+    shape: tuple[int, int],
+) -> dict[str, Any]:
+    """What the script's ``cells`` takes: arguments of ``explorable``, packed, and the colours."""
     size = min(PIXELS, pictures.shape[-1])
     small = (
         torch.nn.functional.interpolate(pictures.float(), (size, size), mode="area").round().byte()
@@ -157,23 +176,19 @@ def explorable(
         to_hex(colour) for colour in matplotlib.colormaps["cividis"](np.linspace(0, 1, 64))
     ]
     data["colours"] = {"fg": COLOUR["foreground"], "bg": COLOUR["background"]}
-    controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
-    controls += [_choice("network", maps, maps), _choice("layer", first, first)]
-    controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
+    return data
+
+
+def _panels() -> str:
+    """A canvas for each of ``PANELS``, with its caption."""
     square = 'style="width:100%;aspect-ratio:1;display:block"'
     small_print = 'style="font-size:small;line-height:1.3"'
-    panels = "".join(
+    return "".join(
         '<div style="flex:1 1 10rem;max-width:20rem">'
         f'<canvas role="img" aria-label="{said}" {square}></canvas>'
         f"<div {small_print}>{caption}</div></div>"
         for caption, said in PANELS.items()
     )
-    row = 'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;'
-    row += 'justify-content:center;text-align:left"'
-    body = f"<div {row}>{''.join(controls)}</div>"
-    body += '<p role="status" style="text-align:center;margin:0.6em"></p>'
-    body += f"<div {row}>{panels}</div>{_call('cells', 'parentElement', data)}"
-    return View(f'<div class="kpnb-view" role="group" aria-label="{escape(alt)}">{body}</div>')
 
 
 def explore(study: ImageStudy, chosen: Tensor, layers: Sequence[str], alt: str) -> View:
@@ -290,11 +305,17 @@ def _body(texts: Any, index: int, marks: Sequence[tuple[Any, ...]]) -> str:
 
 
 def _said(found: KnowledgePoints, index: int) -> str:
-    """The counts of one text as ``views.js`` says them."""
+    """The counts of one text."""
     points, inside = found.points[index], found.foreground[index]
-    fg, bg = int((points & inside).sum()), int((points & ~inside).sum())
-    share = f"{fg / (fg + bg):.2f}" if fg + bg else "undefined"
-    return f"N<sup>fg</sup> = {fg}, N<sup>bg</sup> = {bg}, \u03bb = {share}"
+    return counts_and_share(int((points & inside).sum()), int((points & ~inside).sum()))
+
+
+def counts_and_share(n_fg: float, n_bg: float) -> str:
+    """The numbers of knowledge points on foreground and background and lambda, the share of the
+    first, as ``views.js`` says them.
+    """
+    share = f"{n_fg / (n_fg + n_bg):.2f}" if n_fg + n_bg > 0 else "undefined"
+    return f"N<sup>fg</sup> = {n_fg:.0f}, N<sup>bg</sup> = {n_bg:.0f}, \u03bb = {share}"
 
 
 def _marked(text: str, tokens: Iterable[tuple[Sequence[int], tuple[Any, ...]]]) -> str:
