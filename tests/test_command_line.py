@@ -19,7 +19,7 @@ from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_assignments
 from kpnb_book.run.store_commands import folders
 from kpnb_book.store import Run, Store
-from kpnb_book.studies import chapters, plan
+from kpnb_book.studies import chapters, forecast
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import of_one_seed
 
@@ -184,7 +184,7 @@ def test_what_else_lies_among_seeds_of_evidence_stays(store, tmp_path):
 def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):
     asked = []
     monkeypatch.setattr(chapters, "plans_of", lambda *what: asked.append(what) or ["a plan"])
-    monkeypatch.setattr(plan, "forecast", lambda plans: f"forecast of {plans}")
+    monkeypatch.setattr(forecast, "forecast", lambda plans: f"forecast of {plans}")
     assert main(["forecast", "50", "-p", "b=0.3", "-p", "seed=2"]) == 0
     assert capsys.readouterr().out == "forecast of ['a plan']\n"
     ((number, parameters),) = asked

@@ -26,8 +26,8 @@ from kpnb_book.studies.controls import (
     shuffled_masks,
     splits,
 )
+from kpnb_book.studies.forecast import forecast
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.plan import forecast
 from tests.drawn import TINY, draw
 
 ROOT = Path(__file__).resolve().parents[1]

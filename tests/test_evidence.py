@@ -29,8 +29,8 @@ from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
 from kpnb_book.studies.evidence import BY_HEART, CONSTANT, TEACHER, Evidence
+from kpnb_book.studies.forecast import forecast
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.plan import forecast
 from kpnb_book.studies.results import (
     KEY,
     NETWORK,

@@ -30,8 +30,9 @@ from kpnb_book.studies.experiments import (
     softened,
     softened_plan,
 )
+from kpnb_book.studies.forecast import Forecast, forecast
 from kpnb_book.studies.images import ImageStudy
-from kpnb_book.studies.plan import Forecast, forecast, plan_of
+from kpnb_book.studies.plan import plan_of
 from tests.drawn import TINY, draw
 
 FOUR = TINY | {

@@ -283,7 +283,7 @@ def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
     Raises UsageError for a notebook without a plan, and for what a study cannot be made of.
     """
     from kpnb_book.studies.chapters import CHAPTERS, plans_of
-    from kpnb_book.studies.plan import forecast
+    from kpnb_book.studies.forecast import forecast
 
     if path.stem[:2] not in CHAPTERS:
         raise UsageError(

@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
     from kpnb_book.studies.collecting import collect, plans
-    from kpnb_book.studies.plan import forecast
+    from kpnb_book.studies.forecast import forecast
 
     results = results_of(evidence, options.output)
     seeds = evidence.seeds if options.seeds is None else several_seeds(options.seeds)
