@@ -17,7 +17,7 @@ import torch
 
 from kpnb.checkpoints import digest
 from kpnb_book.__main__ import main
-from kpnb_book.figures import sentences
+from kpnb_book.figures import reliability
 from kpnb_book.figures.findings import Found, own_seeds, replicated
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.evidence_commands import several_seeds
@@ -625,7 +625,7 @@ def test_stale_tables_are_told_and_not_compared(shapes, store, twenty, monkeypat
     found = replication.beside(build, twenty)
     assert found.outdated == ("method was 1, is 2",)
     assert found.found.empty
-    assert "> **Stale.**" in sentences.replicated({"": found})
+    assert "> **Stale.**" in reliability.replicated({"": found})
     chapter = Found("H1", "images", {}, {}, {"": found})
     assert own_seeds(chapter) is None
     assert "method was 1, is 2" in replicated("h1", chapter).data

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from kpnb.metrics import BETTER, NAMES
-from kpnb_book.figures import estimation, front, sentences
+from kpnb_book.figures import estimation, front, reliability, sentences, stored_tables
 from kpnb_book.figures.plots import COLOUR, VERDICT
 from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board, paper
@@ -183,7 +183,7 @@ def test_tables_are_read_in_the_order_of_the_studies(stored):
     there = ["images", "dgcnn", "pointconv", "sentiment", "questions"]
     assert list(stored) == [*there, "another"]
     assert board.missing(stored) == [name for name in STUDIES if name not in there]
-    said = sentences.which(stored, board.missing(stored))
+    said = stored_tables.which(stored, board.missing(stored))
     assert "**images** (images): 20 seeds, 12 samples, Conv, FC1\n" in said
     assert "`pointnet`" in said
     assert "Stale" not in said
@@ -193,7 +193,7 @@ def test_there_is_no_verdict_before_all_stated_seeds(asked, stored):
     """Whatever those that are there say: sentiment has 4 of 20, pointconv 1 of 10."""
     assert list(board.finished(stored)) == ["images", "dgcnn", "questions", "another"]
     assert {*asked["study"]} == {"images", "dgcnn", "questions", "another"}
-    said = sentences.which(stored, ())
+    said = stored_tables.which(stored, ())
     assert (
         "**sentiment** (sentiment): 4 of 20 seeds, 12 samples, Conv, FC1; the verdict wait" in said
     )
@@ -227,7 +227,7 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     assert (table["against untrained's"][:6] == "18 of 20 seeds").all()
     means = board.seed_means(replace(one, networks=networks[~of_control]), ("student", "untrained"))
     assert {*means["network"]} == {"student"}
-    assert "18 of 20 seeds for *beyond a smooth target*" in sentences.which({"images": one}, ())
+    assert "18 of 20 seeds for *beyond a smooth target*" in stored_tables.which({"images": one}, ())
 
 
 def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
@@ -243,7 +243,7 @@ def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
     assert "> **Stale.** These tables" in text
     assert "> - `images`: settings.b was 0.3, is 0.2" in text
     assert "`kpnb evidence images --replace`" in text
-    official = sentences.stale({"sst2": replace(found["images"], outdated=("b was 1, is 2",))})
+    official = stored_tables.stale({"sst2": replace(found["images"], outdated=("b was 1, is 2",))})
     assert "`kpnb evidence sst2 -p data_root=FOLDER --replace`" in official
     assert "images 20 seeds (<strong>stale</strong>)" in front.progress(found)
 
@@ -258,8 +258,8 @@ def test_tables_of_other_samples_than_the_books_say_so(tmp_path, monkeypatch):
     assert not board.stored(tmp_path / "again")["images"].other_samples
     assert board.stored(tmp_path / "mine")["images"].other_samples
     told = "> **Other samples.** The tables of `images` are of other samples"
-    assert told in sentences.remarks(board.stored(tmp_path / "mine"))
-    assert sentences.remarks(board.stored(tmp_path / "again")) == ""
+    assert told in stored_tables.remarks(board.stored(tmp_path / "mine"))
+    assert stored_tables.remarks(board.stored(tmp_path / "again")) == ""
 
 
 def test_one_study_stands_for_a_kind_of_data(stored):
@@ -603,16 +603,17 @@ def test_own_seeds_are_told_with_how_many_are_stored():
     before = by_seed(tables(seeds=7)[0])
     own = by_seed(tables({"student": {"n_fg": 90.0}}, seeds=1, first=100, seed=3)[0])
     both = Beside("images", before, own, 30, 20)
-    text = sentences.replicated({"": both}, ["n_fg"])
+    text = reliability.replicated({"": both}, ["n_fg"])
     assert text.startswith("1 seed of this build beside 7 of 20 seeds of the [stored evidence]")
     assert "all but $N^{fg}$ lie in the 95 % prediction interval" in text
     old = Beside("pointnet", pd.DataFrame(), pd.DataFrame(), 0, 20, ("method was 1, is 2",))
-    text = sentences.replicated({"images": both, "clouds": old})
+    text = reliability.replicated({"images": both, "clouds": old})
     assert text.startswith("images: 1 seed")
     assert "> - `pointnet`: method was 1, is 2" in text
     inside = both.found["inside"].sum()
-    assert sentences.agreeing([both, old]).startswith(f"Of the metrics of 1 study, {inside} of 6 (")
-    assert "no stored seeds yet" in sentences.agreeing([old])
+    said = reliability.agreeing([both, old])
+    assert said.startswith(f"Of the metrics of 1 study, {inside} of 6 (")
+    assert "no stored seeds yet" in reliability.agreeing([old])
 
 
 # ---- the page

@@ -14,7 +14,7 @@ from scipy import stats
 from kpnb.losses import LOSSES, Loss
 from kpnb.metrics import NAMES
 from kpnb_book.figures import losses as shown
-from kpnb_book.figures import report, sentences
+from kpnb_book.figures import report, stored_tables
 from kpnb_book.store import Store
 from kpnb_book.studies import transfer
 from kpnb_book.studies.evidence import PROFILE
@@ -292,7 +292,7 @@ def test_tables_of_other_students_are_told(tmp_path):
     write(tmp_path / "b", Rows(rows.networks.assign(lr=0.7), rows.samples, rows.places), method=0)
     stored = transfer.stored(tmp_path / "b")
     assert any(each.startswith("at: lr was 0.7, is ") for each in stored.outdated)
-    assert "> - `losses`: method was 0, is 1" in sentences.stale({"losses": stored})
+    assert "> - `losses`: method was 0, is 1" in stored_tables.stale({"losses": stored})
     assert transfer.stored(tmp_path / "c") is None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from kpnb.metrics import BETTER, SYMBOL
 from kpnb.stats import Difference, compare, tally
 from kpnb_book import numbers
-from kpnb_book.figures import estimation, sentences
+from kpnb_book.figures import estimation, reliability, sentences
 from kpnb_book.figures.report import (
     REMINDER,
     difference_table,
@@ -167,7 +167,7 @@ def replicated(prefix: str, found: Found) -> Markdown | None:
     rows = [each.rows(found.metrics) for each in found.stored.values()]
     inside = sum(int(each["inside"].sum()) for each in rows)
     glue(**{f"{prefix}_inside": inside, f"{prefix}_predicted": sum(map(len, rows))})
-    return Markdown(sentences.replicated(found.stored, found.metrics))
+    return Markdown(reliability.replicated(found.stored, found.metrics))
 
 
 def own_seeds(found: Found) -> Figure | None:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked, number, seeds
+from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked, number
+from kpnb_book.figures.stored_tables import seeds
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
 from kpnb_book.studies.verdicts import SPEED
@@ -135,11 +136,14 @@ def sentences(board: pd.DataFrame, found: Mapping[str, Stored], data: Data) -> d
     """For each question of ``ASKED``, how many metrics show, and how many do not: the rest of each
     sentence, by how it begins.
     """
-    return {
-        lead: f"{'; '.join(filter(None, parts)) or 'nothing is asked'}."
-        for question, lead in ASKED.items()
-        for parts in [[_counted(board, found, question, *each) for each in data.items()]]
-    }
+    said = {}
+    for question, lead in ASKED.items():
+        counted = [
+            _counted(board, found, question, name, studies) for name, studies in data.items()
+        ]
+        listed = "; ".join(part for part in counted if part)
+        said[lead] = f"{listed or 'nothing is asked'}."
+    return said
 
 
 def _counted(

@@ -51,23 +51,24 @@ def scoreboard(studies: Mapping[str, Study], tables: pd.DataFrame) -> pd.DataFra
     for title, study in studies.items():
         decided = overall(study)
         ours = _advantage(table5(study).set_index(["network", "layer", "seed"])[[*NAMES]])
-        for hypothesis, metric in (
-            (h, metric) for h, metrics in HYPOTHESES.items() for metric in metrics
-        ):
-            d, theirs = decided[metric], paper.loc[title.split(",")[0]]
-            row = {"hypothesis": hypothesis, "data": title, "metric": metric}
-            row |= {"paper": f"{theirs['better', metric]} / {theirs['pairs', metric]}"}
-            row |= {
+        theirs = paper.loc[title.split(",")[0]]
+        asked = [(h, metric) for h, metrics in HYPOTHESES.items() for metric in metrics]
+        for hypothesis, metric in asked:
+            d = decided[metric]
+            row = {
+                "hypothesis": hypothesis,
+                "data": title,
+                "metric": metric,
+                "paper": f"{theirs['better', metric]} / {theirs['pairs', metric]}",
                 "ours": f"{(ours[metric] > 0).sum()} / {ours[metric].notna().sum()}",
                 "effect": d.value,
-            }
-            row |= {
                 "interval": interval(d.low, d.high, digits=2, sign=True),
                 "d": d.effect,
                 "p": d.p,
                 "verdict": d.verdict,
+                "seeds": d.seeds,
             }
-            rows.append(row | {"seeds": d.seeds})
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

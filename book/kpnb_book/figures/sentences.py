@@ -11,15 +11,8 @@ from kpnb.metrics import NAMES, SYMBOL
 from kpnb_book.figures.estimation import KNOWN_AS, decided_as
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
-from kpnb_book.studies import paper, replication
-from kpnb_book.studies.board import (
-    Stored,
-    learned,
-    samples_defining,
-    standing,
-    waiting,
-)
-from kpnb_book.studies.catalogue import every
+from kpnb_book.studies import paper
+from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting
 from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
@@ -28,7 +21,6 @@ LEFT = {"paper": "paper", "beyond place": "beyond place"}
 LEFT |= {"beyond a smooth target": "against untrained's"}
 LEFT |= {"length of the path": "length of path", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
-BY_SHARE = "H2 by share"
 NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
 TARGETS = {
     "untrained": ("smooth target", "beyond a smooth target"),
@@ -136,99 +128,22 @@ def mixed(board: pd.DataFrame) -> str:
     )
 
 
-def which(found: Mapping[str, Stored], missing: Iterable[str]) -> str:
-    """The tables that there are, how far they are, whether they are stale, and which are still to
-    be computed.
-    """
-    lines = [f"- **{name}** ({each.kind}): {_state(each)}" for name, each in found.items()]
-    absent = ", ".join(f"`{name}`" for name in missing)
-    if absent:
-        lines += ["", f"Not there yet: {absent}."]
-    return "\n".join([*lines, *_warned(found)])
-
-
-def _state(each: Stored) -> str:
-    """How many seeds, samples and layers, and what waits for more."""
-    layers = ", ".join(sorted(each.samples["layer"].unique()))
-    size = f"{each.samples['sample'].nunique()} samples, {layers}"
-    if not each.finished():
-        count = seeds(each.seeds(), len(each.stated))
-        return f"{count}, {size}; the verdict waits for all"
-    late = [
-        f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
-        for question in QUESTIONS.values()
-        if each.roles.issuperset(question.roles) and not each.finished(question)
-    ]
-    said = f"{len(each.stated)} seeds, {size}"
-    return f"{said}; so far {', '.join(late)}; these wait for all" if late else said
-
-
-def _warned(found: Mapping[str, Stored]) -> list[str]:
-    """``remarks`` as a paragraph of its own; nothing when there are none."""
-    warning = remarks(found)
-    return ["", warning] if warning else []
-
-
-def remarks(found: Mapping[str, Stored | None]) -> str:
-    """What is to be known of tables before they are read; "" when there is nothing."""
-    return "\n\n".join(filter(None, (stale(found), of_other_samples(found))))
-
-
-def of_other_samples(found: Mapping[str, Stored | None]) -> str:
-    """A remark that tables are of other samples than those that come with the book, as of classes
-    of one's own; "" when none is.
-    """
-    others = [f"`{name}`" for name, each in found.items() if each and each.other_samples]
-    if not others:
-        return ""
-    return (
-        f"> **Other samples.** The tables of {' and '.join(others)} are of other samples than "
-        "those that come with the book, such as other classes; what the text says of those need "
-        "not hold."
-    )
-
-
-def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
-    """A warning of stale tables, with what has changed since, by study; "" when none is."""
-    outdated = {name: each.outdated for name, each in found.items() if each and each.outdated}
-    if not outdated:
-        return ""
-    lines = [f"> - `{name}`: {'; '.join(changes)}" for name, changes in outdated.items()]
-    head = (
-        "> **Stale.** These tables belong to other settings, or to another version of the method:"
-    )
-    anew = " and ".join(f"`{command} --replace`" for command in _commands(outdated))
-    tail = f"> What they say is about those. {anew} computes them anew."
-    return "\n".join([head, ">", *lines, ">", tail])
-
-
-def _commands(studies: Iterable[str]) -> list[str]:
-    """What computes these studies: those on the paper's own data need its folder."""
-    known = every()
-    official = [name for name in studies if name in known and known[name].official]
-    others = [name for name in studies if name not in official]
-    found = [f"kpnb evidence {' '.join(others)}"] if others else []
-    return found + [f"kpnb evidence {name} -p data_root=FOLDER" for name in official]
-
-
 def networks(found: Mapping[str, Stored]) -> pd.DataFrame:
     """``board.learned`` of each study, the teacher's row first where there is one, and then the
     student's; other students by what they are of.
     """
     order = ("teacher", *KNOWN_AS)
     names = {role: said.removeprefix("student ") for role, said in KNOWN_AS.items()}
-    parts = [
-        rows.assign(explained=[_percent(share) for share in rows["explained"]])
-        .reindex([role for role in order if role in rows.index or role in each.roles])
-        .rename(names)
-        .rename(columns={"feature_error": "feature error"})
-        .reset_index()
-        .assign(study=name)
-        for name, each in found.items()
-        for rows in (learned(each),)
-    ]
-    columns = ["study", "network", "accuracy", "feature error", "explained", "path"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame()
+    parts = []
+    for name, each in found.items():
+        rows = learned(each)
+        rows = rows.assign(explained=[_percent(share) for share in rows["explained"]])
+        shown = [role for role in order if role in rows.index or role in each.roles]
+        parts.append(rows.reindex(shown).rename(names).reset_index().assign(study=name))
+    if not parts:
+        return pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True).rename(columns={"feature_error": "feature error"})
+    return table[["study", "network", "accuracy", "feature error", "explained", "path"]]
 
 
 def _percent(share: float) -> str:
@@ -450,77 +365,3 @@ def sooner(distance: str, share: str, length: str) -> str:
 def number(count: int, one: str, more: str) -> str:
     """The form of a word that goes with a number."""
     return one if count == 1 else more
-
-
-def rate(found: Mapping[str, float]) -> str:
-    """A ``controls.proportion`` in words."""
-    return (
-        f"{found['count']} of {found['total']} ({100 * found['rate']:.1f} %; 95 % interval "
-        f"{100 * found['low']:.1f} to {100 * found['high']:.1f} %)"
-    )
-
-
-def errors(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """``controls.false_positives_of_seeds`` by study, and over all."""
-    if not found:
-        return ""
-    kinds = ("comparisons", "families")
-    pooled = {kind: replication.pooled(each[kind] for each in found.values()) for kind in kinds}
-    return "\n".join(
-        f"- **{name}**: of single comparisons, {rate(each['comparisons'])} are called shows or "
-        f"opposite; of families of six, {rate(each['families'])} have one at least."
-        for name, each in {**found, "all": pooled}.items()
-    )
-
-
-def coverages(found: Mapping[str, Mapping[str, float]]) -> str:
-    """``replication.coverage`` by study, and over all."""
-    every = found | {"all": replication.pooled(found.values())} if found else found
-    return "\n".join(f"- **{name}**: {rate(each)} lie inside." for name, each in every.items())
-
-
-def replicated(found: Mapping[str, replication.Beside], metrics: Iterable[str] = NAMES) -> str:
-    """Whether own seeds lie where the stored ones say, study by study, with a warning of tables
-    that are stale; "" without any stored seeds.
-
-    found   by title ("": none is written)
-    """
-    warning = stale({each.name: each for each in found.values()})
-    lines = [
-        f"{f'{title}: ' if title else ''}{_replicated(each, rows)}"
-        for title, each in found.items()
-        if len(rows := each.rows(metrics))
-    ]
-    listed = lines if len(lines) < 2 else [f"- {line}" for line in lines]
-    return "\n".join([*listed, *(["", warning] if warning else [])]).strip()
-
-
-def _replicated(each: replication.Beside, rows: pd.DataFrame) -> str:
-    """Of one study with these ``rows``."""
-    outside = [SYMBOL[metric] for metric in rows.loc[~rows["inside"], "metric"]]
-    stored = seeds(len(each.stored), each.stated)
-    own = "seed" if len(each.own) == 1 else "seeds"
-    where = f"all but {', '.join(outside)} lie" if outside else "every metric lies"
-    return (
-        f"{len(each.own)} {own} of this build beside {stored} of the [stored "
-        f"evidence](80_evidence.ipynb), on the {each.samples} samples that both have: {where} in "
-        "the 95 % prediction interval."
-    )
-
-
-def seeds(count: int, stated: int) -> str:
-    """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
-    return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
-
-
-def agreeing(found: Iterable[replication.Beside]) -> str:
-    """How many metrics of how many studies lie where the stored seeds say, over all of them."""
-    tables = [each.found for each in found if len(each.found)]
-    if not tables:
-        return "There are no stored seeds yet beside which those of this build could be put."
-    inside = rate(replication.agreement(tables))
-    studies = f"{len(tables)} {number(len(tables), 'study', 'studies')}"
-    return (
-        f"Of the metrics of {studies}, {inside} lie where the stored seeds say that this "
-        "build's do in 95 % of cases."
-    )

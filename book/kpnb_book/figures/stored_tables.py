@@ -1,0 +1,90 @@
+"""Which tables of stored evidence there are: how far they are, whether they are stale, and whether
+they are of other samples. Markdown for the pages that quote them.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from kpnb_book.studies import replication
+from kpnb_book.studies.board import Stored
+from kpnb_book.studies.catalogue import every
+from kpnb_book.studies.verdicts import QUESTIONS
+
+
+def which(found: Mapping[str, Stored], missing: Iterable[str]) -> str:
+    """The tables that there are, how far they are, whether they are stale, and which are still to
+    be computed.
+    """
+    lines = [f"- **{name}** ({each.kind}): {_state(each)}" for name, each in found.items()]
+    absent = ", ".join(f"`{name}`" for name in missing)
+    if absent:
+        lines += ["", f"Not there yet: {absent}."]
+    return "\n".join([*lines, *_warned(found)])
+
+
+def _state(each: Stored) -> str:
+    """How many seeds, samples and layers, and what waits for more."""
+    layers = ", ".join(sorted(each.samples["layer"].unique()))
+    size = f"{each.samples['sample'].nunique()} samples, {layers}"
+    if not each.finished():
+        count = seeds(each.seeds(), len(each.stated))
+        return f"{count}, {size}; the verdict waits for all"
+    late = [
+        f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
+        for question in QUESTIONS.values()
+        if each.roles.issuperset(question.roles) and not each.finished(question)
+    ]
+    said = f"{len(each.stated)} seeds, {size}"
+    return f"{said}; so far {', '.join(late)}; these wait for all" if late else said
+
+
+def _warned(found: Mapping[str, Stored]) -> list[str]:
+    """``remarks`` as a paragraph of its own; nothing when there are none."""
+    warning = remarks(found)
+    return ["", warning] if warning else []
+
+
+def remarks(found: Mapping[str, Stored | None]) -> str:
+    """What is to be known of tables before they are read; "" when there is nothing."""
+    return "\n\n".join(filter(None, (stale(found), of_other_samples(found))))
+
+
+def of_other_samples(found: Mapping[str, Stored | None]) -> str:
+    """A remark that tables are of other samples than those that come with the book, as of classes
+    of one's own; "" when none is.
+    """
+    others = [f"`{name}`" for name, each in found.items() if each and each.other_samples]
+    if not others:
+        return ""
+    return (
+        f"> **Other samples.** The tables of {' and '.join(others)} are of other samples than "
+        "those that come with the book, such as other classes; what the text says of those need "
+        "not hold."
+    )
+
+
+def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
+    """A warning of stale tables, with what has changed since, by study; "" when none is."""
+    outdated = {name: each.outdated for name, each in found.items() if each and each.outdated}
+    if not outdated:
+        return ""
+    lines = [f"> - `{name}`: {'; '.join(changes)}" for name, changes in outdated.items()]
+    head = (
+        "> **Stale.** These tables belong to other settings, or to another version of the method:"
+    )
+    anew = " and ".join(f"`{command} --replace`" for command in _commands(outdated))
+    tail = f"> What they say is about those. {anew} computes them anew."
+    return "\n".join([head, ">", *lines, ">", tail])
+
+
+def _commands(studies: Iterable[str]) -> list[str]:
+    """What computes these studies: those on the paper's own data need its folder."""
+    known = every()
+    official = [name for name in studies if name in known and known[name].official]
+    others = [name for name in studies if name not in official]
+    found = [f"kpnb evidence {' '.join(others)}"] if others else []
+    return found + [f"kpnb evidence {name} -p data_root=FOLDER" for name in official]
+
+
+def seeds(count: int, stated: int) -> str:
+    """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
+    return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
