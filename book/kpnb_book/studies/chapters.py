@@ -16,6 +16,10 @@ from kpnb_book.data.samples import check_root
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.controls import controls_plan
 from kpnb_book.studies.experiments import (
+    BRIEF_BEFORE,
+    BRIEF_FINE_TUNING,
+    BRIEF_OUTPUTS,
+    BRIEF_TEACHER_SIZE,
     FewOutputs,
     SomeClasses,
     fine_tuned_plan,
@@ -70,14 +74,11 @@ def coherency(parameters: Parameters) -> list[Plan]:
 
 
 def teacher_size(parameters: Parameters) -> list[Plan]:
-    profile = parameters["profile"]
-    paper, brief = profile == "paper", profile == "laptop"
+    profile, paper = parameters["profile"], parameters["profile"] == "paper"
     usual = ["vgg11", "vgg16", "vgg19"] if paper else ["vgg11_bn", "vgg16_bn"]
     options = given(parameters, but=["teachers"])
     options["network"] = parameters["network"] or ("vgg11" if paper else None)
-    if brief:
-        options |= {"teacher_samples": 4000, "teacher_epochs": 8, "share": 500}
-        options |= {"epochs": parameters["epochs"] or 12, "analysed": 16}
+    options |= brief(BRIEF_TEACHER_SIZE, profile, parameters["epochs"])
     studies = [
         ImageStudy(profile, **options, layers=layer, teacher_network=name)
         for layer in ("FC1", "Conv")
@@ -101,15 +102,13 @@ def output_distillation(parameters: Parameters) -> list[Plan]:
     whole = ImageStudy(profile, **options)
     counts = whole.train.labels.bincount()
     largest = counts.argsort(descending=True, stable=True)[: parameters["classes"]]
-    if profile == "laptop":
-        options |= {"epochs": parameters["epochs"] or 12, "analysed": 24}
+    options |= brief(BRIEF_OUTPUTS, profile, parameters["epochs"])
     study = FewOutputs(
         profile,
         whole=whole,
         classes=largest.tolist(),
         layers="FC3",
         head_epochs=0,
-        student_lr={"smoke": 0.005, "laptop": 0.05}.get(profile),
         **options,
     )
     plan = softened_plan(study, seed, parameters["temperature"])
@@ -118,10 +117,9 @@ def output_distillation(parameters: Parameters) -> list[Plan]:
 
 def fine_tuning(parameters: Parameters) -> list[Plan]:
     profile, layer, seed = (parameters[name] for name in ("profile", "layer", "seed"))
-    options, first, shorter = given(parameters), {}, {}
-    if profile == "laptop":
-        first = {"teacher_samples": 4000, "teacher_epochs": 8}
-        shorter = {"epochs": parameters["epochs"] or 12, "analysed": 24, "share": 500}
+    options = given(parameters)
+    first = brief(BRIEF_BEFORE, profile, parameters["epochs"])
+    shorter = brief(BRIEF_FINE_TUNING, profile, parameters["epochs"])
     known = ImageStudy(profile, **{**options, "layers": None}).train.classes
     weights = ImageStudy.resolve(profile).teacher_weights
     earlier, later = halves(known, weights)

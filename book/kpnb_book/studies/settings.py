@@ -120,8 +120,8 @@ def brief(
     """Overrides for the networks that a build trains itself, those of one of the ``profiles`` that
     has any; ``epochs`` if they were asked for.
     """
-    found = profiles.get(profile, {"epochs": None})
-    return {**found, "epochs": epochs or found["epochs"]}
+    found = profiles.get(profile, {})
+    return {**found, "epochs": epochs or found.get("epochs")}
 
 
 def several(given: Any) -> tuple[Any, ...]:
