@@ -10,8 +10,8 @@ import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked, number
-from kpnb_book.figures.stored_tables import seeds
+from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked
+from kpnb_book.figures.stored_tables import number, seeds
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
 from kpnb_book.studies.verdicts import SPEED

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
-from kpnb_book.figures.sentences import number
-from kpnb_book.figures.stored_tables import seeds, stale
+from kpnb_book.figures.stored_tables import number, seeds, stale
 from kpnb_book.studies import replication
 
 

@@ -360,8 +360,3 @@ def sooner(distance: str, share: str, length: str) -> str:
     if distance == "shows":
         return f"{alone}: what shows in {SYMBOL['d_mean']} is a shorter path, not sooner learning."
     return f"{alone}: what {SYMBOL['d_mean']} tells is a longer path, not later learning."
-
-
-def number(count: int, one: str, more: str) -> str:
-    """The form of a word that goes with a number."""
-    return one if count == 1 else more

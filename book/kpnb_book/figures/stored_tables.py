@@ -88,3 +88,8 @@ def _commands(studies: Iterable[str]) -> list[str]:
 def seeds(count: int, stated: int) -> str:
     """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
     return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
+
+
+def number(count: int, one: str, more: str) -> str:
+    """The form of a word that goes with a number."""
+    return one if count == 1 else more
