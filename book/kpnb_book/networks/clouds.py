@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import one_of, positive
+from kpnb._messages import one_of, not_negative, positive
 from kpnb_book.networks.images import initialise
 
 LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all four
@@ -371,7 +371,10 @@ def build(
     network, neighbours = NETWORKS[name]
     k = neighbours if k is None else k
     positive(num_classes=num_classes, width=width, points=points)
-    positive(not neighbours, k=k)
+    if neighbours:
+        positive(k=k)
+    else:
+        not_negative(k=k)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout} must lie in [0, 1)")
     channels = {c: max(1, round(c * width)) for c in (64, 128, 256, 512, 1024)}
