@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import one_of, not_negative, positive
+from kpnb._messages import not_negative, one_of, positive
 from kpnb_book.networks.images import initialise
 
 LAYERS = {"FC1": "head.2", "FC2": "head.6", "FC3": "head.8"}  # the same in all four
