@@ -470,6 +470,9 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     mean, variance = (shares["verdict"]["images", name] for name in ("d_mean", "d_var"))
     assert words.loc["images", front.BY_SHARE] == f"mean {mean}, variance {variance}"
     assert opening["data"] == "the embedded images"
+    itself = asked[(asked["question"] == "smooth target") & (asked["study"] == "images")]
+    count = (itself["verdict"] == "shows").sum()
+    assert f"as the hypotheses want in {count} of 6 metrics." in opening["control"]
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
 
@@ -480,6 +483,7 @@ def test_the_first_paragraph_has_no_number_before_all_seeds_are_there(stored):
         opening = front.opening(board.board(found), found)
         assert [opening[name] for name in ("points", "interval", "seeds")] == [DASH] * 3
         assert opening["H1"] == "no seed yet"
+        assert opening["control"].endswith("is still to be compared with the same baseline.")
 
 
 def test_24_cells_whatever_there_is(stored):
@@ -517,6 +521,8 @@ def test_sentences_count_the_24_cells(asked, stored):
     shows = (images == "shows").sum()
     assert re.match(rf"on all, {shows} of 24 comparisons shows?\b", untaught)
     assert "18 wait for seeds)" in untaught
+    itself = (rows.loc["smooth target", "verdict"] == "shows").sum()
+    assert untaught.endswith(f"those students themselves show in {itself} of 6.")
     assert re.match(r"on all, \d of 8 comparisons shows?\b", share)
     page = front.findings(asked, stored)
     assert page.count("<li>") == len(front.ASKED)

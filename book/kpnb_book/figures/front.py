@@ -33,9 +33,10 @@ WANTED = {
 
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     """What the first paragraph of the book quotes: the data, the difference in foreground points,
-    its interval, its verdict, the number of seeds, and a word for each hypothesis. It is about the
-    paper's photographs once all seeds of these are there, and about the embedded images before;
-    dashes until that is answered too.
+    its interval, its verdict, the number of seeds, a word for each hypothesis, and a sentence on
+    the student of an untrained teacher ("control"). It is about the paper's photographs once all
+    seeds of these are there, and about the embedded images before; dashes until that is answered
+    too.
     """
     asked = answered(board, "paper")
     where, data, named = (standing()["images"], "n_fg"), "images", "the embedded images"
@@ -45,6 +46,7 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
         named = "20 classes of Tiny-ImageNet (VGG-11, an eighth as wide)"
     words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
     del words[BY_SHARE]
+    words["control"] = _control(board, where[0])
     if where not in asked.index:
         return dict.fromkeys(("points", "interval", "verdict", "seeds"), DASH) | words
     row = asked.loc[where]
@@ -55,6 +57,26 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     points = value(row["value"], 2, sign=True)
     quoted = {"points": points, "interval": ends, "verdict": verdict, "seeds": str(row["seeds"])}
     return quoted | words
+
+
+def _control(board: pd.DataFrame, study: str) -> str:
+    """What the student of an untrained teacher shows against the baseline, in a sentence."""
+    who = "The student of a teacher that was never trained, which has nothing to hand on,"
+    shown = _untaught(board, [study])
+    if not shown:
+        return f"{who} is still to be compared with the same baseline."
+    return f"{who} differs from the same baseline as the hypotheses want in {shown} metrics."
+
+
+def _untaught(board: pd.DataFrame, studies: Sequence[str]) -> str:
+    """In how many comparisons students of untrained teachers show against the baseline: "6 of 6";
+    "" where none is answered.
+    """
+    rows = answered(board, "smooth target")
+    if not len(rows):
+        return ""
+    rows = rows[rows.index.get_level_values("study").isin(studies)]
+    return f"{(rows['verdict'] == 'shows').sum()} of {len(rows)}" if len(rows) else ""
 
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -178,7 +200,11 @@ def _counted(
     shows = counts["shows"]
     said = f"{name}, {shows} of {whole} comparisons {number(shows, 'shows', 'show')}"
     said += _of_these(small["shows"], shows)
-    return f"{said} ({listed})" if listed else said
+    said += f" ({listed})" if listed else ""
+    if question == "beyond a smooth target" and (untaught := _untaught(board, studies)):
+        one = number(len(studies), "that student itself shows", "those students themselves show")
+        said += f", while against the baseline {one} in {untaught}"
+    return said
 
 
 def _of_these(small: int, count: int) -> str:
