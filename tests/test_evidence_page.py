@@ -314,7 +314,7 @@ def test_a_control_without_points_is_named(stored):
     table = sentences.words(asked, found, ["images"])
     assert (table["against untrained's"] == "no points").all()
     said = front.on_one(asked, found, "images")
-    nothing = "never trained:** over all layers of `images`, 0 of 6 comparisons show (6 cannot be "
+    nothing = "never trained**: over all layers of `images`, 0 of 6 comparisons show (6 cannot be "
     assert f"{nothing}compared, " in said
     assert "wait" not in said
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
@@ -511,19 +511,19 @@ def test_sentences_count_the_24_cells(asked, stored):
     rows = asked[asked["study"].isin(["images", "questions"])].set_index(["question", "metric"])
     counts = Counter(rows.loc["paper", "verdict"])
     assert counts["shows"] > 1 < counts["undecided"]
-    assert re.match(rf"on all, {counts['shows']} of 24 comparisons show\b", first)
+    assert re.search(rf"baseline: on all, {counts['shows']} of 24 comparisons show\b", first)
     assert f"{counts['undecided']} undecided, 12 wait for seeds)" in first
     left = Counter(rows.loc["beyond place", "verdict"])
     assert left["shows"] > 1
-    assert re.match(rf"on all, {left['shows']} of 8 comparisons show\b", place)
+    assert re.search(rf"share\): on all, {left['shows']} of 8 comparisons show\b", place)
     assert "4 wait for seeds)" in place
     images = rows.loc["beyond a smooth target", "verdict"]
     shows = (images == "shows").sum()
-    assert re.match(rf"on all, {shows} of 24 comparisons shows?\b", untaught)
+    assert re.match(rf": on all, {shows} of 24 comparisons shows?\b", untaught)
     assert "18 wait for seeds)" in untaught
     itself = (rows.loc["smooth target", "verdict"] == "shows").sum()
     assert untaught.endswith(f"those students themselves show in {itself} of 6.")
-    assert re.match(r"on all, \d of 8 comparisons shows?\b", share)
+    assert re.search(r"distances\): on all, \d of 8 comparisons shows?\b", share)
     page = front.findings(asked, stored)
     assert page.count("<li>") == len(front.ASKED)
     assert f"on the embedded data, {counts['shows']} of 24 comparisons show" in page
@@ -532,7 +532,7 @@ def test_sentences_count_the_24_cells(asked, stored):
 
 def test_nothing_is_counted_before_anything_is_judged():
     said = front.sentences(pd.DataFrame(), {}, {"on all": ["images"]}).values()
-    assert {*said} == {"on all, none is judged yet."}
+    assert all(each.endswith(": on all, none is judged yet.") for each in said)
 
 
 def test_what_is_there_may_be_small(stored):
@@ -542,14 +542,14 @@ def test_what_is_there_may_be_small(stored):
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
     one = {"on images": ["images"]}
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images, 1 of 6 comparisons shows, too little to matter."
+    assert first.endswith(": on images, 1 of 6 comparisons shows, too little to matter.")
     rows += [rows[0] | {"metric": "n_bg", "small": False}, rows[0] | {"metric": "rho"}]
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images, 3 of 6 comparisons show, 2 of them too little to matter."
+    assert first.endswith(": on images, 3 of 6 comparisons show, 2 of them too little to matter.")
     rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
     first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first == "on images, 0 of 6 comparisons show (1 negligible)."
+    assert first.endswith(": on images, 0 of 6 comparisons show (1 negligible).")
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
@@ -599,9 +599,9 @@ def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = sum(rows["paper"] == "shows")
-    assert f"baseline:** over all layers of `images`, {shows} of 6 comparisons show" in said
+    assert f"asks**, student against baseline: over all layers of `images`, {shows} of 6 " in said
     left = sum(rows["beyond place"] == "shows")
-    assert f"their share):** over all layers of `images`, {left} of 2 comparisons show" in said
+    assert f"their share): over all layers of `images`, {left} of 2 comparisons show" in said
     assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 

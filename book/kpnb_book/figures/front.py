@@ -112,7 +112,7 @@ def findings(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
     data = {f"on {name}": [study] for name, study in own.items()}
     data["on the embedded data"] = list(standing().values())
     said = sentences(board, found, data)
-    lines = (f"<li><strong>{lead}</strong> {escape(rest)}</li>" for lead, rest in said.items())
+    lines = (f"<li><strong>{lead}</strong>{escape(rest)}</li>" for lead, rest in said.items())
     return f"<ol>{''.join(lines)}</ol>{progress(found)}"
 
 
@@ -121,7 +121,7 @@ def on_one(board: pd.DataFrame, found: Mapping[str, Stored], study: str) -> str:
     if study not in found or not found[study].finished():
         return ""
     said = sentences(board, found, {f"over all layers of `{study}`": [study]})
-    return " ".join(f"**{lead}** {rest}" for lead, rest in said.items())
+    return " ".join(f"**{lead}**{rest}" for lead, rest in said.items())
 
 
 def progress(found: Mapping[str, Stored]) -> str:
@@ -140,31 +140,32 @@ def progress(found: Mapping[str, Stored]) -> str:
 Data = Mapping[str, Sequence[str]]
 """Studies by the words with which a sentence counts them together: "on the embedded data"."""
 ASKED = {
-    "paper": "As the paper asks, student against baseline:",
+    "paper": ("As the paper asks", ", student against baseline"),
     "beyond place": (
-        "Beyond place, when what a mere liking for the places of objects gives is subtracted "
-        "(asked of the points on the object and of their share):"
+        "Beyond place",
+        ", when what a mere liking for the places of objects gives is subtracted (asked of the "
+        "points on the object and of their share)",
     ),
-    "beyond a smooth target": "Against the student of a teacher that was never trained:",
+    "beyond a smooth target": ("Against the student of a teacher that was never trained", ""),
     "share of the path": (
-        "By the share of a network's own path, which tells sooner learning from a shorter path "
-        "(asked of the two distances):"
+        "By the share of a network's own path",
+        ", which tells sooner learning from a shorter path (asked of the two distances)",
     ),
 }
-"""How the sentence on each question begins."""
+"""How the sentence on each question begins: what it is called, and what that is."""
 
 
 def sentences(board: pd.DataFrame, found: Mapping[str, Stored], data: Data) -> dict[str, str]:
     """For each question of ``ASKED``, how many metrics show, and how many do not: the rest of each
-    sentence, by how it begins.
+    sentence, by what the question is called.
     """
     said = {}
-    for question, lead in ASKED.items():
+    for question, (lead, what) in ASKED.items():
         counted = [
             _counted(board, found, question, name, studies) for name, studies in data.items()
         ]
         listed = "; ".join(part for part in counted if part)
-        said[lead] = f"{listed or 'nothing is asked'}."
+        said[lead] = f"{what}: {listed or 'nothing is asked'}."
     return said
 
 
