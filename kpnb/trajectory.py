@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,28 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from kpnb import __version__
-from kpnb._identity import (
-    digest_of,
-    identity_of,
-    identity_of_call,
-    identity_of_input,
-)
 from kpnb._messages import listed, named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
+from kpnb._signature import (
+    digest_of,
+    digest_of_inputs,
+    digest_of_units,
+    digest_of_weights,
+    projections,
+)
 from kpnb._tensors import as_tensor, described
 from kpnb.checkpoint_files import Checkpoint, in_order
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.energy import ClosedForm
 from kpnb.entropy import TENSORS, Entropy, HowMeasured, entropy, read_measurement, undefined
-from kpnb.features import layer_names
-from kpnb.inputs import Inputs, read_inputs
+from kpnb.features import Network, layer_names
+from kpnb.inputs import read_inputs
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
 from kpnb.objectives import Aligned
 from kpnb.points import check_regions, knowledge_points, summarise
+from kpnb.trial import differs
 from kpnb.units import read_units
-from kpnb.weights import COUNTER, Source, bare_name, loaded
+from kpnb.weights import Source, loaded
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +121,7 @@ class Recorder:
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
                 ``folder``, and goes on after it. ``ValueError`` when epochs are recorded, and the
-                model's weights are those of none, or anything else is not as it was recorded;
-                attributes that a training changes, such as a rate of dropout, may be
+                model's weights are those of none, or it computes something else with them now
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Recorder:
         self.foreground = self._region(foreground)
         self.background = None if background is None else self._region(background)
         check_regions(self.foreground, ~self.foreground if background is None else self.background)
-        self._input = _digest_of_inputs(self._inputs)
+        self._input = digest_of_inputs(self._inputs)
         self._artefacts: Artefacts | None = None
         if folder is not None:
             self._artefacts = Artefacts(folder)
@@ -179,21 +179,18 @@ class Recorder:
                 "that is trained?",
                 len(self._epochs),
             )
-        entry = {"norms": norms, "weights": "", "name": ""}
-        settings = ""
-        if self._artefacts is not None:  # described before anything runs
-            entry["weights"] = weights_digest(self.model)
-            entry["name"] = self._address(entry["weights"])
-            settings = self._settings
-        if self.resume and not self._epochs and self._take_up(entry["weights"]):
+        weights = "" if self._artefacts is None else digest_of_weights(self.model)
+        if self.resume and not self._epochs and self._take_up(weights):
             self._before = now
             return
-        found = self._measure(entry["name"])
+        item = self._measure(weights)
+        found = _results(item)
         self.layers = list(found)  # without those that cannot be measured, which was said
         self._warn_of_undefined(found)
+        entry = {"norms": norms, "weights": weights, "tensors": digest_of(item.tensors)}
         epochs = [*self._epochs, entry]
         if self._artefacts is not None:
-            self._keep({"epochs": epochs, "settings": settings})
+            self._keep({"epochs": epochs})
         self._measured.append(found)
         self._epochs = epochs
         self._before = now
@@ -245,31 +242,20 @@ class Recorder:
             )
         return norms
 
-    def _measure(self, name: str) -> dict[str, Entropy]:
-        """Results by layer, on the CPU; from the folder where they are there by this name."""
-        item = None if self._artefacts is None else self._artefacts.read(name)
-        if item is not None:
-            return self._results(item)
-        tensors: dict[str, Tensor] = {}
-        settings: dict[str, Any] = {}
-        for layer, found in self._entropy().items():  # all that can be measured
-            tensors |= {f"{layer}/{key}": value.cpu() for key, value in found.tensors().items()}
-            settings[layer] = found.settings
-        if self._artefacts is not None:
-            return self._results(self._artefacts.write(name, tensors, settings, 0.0))
-        return self._results(Item(tensors, settings))
+    def _measure(self, weights: str) -> Item:
+        """What the model with these weights knows, from the folder where that is there."""
+        if self._artefacts is None:
+            return Item(*self._entropy())
+        name = self._name(weights)
+        item = self._artefacts.read(name)
+        if item is not None and self._still_computes(item):
+            return item
+        tensors, settings = self._entropy()
+        return self._artefacts.write(name, tensors | self._projections(settings), settings, 0.0)
 
-    def _results(self, item: Item) -> dict[str, Entropy]:
-        return {
-            layer: Entropy(
-                **{key: item.tensors[f"{layer}/{key}"] for key in TENSORS},
-                settings=item.info[layer],
-            )
-            for layer in item.info
-        }
-
-    def _entropy(self) -> dict[str, Entropy]:
-        return entropy(
+    def _entropy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors, on the CPU, and settings of all layers that can be measured."""
+        found = entropy(
             self.model,
             self.x,
             self.layers,
@@ -278,43 +264,50 @@ class Recorder:
             check=not self._epochs,  # a look at the first is enough
             progress=False,
         )
+        tensors = {
+            f"{layer}/{key}": value.cpu()
+            for layer, result in found.items()
+            for key, value in result.tensors().items()
+        }
+        return tensors, {layer: result.settings for layer, result in found.items()}
 
-    @cached_property
-    def _call(self) -> str:
-        """Digest of what ``forward`` does with the network, as it is before its first epoch."""
-        return digest(identity_of_call(self.model, self.options.forward))
+    def _projections(self, layers: Iterable[str]) -> dict[str, Tensor]:
+        """What the model's function is known by, as it lies in an artefact beside the entropies."""
+        how = self.options
+        network = Network(self.model, how.forward, how.select, how.batch_dim)
+        found = projections(network, self._inputs, list(layers), how.max_batch)
+        return {f"{layer}/projections": value for layer, value in found.items()}
+
+    def _still_computes(self, item: Item) -> bool:
+        """Whether the model has the features of which the entropies in an artefact are."""
+        return not any(
+            differs(before, now)
+            for name, samples in self._projections(item.info).items()
+            for before, now in zip(item.tensors[name].to(samples.device), samples, strict=True)
+        )
+
+    def _name(self, weights: str) -> str:
+        """Name of the artefact of a measurement of the model with these weights."""
+        return f"entropy-{digest([self._settings, weights])[:24]}"
 
     @cached_property
     def _settings(self) -> str:
-        """Digest of what is the same for all epochs of a training, as it is before the first."""
-        code = digest(identity_of_call(self.model, self.options.forward, attributes=False))
-        return digest(self._how() | {"code": code})
-
-    def _address(self, weights: str) -> str:
-        """Name of the artefact of a measurement: a digest of everything that determines it."""
-        network = re.sub(r" at 0x\w+", "", repr(self.model))
-        identity = {
-            "network": f"{type(self.model).__qualname__} {network}",
-            "weights": weights,
-            "call": self._call,
-        }
-        return f"entropy-{digest(self._how() | identity)[:24]}"
-
-    def _how(self) -> dict[str, Any]:
-        """What determines a measurement beside the network."""
+        """Digest of what determines a measurement beside the network."""
         how = self.options
-        parts = (self.units, how.solver or ClosedForm(), how.objective)
-        return {
+        settings = {
             "kpnb": __version__,
             "input": self._input,
             "layers": self._asked,
-            "how": [identity_of(part) for part in parts],
+            "units": digest_of_units(self.units, self._inputs.x),
+            "solver": repr(how.solver or ClosedForm()),
+            "objective": repr(how.objective or Aligned()),
             "scale": how.scale,
             "seed": how.seed,
             "perturb": how.perturb,
             "select": repr(how.select),
             "batch_dim": repr(how.batch_dim),
         }
+        return digest(settings)
 
     def _take_up(self, weights: str) -> bool:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
@@ -335,21 +328,22 @@ class Recorder:
                 "another folder"
             )
         epochs = epochs[: known[-1] + 1]
-        # by their names, as the network may have had other attributes then
-        items = [self._artefacts.read(entry["name"]) for entry in epochs]
-        if None in items or item.info["settings"] != self._settings:
+        items = [self._artefacts.read(self._name(entry["weights"])) for entry in epochs]
+        found = [None if item is None else digest_of(item.tensors) for item in items]
+        if found != [entry["tensors"] for entry in epochs]:
             raise ValueError(
                 f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
                 "other settings: start again with another folder"
             )
-        self._measured, self._epochs = [self._results(item) for item in items], epochs
-        self.layers = list(self._measured[-1])
-        if epochs[-1]["name"] != self._address(weights):
-            log.warning(
-                "epoch %d was recorded with other attributes of the network or its modules than it "
-                "has now; if the training has not changed them, start again with another folder",
-                len(epochs) - 1,
+        if not self._still_computes(items[-1]):
+            raise ValueError(
+                f"with the weights of epoch {len(epochs) - 1} the model computes something else "
+                f"than when that was recorded in {self._artefacts.path}: give its code and "
+                "attributes, forward= and the other inputs as they were then, or start again with "
+                "another folder"
             )
+        self._measured, self._epochs = [_results(item) for item in items], epochs
+        self.layers = list(self._measured[-1])
         return True
 
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
@@ -365,6 +359,16 @@ class Recorder:
                     total,
                     reason,
                 )
+
+
+def _results(item: Item) -> dict[str, Entropy]:
+    """The entropies by layer that an artefact holds."""
+    return {
+        layer: Entropy(
+            **{key: item.tensors[f"{layer}/{key}"] for key in TENSORS}, settings=settings
+        )
+        for layer, settings in item.info.items()
+    }
 
 
 class _OfCheckpoints(Recorder):
@@ -407,11 +411,9 @@ def trajectory(
     choices     threshold b and where else the paper can be read in two ways
     entry, prefix   see ``load_weights``
     folder      keep what was measured there; it is not measured again for the same weights, input,
-                layer, settings, and network and ``forward`` as they are at the start: their code,
-                what it closes over, global constants it names, plain attributes (numbers, text,
-                tensors, and containers and objects of your own with these), also in modules of
-                your own. What objects of installed packages hold and what a function imports
-                itself is not seen: after a change there, take another folder
+                layer and settings, where the network still computes the same features (one pass of
+                each sample tells, to within rounding). What changes their derivatives alone, such
+                as ``detach``, is not seen: take another folder then
 
     Everything else is as in ``entropy``, with the same defaults: ``units``, ``solver``,
     ``objective``, ``scale``, ``perturb``, ``shared``, ``forward``, ``select``, ``batch_dim``,
@@ -462,17 +464,3 @@ def _replay(
 def _resolved(source: Checkpoint) -> Source:
     """The state dict or file that a checkpoint stands for."""
     return source() if callable(source) and not isinstance(source, nn.Module) else source
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) of parameters and buffers; of counters, which no evaluation reads, not."""
-    values = [*model.named_parameters(), *model.named_buffers()]
-    return digest_of({bare_name(name): v for name, v in values if not name.endswith(COUNTER)})
-
-
-def _digest_of_inputs(inputs: Inputs) -> str:
-    """SHA-256 (hex) of what is perturbed and of everything else the network is called with."""
-    others = {name: v for name, v in inputs.others.items() if isinstance(v, Tensor)}
-    rest = {name: identity_of_input(v) for name, v in inputs.others.items() if name not in others}
-    rows = [sorted(inputs.own)] if inputs.stated else []
-    return digest([digest_of({"": inputs.x} | others), inputs.name, rest, *rows])
