@@ -1,14 +1,15 @@
 """Double precision where the device has it."""
 
-import torch
 from torch import Tensor
+
+from kpnb._memory import out_of_memory
 
 
 def widest(values: Tensor) -> Tensor:
     """``values`` in float64, or in float32 on a device that has no float64 (Apple's MPS)."""
     try:
         return values.double()
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, RuntimeError):  # what is not implemented is the second
+    except (TypeError, RuntimeError) as error:  # what is not implemented is the second
+        if isinstance(error, RuntimeError) and out_of_memory(error):
+            raise
         return values.float()

@@ -25,6 +25,7 @@ from kpnb import (
     entropy,
 )
 from kpnb._outputs import replaced
+from kpnb._precision import widest
 from kpnb.features import capture, layer_at
 from kpnb.schedule import Schedule
 from tests.models import images, small_net
@@ -643,13 +644,17 @@ def test_the_first_batch_is_looked_at_and_only_that(monkeypatch):
 
 
 class NoDouble(TorchDispatchMode):
-    """A device without float64, as Apple's: refuses it as MPS does."""
+    """A device without float64, as Apple's: refuses it as MPS does, or with another ``error``."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.error = error or TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for value in torch.utils._pytree.tree_leaves(result):
             if isinstance(value, Tensor) and value.dtype == torch.float64:
-                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+                raise self.error
         return result
 
 
@@ -673,6 +678,15 @@ def test_devices_without_float64(solver, objective):
     for layer, one in wanted.items():
         assert (found[layer].entropy - one.entropy).abs().max() < 2e-3
         assert found[layer].settings == one.settings | {"precision": "torch.float32"}
+
+
+def test_memory_that_runs_out_is_no_device_without_float64():
+    said = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    for error in (RuntimeError(said), torch.OutOfMemoryError("CUDA out of memory")):
+        with NoDouble(error), pytest.raises(RuntimeError, match="memory"):
+            widest(torch.ones(2))
+    with NoDouble():
+        assert widest(torch.ones(2)).dtype == torch.float32
 
 
 def test_settings_are_ready_for_json():
