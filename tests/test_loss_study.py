@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import kpnb
 from kpnb.losses import LOSSES, Loss, TrainingObjective
 from kpnb_book.store import Store
 from kpnb_book.studies import choose, collecting, losses, measure
@@ -24,7 +25,9 @@ from kpnb_book.studies.curves import CURVES
 from kpnb_book.studies.evidence import CONSTANT, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
+    AT_LAYERS,
     HERE,
+    LEARNED,
     LOSSES_EVIDENCE,
     OTHER,
     OVERLAP,
@@ -40,6 +43,7 @@ from tests.test_study import TINY, draw
 
 pytestmark = pytest.mark.xdist_group("losses")  # they share what is trained
 ROLES = ("baseline", "feature", "at", "dkd", "pkt", "untrained at")
+EVERYWHERE = [f"{layer} {name}" for layer in ("Conv", "FC1", "FC2", "FC3") for name in AT_LAYERS]
 
 
 @pytest.fixture(scope="module")
@@ -155,10 +159,10 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
 
 def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
     curves = [f"epoch {k} {name}" for name in CURVES for k in range(study.settings.epochs + 1)]
-    assert set(rows.networks) == {*KEY, *NETWORK, *TRAINED, *curves, TEACHER, CONSTANT}
+    assert set(rows.networks) == {*KEY, *NETWORK, *TRAINED, *LEARNED, *curves, TEACHER, CONSTANT}
     taught = rows.networks.set_index("network")[TEACHER].dropna()
     assert taught.to_dict() == dict.fromkeys(ROLES[1:5], study.teacher().accuracy)
-    assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP]
+    assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP, *EVERYWHERE]
     assert set(rows.networks["network"]) == set(ROLES)
     assert rows.samples.groupby("network").size().to_dict() == dict.fromkeys(ROLES, 6)
     assert rows.networks["accuracy"].between(0, 1).all()
@@ -194,12 +198,42 @@ def test_accuracy_is_that_of_the_network_itself_where_labels_or_outputs_train_it
     feature = study.head("FC1", 0)
     for name, network in {"dkd": dkd, "pkt": head, "feature": feature}.items():
         assert of(rows.networks, name)["accuracy"].item() == pytest.approx(late(network))
+        last = of(rows.networks, name)["last_accuracy"].item()
+        assert last == pytest.approx(network.log[-1]["test_accuracy"])
 
 
-def test_accuracy_is_the_mean_of_five_epochs(study):
+def test_how_well_a_loss_was_learned_is_that_of_the_student_itself(rows, study):
+    """And not of its head, of which the accuracy in training is."""
+    pkt = losses.student(study, "pkt", "FC1")
+    found = of(rows.networks, "pkt").iloc[0]
+    assert found["first_loss"] == pytest.approx(pkt.log[1]["loss"])
+    assert found["last_loss"] == pytest.approx(pkt.log[-1]["loss"])
+    head = losses.with_head(study, "pkt", "FC1", pkt)
+    assert found["train_accuracy"] == pytest.approx(head.log[-1]["accuracy"])
+
+
+def test_points_at_every_layer_are_those_of_the_whole_network(rows, study):
+    """Below its head a student is what it was; above, the head is measured."""
+    pkt = losses.student(study, "pkt", "FC1")
+    networks = {"pkt": losses.with_head(study, "pkt", "FC1", pkt), "baseline": study.baseline(0)}
+    for name, network in networks.items():
+        found = of(rows.samples, name)
+        for layer in ("Conv", "FC1", "FC2", "FC3"):
+            how = {"solver": measure.solver_of(study.settings), "units": study.units}
+            H = kpnb.entropy(network.load(), study.x, study.path(layer), dead="nan", **how).entropy
+            points = measure.points(study, H)
+            given = torch.tensor(found[f"{layer} n_fg"].to_numpy())
+            assert torch.equal(given, points.n_fg.double()), (name, layer)
+            taught = losses.last_points(study, study.teacher(), layer).points
+            shared = losses.iou(points.points, taught).numpy()
+            assert found[f"{layer} iou_teacher"].to_numpy() == pytest.approx(shared, nan_ok=True)
+        assert found["FC1 n_bg"].to_numpy() == pytest.approx(found["n_bg"].to_numpy())
+
+
+def test_accuracy_is_the_mean_of_five_epochs():
     scores = [0.9, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5]
     network = SimpleNamespace(log=[{"test_accuracy": each} for each in scores])
-    assert losses.accuracy(study, "FC1", "baseline", network) == pytest.approx(0.3)
+    assert losses.accuracy(network) == pytest.approx(0.3)
 
 
 def test_overlaps_by_plain_sets(rows, study):
@@ -249,6 +283,8 @@ def test_points_come_back_bit_by_bit(rows, study, shapes, tmp_path):
     assert torch.equal(kept["teacher"], taught)
     points = measure.metrics(study, study.baseline(0), "FC1").points[-1]
     assert torch.equal(kept["baseline"], points)
+    other = measure.metrics(study, study.baseline(OTHER), "FC1").points[-1]
+    assert torch.equal(losses.unpacked(rows.places["other"].iloc[0], 16), other)
     for cells in (1, 7, 16, 256):
         given = torch.rand(3, cells) < 0.5
         assert torch.equal(losses.unpacked(losses.packed(given), cells), given)
@@ -290,6 +326,31 @@ def test_the_plan_holds_all_that_is_trained(shapes, study):
     assert kinds.count("student") == 2
     assert kinds.count("head") == 1
     assert kinds.count("baseline") == 1  # with which points are compared
+
+
+def test_a_training_that_diverges_keeps_its_place_and_stops_no_other(
+    shapes, store, tmp_path, monkeypatch
+):
+    """With the reason, without points, and with the accuracy of guessing; nothing is tried again,
+    and of its loss no verdict is given.
+    """
+    monkeypatch.setitem(WAYS, "rkd", replace(WAYS["rkd"], rate=1e9))
+    results = Results(tmp_path / "shapes")
+    only = ["baseline", "rkd", "pkt"]
+    assert collect(shapes, [0, 1], results, store, only=only) == [0, 1]
+    found = results.read()
+    lost = of(found.networks, "rkd")
+    assert lost["seed"].tolist() == [0, 1]
+    assert lost["diverged"].str.contains("became (?:nan|inf)|no longer finite").all()
+    assert of(found.networks, "pkt")["diverged"].isna().all()
+    assert lost["accuracy"].to_numpy() == pytest.approx(1 / 2)
+    assert lost["lr"].to_numpy() == pytest.approx(1e9 * shapes.settings.student_lr)
+    assert {*found.samples["network"]} == {*found.places["network"]} == {"baseline", "pkt"}
+    assert collect(shapes, [0, 1], results, store, only=only) == []
+    assert shapes.outdated(results) == []
+    monkeypatch.setattr(ImageStudy, "baseline", lambda one, n: losses.student(one, "rkd", "FC1"))
+    with pytest.raises(FloatingPointError, match=r"seed 2 is lost: .*student"):
+        collect(shapes, [2], Results(tmp_path / "other"), store, only=["baseline"])
 
 
 # ---- before anything is counted
@@ -422,7 +483,7 @@ def test_tables_computed_again_are_the_same(rows, shapes, study, store, tmp_path
     results.add(shapes.origin(study), rows)
     found = again(shapes, results, store, samples=4)
     assert (found.exact, found.differing) == (True, ())
-    assert found.numbers == 2 * (4 + 4 * len([*SAMPLE, *OVERLAP]))
+    assert found.numbers == 2 * (4 + 4 * len([*SAMPLE, *OVERLAP, *EVERYWHERE]))
     samples = rows.samples.copy()
     place = (samples["network"] == "feature") & (samples["sample"] == 1)
     samples.loc[place, "iou_place"] = 0.987

@@ -2,6 +2,7 @@
 the tables.
 """
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from kpnb_book.figures.report import six_table
 from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.run.parameters import RULES
 from kpnb_book.store import Store
-from kpnb_book.studies import measure, transformer
+from kpnb_book.studies import losses, measure, transformer
+from kpnb_book.studies.again import again
 from kpnb_book.studies.chapters import plans_of
 from kpnb_book.studies.collecting import plan, seed_rows
 from kpnb_book.studies.evidence import PROFILE, TEACHER
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.results import KEY, NETWORK, Results, Rows
+from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows
 from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import TEACHER_SEED
@@ -244,9 +246,22 @@ def test_tables_hold_patches_other_layers_and_what_teachers_share(evidence, stud
     np.testing.assert_allclose(chosen["patch n_fg"], in_patches.n_fg, atol=1e-5)
     np.testing.assert_allclose(chosen["patch lambda"], in_patches.ratio, atol=1e-5)
     np.testing.assert_allclose(chosen["cls n_bg"], metrics.n_bg, atol=1e-5)
+    H = measure.entropies(study, training, "cls", [-1])["entropy"][0].double().numpy()
+    for number, row in enumerate(chosen.to_dict("records")):
+        on, off = (region[number].numpy() for region in (study.foreground, study.background))
+        assert row["cls gap"] == pytest.approx(H[number, off].mean() - H[number, on].mean())
+        assert row["cls spread"] == pytest.approx(H[number, off].std(), rel=1e-4)
+    mine = rows.places[rows.places["network"] == "convolution"].iloc[0]
+    cells, patches = H.shape[1], patched.foreground.shape[1]
+    kept = losses.unpacked(mine["points"], cells)
+    assert torch.equal(kept, metrics.points[-1])
+    kept = losses.unpacked(mine["patch points"], patches)
+    assert torch.equal(kept, in_patches.points[-1])
     teachers = transformer.convolutional(study)
     for name, each in zip(transformer.SHARED, (study, teachers), strict=True):
         theirs = measure.metrics(each, each.teacher(), each.settings.layers[0]).points[-1]
+        kept = losses.unpacked(mine[f"{name.removeprefix('shared_')} points"], cells)
+        assert torch.equal(kept, theirs)
         ours = metrics.points[-1]
         expected = (ours & theirs).sum(1) / (ours | theirs).sum(1)
         np.testing.assert_allclose(chosen[name], expected, atol=1e-6)
@@ -257,6 +272,32 @@ def test_tables_hold_patches_other_layers_and_what_teachers_share(evidence, stud
         "outputs": study.teacher().accuracy,
         "convolution": teachers.teacher().accuracy,
     }
+
+
+def test_tables_computed_again_are_the_same(evidence, study, planned, tmp_path):
+    """Of the first samples alone, also what patches and the other kind of network give."""
+    results = Results(tmp_path / evidence.name)
+    results.add(evidence.origin(study), seed_rows(evidence, study, 0))
+    found = again(evidence, results, study.store, samples=3)
+    assert found.exact
+    assert found.numbers > 2 * 3 * len(SAMPLE)
+    # another company rounds entropies otherwise; real checks have the company of the first batch
+    assert not [each for each in found.differing if not re.search("gap|spread", each)]
+
+
+def test_accuracy_is_that_of_the_late_epochs(evidence, study, planned):
+    rows = seed_rows(evidence, study, 0).networks.set_index("network")
+    training = transformer.network(study, "outputs", "cls", 0)
+    head = study.head("cls", 0)
+    for role, network in (
+        ("outputs", training),
+        ("student", head),
+        ("baseline", study.baseline(0)),
+    ):
+        scores = [entry["test_accuracy"] for entry in network.log[1:][-losses.STEADY :]]
+        assert rows.loc[role, "accuracy"] == pytest.approx(np.mean(scores))
+        assert rows.loc[role, "last_accuracy"] == pytest.approx(scores[-1])
+    assert np.isnan(rows.loc["untrained", "accuracy"])
 
 
 def test_the_plan_is_what_a_seed_takes(evidence, study, planned):

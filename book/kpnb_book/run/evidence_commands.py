@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     for evidence in chosen:
         try:
             _run_one(evidence, options)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             raise UsageError(f"evidence of {evidence.name}: {error}") from error
     return 0
 

@@ -151,16 +151,34 @@ def seed_rows(
     ``OneNetwork``.
     """
     planned = plan(evidence, study, seed, roles)
-    announce(planned.trainings)
-    for measurement in planned.measurements:  # a baseline is measured at all layers in one call
-        measurement.finish()
-    chosen = networks(evidence, study, seed, roles)
-    found = [evidence.rows(OneNetwork(study, *each, seed, whole)) for each in chosen]
+    diverged = finish(planned)
+    found = []
+    for chosen in networks(evidence, study, seed, roles):
+        one = OneNetwork(study, *chosen, seed, whole)
+        why = diverged.get(evidence.whole(one).address)
+        found.append(evidence.diverged(one, why) if why else evidence.rows(one))
     return Rows(
         pd.concat([each.networks for each in found], ignore_index=True),
         pd.concat([each.samples for each in found], ignore_index=True),
         pd.concat([each.places for each in found], ignore_index=True),
     )
+
+
+def finish(planned: Plan) -> dict[str, str]:
+    """Train and measure what is planned; by address, why a training has none of its last epochs:
+    its loss or its weights, or those of one that it requires, did not stay finite.
+    """
+    announce(planned.trainings)
+    diverged: dict[str, str] = {}
+    for address, training in planned.everything().items():
+        try:
+            training.finish()
+        except FloatingPointError as error:
+            diverged[address] = str(error)
+    for measurement in planned.measurements:  # a baseline is measured at all layers in one call
+        if measurement.training.address not in diverged:
+            measurement.finish()
+    return diverged
 
 
 # ------------------------------------------------------------------------------- is it still so

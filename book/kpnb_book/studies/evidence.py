@@ -17,7 +17,7 @@ from kpnb_book.studies.foreground import rule_columns
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Results, Rows, changed_settings
-from kpnb_book.studies.rows import OneNetwork, rows_of
+from kpnb_book.studies.rows import OneNetwork, rows_of, without_numbers
 from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.targets import constant_error
@@ -97,6 +97,20 @@ class Evidence:
         if training.teacher_source is not None:
             more[CONSTANT] = constant_error(training)
         return replace(found, networks=found.networks.assign(**more))
+
+    def whole(self, one: OneNetwork) -> Training:
+        """The last training of a network: that of its head, if its rows take one."""
+        return one.study.head(one.layer, one.seed) if one.role == "student" else one.training
+
+    def diverged(self, one: OneNetwork, why: str) -> Rows:
+        """The rows of a network whose training, or that of its head, did not stay finite.
+
+        It is not trained again, with another rate or seed: its place is kept, with the reason and
+        without a number. ``FloatingPointError`` for a baseline, with which all are compared.
+        """
+        if one.role == "baseline":
+            raise FloatingPointError(f"seed {one.seed} is lost: {why}")
+        return without_numbers(one, why)
 
     def study(self, store: Store | None = None, **overrides: Any) -> Study:
         """The study, at its laptop settings but for ``overrides``."""

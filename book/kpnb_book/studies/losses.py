@@ -22,6 +22,7 @@ from torch import Tensor
 from kpnb._messages import one_of
 from kpnb.losses import LOSSES, TrainingObjective
 from kpnb.points import KnowledgePoints
+from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import collecting, measure
 from kpnb_book.studies.curves import curve_columns
 from kpnb_book.studies.evidence import ENOUGH, Evidence
@@ -178,6 +179,14 @@ OVERLAP = [
     "added_bg",
 ]
 TRAINED = ["lr", "weight", "labels"]  # of every network; weight is undefined for baselines
+LEARNED = [  # how well it learned, of the student without its head
+    "first_loss",  # mean over the first epoch's batches
+    "last_loss",
+    "train_accuracy",  # of the last epoch, with its head if it needs one
+    "last_accuracy",  # held out, by which rates were chosen
+]
+AT_LAYERS = ("n_fg", "n_bg", "iou_teacher")
+"""Columns of samples at every layer of the network, as "Conv n_fg"."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +195,9 @@ class LossesEvidence(Evidence):
     and the same students of the untrained teacher, as "untrained at".
 
     The losses are stated, like the seeds: one that a reader adds to ``LOSSES`` changes nothing of
-    what is stored. Besides the columns of all studies, networks have ``TRAINED`` and their points
-    by epoch, samples ``OVERLAP``, and ``places`` the knowledge points of every sample, packed.
+    what is stored. Besides the columns of all studies, networks have ``TRAINED``, ``LEARNED`` and
+    their points by epoch, samples ``OVERLAP`` and, after the last epoch, ``AT_LAYERS``, and
+    ``places`` the knowledge points of every sample, packed.
     """
 
     losses: tuple[str, ...] = tuple(WAYS)
@@ -213,34 +223,47 @@ class LossesEvidence(Evidence):
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
         return network(study, role, layer, seed)
 
+    def whole(self, one: OneNetwork) -> Training:
+        loss = one.role.removeprefix(UNTRAINED)
+        if one.role == "baseline":
+            return one.training
+        return with_head(one.study, loss, one.layer, one.training)
+
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
-        layers = study.settings.layers
-        last = [study.teacher(), study.baseline(seed + OTHER)]
-        compared = [Measurement(study, each, layers, epochs=[-1]) for each in last]
-        heads = [
-            with_head(
-                study, role.removeprefix(UNTRAINED), layer, self.training(study, role, layer, seed)
-            )
-            for role in roles
-            for layer in layers
-            if role != "baseline"
+        ones = [
+            OneNetwork(study, layer, role, self.training(study, role, layer, seed), seed)
+            for role in self.roles
+            for layer in study.settings.layers
+            if role in roles
         ]
-        return replace(plan.also(*heads), measurements=(*plan.measurements, *compared))
+        wholes = [self.whole(one) for one in ones]
+        known = [study.teacher(), study.baseline(seed + OTHER)]
+        last = {each.address: last_epoch(study, each) for each in (*known, *wholes)}
+        return replace(plan.also(*wholes), measurements=(*plan.measurements, *last.values()))
 
     def rows(self, one: OneNetwork) -> Rows:
         study, layer, training = one.study, one.layer, one.training
-        found = super().rows(one)
+        found, whole = super().rows(one), self.whole(one)
         networks = found.networks.assign(
-            accuracy=accuracy(study, layer, one.role, training),
-            lr=training.schedule.lr,
-            weight=training.objective.loss_weight if training.objective.loss else np.nan,
-            labels=training.objective.labels,
+            accuracy=accuracy(whole),
+            **trained_columns(training),
+            **learned_columns(training, whole),
             **curve_columns(study, training, layer),
         )
-        overlap = overlap_columns(study, layer, training, one.seed, one.whole)
-        samples = found.samples.assign(**overlap)
-        return Rows(networks, samples, found.places.assign(**point_columns(study, layer, training)))
+        samples = found.samples.assign(
+            **overlap_columns(study, layer, training, one.seed, one.whole),
+            **layer_columns(study, whole, one.whole),
+        )
+        packs = point_columns(study, layer, training, one.seed)
+        return Rows(networks, samples, found.places.assign(**packs))
+
+    def diverged(self, one: OneNetwork, why: str) -> Rows:
+        """As of all studies; its accuracy is that of guessing."""
+        found = super().diverged(one, why)
+        guessing = 1 / len(one.study.train.classes)
+        known = trained_columns(one.training)
+        return replace(found, networks=found.networks.assign(accuracy=guessing, **known))
 
     def outdated(self, results: Results) -> list[str]:
         """As for all studies; and students that would be trained differently today."""
@@ -280,14 +303,52 @@ def retrained(row: Mapping[str, Any], loss: str, settings: Settings) -> list[str
     ]
 
 
-def accuracy(study: Study, layer: str, role: str, learned: Training) -> float:
-    """Held-out accuracy of a network, of students with their head if they need one: mean over the
-    last epochs (``STEADY``). Rates do not fall, so that from one epoch to the next the accuracy of
-    a baseline goes up and down by nearly as much as from seed to seed.
+def accuracy(network: Training) -> float:
+    """Held-out accuracy: mean over the last epochs (``STEADY``). Rates do not fall, so that from
+    one epoch to the next the accuracy of a baseline goes up and down by nearly as much as from seed
+    to seed.
     """
-    loss = role.removeprefix(UNTRAINED)
-    network = learned if role == "baseline" else with_head(study, loss, layer, learned)
     return fmean(entry["test_accuracy"] for entry in network.log[1:][-STEADY:])
+
+
+def trained_columns(training: Training) -> dict[str, float]:
+    """The columns ``TRAINED``."""
+    objective = training.objective
+    weight = objective.loss_weight if objective.loss else np.nan
+    return {"lr": training.schedule.lr, "weight": weight, "labels": objective.labels}
+
+
+def learned_columns(training: Training, whole: Training) -> dict[str, float]:
+    """The columns ``LEARNED`` of a ``training``, which has become the ``whole`` network."""
+    losses, last = [entry["loss"] for entry in training.log[1:]], whole.log[-1]
+    values = losses[0], losses[-1], last["accuracy"], last["test_accuracy"]
+    return dict(zip(LEARNED, values, strict=True))
+
+
+def last_epoch(study: Study, whole: Training) -> Measurement:
+    """The entropies of a network's last epoch at all of its layers."""
+    return Measurement(study, whole, tuple(LAYERS[study.settings.network]), epochs=[-1])
+
+
+def layer_columns(
+    study: Study, whole: Training, known: Study | None = None
+) -> dict[str, list[float]]:
+    """The columns ``AT_LAYERS`` of a ``whole`` network, a value for each sample; undefined where a
+    network's points are. ``known`` is the study whose first samples are those of ``study``.
+    """
+    known = known or study
+    mine = last_epoch(study, whole).values()
+    theirs = last_epoch(known, known.teacher()).values()
+    found: dict[str, list[float]] = {}
+    for layer, values in mine.items():
+        ours = measure.points(study, values["entropy"][0])
+        taught = measure.points(known, theirs[layer]["entropy"][0])
+        count = len(ours.points)
+        shared = iou(ours.points, taught.points[:count])
+        shared = shared.where(ours.defined & taught.defined[:count], torch.nan)
+        columns = zip(AT_LAYERS, (ours.n_fg, ours.n_bg, shared), strict=True)
+        found |= {f"{layer} {name}": value.tolist() for name, value in columns}
+    return found
 
 
 def last_points(study: Study, network: Training, layer: str) -> KnowledgePoints:
@@ -332,12 +393,12 @@ def overlap_columns(
 # --------------------------------------------------------------------------------- stored points
 
 
-def point_columns(study: Study, layer: str, network: Training) -> dict[str, str]:
+def point_columns(study: Study, layer: str, network: Training, seed: int) -> dict[str, str]:
     """Knowledge points of all samples after the last epoch, ``packed``: the network's ("points"),
-    and the teacher's ("taught").
+    the teacher's ("taught"), and those of a baseline of another seed ("other").
     """
-    of_both = {"points": network, "taught": study.teacher()}
-    return {name: packed(last_points(study, each, layer).points) for name, each in of_both.items()}
+    known = {"points": network, "taught": study.teacher(), "other": study.baseline(seed + OTHER)}
+    return {name: packed(last_points(study, each, layer).points) for name, each in known.items()}
 
 
 def packed(points: Tensor) -> str:

@@ -71,6 +71,14 @@ def rows_of(one: OneNetwork) -> Rows:
     )
 
 
+def without_numbers(one: OneNetwork, why: str) -> Rows:
+    """The rows of a network that has nothing to measure: its own, which says ``why``."""
+    network = {"seed": one.seed, "layer": one.layer, "network": one.role, "diverged": why}
+    network |= addresses(one.study, one.layer, one.training) | here(one.study.settings.device)
+    none = pd.DataFrame(columns=KEY)
+    return Rows(pd.DataFrame([dict.fromkeys(NETWORK, math.nan) | network]), none, none)
+
+
 def shorter_path(one: OneNetwork) -> float | None:
     """Length of the shorter path of student and baseline; None for another network."""
     if one.role not in ("student", "baseline"):
@@ -176,9 +184,13 @@ def provenance(study: Study, layer: str, training: Training) -> dict[str, Any]:
     for epoch in measured.numbers:
         sidecar = measured.run(layer).path / f"{artefact(epoch)}.json"
         seconds += json.loads(sidecar.read_text("utf8"))["seconds"]
+    return {"seconds": round(seconds, 1)} | here(study.settings.device)
+
+
+def here(device: str) -> dict[str, str]:
+    """With what something is computed, and when."""
     return {
-        "seconds": round(seconds, 1),
-        "machine": machine(study.settings.device),
+        "machine": machine(device),
         "versions": versions(),
         "date": datetime.now(UTC).date().isoformat(),
     }

@@ -13,13 +13,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from kpnb._messages import one_of
 from kpnb.losses import TrainingObjective
-from kpnb.points import KnowledgePoints, background_level
+from kpnb.points import background_level
 from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS, TRANSFORMERS
 from kpnb_book.studies import losses, measure, paper
@@ -65,14 +66,23 @@ SAME = (
 def convolutional(study: Study) -> ImageStudy:
     """The study of convolutional networks on the same data."""
     same = {name: getattr(study.settings, name) for name in SAME}
-    return ImageStudy(study.profile, store=study.store, **same)
+    return on_data_of(study, ImageStudy(study.profile, store=study.store, **same))
 
 
 def in_patches(study: ImageStudy) -> ImageStudy:
     """The same study with a transformer's patches as units."""
     s = study.settings
     settings = asdict(s) | {"grid": s.size // TRANSFORMERS[s.network][1]}
-    return ImageStudy(study.profile, store=study.store, **settings)
+    return on_data_of(study, ImageStudy(study.profile, store=study.store, **settings))
+
+
+def on_data_of(study: Study, other: ImageStudy) -> ImageStudy:
+    """The ``other`` study with the samples of ``study``, which may be some of those that it would
+    measure; it is changed.
+    """
+    other.train, other.share, other.test = study.train, study.share, study.test
+    other.measured = study.measured
+    return other
 
 
 def layers_of(study: Study) -> tuple[str, ...]:
@@ -120,9 +130,10 @@ after the last epoch."""
 @dataclass(frozen=True)
 class TransformerEvidence(Evidence):
     """Besides the columns of all studies, of the last epoch: networks have for each layer what
-    ``by_layer`` says, as "Block1 n_fg"; samples have ``counts`` at each layer, as "Block1 lambda",
-    and with patches as units, as "patch lambda"; and what they have in common with either teacher,
-    ``SHARED``. All networks have their points by epoch.
+    ``by_layer`` says, as "Block1 n_fg"; samples have ``contrasts`` at each layer, as "Block1
+    lambda", and with patches as units, as "patch lambda"; and what they have in common with either
+    teacher, ``SHARED``. All networks have their points by epoch, and how well they learned, as
+    those of losses; ``places`` the knowledge points of every sample, packed.
     """
 
     @property
@@ -135,6 +146,11 @@ class TransformerEvidence(Evidence):
 
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
         return network(study, role, layer, seed)
+
+    def whole(self, one: OneNetwork) -> Training:
+        if one.role != "student":
+            return one.training
+        return one.study.head(one.layer, one.seed, one.training)
 
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
@@ -152,19 +168,22 @@ class TransformerEvidence(Evidence):
 
     def rows(self, one: OneNetwork) -> Rows:
         study, layer, training = one.study, one.layer, one.training
-        found = super().rows(one)
-        networks = found.networks
-        if training.objective.labels:
-            networks = networks.assign(accuracy=study.scores(training)["accuracy"])
-        networks = networks.assign(
-            **by_layer(study, training), **curve_columns(study, training, layer)
+        found, whole = super().rows(one), self.whole(one)
+        networks = found.networks.assign(
+            accuracy=losses.accuracy(whole),  # NaN of a control, which learns no labels
+            **losses.learned_columns(training, whole),
+            **by_layer(study, training),
+            **curve_columns(study, training, layer),
         )
+        patches = in_patches(study)
+        H = measure.entropies(patches, training, layer, [-1])["entropy"][0]
         samples = found.samples.assign(
-            **counts_by_layer(study, training),
-            **counts(losses.last_points(in_patches(study), training, layer), "patch"),
+            **contrasts_by_layer(study, training),
+            **contrasts(patches, H, "patch"),
             **shared_columns(study, training, layer),
         )
-        return Rows(networks, samples, found.places)
+        packs = point_columns(study, training, layer)
+        return Rows(networks, samples, found.places.assign(**packs))
 
 
 TRANSFORMER_EVIDENCE = TransformerEvidence(
@@ -192,34 +211,57 @@ def last_epoch(study: Study, training: Training) -> Measurement:
 
 
 def by_layer(study: Study, training: Training) -> dict[str, float]:
-    """After the last epoch, means over the samples at each layer: ``n_fg`` and ``n_bg``, and the
-    ``gap``, by how many nats more of the background is discarded than of the foreground.
+    """After the last epoch, means over the samples at each layer: ``MEASURES``, and ``linearity``
+    and ``error`` (nats) of the entropies.
     """
-    measured = last_epoch(study, training).values()
-    regions = {"foreground": study.foreground, "background": study.background}
     found = {}
-    for layer, values in measured.items():
-        H = values["entropy"][0]
-        points = measure.points(study, H)
-        levels = {name: background_level(H, region) for name, region in regions.items()}
-        found[f"{layer} n_fg"] = points.n_fg.nanmean().item()
-        found[f"{layer} n_bg"] = points.n_bg.nanmean().item()
-        found[f"{layer} gap"] = (levels["background"] - levels["foreground"]).nanmean().item()
+    for layer, values in last_epoch(study, training).values().items():
+        of_samples = contrasts(study, values["entropy"][0], layer)
+        means = {name: of_samples[f"{layer} {name}"] for name in MEASURES}
+        means |= {name: values[name].flatten().tolist() for name in ("linearity", "error")}
+        found |= {f"{layer} {name}": float(np.nanmean(each)) for name, each in means.items()}
     return found
 
 
-def counts(points: KnowledgePoints, prefix: str) -> dict[str, list[float]]:
-    """Foreground and background points and lambda of each sample, as "prefix n_fg"."""
+def contrasts(study: Study, H: Tensor, prefix: str) -> dict[str, list[float]]:
+    """Of each sample's entropies ``H [N, n]``, as "prefix n_fg": foreground and background points,
+    lambda; the ``gap``, by how many nats more of the background is discarded than of the
+    foreground; and the ``spread`` of H over the background, a standard deviation (nats). The mean
+    of H is the same at every layer, so that few points may mean but little spread.
+    """
+    points = measure.points(study, H)
+    H = H.double()
+    inside, outside = (background_level(H, each) for each in (study.foreground, study.background))
+    off = H.where(study.background, torch.nan)
+    spread = (off - off.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()
     values = {"n_fg": points.n_fg, "n_bg": points.n_bg, "lambda": points.ratio}
+    values |= {"gap": (outside - inside)[:, 0], "spread": spread}
     return {f"{prefix} {name}": each.tolist() for name, each in values.items()}
 
 
-def counts_by_layer(study: Study, training: Training) -> dict[str, list[float]]:
-    """``counts`` after the last epoch at all of ``layers_of``."""
+def contrasts_by_layer(study: Study, training: Training) -> dict[str, list[float]]:
+    """``contrasts`` after the last epoch at all of ``layers_of``."""
     found: dict[str, list[float]] = {}
     for layer, values in last_epoch(study, training).values().items():
-        found |= counts(measure.points(study, values["entropy"][0]), layer)
+        found |= contrasts(study, values["entropy"][0], layer)
     return found
+
+
+def point_columns(study: Study, training: Training, layer: str) -> dict[str, str]:
+    """Knowledge points of all samples after the last epoch, packed as those of losses: the
+    network's, in cells ("points") and in patches ("patch points"), and those of both teachers, of
+    which ``SHARED`` are shares ("transformer points", "convolution points").
+    """
+    convolutions = convolutional(study)
+    known = {
+        "points": (study, training, layer),
+        "patch points": (in_patches(study), training, layer),
+        "transformer points": (study, study.teacher(), layer),
+        "convolution points": (
+            convolutions, convolutions.teacher(), convolutions.settings.layers[0]
+        ),
+    }  # fmt: skip
+    return {name: losses.packed(losses.last_points(*which).points) for name, which in known.items()}
 
 
 def shared_columns(study: Study, training: Training, layer: str) -> dict[str, list[float]]:
