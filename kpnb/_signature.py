@@ -1,7 +1,7 @@
 """By what an input, units, weights and the function of a network are known again later.
 
 Inputs and weights go by their bits. A function goes by what it computes, since its code may depend
-on anything: two that give one feature for every sample are taken for the same.
+on anything: two that give the same feature for every sample, under a little noise, are one.
 """
 
 import hashlib
@@ -15,23 +15,25 @@ from kpnb._memory import fitting
 from kpnb._precision import widest
 from kpnb._untouched import explaining
 from kpnb.checkpoints import digest
-from kpnb.features import Network
 from kpnb.inputs import Inputs
-from kpnb.perturb import generator
+from kpnb.perturb import Perturbation, generator
 from kpnb.units import Units
 from kpnb.weights import COUNTER, bare_name
 
-DIRECTIONS = 8
-"""In how many random directions a feature is remembered: any change of it shows in some."""
-
+BUCKETS = 64
+"""Numbers that stand for the feature of a sample."""
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
+SINGLE, TF32 = 1e-5, 5e-3
+"""How far features of one function may be apart, in proportion to themselves, in float32; and where
+a card may multiply them as TF32.
+"""
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 (hex) of tensors by name: types, shapes and bits."""
     found = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
+        value = tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous()
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
@@ -44,66 +46,93 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def digest_of_inputs(inputs: Inputs) -> str:
-    """SHA-256 (hex) of what is perturbed and of what else the network is called with, as far as
-    that is tensors and constants, also in containers.
+    """SHA-256 (hex) of what is perturbed and of what else the network is called with: tensors and
+    constants, also in containers. Of anything else the type counts.
     """
-    tensors = {"": inputs.x}
-    rest = [] if inputs.name is None else [inputs.name]
+    tensors, rest = {"": inputs.x}, {"name": str(inputs.name)}
     for place, value in _leaves(inputs.others):
-        if isinstance(value, Tensor) and value.layout == torch.strided:
+        if isinstance(value, Tensor) and _is_plain(value):
             tensors[place] = value
         else:
             constant = isinstance(value, CONSTANTS)
-            rest.append([place, repr(value) if constant else type(value).__qualname__])
-    rows = [sorted(inputs.own)] if inputs.stated else []
-    return digest([digest_of(tensors), rest, *rows])
+            rest[place] = repr(value) if constant else type(value).__qualname__
+    rows = sorted(map(str, inputs.own)) if inputs.stated else None
+    return digest([digest_of(tensors), rest, rows])
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """What lies in mappings, lists and tuples, and in which place."""
-    if isinstance(value, Mapping):
-        parts = value.items()
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    else:
-        yield place, value
+def _is_plain(value: Tensor) -> bool:
+    """Whether it has numbers side by side in memory."""
+    usual = value.layout == torch.strided and not value.is_nested
+    return usual and not value.is_meta and not value.is_quantized
+
+
+def _leaves(value: Any, place: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """A value, and what lies in it if it is a mapping, a list or a tuple; each with its place."""
+    yield place, value
+    if not isinstance(value, Mapping | list | tuple) or id(value) in above:
         return
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value)
     for name, part in parts:
-        yield from _leaves(part, f"{place}/{name}")
+        yield from _leaves(part, f"{place}[{name!r}]", (*above, id(value)))
 
 
 def digest_of_units(units: Units, x: Tensor) -> str:
-    """SHA-256 (hex) of which elements of ``x [N, ...]`` belong to which unit."""
-    numbers = torch.arange(1.0, units.count(x) + 1, device=x.device, dtype=x.dtype)
-    return digest_of({"": units.spread(numbers.expand(len(x), -1), x)})
+    """SHA-256 (hex) of how many units ``x [N, ...]`` has, and which elements belong to which."""
+    wide = widest(x)
+    numbers = torch.arange(1, units.count(x) + 1, device=x.device, dtype=wide.dtype)
+    noise = torch.randn(x.shape, generator=generator(0), dtype=wide.dtype).to(x.device)
+    laid, summed = units.spread(numbers.repeat(len(x), 1), wide), units.gather(noise)
+    return digest_of({"laid": laid, "summed": summed})
 
 
-def projections(
-    network: Network, inputs: Inputs, layers: Sequence[str], rows: int
-) -> dict[str, Tensor]:
-    """The features of all samples in random directions, ``[N, DIRECTIONS]`` by layer.
+def signatures(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, Tensor]:
+    """What the features ``[N, d]`` of all samples are known by, ``[N, BUCKETS + 2]`` for each
+    layer: a count sketch (Charikar, Chen and Farach-Colton, 2002), how many numbers are not finite,
+    and how much of the sketch may be rounding.
 
-    They cost a pass of each sample, of ``rows`` at a time or as many as memory takes.
+    Under noise of size tau, because functions may differ in what a sample alone does not show, such
+    as a clamp. They cost a pass of each sample.
     """
     parts: list[dict[str, Tensor]] = []
-    done = 0
+    done, rows, samples = 0, perturbation.max_batch, len(perturbation.x)
 
     def attempt(rows: int) -> dict[str, Tensor]:
-        part = inputs.rows(slice(done, done + rows))
-        features = network.features(part.with_x(part.x.clone()), len(part), layers)
-        return {layer: _projected(feature) for layer, feature in features.items()}
+        batch = perturbation.rows(slice(done, done + rows))
+        (features,) = batch.features(layers, batch.tau * batch.normal(1, stream=3))
+        return {name: _signature(one[0], batch.coarsest) for name, one in features.items()}
 
-    model = network.model
-    with torch.inference_mode(False), torch.no_grad(), explaining(model, inputs.x.device):
-        while done < len(inputs):
+    model, device = perturbation.network.model, perturbation.x.device
+    with torch.inference_mode(False), torch.no_grad(), explaining(model, device):
+        while done < samples:
             part, rows = fitting(attempt, rows, "a batch")
             parts.append(part)
             done += rows
     return {layer: torch.cat([part[layer] for part in parts]) for layer in layers}
 
 
-def _projected(feature: Tensor) -> Tensor:
-    flat = widest(feature.flatten(1))
-    how = {"generator": generator(0), "dtype": flat.dtype, "device": "cpu"}
-    directions = torch.randn(flat.shape[1], DIRECTIONS, **how).to(flat.device)
-    return (flat @ directions).to(feature.dtype)  # which tells how much of it is rounding
+def _signature(feature: Tensor, coarsest: torch.dtype) -> Tensor:
+    """That of a ``feature [B, d]``, computed in types as coarse as ``coarsest``; on the CPU."""
+    numbers = widest(feature)
+    # drawn one after the other: a feature that padding prolongs keeps its own
+    draws = torch.randint(2 * BUCKETS, feature.shape[1:], generator=generator(0)).to(feature.device)
+    signed = numbers.nan_to_num(0, 0, 0) * (1 - 2 * (draws % 2))
+    sketch = numbers.new_zeros(len(feature), BUCKETS).index_add_(1, draws // 2, signed)
+    infinite = (~numbers.isfinite()).sum(1, keepdim=True)
+    eps = max(torch.finfo(dtype).eps for dtype in (feature.dtype, coarsest))
+    if eps == torch.finfo(torch.float32).eps:
+        eps = TF32 if feature.is_cuda else SINGLE
+    elif eps < SINGLE:
+        eps = 1e-11
+    rounding = torch.full_like(sketch[:, :1], eps)
+    return torch.cat([sketch, infinite, rounding], 1).cpu()
+
+
+def same_function(one: Tensor, two: Tensor) -> bool:
+    """Whether two ``signatures [N, BUCKETS + 2]`` are of one function, but for rounding."""
+    if one.shape != two.shape:
+        return False
+    (one, infinite, eps), (two, too, other) = (x.split([BUCKETS, 1, 1], 1) for x in (one, two))
+    tolerance = torch.maximum(eps, other)
+    of_one_type = (eps == other) | (tolerance == TF32) & (torch.minimum(eps, other) == SINGLE)
+    near = (one - two).norm(dim=1, keepdim=True) <= tolerance * one.norm(dim=1, keepdim=True)
+    return bool((near & (infinite == too) & of_one_type).all())

@@ -239,10 +239,10 @@ class Options(HowMeasured, total=False):
     progress: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class Measurement:
     """What is the same for all measurements of a training: keyword arguments of ``entropy``, which
-    says what they mean, with their defaults.
+    says what they mean, with their defaults, and what they raise.
     """
 
     units: Units | None = None
@@ -256,6 +256,29 @@ class Measurement:
     batch_dim: int | Mapping[str, int] = 0
     max_batch: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.units = read_units(self.units)
+        self.solver = self.solver or ClosedForm()
+        self.objective = self.objective or Aligned()
+        if not isinstance(self.solver, ClosedForm | Stochastic):
+            raise TypeError(f"solver is ClosedForm() or Stochastic(); got {self.solver!r}")
+        if isinstance(self.objective, type) or not hasattr(self.objective, "mean_weight"):
+            raise TypeError(f"objective is Aligned() or Converged(alpha); got {self.objective!r}")
+        required(max_batch=self.max_batch, scale=self.scale, seed=self.seed)
+        whole(max_batch=self.max_batch, seed=self.seed)
+        positive(max_batch=self.max_batch, scale=self.scale)
+        self.max_batch, self.scale, self.seed = (
+            int(self.max_batch), float(self.scale), int(self.seed)
+        )  # fmt: skip
+
+    def perturbation(self, model: nn.Module, x: Any) -> Perturbation:
+        """The inputs ``x`` of a model, ready to be perturbed; whole, not in batches."""
+        network = Network(model, self.forward, self.select, self.batch_dim)
+        inputs = read_inputs(model, x, self.perturb, self.shared)
+        self.units.count(inputs.x)
+        units = on_device(self.units, inputs.x.device)
+        return Perturbation(network, inputs, units, self.scale, self.max_batch, self.seed)
 
 
 def read_measurement(options: Mapping[str, Any], *beside: str) -> Measurement:
@@ -340,25 +363,19 @@ def entropy(
     """
     check_model(model)
     names = layer_names(model, layers)
-    units = read_units(units)
-    solver = solver or ClosedForm()
-    objective = objective or Aligned()
-    _check_settings(solver, objective, dead)
-    required(max_batch=max_batch, scale=scale, seed=seed)
-    whole(max_batch=max_batch, seed=seed)
-    positive(max_batch=max_batch, scale=scale)
-    max_batch, scale, seed = int(max_batch), float(scale), int(seed)
-    network = Network(model, forward, select, batch_dim)
+    one_of("dead", dead, ("raise", "nan"))
+    how = Measurement(
+        units, solver, objective, scale, perturb, shared, forward, select, batch_dim,
+        max_batch, seed,
+    )  # fmt: skip
+    solver, objective = how.solver, how.objective
     with torch.inference_mode(False):
-        inputs = read_inputs(model, x, perturb, shared)
-        units.count(inputs.x)
-        units = on_device(units, inputs.x.device)
-        perturbation = Perturbation(network, inputs, units, scale, max_batch, seed)
-        with explaining(model, inputs.x.device):
+        perturbation = how.perturbation(model, x)
+        with explaining(model, perturbation.x.device):
             problems = try_layers(perturbation, names) if check else {}
             good = [name for name in names if name not in problems]
             hidden = not (progress and good)
-            with Progress(len(inputs), "entropy", unit="sample", hidden=hidden, delay=5) as bar:
+            with Progress(len(perturbation.x), "entropy", "sample", hidden=hidden, delay=5) as bar:
                 fields = _measured(perturbation, good, solver, objective, bar) if good else {}
     if dead == "raise":
         found = {name: _problem(fields[name], name, objective) for name in good}
@@ -373,15 +390,6 @@ def entropy(
         if name not in problems
     }
     return results[layers] if isinstance(layers, str) else results
-
-
-def _check_settings(solver: Any, objective: Any, dead: str) -> None:
-    """Raise for a solver or an objective that is none, and for an unknown word."""
-    one_of("dead", dead, ("raise", "nan"))
-    if not isinstance(solver, ClosedForm | Stochastic):
-        raise TypeError(f"solver is ClosedForm() or Stochastic(); got {solver!r}")
-    if isinstance(objective, type) or not hasattr(objective, "mean_weight"):
-        raise TypeError(f"objective is Aligned() or Converged(alpha); got {objective!r}")
 
 
 def _settings(

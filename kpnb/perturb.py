@@ -50,6 +50,15 @@ class Perturbation:
         """
         return SIGMA_0 * self.scale
 
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The type of least precision that the network computes in, by whose rounding a feature
+        moves, whatever its own type.
+        """
+        parameters = self.network.model.parameters()
+        types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
+        return max({*types, self.x.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
+
     def rows(self, which: slice) -> "Perturbation":
         """The samples ``which``; as many of them fill a pass as there are at most."""
         part = self.inputs.rows(which)

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import count
 from typing import Any, Unpack
 
 import torch
@@ -16,25 +16,20 @@ from kpnb._messages import listed, named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
 from kpnb._signature import (
-    digest_of,
     digest_of_inputs,
     digest_of_units,
     digest_of_weights,
-    projections,
+    same_function,
+    signatures,
 )
 from kpnb._tensors import as_tensor, described
 from kpnb.checkpoint_files import Checkpoint, in_order
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
-from kpnb.energy import ClosedForm
 from kpnb.entropy import TENSORS, Entropy, HowMeasured, entropy, read_measurement, undefined
-from kpnb.features import Network, layer_names
-from kpnb.inputs import read_inputs
+from kpnb.features import layer_names
 from kpnb.learning import step_norms, weight_distance
 from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
-from kpnb.objectives import Aligned
 from kpnb.points import check_regions, knowledge_points, summarise
-from kpnb.trial import differs
-from kpnb.units import read_units
 from kpnb.weights import Source, loaded
 
 log = logging.getLogger(__name__)
@@ -146,14 +141,15 @@ class Recorder:
         self.layer = layer
         self.layers = layer_names(model, layer)
         self._asked = self.layers
-        self.units = read_units(self.options.units)
         self.choices = read_choices(choices)
         self.resume = resume
-        self._inputs = read_inputs(model, x, self.options.perturb, self.options.shared)
-        self.foreground = self._region(foreground)
-        self.background = None if background is None else self._region(background)
+        perturbation = self.options.perturbation(model, x)
+        shape = len(perturbation.x), perturbation.units.count(perturbation.x)
+        self.foreground = _region(foreground, shape)
+        self.background = None if background is None else _region(background, shape)
         check_regions(self.foreground, ~self.foreground if background is None else self.background)
-        self._input = digest_of_inputs(self._inputs)
+        self._input = digest_of_inputs(perturbation.inputs)
+        self._units = digest_of_units(perturbation.units, perturbation.x)
         self._artefacts: Artefacts | None = None
         if folder is not None:
             self._artefacts = Artefacts(folder)
@@ -183,11 +179,11 @@ class Recorder:
         if self.resume and not self._epochs and self._take_up(weights):
             self._before = now
             return
-        item = self._measure(weights)
+        name, item = self._measure(weights)
         found = _results(item)
         self.layers = list(found)  # without those that cannot be measured, which was said
         self._warn_of_undefined(found)
-        entry = {"norms": norms, "weights": weights, "tensors": digest_of(item.tensors)}
+        entry = {"norms": norms, "weights": weights, "name": name}
         epochs = [*self._epochs, entry]
         if self._artefacts is not None:
             self._keep({"epochs": epochs})
@@ -218,17 +214,6 @@ class Recorder:
         norms = [entry["norms"] for entry in self._epochs]
         return Trajectory(measured, norms, self.foreground, self.background, self.choices, settings)
 
-    def _region(self, region: Any) -> Tensor:
-        region = as_tensor(region, "a region")
-        shape = (len(self._inputs), self.units.count(self._inputs.x))
-        if region.dtype != torch.bool or region.shape != shape:
-            raise ValueError(
-                f"foreground and background are bool {list(shape)}, images by units; got "
-                f"{described(region)}: kpnb.covered_units(units, x, masks) makes "
-                "both of masks"
-            )
-        return region.cpu()
-
     def _norms(self, now: Mapping[str, Tensor]) -> dict[str, float]:
         try:
             norms = step_norms(now, self._before)
@@ -242,16 +227,22 @@ class Recorder:
             )
         return norms
 
-    def _measure(self, weights: str) -> Item:
-        """What the model with these weights knows, from the folder where that is there."""
+    def _measure(self, weights: str) -> tuple[str, Item]:
+        """What the model with these weights knows, and the name of its artefact: from the folder
+        where one there is of the same function.
+        """
         if self._artefacts is None:
-            return Item(*self._entropy())
-        name = self._name(weights)
-        item = self._artefacts.read(name)
-        if item is not None and self._still_computes(item):
-            return item
+            return "", Item(*self._entropy())
+        for number in count():
+            name = f"{self._name(weights)}-{number}"
+            item = self._artefacts.read(name)
+            if item is None:
+                break
+            if [*item.info] == self.layers and self._still_computes(item):
+                return name, item
         tensors, settings = self._entropy()
-        return self._artefacts.write(name, tensors | self._projections(settings), settings, 0.0)
+        tensors |= self._signatures(settings)
+        return name, self._artefacts.write(name, tensors, settings, 0.0)
 
     def _entropy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, on the CPU, and settings of all layers that can be measured."""
@@ -271,43 +262,34 @@ class Recorder:
         }
         return tensors, {layer: result.settings for layer, result in found.items()}
 
-    def _projections(self, layers: Iterable[str]) -> dict[str, Tensor]:
+    def _signatures(self, layers: Iterable[str]) -> dict[str, Tensor]:
         """What the model's function is known by, as it lies in an artefact beside the entropies."""
-        how = self.options
-        network = Network(self.model, how.forward, how.select, how.batch_dim)
-        found = projections(network, self._inputs, list(layers), how.max_batch)
-        return {f"{layer}/projections": value for layer, value in found.items()}
+        perturbation = self.options.perturbation(self.model, self.x)
+        found = signatures(perturbation, [*layers])
+        return {f"{layer}/signature": value for layer, value in found.items()}
 
     def _still_computes(self, item: Item) -> bool:
         """Whether the model has the features of which the entropies in an artefact are."""
-        return not any(
-            differs(before, now)
-            for name, samples in self._projections(item.info).items()
-            for before, now in zip(item.tensors[name].to(samples.device), samples, strict=True)
-        )
+        now = self._signatures(item.info)
+        return all(same_function(item.tensors[name], value) for name, value in now.items())
 
     def _name(self, weights: str) -> str:
-        """Name of the artefact of a measurement of the model with these weights."""
-        return f"entropy-{digest([self._settings, weights])[:24]}"
-
-    @cached_property
-    def _settings(self) -> str:
-        """Digest of what determines a measurement beside the network."""
+        """How the names of artefacts begin that are of the model with these weights."""
         how = self.options
         settings = {
             "kpnb": __version__,
             "input": self._input,
             "layers": self._asked,
-            "units": digest_of_units(self.units, self._inputs.x),
-            "solver": repr(how.solver or ClosedForm()),
-            "objective": repr(how.objective or Aligned()),
+            "units": self._units,
+            "solver": repr(how.solver),
+            "objective": repr(how.objective),
             "scale": how.scale,
             "seed": how.seed,
             "perturb": how.perturb,
             "select": repr(how.select),
             "batch_dim": repr(how.batch_dim),
         }
-        return digest(settings)
+        return f"entropy-{digest([settings, weights])[:24]}"
 
     def _take_up(self, weights: str) -> bool:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
@@ -328,9 +310,9 @@ class Recorder:
                 "another folder"
             )
         epochs = epochs[: known[-1] + 1]
-        items = [self._artefacts.read(self._name(entry["weights"])) for entry in epochs]
-        found = [None if item is None else digest_of(item.tensors) for item in items]
-        if found != [entry["tensors"] for entry in epochs]:
+        items = [self._artefacts.read(entry["name"]) for entry in epochs]
+        named = [entry["name"].startswith(self._name(entry["weights"])) for entry in epochs]
+        if None in items or not all(named):
             raise ValueError(
                 f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
                 "other settings: start again with another folder"
@@ -349,7 +331,7 @@ class Recorder:
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
         for layer, result in found.items():
             total = len(result.delta_f2)
-            objective = self.options.objective or Aligned()
+            objective = self.options.objective
             for where, reason in undefined(result.delta_f2, result.entropy, layer, objective):
                 log.warning(
                     "epoch %d, %s (%d of %d): %s; their entropy is undefined there",
@@ -359,6 +341,16 @@ class Recorder:
                     total,
                     reason,
                 )
+
+
+def _region(region: Any, shape: tuple[int, int]) -> Tensor:
+    region = as_tensor(region, "a region")
+    if region.dtype != torch.bool or region.shape != shape:
+        raise ValueError(
+            f"foreground and background are bool {list(shape)}, images by units; got "
+            f"{described(region)}: kpnb.covered_units(units, x, masks) makes both of masks"
+        )
+    return region.cpu()
 
 
 def _results(item: Item) -> dict[str, Entropy]:
@@ -412,8 +404,8 @@ def trajectory(
     entry, prefix   see ``load_weights``
     folder      keep what was measured there; it is not measured again for the same weights, input,
                 layer and settings, where the network still computes the same features (one pass of
-                each sample tells, to within rounding). What changes their derivatives alone, such
-                as ``detach``, is not seen: take another folder then
+                each sample under noise tells, to within rounding). What changes derivatives alone,
+                such as ``detach``, is not seen: take another folder then
 
     Everything else is as in ``entropy``, with the same defaults: ``units``, ``solver``,
     ``objective``, ``scale``, ``perturb``, ``shared``, ``forward``, ``select``, ``batch_dim``,

@@ -31,17 +31,7 @@ def _features(
     """
     x = shown.with_x(shown.x.clone())
     found = perturbation.network.features(x, len(shown), layers, runs)
-    coarsest = _coarsest(perturbation)
-    return {name: _rounded(feature, coarsest) for name, feature in found.items()}
-
-
-def _coarsest(perturbation: Perturbation) -> torch.dtype:
-    """The type of least precision that the network computes in, by whose rounding a feature moves,
-    whatever its own type.
-    """
-    parameters = perturbation.network.model.parameters()
-    types = {parameter.dtype for parameter in parameters if parameter.is_floating_point()}
-    return max({*types, perturbation.x.dtype}, key=lambda dtype: torch.finfo(dtype).eps)
+    return {name: _rounded(feature, perturbation.coarsest) for name, feature in found.items()}
 
 
 def _rounded(feature: Tensor, coarsest: torch.dtype) -> Tensor:
@@ -108,7 +98,7 @@ def _tried(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, str]:
             problems[name] = quantised
         elif not derived:
             problems[name] = _underived(perturbation, name, alone, feature)
-        elif differs(in_company[name][row], feature[0]):
+        elif _differs(in_company[name][row], feature[0]):
             problems[name] = _unsteady(perturbation, name, beside, alone, row)
         elif guessed and not _same_in_company(perturbation, name, feature):
             problems[name] = f"{place(name)} is not clear. {_rows_of(guessed)}"
@@ -190,7 +180,7 @@ def _same_in_company(perturbation: Perturbation, name: str, feature: Tensor) -> 
             both = _features(perturbation, two, [name])[name]
     except Exception as error:  # of the model's own code, which may raise anything
         return isinstance(error, RuntimeError) and out_of_memory(error)
-    return both[0].shape == feature[0].shape and not differs(both[0], feature[0])
+    return both[0].shape == feature[0].shape and not _differs(both[0], feature[0])
 
 
 def _warn_of_half_precision(values: Sequence[Tensor]) -> None:
@@ -248,7 +238,7 @@ def _rounding(feature: Tensor) -> float:
     return 0.05
 
 
-def differs(one: Tensor, two: Tensor) -> bool:
+def _differs(one: Tensor, two: Tensor) -> bool:
     """Whether two features of one sample differ by more than rounding.
 
     Where a longer sample has made it longer, as padding to the longest of a batch does, the part
@@ -275,7 +265,7 @@ def _unsteady(
     """
     with torch.no_grad():
         once, again = (_features(perturbation, alone, [name])[name][0] for _ in range(2))
-        if differs(once, again):
+        if _differs(once, again):
             where = _first_difference(_trace(perturbation, alone), _trace(perturbation, alone))
             return (
                 f"{place(name)} is another one each time the same input is seen "
@@ -345,9 +335,9 @@ def _trace(perturbation: Perturbation, shown: Inputs, row: int = 0) -> list[_Run
 def _first_difference(one: list[_Run], two: list[_Run]) -> str:
     """Where two passes first differ."""
     for a, b in zip(one, two, strict=False):
-        if a.found is None or b.found is None or not differs(a.found, b.found):
+        if a.found is None or b.found is None or not _differs(a.found, b.found):
             continue
-        same = a.given is not None and b.given is not None and not differs(a.given, b.given)
+        same = a.given is not None and b.given is not None and not _differs(a.given, b.given)
         module = f"{a.name!r} ({a.kind})" if a.name else f"the model itself ({a.kind})"
         return f"first seen in {module}" if same else f"first seen in what {module} is given"
     return "seen in no module's output"

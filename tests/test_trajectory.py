@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import kpnb
 from kpnb import distill
-from kpnb._signature import digest_of_inputs, digest_of_weights
+from kpnb._signature import digest_of_inputs, digest_of_units, digest_of_weights
 from kpnb.checkpoint_files import in_order
 from kpnb.checkpoints import Artefacts
 from kpnb.distill import TensorData
@@ -434,13 +434,147 @@ def test_what_was_recorded_in_another_way_is_not_gone_on_with(change, message, t
         recorder.epoch()
 
 
-def test_epochs_that_were_measured_again_since_are_not_gone_on_with(tmp_path):
-    """By another function in the same folder: only that of the last epoch can be compared."""
+def test_functions_that_share_a_folder_keep_what_is_theirs(tmp_path, monkeypatch):
+    """With the same weights: each finds its own again, and a recorded training goes on."""
     model = recorded_with_schedule(tmp_path)
-    how = CHEAP | {"folder": tmp_path, "forward": lambda model, x: model(2 * x)}
-    kpnb.trajectory(net(), [net().state_dict(), net(2).state_dict()], X, FOREGROUND, "8", **how)
+    states, calls = [net(seed).state_dict() for seed in (0, 1)], count_measurements(monkeypatch)
+    for factor, expected in ((2, 2), (3, 4), (2, 4), (1, 4), (3, 4)):
+        how = CHEAP | {"folder": tmp_path, "forward": eval(f"lambda m, x: m({factor} * x)")}
+        found = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **how)
+        assert len(calls) == expected
+        plain = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **how | {"folder": None})
+        assert torch.equal(found.entropy, plain.entropy)
+        del calls[expected:]
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
-    with pytest.raises(ValueError, match="damaged or was measured with other settings"):
+    recorder.epoch()
+    model.load_state_dict(net(2).state_dict())
+    recorder.epoch()
+    assert len(recorder.trajectory().norms) == 3
+
+
+def test_a_network_that_changes_its_function_alone_is_recorded_too(tmp_path):
+    """An epoch of warm-up may leave the weights as they are, and an attribute not."""
+    model = Scaled()
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "body.8", folder=tmp_path, **CHEAP)
+    for gain in (1.0, 0.5):
+        model.gain = gain
+        recorder.epoch()
+    with torch.no_grad():
+        model.body[0].weight.mul_(2)
+    recorder.epoch()
+    first = recorder.trajectory()
+    again = kpnb.Recorder(model, X, FOREGROUND, "body.8", folder=tmp_path, resume=True, **CHEAP)
+    again.epoch()
+    assert again._epochs == recorder._epochs
+    again.epoch()
+    assert torch.equal(again.trajectory().entropy[:3], first.entropy)
+
+
+BODY = nn.Sequential(nn.Flatten(), nn.Linear(432, 16))
+
+
+class Tail(nn.Module):
+    """A layer that is followed by a function, which is no part of its state."""
+
+    def __init__(self, tail, body: nn.Module = BODY) -> None:
+        super().__init__()
+        self.body, self.tail, self.out = body, tail, nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.tail(self.body(x)))
+
+
+def minus_infinity(tail):
+    return lambda h: torch.cat([tail(h), torch.full_like(h[:, :1], -torch.inf)], 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "x"),
+    [
+        (lambda h: 1e3 + h.relu(), lambda h: 1e3 + h.tanh(), X),
+        (minus_infinity(torch.relu), minus_infinity(torch.tanh), X),
+        (lambda h: h.relu(), lambda h: h.relu().bfloat16(), X),
+        (lambda h: h.relu().bfloat16(), lambda h: h.relu(), X),
+    ],
+    ids=["beside a constant", "beside infinity", "to half precision", "from half precision"],
+)
+@pytest.mark.filterwarnings("ignore:the network computes in bfloat16")
+def test_another_function_of_the_same_weights_is_measured_anew(
+    one, other, x, tmp_path, monkeypatch
+):
+    states = [Tail(one).state_dict(), {k: 2 * v for k, v in Tail(one).state_dict().items()}]
+    calls = count_measurements(monkeypatch)
+    for tail, expected in ((one, 2), (other, 4), (one, 4), (other, 4)):
+        kpnb.trajectory(Tail(tail), states, x, FOREGROUND, "out", folder=tmp_path, **CHEAP)
+        assert len(calls) == expected
+
+
+def test_a_function_that_differs_beside_the_samples_alone_is_measured_anew(tmp_path, monkeypatch):
+    """A clamp to the range of images whose pixels lie at its ends."""
+    x = (X > 0).float()
+    states = [net(seed).state_dict() for seed in (0, 1)]
+    calls = count_measurements(monkeypatch)
+    forwards = (lambda m, x: m(x)), (lambda m, x: m(x.clamp(0, 1)))
+    assert torch.equal(*(forward(net().eval(), x) for forward in forwards))
+    for forward, expected in zip(forwards, (2, 4), strict=True):
+        how = CHEAP | {"folder": tmp_path, "forward": forward}
+        kpnb.trajectory(net(), states, x, FOREGROUND, "8", **how)
+        assert len(calls) == expected
+
+
+def test_a_layer_that_was_left_out_is_tried_again(tmp_path):
+    model, states = Noisy(), [copy.deepcopy(Noisy().state_dict()) for _ in range(2)]
+    how = CHEAP | {"folder": tmp_path}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="left out 'head'"):
+            found = kpnb.trajectory(model, states, X, FOREGROUND, ["body.8", "head"], **how)
+        assert list(found) == ["body.8"]
+    found = kpnb.trajectory(Steady(), states, X, FOREGROUND, ["body.8", "head"], **how)
+    assert list(found) == ["body.8", "head"]
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.5])
+def test_batches_of_nothing_are_refused_whatever_is_stored(rows, trained, tmp_path):
+    _, files = trained
+    how = CHEAP | {"folder": tmp_path}
+    kpnb.trajectory(net(), files, X, FOREGROUND, "8", **how)
+    with pytest.raises((TypeError, ValueError), match="max_batch"):
+        kpnb.trajectory(net(), files, X, FOREGROUND, "8", max_batch=rows, **how)
+
+
+class Trimming(nn.Module):
+    """A model of texts that looks at as many tokens as the longest of a pass has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lin, self.out = nn.Linear(6, 5), nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        longest = int(mask.sum(1).max())
+        return self.out(self.lin(x[:, :longest]) * mask[:, :longest, None])
+
+
+def test_how_many_pass_at_a_time_is_no_other_function(tmp_path, monkeypatch):
+    mask = torch.arange(9) < torch.tensor([3, 4, 5, 6, 7, 9])[:, None]
+    x = {"x": torch.randn(6, 9, 6), "mask": mask.float()}
+    states = [Trimming().state_dict(), {k: 2 * v for k, v in Trimming().state_dict().items()}]
+    foreground = (torch.arange(9) % 2 == 0).repeat(6, 1)
+    calls = count_measurements(monkeypatch)
+    how = {"units": kpnb.Tokens(mask), "perturb": "x", "folder": tmp_path}
+    for rows in (6, 2, 1):
+        kpnb.trajectory(Trimming(), states, x, foreground, "out", max_batch=rows, **how)
+        assert len(calls) == 2
+
+
+def test_a_list_of_epochs_of_an_older_form_is_told(tmp_path):
+    model = recorded_with_schedule(tmp_path)
+    artefacts = Artefacts(tmp_path)
+    epochs = artefacts.read("recorder").info["epochs"]
+    older = [entry | {"name": "entropy-0123456789abcdef01234567"} for entry in epochs]
+    artefacts.write("recorder", {}, {"epochs": older}, 0.0)
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    with pytest.raises(ValueError, match="measured with other settings"):
         recorder.epoch()
 
 
@@ -500,6 +634,25 @@ class Columns:
 
     def gather(self, elements: Tensor) -> Tensor:
         return elements.sum((1, 2)).unflatten(1, (-1, self.width)).sum(-1)
+
+
+class Gathered(Columns):
+    """The same columns, of which another number is summed."""
+
+    def gather(self, elements: Tensor) -> Tensor:
+        return super().gather(elements)[:, :1].repeat(1, 4)
+
+
+def test_other_units_are_told_apart():
+    """Of how many there are, which numbers are theirs, and how these are summed."""
+    labels = (torch.arange(600) // 2).expand(1, 600)
+    swapped = labels.clone()
+    swapped[0, [515, 517]] = swapped[0, [517, 515]]  # 257 and 258, which bfloat16 rounds alike
+    x = torch.randn(3, 1, 600).bfloat16()
+    regions = kpnb.Regions(labels), kpnb.Regions(swapped), kpnb.Regions(labels, n=301)
+    assert len({digest_of_units(units, x) for units in regions}) == 3
+    assert digest_of_units(kpnb.Regions(labels.clone()), x) == digest_of_units(regions[0], x)
+    assert digest_of_units(Columns(3), X) != digest_of_units(Gathered(3), X)
 
 
 @pytest.mark.parametrize(
@@ -991,13 +1144,21 @@ def test_the_digest_of_inputs_takes_in_tensors_and_constants_wherever_they_are()
     def of(value: object) -> str:
         return digest_of_inputs(read_inputs(net(), {"image": X, "other": value}, "image"))
 
-    pairs = [(value, value + 1) for value in (1, 1.5, torch.ones(2), 2j)]
-    pairs += [({"a": None}, {"a": 1}), ("a", "b"), (None, False), ([1, [2]], [1, [3]])]
+    one, two = torch.ones(2), torch.zeros(2)
+    pairs = [(value, value + 1) for value in (1, 1.5, one, 2j)]
+    pairs += [({"a": None}, {"a": 1}), ("a", "b"), (None, False), ([1, [2]], [1, [3]]), ([], ())]
+    pairs += [({1: one, "1": two}, {1: two, "1": one}), ({"a": {"b": one}}, {"a]['b": one})]
     pairs += [([1, {"a": one}], [1, {"a": other}]) for one, other in pairs]
-    for one, other in pairs:
-        assert of(one) == of(copy.deepcopy(one))
-        assert of(one) != of(other)
-    assert of(SimpleNamespace(a=1)) == of(SimpleNamespace(a=1))  # whose address says nothing
+    for value, other in pairs:
+        assert of(value) == of(copy.deepcopy(value))
+        assert of(value) != of(other)
+    assert of({"a": 1, "b": 2}) == of({"b": 2, "a": 1})
+    within: list = [1]
+    within.append(within)
+    strange = (SimpleNamespace(a=1), within, torch.ones(2, dtype=torch.complex64).conj())
+    strange += ([torch.ones(2, device="meta")], [torch.ones(2).to_sparse()], torch.empty(0))
+    for value in strange:  # whose addresses say nothing
+        assert of(value) == of(value)
 
 
 def test_how_the_model_is_called_is_part_of_what_was_measured(trained, tmp_path, monkeypatch):
@@ -1087,10 +1248,7 @@ CHANGES = {
 def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
     change, trained, tmp_path, monkeypatch
 ):
-    """Another number anywhere is another function; the same again is read, and says the same.
-
-    Of two functions that take turns in a folder, the last is kept.
-    """
+    """Another number anywhere is another function; the same again is read, and says the same."""
     states = [{f"body.{name}": value for name, value in s.items()} for s in trained[0][:2]]
     calls = count_measurements(monkeypatch)
 
@@ -1101,7 +1259,7 @@ def test_the_function_that_was_measured_is_known_by_what_it_depends_on(
             how = CHEAP | ({"forward": forward} if callable(forward) else {}) | {"folder": folder}
             return kpnb.trajectory(model, states, X, FOREGROUND, "body.8", **how).entropy
 
-    for gain, expected in ((1.0, 2), (1.0, 2), (0.2, 4), (0.2, 4)):
+    for gain, expected in ((1.0, 2), (0.2, 4), (1.0, 4), (0.2, 4)):
         found = measured(gain)
         assert len(calls) == expected
     assert torch.equal(found, measured(0.2, folder=None))
@@ -1162,6 +1320,13 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(nn.functional.dropout(self.body(x)))
+
+
+class Steady(Noisy):
+    """The same without the noise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
 
 
 def test_layers_that_cannot_be_measured_are_left_out_and_named(tmp_path):
