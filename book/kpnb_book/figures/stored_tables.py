@@ -45,7 +45,23 @@ def _warned(found: Mapping[str, Stored]) -> list[str]:
 
 def remarks(found: Mapping[str, Stored | None]) -> str:
     """What is to be known of tables before they are read; "" when there is nothing."""
-    return "\n\n".join(filter(None, (stale(found), of_other_samples(found))))
+    said = stale(found), of_other_samples(found), diverged(found)
+    return "\n\n".join(filter(None, said))
+
+
+def diverged(found: Mapping[str, Stored | None]) -> str:
+    """A remark on networks whose training did not stay finite; "" when there are none."""
+    lines = [f"`{name}`: {'; '.join(each.diverged)}" for name, each in found.items() if _lost(each)]
+    if not lines:
+        return ""
+    return (
+        f"> **Diverged.** The loss or the weights of these did not stay finite: {'. '.join(lines)}."
+        " None was trained again. What is asked of such a network has no verdict."
+    )
+
+
+def _lost(each: Stored | None) -> bool:
+    return bool(each and each.diverged)
 
 
 def of_other_samples(found: Mapping[str, Stored | None]) -> str:

@@ -44,6 +44,17 @@ class Stored:
         seeds = self.networks.groupby("network")["seed"].nunique()
         return frozenset(seeds.index[seeds == len(self.stated)] if self.stated else seeds.index)
 
+    @property
+    def diverged(self) -> list[str]:
+        """Networks whose training did not stay finite, in words."""
+        if "diverged" not in self.networks:
+            return []
+        lost = self.networks[self.networks["diverged"].notna()]
+        return [
+            f"{network} at {layer}, seed {seed}"
+            for seed, layer, network in lost[["seed", "layer", "network"]].to_numpy()
+        ]
+
     def finished(self, question: Question = BY_PAPER) -> bool:
         """Whether all stated seeds have them, and there are two at least."""
         return self.seeds(question) == len(self.stated) > 1

@@ -17,9 +17,11 @@ from torch import Tensor
 from kpnb.checkpoints import digest
 from kpnb.losses import LOSSES
 from kpnb.stats import LEVEL, Difference, holm_values
+from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import losses, paper
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
+    AT_LAYERS,
     LOSSES_EVIDENCE,
     OVERLAP,
     UNTRAINED,
@@ -71,26 +73,32 @@ def question(loss: str, other: str = "baseline") -> Question:
 
 
 def finished(taught: Stored) -> bool:
-    """Whether every loss of which evidence is stored has all seeds that were stated."""
-    return all(taught.finished(question(loss)) for loss in LOSSES_EVIDENCE.losses)
+    """Whether every loss of which evidence is stored has all seeds that were stated, also where
+    its training diverged.
+    """
+    wanted = {"baseline", *LOSSES_EVIDENCE.losses}
+    return len(taught.stated) > 1 and wanted <= taught.complete
 
 
 def by_network(taught: Stored) -> pd.DataFrame:
     """A row for each seed, layer and network: its accuracy, and means over the samples of the six
-    metrics, of the share of its path ("share") and of ``OVERLAP``.
+    metrics, of the share of its path ("share") and of ``OVERLAP``; undefined where its training
+    diverged.
     """
     groups = taught.samples.groupby(KEY)
     columns = {metric: groups[column].mean() for metric, column in SIX.items()}
     columns |= {"d_var": groups["d"].var(ddof=0), "share": groups["share"].mean()}
     columns |= {name: groups[name].mean() for name in OVERLAP}
     accuracies = taught.networks.set_index(KEY)["accuracy"]
-    return pd.DataFrame(columns).join(accuracies).reset_index()
+    return pd.DataFrame(columns).join(accuracies, how="right").reset_index()
 
 
 def by_seed(table: pd.DataFrame, network: str) -> pd.DataFrame:
-    """``by_network`` of one network, means over the layers, a row for each seed."""
-    chosen = table[table["network"] == network]
-    return chosen.drop(columns=["layer", "network"]).groupby("seed").mean()
+    """``by_network`` of one network, means over the layers, a row for each seed; undefined where
+    one layer is, since layers differ more than networks.
+    """
+    chosen = table[table["network"] == network].drop(columns=["layer", "network"])
+    return chosen.groupby("seed").mean(skipna=False)
 
 
 def mean_interval(values: pd.Series) -> tuple[float, float, float]:
@@ -102,41 +110,49 @@ def mean_interval(values: pd.Series) -> tuple[float, float, float]:
     return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
 
 
-def compared(table: pd.DataFrame, loss: str) -> pd.DataFrame:
+def compared(table: pd.DataFrame, loss: str, other: str = "baseline") -> pd.DataFrame:
     """For each seed of a loss's students, means over the layers:
 
-    shared   knowledge points shared with the teacher, of those that either has
-    place    the same with the teacher's points in other samples: what a liking for a place gives
-    more     shared, less what the baseline of that seed shares with the teacher
-    added    points that neither the teacher nor a baseline of another seed has
-    gain     accuracy, less the baseline's
+    shared    knowledge points shared with the teacher, of those that either has
+    place     the same with the teacher's points in other samples: what a liking for a place gives,
+              and what comes of having many points
+    more      shared beyond place, less what the ``other`` network shares beyond place
+    added_fg, added_bg   points that neither the teacher nor a baseline of another seed has
+    gain      accuracy, less the other's
     """
     ours = by_seed(table, loss)
-    baseline = by_seed(table, "baseline").reindex(ours.index)
+    theirs = by_seed(table, other).reindex(ours.index)
+    beyond = [each["iou_teacher"] - each["iou_place"] for each in (ours, theirs)]
     return pd.DataFrame(
         {
             "shared": ours["iou_teacher"],
             "place": ours["iou_place"],
-            "more": ours["iou_teacher"] - baseline["iou_teacher"],
-            "added": ours["added_fg"] + ours["added_bg"],
-            "gain": ours["accuracy"] - baseline["accuracy"],
+            "more": beyond[0] - beyond[1],
+            "added_fg": ours["added_fg"],
+            "added_bg": ours["added_bg"],
+            "gain": ours["accuracy"] - theirs["accuracy"],
         }
     )
 
 
-def ranking(taught: Stored, students: Sequence[str] | None = None) -> pd.DataFrame:
+def ranking(
+    taught: Stored, students: Sequence[str] | None = None, against: str = "baseline"
+) -> pd.DataFrame:
     """A row for each of the ``students`` (None: of every loss), the one that shares most with the
     teacher first: means of ``compared`` over the seeds, and intervals of "shared" and ``JUDGED``.
 
-    Whether they share more with the teacher than the baseline does ("more"), and whether they are
-    more accurate ("gain"), is tested by Student's t. The p of each question ("gain_p") is corrected
-    for the number of students (Holm); "gain_said" is "yes", "no: less" or "not clear".
+    Whether they share more with the teacher beyond place than another network does ("more"), and
+    whether they are more accurate ("gain"), is tested by Student's t. The p of each question
+    ("gain_p") is corrected for the number of students (Holm); "gain_said" is "yes", "no: less" or
+    "not clear".
+
+    against   "baseline", or "untrained": the same student of the untrained teacher
     """
-    table = by_network(taught)
+    table, others = by_network(taught), _others(taught, against)
     rows = []
     for loss in students or taught_by(taught):
-        found = compared(table, loss)
-        row = {"loss": loss, "seeds": len(found), **found.mean()}
+        found = compared(table, loss, others.get(loss, "baseline"))
+        row = {"loss": loss, "seeds": found["more"].count(), **found.mean()}
         for name in ("shared", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
         rows.append(row | {f"{name}_p": no_difference(found[name]) for name in JUDGED})
@@ -215,6 +231,28 @@ def _others(taught: Stored, against: str) -> dict[str, str]:
     }
 
 
+def at_every_layer(taught: Stored) -> pd.DataFrame:
+    """Points after the last epoch at every layer of the networks, whatever layer a student was
+    trained for: a row for each network and layer, with means over samples, seeds and trainings.
+
+    Columns: network, layer, n_fg, n_bg, iou_teacher. Empty where tables have none of it.
+    """
+    names = [
+        name
+        for name in LAYERS[LOSSES_EVIDENCE.settings.network]
+        if f"{name} n_fg" in taught.samples
+    ]
+    means = taught.samples.groupby("network").mean(numeric_only=True)
+    rows = [
+        {"network": network, "layer": layer}
+        | {name: means.loc[network, f"{layer} {name}"] for name in AT_LAYERS}
+        for network in ("baseline", *students_of(taught))
+        for layer in names
+        if network in means.index
+    ]
+    return pd.DataFrame(rows, columns=["network", "layer", *AT_LAYERS])
+
+
 # Whether accuracy goes with it.
 
 
@@ -234,14 +272,15 @@ def correlations(taught: Stored) -> pd.DataFrame:
     known = taught_by(taught)
     table = by_network(taught)
     at_layer = [each[each["network"].isin(known)] for _, each in table.groupby("layer")]
-    of_losses = [each.groupby("network").mean(numeric_only=True).loc[known] for each in at_layer]
     chosen = taught.networks["network"].isin(known)
     counts = {"trainings": taught.networks.loc[chosen, "training"].nunique(), "losses": len(known)}
     rows = []
     for name in CLAIM:
-        pair = [name, "accuracy"]
-        students = [_rho(each[pair].to_numpy()) for each in at_layer]
-        between, p = _mean_rho(np.stack([each[pair].to_numpy() for each in of_losses]), seed=0)
+        pair = ["network", name, "accuracy"]
+        defined = [each[pair].dropna().set_index("network") for each in at_layer]
+        students = [_rho(each.to_numpy()) for each in defined]
+        of_losses = [each.groupby("network").mean().reindex(known) for each in defined]
+        between, p = _mean_rho(np.stack([each.to_numpy() for each in of_losses]), seed=0)
         row = {"name": name, "rho": float(np.mean(students)), "between": between, "p": p}
         rows.append(row | counts)
     found = pd.DataFrame(rows)
