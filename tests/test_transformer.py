@@ -352,7 +352,8 @@ def measured_elsewhere(networks, samples) -> tuple[pd.DataFrame, pd.DataFrame]:
         **{f"patch {name}": samples[name] for name in transformer.POINTS},
         **dict.fromkeys(transformer.SHARED, 0.25),
     )
-    return networks.assign(**{f"Block1 {name}": 1.0 for name in transformer.MEASURES}), samples
+    blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
+    return networks.assign(**blocks, **{TEACHER: 0.5}), samples
 
 
 def planted(effects: dict[str, dict[str, float]], seeds: int = 5) -> Stored:
@@ -375,11 +376,32 @@ def test_students_are_judged_against_baseline_and_control():
     table = six_table(found, shown.known_as)
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
     assert "that of a convolutional network shows" in shown.taught(found)
+    (kind,) = transformer.kind_of_teacher(stored).values()
+    assert kind["n_fg"].value == pytest.approx(8, abs=1.5)
+    assert kind["n_fg"].verdict == "shows"
     in_patches = transformer.differences_in_patches(stored)
     assert set(in_patches["convolution"]) == set(transformer.POINTS)
     assert in_patches["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
     assert transformer.network_means(stored)["shared_convolution"].eq(0.25).all()
     assert transformer.differences(planted({}, seeds=3)) == {}
+
+
+def test_a_student_that_diverged_is_named_and_has_no_verdict():
+    """Planted: one of five seeds; the others are shown, and the page does not wait for it."""
+    stored = planted({})
+    lost = (stored.networks["network"] == "outputs") & (stored.networks["seed"] == 1)
+    networks = stored.networks.assign(diverged=np.where(lost, "became nan", None))
+    kept = ~((stored.samples["network"] == "outputs") & (stored.samples["seed"] == 1))
+    stored = replace(stored, networks=networks, samples=stored.samples[kept])
+    assert transformer.finished(stored)
+    assert stored.diverged == ["outputs at cls, seed 1"]
+    assert {*transformer.differences(stored)} == {"student", "convolution"}
+    assert transformer.kind_of_teacher(stored) == {}
+    assert set(transformer.network_means(stored)["network"]) == {
+        "baseline",
+        *TAUGHT,
+        *UNTRAINED.values(),
+    }
 
 
 @pytest.mark.parametrize(

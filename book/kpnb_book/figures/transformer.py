@@ -13,6 +13,7 @@ from kpnb_book.figures.plots import COLOUR, GREY, styled
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import transformer
+from kpnb_book.studies.evidence import TEACHER
 from kpnb_book.studies.stored import Stored
 from kpnb_book.studies.transformer import CONTROL_OF, TRANSFORMER_EVIDENCE, TransformerEvidence
 
@@ -31,6 +32,11 @@ SHORT = {
 }
 COLOURS = {"baseline": COLOUR["baseline"], "student": COLOUR["student"]}
 COLOURS |= {"outputs": "#7a5195", "convolution": "#2a9d6f"}
+COLUMNS = {
+    "shared_transformer": "shared with the transformer",
+    "shared_convolution": "shared with the convolutional network",
+    TEACHER: "its teacher's accuracy",
+}
 AXIS = {
     "n_fg": SYMBOL["n_fg"],
     "n_bg": SYMBOL["n_bg"],
@@ -146,7 +152,7 @@ def taught(found: Mapping[str, Mapping[str, Difference]]) -> str:
 def named(table: pd.DataFrame) -> pd.DataFrame:
     """The ``table`` with the page's names of its networks and columns."""
     named = table.assign(network=table["network"].map(known_as))
-    return named.rename(columns=lambda name: name.replace("shared_", "shared with "))
+    return named.rename(columns=COLUMNS)
 
 
 def columns(found: Mapping[str, Kind]) -> dict[str, Kind]:

@@ -25,7 +25,7 @@ from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS, TRANSFORMERS
 from kpnb_book.studies import losses, measure, paper
 from kpnb_book.studies.curves import curve_columns
-from kpnb_book.studies.evidence import ENOUGH, STUDIES, Evidence
+from kpnb_book.studies.evidence import ENOUGH, STUDIES, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
@@ -281,8 +281,11 @@ def shared_columns(study: Study, training: Training, layer: str) -> dict[str, li
 
 
 def seeds_of_all(stored: Stored) -> int:
-    """Of how many stated seeds the tables have baseline and every student."""
-    return min(stored.seeds(Question(role, role, "baseline", SIX)) for role in TAUGHT)
+    """Of how many stated seeds the tables have baseline and every student, also where a training
+    diverged.
+    """
+    seeds = stored.networks.groupby("network")["seed"].nunique()
+    return int(seeds.reindex(["baseline", *TAUGHT], fill_value=0).min())
 
 
 def finished(stored: Stored) -> bool:
@@ -305,6 +308,17 @@ def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Dif
     """As ``differences``, of the share of its own path at which a network has the most points."""
     asked = {role: of_path(role, other) for role, other in _others(against).items()}
     return all_decided(stored.samples, asked, stored.stated)
+
+
+KIND_OF_TEACHER = Question("kind of teacher", "convolution", "outputs", SIX)
+"""Two students by outputs: of a convolutional network, less that of a transformer."""
+
+
+def kind_of_teacher(stored: Stored) -> dict[str, dict[str, Difference]]:
+    """As ``differences``, of ``KIND_OF_TEACHER`` alone, by what is subtracted."""
+    delta = paper.deltas(paper.read(), "images", means(stored.samples))
+    asked = {"convolution - transformer": KIND_OF_TEACHER}
+    return all_decided(stored.samples, asked, stored.stated, delta)
 
 
 def differences_in_patches(stored: Stored) -> dict[str, dict[str, Difference]]:
@@ -339,17 +353,17 @@ def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
 
 def network_means(stored: Stored) -> pd.DataFrame:
     """The six metrics, ``SHARED`` and held-out accuracy of every network that all stated seeds
-    have, means over the seeds.
+    have, and that of its teacher, means over the seeds.
     """
-    accuracies = stored.networks.groupby("network")["accuracy"].mean()
+    accuracies = stored.networks.groupby("network")[["accuracy", TEACHER]].mean()
     shared = stored.samples.groupby("network")[[*SHARED]].mean().to_dict("index")
     rows = [
         {"network": role}
         | means(stored.samples, role)
         | shared[role]
-        | {"accuracy": accuracies[role]}
+        | accuracies.loc[role].to_dict()
         for role in TRANSFORMER_EVIDENCE.roles
-        if role in stored.complete
+        if role in stored.complete and role in shared
     ]
     return pd.DataFrame(rows)
 
