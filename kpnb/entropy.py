@@ -18,7 +18,7 @@ from kpnb._progress import Progress
 from kpnb._untouched import explaining
 from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
 from kpnb.features import Forward, Key, Network, call, for_layer, layer_names
-from kpnb.inputs import Roles, read_inputs
+from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
 from kpnb.perturb import Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
@@ -325,11 +325,10 @@ def entropy(
     x           ``[N, ...]`` floating point, on the model's device; or a mapping of inputs, of which
                 ``perturb`` names the one that is perturbed. NumPy arrays are taken to the model's
                 device and type of numbers
-    shared      names of the other inputs that all samples have in common. Of those that are not
-                named, each tensor whose first dimension is N belongs to the samples, row by row,
-                and all else is shared. Where a bias ``[T, T]`` may be meant and N = T by accident,
-                ``shared="bias"`` says so, ``shared=()`` that nothing is; without it what cannot be
-                told is an error
+    shared      names of the other inputs that all samples have in common, such as a bias ``[T,
+                T]``. Of those that are not named, each tensor has a row for each sample, or one for
+                all; anything else is no tensor and shared. Where N = T by accident, what cannot be
+                told is an error: ``shared="bias"`` says it, ``shared=()`` that nothing is shared
     layers      dotted module name(s); several layers share the forward passes. Of a module that
                 runs several times in a pass, ``"relu:0"`` is the first run, ``"relu:1"`` the second
     units       what a unit is; default the paper's 16 x 16 ``ImageGrid``
@@ -446,10 +445,7 @@ def entropies(
              tuple or list, which data loaders make of (x, y), the first entry is the input. Each
              batch is taken to the model's device
     units    as in ``entropy``, or a function from a batch's input to its units
-    check    looks at the first batch, and at those with an input that is cut into rows for the
-             first time
-    shared   as in ``entropy``; without it, an input that was taken as shared stays so in batches
-             that have its first size by accident
+    check    looks at the first batch, and at those with an input that none before had
 
     Yields what ``entropy`` returns, batch by batch; nothing is kept. A sample's result does not
     depend on how samples of one shape are divided. Texts that are padded to the longest of their
@@ -459,8 +455,7 @@ def entropies(
     pass zeros there through a module, which leaves the closed form within its ``error``, or make
     batches of texts of one length. The stochastic learner draws other noise for another shape.
 
-    Raises as ``entropy`` does, with the number of the batch, ``ValueError`` also for an input that
-    was cut into rows and has another number of them now, and ``TypeError`` for a single batch.
+    Raises as ``entropy`` does, with the number of the batch, and ``TypeError`` for a single batch.
     """
     check_model(model)
     if isinstance(batches, Tensor | np.ndarray | Mapping | str) or not hasattr(batches, "__iter__"):
@@ -470,7 +465,7 @@ def entropies(
         )
     device = next((parameter.device for parameter in model.parameters()), None)
     total = length_hint(batches) or None  # a loader of a stream has a length that only raises
-    roles = Roles(options.get("perturb")) if options.get("shared") is None else None
+    known: set[str] = set()
     with Progress(total, "entropy", unit="batch", hidden=not progress) as bar:
         for number, batch in enumerate(batches):
             x = batch[0] if isinstance(batch, tuple | list) and batch else batch
@@ -478,10 +473,10 @@ def entropies(
             how = options | {"progress": False}
             try:
                 how["units"] = units if units is None or hasattr(units, "count") else units(x)
-                new = roles is not None and roles.learn(x)
-                if roles is not None:
-                    how["shared"] = roles.shared_in(x)
-                found = entropy(model, x, layers, check=check and (new or not number), **how)
+                names = {*x} if isinstance(x, Mapping) else set()
+                new = not number or not names <= known
+                known |= names
+                found = entropy(model, x, layers, check=check and new, **how)
             except Exception as error:
                 error.add_note(f"in batch {number}")
                 raise

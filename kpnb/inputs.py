@@ -82,74 +82,26 @@ def _perturbed(given: Mapping[str, Any], name: str | None) -> str:
 
 def _own(x: Tensor, others: Mapping[str, Any], shared: Sequence[str]) -> frozenset[str]:
     """Names of the ``others`` that have a row for each sample: all tensors whose first dimension is
-    that of ``x``, but those named ``shared``. ``LookupError`` for a name that is not there.
+    that of ``x``, but those named ``shared``. ``LookupError`` for a name that is not there,
+    ``ValueError`` for tensors of which it cannot be told whose they are.
     """
     for name in shared:
         if name not in others:
             raise LookupError(unknown("shared input", name, others))
-    rows = [
-        name
-        for name, value in others.items()
-        if isinstance(value, Tensor) and value.dim() and len(value) == len(x)
-    ]
-    return frozenset(rows) - frozenset(shared)
-
-
-class SharedNames(tuple[str, ...]):
-    """Names of shared inputs that other batches have shown to be such; the caller has not said
-    so.
-    """
-
-
-@dataclass
-class Roles:
-    """Which other inputs of one batch after the other are shared, where the caller does not say it.
-
-    One batch may have the first size of what all share by accident; another shows what it is. A
-    first size of 1 tells nothing.
-
-    perturb   name of the input that is perturbed
-    shared    names of those that were of another first size than their batch
-    own       names of the others, which are cut into rows
-    """
-
-    perturb: str | None
-    shared: set[str] = field(default_factory=set)
-    own: set[str] = field(default_factory=set)
-
-    def learn(self, x: Any) -> bool:
-        """Take up a batch ``x``; whether it has an input that is cut into rows for the first time.
-
-        Raises ``ValueError`` for one that was cut into rows, and whose first size is not that of
-        this batch.
-        """
-        sizes = _first_sizes(x)
-        samples = sizes.pop(self.perturb, None)
-        if samples is None:  # which read_inputs tells
-            return False
-        other = {name for name, size in sizes.items() if size not in (1, samples)}
-        if wrong := sorted(other & self.own):
+    rest = {name: value for name, value in others.items() if name not in shared}
+    for name, value in rest.items():
+        if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):
             raise ValueError(
-                f"{wrong[0]!r} was cut into rows, one for each sample, since its first size was "
-                f"that of a batch before; here are {sizes[wrong[0]]} for {samples} samples. What "
-                f"all samples share is named, shared={wrong[0]!r}; where nothing is, shared=()"
+                f"{name!r} is a {type(value).__name__} of tensors: what belongs to the samples is "
+                f"one tensor with a row for each; what they share is named, shared={name!r}"
             )
-        self.shared |= other
-        rows = {name for name, size in sizes.items() if size == samples > 1} - self.shared
-        new = rows - self.own
-        self.own |= rows
-        return bool(new)
-
-    def shared_in(self, x: Any) -> SharedNames:
-        """The names of those in the batch ``x`` that are shared."""
-        return SharedNames(sorted(self.shared.intersection(_first_sizes(x))))
-
-
-def _first_sizes(x: Any) -> dict[str, int]:
-    """The first size of every tensor and array in a mapping, by name; none of anything else."""
-    given = x if isinstance(x, Mapping) else {}
-    arrays = {name: value for name, value in given.items() if hasattr(value, "__array__")}
-    return {name: len(value) for name, value in arrays.items() if value.shape}
+        if isinstance(value, Tensor) and value.dim() and len(value) not in (1, len(x)):
+            raise ValueError(
+                f"{name!r} {list(value.shape)} has no row for each of the {len(x)} samples; what "
+                f"they share, such as a bias, is named, shared={name!r}"
+            )
+    tensors = {name: value for name, value in rest.items() if isinstance(value, Tensor)}
+    return frozenset(n for n, value in tensors.items() if value.dim() and len(value) == len(x))
 
 
 def read_inputs(
@@ -163,8 +115,9 @@ def read_inputs(
 
     Raises ``TypeError`` for anything else, ``LookupError`` for a name that is not there, and
     ``ValueError`` for integers, for a batch that is empty, not finite or constant, for NaN in
-    another input (infinity masks attention), for one on another device than the model, and for a
-    model whose parameters have no shape or no values.
+    another input (infinity masks attention), for one on another device than the model, for one with
+    rows of which there are not as many as samples, unless it is shared, and for a model whose
+    parameters have no shape or no values.
     """
     check_model(model)
     parameter = next(model.parameters(), None)
@@ -198,8 +151,7 @@ def read_inputs(
     _check_values(inputs.x)
     names = [shared] if isinstance(shared, str) else shared or ()
     own = _own(inputs.x, inputs.others, names)
-    stated = shared is not None and not isinstance(shared, SharedNames)
-    return replace(inputs, own=own, stated=stated)
+    return replace(inputs, own=own, stated=shared is not None)
 
 
 def _check_values(x: Tensor) -> None:

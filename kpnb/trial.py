@@ -119,37 +119,6 @@ def _rows_of(names: Sequence[str]) -> str:
     )
 
 
-def _taken_as_shared(inputs: Inputs) -> list[str]:
-    """The other inputs of more than one row that all samples are taken to share, without the
-    caller's word.
-    """
-    if inputs.stated:
-        return []
-    others = {name: v for name, v in inputs.others.items() if name not in inputs.own}
-    return sorted(name for name, value in others.items() if _has_several(value))
-
-
-def _has_several(value: Any) -> bool:
-    """Whether it might have a part for each sample: rows, or entries that are tensors."""
-    if isinstance(value, Tensor):
-        return bool(value.dim()) and len(value) > 1
-    return isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value)
-
-
-def _shared(names: Sequence[str], inputs: Inputs) -> str:
-    """Says that inputs were taken as shared, and how to have it otherwise."""
-
-    def described(value: Any) -> str:
-        return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-    listed = ", ".join(f"{name!r} {described(inputs.others[name])}" for name in names)
-    return (
-        f"{listed}: taken as shared by all samples, because it is no tensor whose first size is "
-        "that of the batch, and passes are made of some samples at a time. What belongs to the "
-        f"samples is one tensor with a row for each; shared={names[0]!r} states that it is shared"
-    )
-
-
 def _noted_features(
     perturbation: Perturbation,
     shown: Inputs,
@@ -160,11 +129,8 @@ def _noted_features(
     try:
         return _features(perturbation, shown, layers, runs)
     except Exception as error:
-        inputs = perturbation.inputs
-        if guessed := _guessed(inputs):
+        if guessed := _guessed(perturbation.inputs):
             error.add_note(_rows_of(guessed))
-        if shared := _taken_as_shared(inputs):
-            error.add_note(_shared(shared, inputs))
         raise
 
 

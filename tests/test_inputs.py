@@ -543,25 +543,29 @@ def test_layers_of_a_parallel_model_go_by_both_names():
         layer_at(own, "8")
 
 
-def test_what_was_taken_as_shared_is_named_where_the_model_fails():
+def test_rows_of_which_there_are_not_as_many_as_samples_are_named():
+    """Before the model is called: nobody has to guess whose they are."""
+
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.one, self.two = nn.Linear(432, 5).double(), nn.Linear(5, 3).double()
 
         def forward(self, x: Tensor, meta: Tensor) -> Tensor:
-            return self.two(self.one(x.flatten(1)) + meta)
+            return self.two(self.one(x.flatten(1)) * meta)
 
-    given = {"x": images(), "meta": torch.ones(7, 5).double()}
-    how = {"perturb": "x", "units": GRID}
-    with pytest.raises(RuntimeError, match="must match the size") as raised:
-        entropy(Both(), given, "two", **how)
-    (said,) = [note for note in raised.value.__notes__ if "'meta'" in note and "shared" in note]
-    assert "'meta' [7, 5]: taken as shared by all samples" in said
-    assert "shared='meta'" in said
-    with pytest.raises(RuntimeError) as stated:
-        entropy(Both(), given, "two", shared="meta", **how)
-    assert not any("taken as shared" in note for note in stated.value.__notes__)
+    x, how = images(), {"perturb": "x", "units": GRID}
+    for meta in (torch.ones(7, 5).double(), np.ones(5)):
+        with pytest.raises(ValueError, match=r"'meta' \[.*\] has no row for each of the .*='meta'"):
+            entropy(Both(), {"x": x, "meta": meta}, "two", **how)
+    torch.manual_seed(0)
+    model, row = Both(), torch.rand(5).double()
+    for meta, shared in ((row, "meta"), (row[None], None), (row[0], None)):
+        found = entropy(model, {"x": x, "meta": meta}, "two", shared=shared, **how)
+        each = entropy(model, {"x": x, "meta": meta.expand(len(x), 5)}, "two", **how)
+        torch.testing.assert_close(found.entropy, each.entropy)
+    with pytest.raises(RuntimeError, match="must match the size"):  # the caller's word counts
+        entropy(Both(), {"x": x, "meta": torch.ones(7, 5).double()}, "two", shared="meta", **how)
 
 
 # ------------------------------------------------------------------------------------- many batches
@@ -699,7 +703,7 @@ def test_settings_are_ready_for_json():
     assert re.fullmatch(r"Tokens\([0-9a-f]{12}\)", json.loads(json.dumps(found.settings))["units"])
 
 
-def test_parts_of_samples_in_a_list_are_named_as_shared():
+def test_parts_of_samples_in_a_list_are_named():
     left, right = torch.randn(8, 6), torch.randn(8, 6)
 
     class Both(nn.Module):
@@ -711,11 +715,8 @@ def test_parts_of_samples_in_a_list_are_named_as_shared():
             return self.one(left) * self.one(torch.stack(right))
 
     given = {"left": left, "right": list(right)}
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(ValueError, match=r"'right' is a list of tensors: .* one tensor with a row"):
         entropy(Both(), given, "", perturb="left", units=Regions(torch.arange(6) // 2))
-    (said,) = [note for note in raised.value.__notes__ if "'right'" in note and "shared" in note]
-    assert "'right' list: taken as shared by all samples" in said
-    assert "one tensor with a row for each" in said
 
 
 def test_arrays_are_real_where_the_first_parameter_is_complex():
