@@ -15,12 +15,12 @@ import pytest
 import torch
 from nbformat import NotebookNode
 
+from kpnb_book.run import plans
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_value
 from kpnb_book.run.source import parameters_of
-from kpnb_book.studies import chapters
+from kpnb_book.studies.chapters import SETTINGS
 from kpnb_book.studies.plan import Plan
-from kpnb_book.studies.settings import Settings
 from kpnb_book.studies.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +177,7 @@ def test_every_parameter_becomes_the_setting_of_its_name(path):
                 names = [value.id for value in node.value.values]
                 given |= dict(zip((key.value for key in node.value.keys), names, strict=True))
     own = [name for name in parameters_of(path) if name not in ("profile", "results")]
-    assert given == {chapters.SETTINGS.get(name, name): name for name in own}
+    assert given == {SETTINGS.get(name, name): name for name in own}
 
 
 def test_the_longest_run_of_code_is_written_from_scratch():
@@ -225,28 +225,14 @@ def test_code_of_solutions_uses_what_is_there(path):
     assert all(re.search(rf"\b{name}\b", cells) for name in GIVEN.get(path.stem, ()))
 
 
-def studies_of(path: Path, parameters: dict) -> list[Settings]:
-    """Settings of the studies that a notebook makes in its second cell, before it computes."""
-    first, making, *_ = [
-        c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"
-    ]
-    space: dict = {}
-    exec(first.source, space)
-    space.update(parameters)
-    exec(making.source, space)
-    found = []
-    for value in space.values():
-        found += [*value.values()] if isinstance(value, dict) else [value]
-    return [value.settings for value in found if isinstance(value, Study)]
-
-
 @pytest.mark.parametrize("path", WITH_STUDIES, ids=lambda path: path.stem)
 @pytest.mark.parametrize("other", [False, True], ids=["defaults", "others"])
-def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monkeypatch):
-    """Whatever the parameters; data are not loaded for it, unless the studies depend on them."""
+def test_every_chapter_with_a_study_has_a_plan_of_its_parameters(
+    path, other, tmp_path, monkeypatch
+):
+    """Data are not loaded for it, unless the studies depend on them, and nothing is trained."""
     monkeypatch.setenv("KPNB_STORE", str(tmp_path))
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)  # IPython warns of another one than its own
-    monkeypatch.chdir(path.parent)
     for name in (
         "plan_of",
         "controls_plan",
@@ -255,25 +241,22 @@ def test_plans_are_about_the_studies_of_the_chapter(path, other, tmp_path, monke
         "losses_plan",
         "transformer_plan",
     ):
-        monkeypatch.setattr(chapters, name, lambda study, *what: Plan(study))
+        monkeypatch.setattr(plans, name, lambda study, *what: Plan(study))
     monkeypatch.setattr(Plan, "also", lambda plan, *trainings: plan)
     monkeypatch.setattr(Study, "head", lambda *what: None)
-    known = {name: parameter.value for name, parameter in parameters_of(path).items()}
-    parameters = {"profile": "smoke", "device": "cpu"}
+    options = {"profile": "smoke", "device": "cpu"}
     if other:
-        options = {"epochs": 7, "b": 0.15, "grid": 4, "seed": 3, "seeds": [2, 5], "factor": 2.0}
-        options |= {
-            "layer": "mean" if "transformer" in path.stem else "FC1",
-            "classes": 3,
-            "control_epochs": 1,
-            "length": 30,
-        }
-        parameters |= {name: options[name] for name in options.keys() & known.keys()}
-    plans = chapters.plans_of(path.stem[:2], known | parameters)
-    made = studies_of(path, parameters)
-    assert [plan.study.settings for plan in plans]
-    assert all(plan.study.settings in made for plan in plans)
-    assert {settings.network for settings in made} == {p.study.settings.network for p in plans}
+        options |= {"epochs": 7, "b": 0.15, "grid": 4, "seed": 3, "seeds": [2, 5], "length": 30}
+        options |= {"layer": "mean" if "transformer" in path.stem else "FC1"}
+    given = {name: value for name, value in options.items() if name in parameters_of(path)}
+    found = [plan.study.settings for plan in plans.plans_of(path, given)]
+    assert found
+    names = {"layer": "layers", "seed": "seeds"}
+    for name, value in given.items():
+        if name != "profile":
+            kept = [getattr(each, names.get(name, name), None) for each in found]
+            wanted = tuple(value) if isinstance(value, list) else value
+            assert any(each in (wanted, (wanted,)) for each in kept), name
 
 
 def results(path: str) -> list:

@@ -14,12 +14,12 @@ import torch
 from filelock import FileLock
 
 from kpnb_book.__main__ import main, parser
-from kpnb_book.run import sweep
+from kpnb_book.run import plans, sweep
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_assignments
 from kpnb_book.run.store_commands import folders
 from kpnb_book.store import Run, Store
-from kpnb_book.studies import chapters, forecast
+from kpnb_book.studies import forecast
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import of_one_seed
 
@@ -183,25 +183,26 @@ def test_what_else_lies_among_seeds_of_evidence_stays(store, tmp_path):
 
 def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, tmp_path):
     asked = []
-    monkeypatch.setattr(chapters, "plans_of", lambda *what: asked.append(what) or ["a plan"])
-    monkeypatch.setattr(forecast, "forecast", lambda plans: f"forecast of {plans}")
-    assert main(["forecast", "50", "-p", "b=0.3", "-p", "seed=2"]) == 0
-    assert capsys.readouterr().out == "forecast of ['a plan']\n"
-    ((number, parameters),) = asked
-    assert number == "50"
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "plans_of", lambda *what: asked.append(what) or ["a plan"])
+        patch.setattr(forecast, "forecast", lambda plans: f"forecast of {plans}")
+        assert main(["forecast", "50", "-p", "b=0.3", "-p", "seed=2"]) == 0
+        assert capsys.readouterr().out == "forecast of ['a plan']\n"
+    ((path, parameters),) = asked
+    assert path.name == "50_teacher_size.ipynb"
     assert (parameters["b"], parameters["seed"], parameters["profile"]) == (0.3, 2, "laptop")
     assert parameters["teachers"] is None
     assert main(["forecast", "50", "-p", "b=-1"]) == 2
     own = tmp_path / "mine.ipynb"
     own.write_text('{"cells": []}')
     assert main(["forecast", str(own)]) == 2
-    assert "mine.ipynb has no plan" in capsys.readouterr().err
+    assert "mine.ipynb: it has no plan" in capsys.readouterr().err
 
 
 def test_chapters_without_a_plan_say_so_and_which_have_one(capsys):
     assert main(["forecast", "05", "-p", "size=32"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: 05_your_own.ipynb has no plan")
+    assert said.startswith("error: 05_your_own.ipynb: it has no plan")
     numbers = said.rpartition(":")[2].replace(",", " ").split()
     root = Path(__file__).parents[1] / "notebooks"
     assert numbers == sorted(

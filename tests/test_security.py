@@ -107,7 +107,11 @@ def test_offences_are_found(source):
 def test_no_source_does_what_it_must_not():
     assert len(SOURCES) > 40
     found = {str(path): [*offences(path.read_text("utf8"))] for path in SOURCES}
-    assert {path: names for path, names in found.items() if names} == {}
+    found = {path: names for path, names in found.items() if names}
+    # the first cells of a chapter, which its kernel would execute
+    planned = found.pop(str(ROOT / "book" / "kpnb_book" / "run" / "plans.py"))
+    assert [re.sub(r"\d+", "", each) for each in planned] == [".exec, line "] * 2
+    assert found == {}
 
 
 def test_pickled_weights_of_an_encoder_are_not_read(tmp_path):

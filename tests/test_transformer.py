@@ -19,10 +19,10 @@ from kpnb_book.figures import transformer as shown
 from kpnb_book.figures.report import six_table
 from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.run.parameters import RULES
+from kpnb_book.run.plans import plans_of
 from kpnb_book.store import Store
 from kpnb_book.studies import losses, measure, transformer
 from kpnb_book.studies.again import again
-from kpnb_book.studies.chapters import plans_of
 from kpnb_book.studies.collecting import plan, seed_rows
 from kpnb_book.studies.evidence import PROFILE, TEACHER
 from kpnb_book.studies.images import ImageStudy
@@ -326,15 +326,11 @@ def test_a_builds_own_networks_are_planned(study):
 
 
 def test_the_chapter_has_a_plan():
-    parameters = {
-        "profile": "smoke", "dataset": None, "data_root": None, "network": "vit_4_8",
-        "layer": "cls", "grid": None, "b": None, "epochs": None, "seed": 101, "device": None,
-        "results": None, "students": None,
-    }  # fmt: skip
-    (found,) = plans_of("71", parameters)
+    (found,) = plans_of(PAGE, {"profile": "smoke"})
     kinds = {training.kind for training in found.everything().values()}
     assert kinds == {"baseline", "student", "teacher"}
-    (more,) = plans_of("71", parameters | {"students": [*TAUGHT, *UNTRAINED.values()]})
+    asked = {"profile": "smoke", "students": [*TAUGHT, *UNTRAINED.values()]}
+    (more,) = plans_of(PAGE, asked)
     kinds = [training.kind for training in more.everything().values()]
     assert (kinds.count("student"), kinds.count("head")) == (6, 1)
     roles = {*TAUGHT, *UNTRAINED.values()}

@@ -282,15 +282,10 @@ def _forecast(path: Path, parameters: Mapping[str, Any]) -> str:
 
     Raises UsageError for a notebook without a plan, and for what a study cannot be made of.
     """
-    from kpnb_book.studies.chapters import CHAPTERS, plans_of
+    from kpnb_book.run.plans import plans_of
     from kpnb_book.studies.forecast import forecast
 
-    if path.stem[:2] not in CHAPTERS:
-        raise UsageError(
-            f"{path.name} has no plan, because no study of this book says what it trains; these "
-            f"chapters have one: {', '.join(CHAPTERS)}"
-        )
     try:
-        return str(forecast(plans_of(path.stem[:2], parameters)))
+        return str(forecast(plans_of(path, parameters)))
     except (ValueError, OSError) as error:
         raise UsageError(f"{path.name}: {error}") from error
