@@ -194,8 +194,8 @@ class Checkpoints:
     ``mean.``, ``square.`` and ``step.<name>`` (AdamW). Their JSON part is the epoch's entry of the
     log.
 
-    folder: a path, artefacts, or None for a temporary folder that goes when this object does.
-    epochs: the last epoch; None: the last of those that are there without a gap.
+    folder  a path, artefacts, or None for a temporary folder that goes when this object does
+    epochs  the last epoch; None: the last of those that are there without a gap
 
     Everywhere ``epoch`` counts from 0, and -1 is the last one.
     """

@@ -118,8 +118,8 @@ class How(TypedDict, total=False):
 
 
 def baseline(model: nn.Module, data: Data, schedule: Schedule, **how: Unpack[How]) -> Checkpoints:
-    """Train a copy of ``model`` with cross-entropy: a baseline, or a teacher when ``data`` is
-    everything.
+    """Train a copy of ``model`` with cross-entropy, by a ``schedule``: a baseline, or a teacher
+    when ``data`` is everything. Options are those of ``train``.
     """
     return train(model, data, schedule, labels_only(), **how)
 
@@ -139,8 +139,9 @@ def student(
     teacher_select: Select = None,
     **how: Unpack[How],
 ) -> Checkpoints:
-    """Distil what the teacher has at ``layer`` into a student; what lies above stays as it is,
-    unless the labels count.
+    """Distil what the ``teacher`` has at ``layer`` into a copy of ``model``, on ``data`` and by a
+    ``schedule``; what lies above stays as it is, unless the labels count. Options,
+    ``teacher_select`` among them, are those of ``train``.
 
     ``teacher_layer`` where the teacher's has another name; "" is a network's output. ``loss`` is a
     name in :data:`kpnb.losses.LOSSES`, with its ``parameters`` and its ``weight`` (None: that of
@@ -183,13 +184,16 @@ def train(
     """Train a copy of ``model`` on ``data`` and keep every epoch, number 0 being the untrained
     network. ``model`` and ``teacher`` are left as they are.
 
-    select: which part of a layer's output counts, where it is not a tensor, as in ``kpnb.entropy``;
-    for all layers, or by layer: ``{"": "logits"}`` is of the network's own output, which labels and
-    softened outputs look at.
-    teacher_select: the same for the teacher's layers; None: as ``select``.
-    folder: where checkpoints are kept, and found again: a training goes on after the last intact
-    one. None: a temporary folder.
-    test: held-out samples, on which accuracy and feature error are taken after every epoch.
+    schedule    rates, batches and how many epochs
+    objective   what is minimised; ``losses.labels_only()`` is the cross-entropy alone
+    device      where it is trained
+    select      which part of a layer's output counts, where it is not a tensor, as in
+                ``kpnb.entropy``; for all layers, or by layer: ``{"": "logits"}`` is of the
+                network's own output, which labels and softened outputs look at
+    teacher_select   the same for the teacher's layers; None: as ``select``
+    folder      where checkpoints are kept, and found again: a training goes on after the last
+                intact one. None: a temporary folder
+    test        held-out samples, on which accuracy and feature error are taken after every epoch
 
     Of a module that runs several times in a pass, ``"relu:1"`` is the second run.
 

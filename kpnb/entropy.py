@@ -444,6 +444,7 @@ def entropies(
     batches  anything that yields inputs as ``entropy`` takes them, such as a ``DataLoader``. Of a
              tuple or list, which data loaders make of (x, y), the first entry is the input. Each
              batch is taken to the model's device
+    layers, progress   as in ``entropy``
     units    as in ``entropy``, or a function from a batch's input to its units
     check    looks at the first batch, and at those with an input that none before had
 

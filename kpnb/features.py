@@ -179,8 +179,9 @@ def capture(
     """Outputs of ``layers`` for the input ``x``, in the shapes the layers give them.
 
     Of a module that runs more than once the first output counts, unless another run is named
-    (``"relu:1"`` for the second). Outputs are copies and keep their graph. ``select`` says which
-    part of an output is meant (``picked``), for all layers or by layer.
+    (``"relu:1"`` for the second). Outputs are copies and keep their graph. The model is called as
+    ``forward(model, x)``. ``select`` says which part of an output is meant (``picked``), for all
+    layers or by layer.
 
     The pass stops as soon as every layer was reached, unless ``runs`` is given: then it goes on to
     the end and ``runs`` takes up how often each layer ran.

@@ -205,7 +205,8 @@ def embedded(
 ) -> dict[str, Any]:
     """Token ids ``[N, T]`` as the word embeddings of ``model``, ready for ``kpnb.entropy``.
 
-    Ids and mask may be tensors, arrays or lists, and are taken to the model's device.
+    input_ids, attention_mask   integers ``[N, T]``; tensors, arrays or lists, which are taken to
+                                the model's device
 
     For any model with ``get_input_embeddings()``, as those of Hugging Face. The result is the
     mapping ``{"inputs_embeds": [N, T, E], "attention_mask": [N, T], **more}``; measure it with

@@ -143,10 +143,10 @@ def lipschitz(
 
     ``samples`` inputs are drawn from N(x, diag sigma^2), the manifold of section 3.1; those whose
     feature is farther than ``tau`` from f(x) are left out. One backward pass for each class and
-    sample. The other arguments are those of ``entropy``, of the layer; by layer,
-    ``select={"": "logits"}`` says which part of the model's own output is the prediction. ``check``
-    looks at both. Raises as ``entropy`` does, and ``ValueError`` for a prediction without a
-    derivative by the feature.
+    sample. ``units``, ``perturb``, ``shared``, ``forward``, ``select`` and ``batch_dim`` are those
+    of ``entropy``, of the layer; by layer, ``select={"": "logits"}`` says which part of the
+    model's own output is the prediction. ``check`` looks at both. Raises as ``entropy`` does,
+    and ``ValueError`` for a prediction without a derivative by the feature.
     """
     layer_at(model, layer)
     whole(samples=samples)

@@ -65,8 +65,13 @@ def read_choices(choices: Choices | None) -> Choices:
 
 @dataclass(frozen=True)
 class Metrics:
-    """One value per image, ``[N]``, NaN where it is undefined; ``points`` is bool ``[M + 1, N, n]``
-    by epoch.
+    """One value per image, ``[N]``, NaN where it is undefined.
+
+    n_fg, n_bg  knowledge points on foreground and background after the last epoch (Eq. 7 and 6)
+    ratio       lambda, the term that Eq. 5 averages
+    distance    weight distance at m-hat, of which D_mean and D_var are mean and variance (Eq. 8)
+    rho         Eq. 9
+    points      bool ``[M + 1, N, n]``: the knowledge points by epoch
     """
 
     n_fg: Tensor
@@ -110,6 +115,7 @@ def six_metrics(
     entropy     ``[M + 1, N, n]`` nats, epochs 0 (untrained) to M
     foreground  bool ``[N, n]``
     distance    ``[M + 1]`` from ``learning.weight_distance``
+    choices     threshold b and where else the paper can be read in two ways
     background  bool ``[N, n]``, default everything else
 
     Tensors, arrays or lists. Counts and lambda are those of the last epoch. Raises ``TypeError``
@@ -150,9 +156,9 @@ def agreement(
     b: float = 0.2,
     background: Tensor | None = None,
 ) -> tuple[float, float]:
-    """Mean absolute difference (nats) of two entropies ``[N, n]``, and the mean IoU of their
-    knowledge points; ``foreground`` and ``background`` (default everything else) are bool
-    ``[N, n]``.
+    """Mean absolute difference (nats) of ``entropy [N, n]`` and ``other``, and the mean IoU of
+    their knowledge points at the threshold ``b``; ``foreground`` and ``background`` (default
+    everything else) are bool ``[N, n]``.
 
     The IoU is over the images in which either has a knowledge point.
     """

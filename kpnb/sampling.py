@@ -26,8 +26,9 @@ class Stochastic:
     squared times n / 256, which is the released 1e-4 for 16 x 16 cells and an input of scale 1 and
     makes the path independent of both. ``method="adam"`` descends on log sigma (``None``: rate
     0.05); it does not follow the path that ``Aligned`` is defined on, so it goes with ``Converged``
-    only. ``clamp`` bounds sigma in units of the input's scale. ``bf16`` runs the network under
-    bfloat16 autocast.
+    only. Each of the ``steps`` takes so many ``samples`` of the perturbation. ``clamp`` bounds
+    sigma in units of the input's scale. ``bf16`` runs the network under bfloat16 autocast.
+    ``progress`` shows the steps of each batch.
 
     ``stop`` says when a sample's descent to ``Aligned`` is over, which needs no step behind it:
 

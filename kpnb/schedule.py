@@ -13,8 +13,9 @@ from kpnb._messages import not_negative, plain_numbers, positive, required, whol
 
 @dataclass(frozen=True)
 class Schedule:
-    """SGD with momentum. The paper's batch is 64; its release has momentum 0.9, weight decay 1e-4,
-    150 epochs.
+    """SGD with momentum. The paper's ``batch_size`` is 64; its release has momentum 0.9,
+    ``weight_decay`` 1e-4 and 150 epochs. ``seed`` is that of the order of the samples and of noise
+    in the network.
 
     ``cosine``: the rate falls from ``lr`` to 0 along half a cosine over ``epochs``; otherwise it is
     constant. ``adamw``: AdamW instead of SGD, for transformers; ``momentum`` is its first beta.

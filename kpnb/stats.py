@@ -91,6 +91,8 @@ class Difference:
     """Student minus baseline: the value, its 95 % interval, and the numbers of images and of
     trainings behind it.
 
+    metric       its name, as in ``metrics.NAMES``
+    low, high    the 95 % interval
     images       how many count: those with a value, fewer where some have one in few trainings only
     p            of a test of no difference (NaN: none was made)
     effect       Cohen's d of paired values: the mean over the standard deviation over the images
@@ -338,8 +340,8 @@ def compare(
     seed: int = 0,
     delta: Mapping[str, float] | None = None,
 ) -> dict[str, Difference]:
-    """Student minus baseline for each of the six metrics, measured on the same images: for these
-    two trainings.
+    """``student`` minus ``baseline`` for each of the six metrics, measured on the same images: for
+    these two trainings.
 
     seed    of the bootstrap over images and of the sign flips
     delta   as in ``judge``
@@ -502,8 +504,8 @@ def _gaps(student: Metrics, baseline: Metrics) -> dict[str, np.ndarray]:
 
 
 def holm(found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The same with every p corrected for the number of comparisons (Holm 1979): all of them
-    together err in 5 %.
+    """What was ``found``, with every p corrected for the number of comparisons (Holm 1979): all of
+    them together err in 5 %.
     """
     p = np.array([d.p for d in found.values()])
     tests = int(np.count_nonzero(~np.isnan(p)))

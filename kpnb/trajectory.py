@@ -110,8 +110,8 @@ class Recorder:
         print(recorder.trajectory().row())
 
     It measures the model where it stands and leaves it, and the random numbers, as they are; it
-    keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments and
-    errors are those of ``trajectory``, and:
+    keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments
+    (``choices`` and ``background`` too) and errors are those of ``trajectory``, and:
 
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in

@@ -2,10 +2,10 @@
 
 The table of contents names the source notebooks, so that the launch and download buttons lead to
 real files, and says of each hypothesis what was found. The page book/executed.md gets a table of
-the copies, the gallery their figures, and the page of the benchmarks the figures that the
-repository ships, with the frontier drawn of its points, and what `python -m benchmarks` has kept
-here, if it was run. Scripts that `make vendor` has fetched are used instead of their CDN, and the
-pages then need no network.
+the copies, the gallery their figures, the reference what docstrings say, and the page of the
+benchmarks the figures that the repository ships, with the frontier drawn of its points, and what
+`python -m benchmarks` has kept here, if it was run. Scripts that `make vendor` has fetched are
+used instead of their CDN, and the pages then need no network.
 """
 
 import os
@@ -22,6 +22,7 @@ from kpnb_book.figures import frontier
 from kpnb_book.run.chapters import notebooks_of
 from kpnb_book.run.gallery import gallery
 from kpnb_book.run.provenance import table
+from kpnb_book.run.reference import reference
 from kpnb_book.run.rerun import results_of
 from kpnb_book.run.source import title_of
 
@@ -60,6 +61,8 @@ def computed(docname: str, root: Path) -> dict[str, str]:
         return {"<!-- table of executed notebooks -->": table(copies)}
     if docname == "book/gallery":
         return {"<!-- gallery -->": gallery(copies, executed / "gallery")}
+    if docname == "book/reference":
+        return {"REFERENCE": reference()}
     if docname == "book/benchmarks":
         shipped = sorted((root / "benchmarks" / "results").glob("*.txt"))
         return {
