@@ -31,6 +31,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """What is shown, in order; names of a module's own as "module:name"."""
+WIDTH = 62  # characters of a call that a page shows in one line
 ENTRY = re.compile(r"(\S+(?:, \S+)*) {2,}(\S.*)")
 """The first line of a list of arguments or fields: a name, and behind a gap what it is."""
 
@@ -65,7 +66,7 @@ def called(name: str, thing: Callable[..., Any]) -> str:
     if named and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
         shown.insert(named[0], "*")
     line = f"{name}({', '.join(shown)})"
-    return line if len(line) <= 88 else f"{name}(\n    {_wrapped(shown)}\n)"
+    return line if len(line) <= WIDTH else f"{name}(\n    {_wrapped(shown)}\n)"
 
 
 def _argument(parameter: inspect.Parameter) -> str:
@@ -77,11 +78,11 @@ def _argument(parameter: inspect.Parameter) -> str:
     return f"{parameter.name}={'...' if shown == '<factory>' else shown}"
 
 
-def _wrapped(arguments: list[str], width: int = 84) -> str:
+def _wrapped(arguments: list[str]) -> str:
     """Arguments over several lines."""
     lines = [""]
     for each in arguments:
-        if len(lines[-1]) + len(each) > width:
+        if len(lines[-1]) + len(each) > WIDTH:
             lines.append("")
         lines[-1] += f"{each}, "
     return "\n    ".join(line.rstrip() for line in lines)
