@@ -17,11 +17,12 @@ from kpnb._untouched import explaining
 from kpnb.checkpoints import digest
 from kpnb.inputs import Inputs
 from kpnb.perturb import Perturbation, generator
-from kpnb.units import Units
+from kpnb.units import Units, on_device, units_of
 from kpnb.weights import COUNTER, bare_name
 
 BUCKETS = 64
 """Numbers that stand for the feature of a sample."""
+ROWS = 32  # samples whose units are looked at together
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 SINGLE, TF32 = 1e-5, 5e-3
 """How far features of one function may be apart, in proportion to themselves, in float32; and where
@@ -77,12 +78,18 @@ def _leaves(value: Any, place: str = "", above: tuple[int, ...] = ()) -> Iterato
 
 
 def digest_of_units(units: Units, x: Tensor) -> str:
-    """SHA-256 (hex) of how many units ``x [N, ...]`` has, and which elements belong to which."""
-    wide = widest(x)
-    numbers = torch.arange(1, units.count(x) + 1, device=x.device, dtype=wide.dtype)
-    noise = torch.randn(x.shape, generator=generator(0), dtype=wide.dtype).to(x.device)
-    laid, summed = units.spread(numbers.repeat(len(x), 1), wide), units.gather(noise)
-    return digest_of({"laid": laid, "summed": summed})
+    """SHA-256 (hex) of how many units ``x [N, ...]`` has, which elements belong to which, and how
+    they are summed. Of whole numbers on the CPU: their sums are the same in any order.
+    """
+    units = on_device(units, torch.device("cpu"))
+    count, found = units.count(x), []
+    for first in range(0, len(x), ROWS):
+        rows = slice(first, first + ROWS)
+        part, own = x[rows].cpu().double(), units_of(units, rows, x)
+        drawn = torch.randint(1024, part.shape, generator=generator(first)).double()
+        laid = own.spread(torch.arange(1.0, count + 1).double().repeat(len(part), 1), part)
+        found.append(digest_of({"laid": laid, "summed": own.gather(drawn)}))
+    return digest([count, found])
 
 
 def signatures(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ Checkpoint = Source | Callable[[], Source]
 COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
 """A number in the name of a file that is said to count epochs or steps."""
 
-BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24}-\d+)\.safetensors")
+BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24}(-\d+)?)\.safetensors")
 """What kpnb itself writes into a folder of checkpoints that is none of them."""
 
 

@@ -327,7 +327,7 @@ def entropy(
                 device and type of numbers
     shared      names of the other inputs that all samples have in common, such as a bias ``[T,
                 T]``. Of those that are not named, each tensor has a row for each sample, or one for
-                all; anything else is no tensor and shared. Where N = T by accident, what cannot be
+                all, and what holds no tensors is shared. Where N = T by accident, what cannot be
                 told is an error: ``shared="bias"`` says it, ``shared=()`` that nothing is shared
     layers      dotted module name(s); several layers share the forward passes. Of a module that
                 runs several times in a pass, ``"relu:0"`` is the first run, ``"relu:1"`` the second

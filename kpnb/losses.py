@@ -542,7 +542,9 @@ class TrainingObjective:
 
 
 def labels_only(frozen_up_to: str | None = None) -> TrainingObjective:
-    """Cross-entropy of the labels: a baseline, or a head when what lies below is frozen."""
+    """Cross-entropy of the labels: a baseline, or a head when what lies below is frozen, up to
+    ``frozen_up_to``.
+    """
     return TrainingObjective(labels=1.0, frozen_up_to=frozen_up_to)
 
 

@@ -94,6 +94,7 @@ class Difference:
     metric       its name, as in ``metrics.NAMES``
     low, high    the 95 % interval
     images       how many count: those with a value, fewer where some have one in few trainings only
+    seeds        how many trainings count
     p            of a test of no difference (NaN: none was made)
     effect       Cohen's d of paired values: the mean over the standard deviation over the images
     low90, high90    the 90 % interval
@@ -536,7 +537,7 @@ def tally(pairs: Iterable[Mapping[str, Difference]], metric: str) -> Counter[str
 def verdict(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -> str:
     """One word for a hypothesis, by a rule stated before any result.
 
-    "supported": in every one of its ``metrics`` more than half of the pairs show it and none is
+    "supported": in every one of its ``metrics`` more than half of the ``pairs`` show it and none is
     opposite; "contradicted": the same with show and opposite exchanged; "mixed": something shows or
     is opposite; else "open".
     """

@@ -16,6 +16,7 @@ from kpnb._messages import listed, named_samples
 from kpnb._models import check_model, private_copy
 from kpnb._progress import Progress
 from kpnb._signature import (
+    digest_of,
     digest_of_inputs,
     digest_of_units,
     digest_of_weights,
@@ -111,7 +112,7 @@ class Recorder:
 
     It measures the model where it stands and leaves it, and the random numbers, as they are; it
     keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments
-    (``choices`` and ``background`` too) and errors are those of ``trajectory``, and:
+    (``layer``, ``choices`` and ``background`` too) and errors are those of ``trajectory``, and:
 
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
@@ -149,9 +150,9 @@ class Recorder:
         self.background = None if background is None else _region(background, shape)
         check_regions(self.foreground, ~self.foreground if background is None else self.background)
         self._input = digest_of_inputs(perturbation.inputs)
-        self._units = digest_of_units(perturbation.units, perturbation.x)
         self._artefacts: Artefacts | None = None
         if folder is not None:
+            self._units = digest_of_units(perturbation.units, perturbation.x)
             self._artefacts = Artefacts(folder)
             self._artefacts.check_folder()
         self._epochs: list[dict[str, Any]] = []
@@ -184,6 +185,7 @@ class Recorder:
         self.layers = list(found)  # without those that cannot be measured, which was said
         self._warn_of_undefined(found)
         entry = {"norms": norms, "weights": weights, "name": name}
+        entry["tensors"] = digest_of(item.tensors)
         epochs = [*self._epochs, entry]
         if self._artefacts is not None:
             self._keep({"epochs": epochs})
@@ -238,8 +240,10 @@ class Recorder:
             item = self._artefacts.read(name)
             if item is None:
                 break
-            if [*item.info] == self.layers and self._still_computes(item):
-                return name, item
+            if self._still_computes(item):
+                if [*item.info] == self.layers:
+                    return name, item
+                break  # a layer that was left out is tried again
         tensors, settings = self._entropy()
         tensors |= self._signatures(settings)
         return name, self._artefacts.write(name, tensors, settings, 0.0)
@@ -302,31 +306,36 @@ class Recorder:
                 )
             return False
         epochs = item.info["epochs"]
-        known = [number for number, entry in enumerate(epochs) if entry["weights"] == weights]
+        known = [number for number, entry in enumerate(epochs, 1) if entry["weights"] == weights]
         if not known:
             raise ValueError(
                 f"{self._artefacts.path} has {len(epochs)} recorded epochs, and the model's "
                 "weights are those of none: load a checkpoint of that training first, or choose "
                 "another folder"
             )
-        epochs = epochs[: known[-1] + 1]
-        items = [self._artefacts.read(entry["name"]) for entry in epochs]
-        named = [entry["name"].startswith(self._name(entry["weights"])) for entry in epochs]
-        if None in items or not all(named):
+        items = [self._artefacts.read(entry["name"]) for entry in epochs[: known[-1]]]
+        if not all(map(self._is_as_recorded, items, epochs)):
             raise ValueError(
                 f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
                 "other settings: start again with another folder"
             )
-        if not self._still_computes(items[-1]):
+        same = [count for count in known if self._still_computes(items[count - 1])]
+        if not same:
             raise ValueError(
-                f"with the weights of epoch {len(epochs) - 1} the model computes something else "
+                f"with the weights of epoch {known[-1] - 1} the model computes something else "
                 f"than when that was recorded in {self._artefacts.path}: give its code and "
                 "attributes, forward= and the other inputs as they were then, or start again with "
                 "another folder"
             )
-        self._measured, self._epochs = [_results(item) for item in items], epochs
+        self._measured = [_results(item) for item in items[: same[-1]]]
+        self._epochs = epochs[: same[-1]]
         self.layers = list(self._measured[-1])
         return True
+
+    def _is_as_recorded(self, item: Item | None, entry: Mapping[str, Any]) -> bool:
+        """Whether an artefact is there, of today's settings, and holds what it held then."""
+        named = entry["name"].startswith(self._name(entry["weights"]))
+        return item is not None and named and digest_of(item.tensors) == entry.get("tensors")
 
     def _warn_of_undefined(self, found: Mapping[str, Entropy]) -> None:
         for layer, result in found.items():

@@ -259,6 +259,20 @@ def test_every_chapter_with_a_study_has_a_plan_of_its_parameters(
             assert any(each in (wanted, (wanted,)) for each in kept), name
 
 
+def test_the_copy_that_was_executed_has_the_same_plan(tmp_path, monkeypatch):
+    """What papermill has put behind its parameters is no cell of the chapter."""
+    source = ROOT / "notebooks" / "11_images_h2.ipynb"
+    notebook = nbformat.read(source, as_version=4)
+    number = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code")
+    injected = nbformat.v4.new_code_cell("b = 9", metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(number + 1, injected)
+    nbformat.write(notebook, tmp_path / source.name)
+    monkeypatch.setattr(plans, "plan_of", lambda study, *what: Plan(study))
+    given = {"profile": "smoke", "device": "cpu"}
+    one, other = (plans.plans_of(path, given) for path in (source, tmp_path / source.name))
+    assert one[0].study.settings == other[0].study.settings
+
+
 def results(path: str) -> list:
     """Values of the expressions that stand alone in a notebook's solutions."""
     space: dict = {}

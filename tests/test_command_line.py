@@ -193,10 +193,10 @@ def test_forecast_is_of_the_chapter_and_all_its_parameters(monkeypatch, capsys, 
     assert (parameters["b"], parameters["seed"], parameters["profile"]) == (0.3, 2, "laptop")
     assert parameters["teachers"] is None
     assert main(["forecast", "50", "-p", "b=-1"]) == 2
-    own = tmp_path / "mine.ipynb"
+    own = tmp_path / "10_mine.ipynb"
     own.write_text('{"cells": []}')
     assert main(["forecast", str(own)]) == 2
-    assert "mine.ipynb: it has no plan" in capsys.readouterr().err
+    assert "10_mine.ipynb: it has no plan" in capsys.readouterr().err
 
 
 def test_chapters_without_a_plan_say_so_and_which_have_one(capsys):

@@ -330,6 +330,9 @@ def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, tmp_
     drop = (1 / 12 - (0.4 + GAINS["at"])) / 5
     assert order.loc["at", "gain"] - usual.loc["at", "gain"] == pytest.approx(drop, abs=0.005)
     assert order.loc["at", "seeds"] == 4
+    assert order.loc["at", "more_said"] == "not clear"
+    assert np.isnan(order.loc["at", "more_p"])
+    assert "at" not in transfer.leading(taught, "shared")
     found = transfer.differences(taught)
     assert {*found} == {*LOSSES} - {"at"}
     assert shown.unanswered(taught, found).startswith("No answer for AT: a seed is missing")

@@ -334,18 +334,22 @@ def test_a_training_that_diverges_keeps_its_place_and_stops_no_other(
     """With the reason, without points, and with the accuracy of guessing; nothing is tried again,
     and of its loss no verdict is given.
     """
-    monkeypatch.setitem(WAYS, "rkd", replace(WAYS["rkd"], rate=1e9))
+    usual = shapes.settings.student_lr  # at an endless one the paper's own student diverges too
+    shapes = replace(shapes, overrides=shapes.overrides | {"student_lr": 1e9})
+    monkeypatch.setitem(WAYS, "at", replace(WAYS["at"], rate=0.1 * usual / 1e9))
     results = Results(tmp_path / "shapes")
-    only = ["baseline", "rkd", "pkt"]
+    only = ["baseline", "rkd", "feature", "at"]
     assert collect(shapes, [0, 1], results, store, only=only) == [0, 1]
     found = results.read()
+    assert of(found.samples, "baseline")["d_equal"].isna().all()
+    assert of(found.networks, "feature")["diverged"].notna().all()
     lost = of(found.networks, "rkd")
     assert lost["seed"].tolist() == [0, 1]
     assert lost["diverged"].str.contains("became (?:nan|inf)|no longer finite").all()
-    assert of(found.networks, "pkt")["diverged"].isna().all()
+    assert of(found.networks, "at")["diverged"].isna().all()
     assert lost["accuracy"].to_numpy() == pytest.approx(1 / 2)
-    assert lost["lr"].to_numpy() == pytest.approx(1e9 * shapes.settings.student_lr)
-    assert {*found.samples["network"]} == {*found.places["network"]} == {"baseline", "pkt"}
+    assert lost["lr"].to_numpy() == pytest.approx(1e9 * WAYS["rkd"].rate)
+    assert {*found.samples["network"]} == {*found.places["network"]} == {"baseline", "at"}
     assert collect(shapes, [0, 1], results, store, only=only) == []
     assert shapes.outdated(results) == []
     monkeypatch.setattr(ImageStudy, "baseline", lambda one, n: losses.student(one, "rkd", "FC1"))

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -468,6 +469,16 @@ def test_a_network_that_changes_its_function_alone_is_recorded_too(tmp_path):
     assert again._epochs == recorder._epochs
     again.epoch()
     assert torch.equal(again.trajectory().entropy[:3], first.entropy)
+    model.body[0].weight.data.div_(2)
+    for gain, epoch in ((1.0, 0), (0.5, 1)):  # of one state dict, and each is its own epoch
+        model.gain = gain
+        copied = tmp_path / str(epoch)
+        shutil.copytree(
+            tmp_path, copied, ignore=lambda folder, names: {n for n in names if n in "01"}
+        )
+        again = kpnb.Recorder(model, X, FOREGROUND, "body.8", folder=copied, resume=True, **CHEAP)
+        again.epoch()
+        assert len(again._epochs) == epoch + 1
 
 
 BODY = nn.Sequential(nn.Flatten(), nn.Linear(432, 16))
@@ -529,6 +540,7 @@ def test_a_layer_that_was_left_out_is_tried_again(tmp_path):
         with pytest.warns(UserWarning, match="left out 'head'"):
             found = kpnb.trajectory(model, states, X, FOREGROUND, ["body.8", "head"], **how)
         assert list(found) == ["body.8"]
+    assert len([*tmp_path.glob("entropy-*.json")]) == 1  # of two equal networks
     found = kpnb.trajectory(Steady(), states, X, FOREGROUND, ["body.8", "head"], **how)
     assert list(found) == ["body.8", "head"]
 
@@ -571,7 +583,7 @@ def test_a_list_of_epochs_of_an_older_form_is_told(tmp_path):
     model = recorded_with_schedule(tmp_path)
     artefacts = Artefacts(tmp_path)
     epochs = artefacts.read("recorder").info["epochs"]
-    older = [entry | {"name": "entropy-0123456789abcdef01234567"} for entry in epochs]
+    older = [{k: v for k, v in entry.items() if k != "tensors"} for entry in epochs]
     artefacts.write("recorder", {}, {"epochs": older}, 0.0)
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
     with pytest.raises(ValueError, match="measured with other settings"):
@@ -1131,7 +1143,7 @@ def test_tensors_in_containers_are_part_of_the_input(kept, tmp_path, monkeypatch
 
     def measured(w: Tensor, folder: Path | None = tmp_path) -> kpnb.Trajectory:
         given = {"image": X, "kept": kept(w.clone())}
-        how = CHEAP | {"perturb": "image", "folder": folder}
+        how = CHEAP | {"perturb": "image", "shared": "kept", "folder": folder}
         return kpnb.trajectory(Weighted(), states, given, FOREGROUND, "body.8", **how)
 
     for w, expected in ((weights, 2), (weights, 2), (other, 4), (other, 4)):
@@ -1142,7 +1154,8 @@ def test_tensors_in_containers_are_part_of_the_input(kept, tmp_path, monkeypatch
 
 def test_the_digest_of_inputs_takes_in_tensors_and_constants_wherever_they_are():
     def of(value: object) -> str:
-        return digest_of_inputs(read_inputs(net(), {"image": X, "other": value}, "image"))
+        given = {"image": X, "other": value}
+        return digest_of_inputs(read_inputs(net(), given, "image", "other"))
 
     one, two = torch.ones(2), torch.zeros(2)
     pairs = [(value, value + 1) for value in (1, 1.5, one, 2j)]

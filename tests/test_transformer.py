@@ -23,7 +23,7 @@ from kpnb_book.run.plans import plans_of
 from kpnb_book.store import Store
 from kpnb_book.studies import losses, measure, transformer
 from kpnb_book.studies.again import again
-from kpnb_book.studies.collecting import plan, seed_rows
+from kpnb_book.studies.collecting import collect, plan, seed_rows
 from kpnb_book.studies.evidence import PROFILE, TEACHER
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.plan import Plan
@@ -300,6 +300,23 @@ def test_accuracy_is_that_of_the_late_epochs(evidence, study, planned):
     assert np.isnan(rows.loc["untrained", "accuracy"])
 
 
+def test_a_seed_of_which_a_student_diverges(evidence, study, planned, tmp_path):
+    """The paper's student at an endless rate, and its control; the others are as they were."""
+    wild = replace(evidence, overrides=evidence.overrides | {"student_lr": 1e9})
+    results = Results(tmp_path / wild.name)
+    assert collect(wild, [0], results, study.store) == [0]
+    found = results.read()
+    rows = found.networks.set_index("network")
+    assert {*rows.index[rows["diverged"].notna()]} == {"student", "untrained"}
+    assert rows.loc["student", "accuracy"] == pytest.approx(1 / len(study.train.classes))
+    assert np.isnan(rows.loc["untrained", "accuracy"])
+    assert {*found.samples["network"]} == {*rows.index} - {"student", "untrained"}
+    usual = seed_rows(evidence, study, 0, ["baseline", "outputs"]).samples
+    kept = found.samples[found.samples["network"] == "outputs"]
+    wanted = usual[usual["network"] == "outputs"]
+    np.testing.assert_allclose(kept["n_fg"], wanted["n_fg"], atol=1e-5)
+
+
 def test_the_plan_is_what_a_seed_takes(evidence, study, planned):
     """After it is finished, rows are read without training or measuring."""
     assert planned.measurements
@@ -313,7 +330,7 @@ def test_a_builds_own_networks_are_planned(study):
     own = transformer.own_table(study, 3)
     assert set(own["network"]) == {"baseline", "convolution"}
     everyone = transformer.own_table(study, 3, ["student", "untrained"]).set_index("network")
-    head = study.scores(study.head("cls", 3))["accuracy"]
+    head = losses.accuracy(study.head("cls", 3))
     assert everyone.loc["student", "accuracy"] == head
     assert np.isnan(everyone.loc["untrained", "accuracy"])
     planned = transformer.transformer_plan(study, 3, ["student"])

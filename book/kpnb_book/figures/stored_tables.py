@@ -56,7 +56,7 @@ def diverged(found: Mapping[str, Stored | None]) -> str:
         return ""
     return (
         f"> **Diverged.** The loss or the weights of these did not stay finite: {'. '.join(lines)}."
-        " None was trained again. What is asked of such a network has no verdict."
+        " None was trained again. What is asked of such a network's points has no verdict."
     )
 
 

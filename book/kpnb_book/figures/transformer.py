@@ -105,6 +105,8 @@ def state(stored: Stored | None, evidence: TransformerEvidence = TRANSFORMER_EVI
 def headline(table: pd.DataFrame) -> str:
     """What complete tables say first of two networks; ``studies.transformer.network_means``."""
     rows = table.set_index("network")
+    if not {"baseline", "convolution"} <= {*rows.index}:
+        return ""
     scratch, taught = (
         f"{value(rows.loc[role, 'n_bg'], 2)} points on the background and "
         f"{100 * rows.loc[role, 'accuracy']:.0f} % held-out accuracy"

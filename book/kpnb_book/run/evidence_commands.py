@@ -158,7 +158,7 @@ def run_choose(options: argparse.Namespace) -> int:
     table = TABLE if options.output is None else options.output / TABLE.parent.name / TABLE.name
     try:
         choose(options.names, table, **read_assignments(options.parameters))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise UsageError(str(error)) from error
     print(f"What was tried is in {table}")
     for words in differing(table):
@@ -189,7 +189,7 @@ def check_one(
 
     try:
         found = again(evidence, results_of(evidence, folder), seed=seed, **overrides)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         return False, f"{evidence.name}: {error}"
     return not found.differing, str(found)
 

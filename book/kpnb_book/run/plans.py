@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from kpnb_book.run.chapters import CHAPTERS
 from kpnb_book.run.source import cells_of, python
 from kpnb_book.studies.controls import controls_plan
 from kpnb_book.studies.experiments import fine_tuned_plan, softened_plan
@@ -24,7 +25,9 @@ from kpnb_book.studies.transformer import transformer_plan
 
 def made_by(path: Path, parameters: Mapping[str, Any]) -> SimpleNamespace:
     """What the first two code cells of a notebook make: its parameters, and studies of them."""
-    first, making = [python(cell.source) for cell in cells_of(path) if cell.kind == "code"][:2]
+    cells = [cell for cell in cells_of(path) if cell.kind == "code"]
+    own = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    first, making = (python(cell.source) for cell in own[:2])
     made: dict[str, Any] = {}
     exec(first, made)  # as a kernel does when the chapter is run
     made |= parameters
@@ -87,7 +90,7 @@ def plans_of(path: Path, parameters: Mapping[str, Any]) -> list[Plan]:
     made.
     """
     number = path.stem[:2]
-    if number not in PLANS:
+    if path.stem not in CHAPTERS or number not in PLANS:
         raise ValueError(
             "it has no plan, because no study of this book says what it trains; these chapters "
             f"have one: {', '.join(sorted(PLANS))}"

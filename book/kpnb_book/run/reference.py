@@ -18,16 +18,19 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Knowledge points and the six metrics": (
         "knowledge_points", "KnowledgePoints", "summarise", "six_metrics", "Metrics", "Choices",
         "weight_distance", "learning_distance", "d_mean_var", "detour_ratio",
+        "points:background_level",
     ),
-    "Over a training": ("trajectory", "Trajectory", "Recorder", "load_weights"),
+    "Over a training": (
+        "trajectory", "Trajectory", "Recorder", "load_weights", "checkpoint_files:in_order",
+    ),
     "Comparisons": (
         "compare", "compare_seeds", "stats:Difference", "stats:holm", "stats:verdict",
         "metrics:agreement",
     ),
     "Training and distilling": (
         "distill:student", "distill:baseline", "distill:train", "distill:TensorData",
-        "distill:Data", "schedule:Schedule", "losses:TrainingObjective", "losses:Loss",
-        "checkpoints:Checkpoints",
+        "distill:Data", "schedule:Schedule", "losses:TrainingObjective", "losses:labels_only",
+        "losses:Loss", "checkpoints:Checkpoints",
     ),
 }  # fmt: skip
 """What is shown, in order; names of a module's own as "module:name"."""
@@ -60,8 +63,9 @@ def called(name: str, thing: Callable[..., Any]) -> str:
     """A function or class as it is called: names of arguments and what they are by default."""
     if getattr(thing, "_is_protocol", False):
         return name
-    parameters = list(inspect.signature(thing).parameters.values())
-    shown = [_argument(each) for each in parameters if each.name != "self"]
+    every = inspect.signature(thing).parameters.values()
+    parameters = [each for each in every if each.name not in ("self", "cls")]
+    shown = [_argument(each) for each in parameters]
     named = [i for i, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY]
     if named and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
         shown.insert(named[0], "*")
@@ -98,9 +102,7 @@ def members(kind: type) -> str:
         if isinstance(value, property) or type(value).__name__ == "cached_property":
             found.append((f"`.{name}`", value))
         elif inspect.isfunction(value):
-            first, _, rest = called(name, value).partition("(")
-            arguments = re.sub(r"^(cls|self)(, )?", "", rest)
-            found.append((f"`.{first}({arguments}`", value))
+            found.append((f"`.{called(name, value)}`", value))
     return "\n\n".join(_definition(how, markdown(value)) for how, value in found)
 
 

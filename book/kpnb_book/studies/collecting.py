@@ -171,10 +171,14 @@ def finish(planned: Plan) -> dict[str, str]:
     announce(planned.trainings)
     diverged: dict[str, str] = {}
     for address, training in planned.everything().items():
+        lost = [diverged[each.address] for each in training.requires() if each.address in diverged]
         try:
-            training.finish()
+            if not lost:
+                training.finish()
         except FloatingPointError as error:
-            diverged[address] = str(error)
+            lost = [str(error)]
+        if lost:
+            diverged[address] = lost[0]
     for measurement in planned.measurements:  # a baseline is measured at all layers in one call
         if measurement.training.address not in diverged:
             measurement.finish()

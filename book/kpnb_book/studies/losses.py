@@ -261,9 +261,8 @@ class LossesEvidence(Evidence):
     def diverged(self, one: OneNetwork, why: str) -> Rows:
         """As of all studies; its accuracy is that of guessing."""
         found = super().diverged(one, why)
-        guessing = 1 / len(one.study.train.classes)
-        known = trained_columns(one.training)
-        return replace(found, networks=found.networks.assign(accuracy=guessing, **known))
+        known = trained_columns(one.training) | {"accuracy": guessing(one.study)}
+        return replace(found, networks=found.networks.assign(**known))
 
     def outdated(self, results: Results) -> list[str]:
         """As for all studies; and students that would be trained differently today."""
@@ -309,6 +308,11 @@ def accuracy(network: Training) -> float:
     to seed.
     """
     return fmean(entry["test_accuracy"] for entry in network.log[1:][-STEADY:])
+
+
+def guessing(study: Study) -> float:
+    """The accuracy that comes of it."""
+    return 1 / len(study.train.classes)
 
 
 def trained_columns(training: Training) -> dict[str, float]:

@@ -80,11 +80,16 @@ def without_numbers(one: OneNetwork, why: str) -> Rows:
 
 
 def shorter_path(one: OneNetwork) -> float | None:
-    """Length of the shorter path of student and baseline; None for another network."""
+    """Length of the shorter path of student and baseline; None for another network, and where the
+    student's training diverged.
+    """
     if one.role not in ("student", "baseline"):
         return None
     pair = one.study.student(one.layer, one.seed), one.study.baseline(one.seed)
-    return min(distance(one.study, training, one.layer)[-1].item() for training in pair)
+    try:
+        return min(distance(one.study, training, one.layer)[-1].item() for training in pair)
+    except FloatingPointError:
+        return None
 
 
 def scores(one: OneNetwork) -> dict[str, float]:

@@ -80,6 +80,11 @@ def finished(taught: Stored) -> bool:
     return len(taught.stated) > 1 and wanted <= taught.complete
 
 
+def controls_finished(taught: Stored) -> bool:
+    """Whether the students of untrained teachers have all seeds too."""
+    return finished(taught) and {*LOSSES_EVIDENCE.roles} <= taught.complete
+
+
 def by_network(taught: Stored) -> pd.DataFrame:
     """A row for each seed, layer and network: its accuracy, and means over the samples of the six
     metrics, of the share of its path ("share") and of ``OVERLAP``; undefined where its training
@@ -144,7 +149,7 @@ def ranking(
     Whether they share more with the teacher beyond place than another network does ("more"), and
     whether they are more accurate ("gain"), is tested by Student's t. The p of each question
     ("gain_p") is corrected for the number of students (Holm); "gain_said" is "yes", "no: less" or
-    "not clear".
+    "not clear", as "more_said" is where a seed has no points.
 
     against   "baseline", or "untrained": the same student of the untrained teacher
     """
@@ -155,7 +160,10 @@ def ranking(
         row = {"loss": loss, "seeds": found["more"].count(), **found.mean()}
         for name in ("shared", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
-        rows.append(row | {f"{name}_p": no_difference(found[name]) for name in JUDGED})
+        row |= {f"{name}_p": no_difference(found[name]) for name in JUDGED}
+        if found["more"].isna().any():  # the training of a seed diverged, or has no points
+            row["more_p"] = np.nan
+        rows.append(row)
     every = pd.DataFrame(rows)
     for name in JUDGED:
         every[f"{name}_p"] = holm_values(every[f"{name}_p"], len(every))
@@ -186,6 +194,7 @@ def leading(taught: Stored, name: str) -> list[str]:
     """
     table = by_network(taught)
     found = pd.DataFrame({loss: compared(table, loss)[name] for loss in taught_by(taught)})
+    found = found.dropna(axis=1)  # without what has no points in some seed
     first, *others = found.mean().sort_values(ascending=False, kind="stable").index
     pairs = list(combinations([first, *others], 2))  # those with the first come first
     p = holm_values([no_difference(found[one] - found[two]) for one, two in pairs], len(pairs))

@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -152,6 +151,12 @@ class TransformerEvidence(Evidence):
             return one.training
         return one.study.head(one.layer, one.seed, one.training)
 
+    def diverged(self, one: OneNetwork, why: str) -> Rows:
+        """As of all studies; its accuracy, where it has one, is that of guessing."""
+        found, has_one = super().diverged(one, why), self.whole(one).objective.labels > 0
+        accuracy = losses.guessing(one.study) if has_one else math.nan
+        return replace(found, networks=found.networks.assign(accuracy=accuracy))
+
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
         last = [last_epoch(study, each.training) for each in plan.measurements]
@@ -219,8 +224,13 @@ def by_layer(study: Study, training: Training) -> dict[str, float]:
         of_samples = contrasts(study, values["entropy"][0], layer)
         means = {name: of_samples[f"{layer} {name}"] for name in MEASURES}
         means |= {name: values[name].flatten().tolist() for name in ("linearity", "error")}
-        found |= {f"{layer} {name}": float(np.nanmean(each)) for name, each in means.items()}
+        found |= {f"{layer} {name}": _mean(each) for name, each in means.items()}
     return found
+
+
+def _mean(values: list[float]) -> float:
+    """That of what is defined; NaN of nothing."""
+    return torch.tensor(values, dtype=torch.float64).nanmean().item()
 
 
 def contrasts(study: Study, H: Tensor, prefix: str) -> dict[str, list[float]]:
@@ -437,11 +447,7 @@ def accuracy(study: Study, role: str, layer: str, seed: int, training: Training)
     """Held-out accuracy, of the student by features with its head; NaN for its control, which has
     none.
     """
-    if role == "student":
-        training = study.head(layer, seed)
-    elif not training.objective.labels:
-        return math.nan
-    return study.scores(training)["accuracy"]
+    return losses.accuracy(study.head(layer, seed) if role == "student" else training)
 
 
 def own_table(study: Study, seed: int, students: Iterable[str] | None = None) -> pd.DataFrame:
