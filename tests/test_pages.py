@@ -164,6 +164,8 @@ FRAME = """limit => new Promise(done => {
 })"""
 # what a page keeps for the next one; a blank page may keep nothing
 FORGET = "() => { try { localStorage.clear(); sessionStorage.clear(); } catch { } }"
+# the theme scrolls slowly, and a click waits for it
+AT_ONCE = "() => { document.documentElement.style.scrollBehavior = 'auto' }"
 # the theme waits 300 ms after a change of width
 SETTLED = "() => new Promise(done => setTimeout(done, 400))"
 
@@ -318,6 +320,7 @@ def visit(page: Page, address: str, site: Path, name: str) -> Visit:
     page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
     draw(page)
     page.evaluate(SETTLED)
+    page.evaluate(AT_ONCE)
     seen.wide += page.evaluate(WIDE)
     seen.barriers += barriers(page, "dark", DEPEND_ON_LOOK)
     seen.views, seen.lone = page.locator(".kpnb-view").count(), page.evaluate(LONE)
