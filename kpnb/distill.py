@@ -192,7 +192,8 @@ def train(
                 network's own output, which labels and softened outputs look at
     teacher_select   the same for the teacher's layers; None: as ``select``
     folder      where checkpoints are kept, and found again: a training goes on after the last
-                intact one. None: a temporary folder
+                intact one. Of the data only their number is compared, since noise may be added to
+                them: another folder for others. None: a temporary folder
     test        held-out samples, on which accuracy and feature error are taken after every epoch
 
     Of a module that runs several times in a pass, ``"relu:1"`` is the second run.

@@ -153,8 +153,8 @@ def knowledge_points(
 
 @dataclass(frozen=True)
 class Summary:
-    """A mean over the images for which a value is defined, and how many there were of either
-    kind.
+    """The ``mean`` over the images for which a value is ``defined``, and how many there were of
+    these and of ``undefined`` ones.
     """
 
     mean: float

@@ -345,7 +345,7 @@ def compare(
     these two trainings.
 
     seed    of the bootstrap over images and of the sign flips
-    delta   as in ``judge``
+    delta   by metric, a difference that is too small to matter; without it none is negligible
 
     Raises ``ValueError`` for trajectories that were measured on other inputs, at another layer or
     otherwise.
@@ -370,7 +370,7 @@ def compare_seeds(
                 interval cannot leave the range of the seeds' means, so where seeds are what
                 matters, three of them cover the truth 3 times in 4
     seed        of the bootstrap and of the sign flips; Student's t has none
-    delta       as in ``judge``
+    delta       by metric, a difference that is too small to matter; without it none is negligible
 
     With one seed only the images can be allowed for. Raises ``ValueError`` for what is no list of
     lists of pairs, and for seeds with other images, layers or settings than the first.

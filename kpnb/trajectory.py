@@ -180,6 +180,8 @@ class Recorder:
         if self.resume and not self._epochs and self._take_up(weights):
             self._before = now
             return
+        if self._artefacts is not None and not (self.resume or self._epochs):
+            self._tell_what_is_replaced()
         name, item = self._measure(weights)
         found = _results(item)
         self.layers = list(found)  # without those that cannot be measured, which was said
@@ -192,6 +194,16 @@ class Recorder:
         self._measured.append(found)
         self._epochs = epochs
         self._before = now
+
+    def _tell_what_is_replaced(self) -> None:
+        """Log that another training was recorded in the folder, whose list of epochs ends here."""
+        known = self._artefacts.info("recorder")
+        if known is not None:
+            log.warning(
+                "%s has %d recorded epochs, whose list is replaced: resume=True goes on after them",
+                self._artefacts.path,
+                len(known["epochs"]),
+            )
 
     def _keep(self, told: Mapping[str, Any]) -> None:
         """Write the list of epochs that the training can go on after."""
@@ -374,6 +386,9 @@ def _results(item: Item) -> dict[str, Entropy]:
 
 class _OfCheckpoints(Recorder):
     """Checkpoints that are loaded one after the other: no training, which may go on later."""
+
+    def _tell_what_is_replaced(self) -> None:
+        """Nothing is."""
 
     def _keep(self, told: Mapping[str, Any]) -> None:
         """Nothing to go on after."""

@@ -75,6 +75,7 @@ def test_lists_examples_and_signs():
                  and more
         entry, long_one   both ``a | b``
         options1 fills it
+        options, x   a name with a blank where the column begins
         """
 
     kept = reference.markdown(measured).split("\n\n")
@@ -84,6 +85,7 @@ def test_lists_examples_and_signs():
         "`x`\n: `[N, *]` numbers and more",
         "`entry, long_one`\n: both `a | b`",
         "`options1`\n: fills it",
+        "`options, x`\n: a name with a blank where the column begins",
     ]
     call = "measured(x, long_one, entry=3, *, forward=print, **options)"
     assert reference.called("measured", measured) == call

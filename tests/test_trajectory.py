@@ -590,6 +590,16 @@ def test_a_list_of_epochs_of_an_older_form_is_told(tmp_path):
         recorder.epoch()
 
 
+def test_a_recording_that_is_replaced_is_told(tmp_path, caplog):
+    model = recorded_with_schedule(tmp_path)
+    kpnb.trajectory(net(), [net(0), net(1)], X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    assert not caplog.messages
+    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    recorder.epoch()
+    (said,) = caplog.messages
+    assert "has 2 recorded epochs, whose list is replaced: resume=True goes on" in said
+
+
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):
     model = net()
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", **CHEAP)

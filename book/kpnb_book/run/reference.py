@@ -16,9 +16,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "foreground_units",
     ),
     "Knowledge points and the six metrics": (
-        "knowledge_points", "KnowledgePoints", "summarise", "six_metrics", "Metrics", "Choices",
-        "weight_distance", "learning_distance", "d_mean_var", "detour_ratio",
-        "points:background_level",
+        "knowledge_points", "KnowledgePoints", "summarise", "points:Summary", "six_metrics",
+        "Metrics", "Choices", "weight_distance", "learning_distance", "d_mean_var",
+        "detour_ratio", "points:background_level",
     ),
     "Over a training": (
         "trajectory", "Trajectory", "Recorder", "load_weights", "checkpoint_files:in_order",
@@ -138,8 +138,7 @@ def entries(lines: list[str]) -> Iterator[tuple[str, str]]:
             if name:
                 yield name, " ".join(words)
             apart = ENTRY.fullmatch(line)
-            in_column = len(line) > column and line[column - 1] == " "
-            cut = column if in_column else apart.start(2)
+            cut = max(column, apart.start(2)) if apart else column
             name, words, line = line[:cut].strip(), [], line[cut:]
         words.append(line.strip())
     yield name, " ".join(words)
