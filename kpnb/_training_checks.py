@@ -9,11 +9,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from kpnb._learner import Learner, NetworkInput, batch_norms, batches, seeded
-from kpnb._models import check_model
+from kpnb._learner import Learner, NetworkInput, Select, batch_norms, batches, seeded
+from kpnb._models import check_model, private_copy
 from kpnb.checkpoints import Checkpoints, copied, digest, with_prefix
+from kpnb.features import capture
 from kpnb.losses import TrainingObjective
 from kpnb.schedule import Schedule
+
+ROUNDING = {"single": 5e-3, "bf16": 0.05}
+"""How far a network's outputs may be apart, in proportion to themselves: on a card with TF32, and
+from its own in bfloat16.
+"""
 
 if TYPE_CHECKING:
     from kpnb.distill import Data
@@ -105,13 +111,54 @@ def check_same_training(
     settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name in {**known, **settings} if known else ():
         if known.get(name) != settings.get(name):
-            raise ValueError(
-                f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}: choose "
-                "another folder"
-            )
+            found = f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}"
+            if name == "data":  # of which there are digests
+                found = f"{other}, of other inputs or labels"
+            raise ValueError(f"{found}: choose another folder")
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
         raise ValueError(f"{other}, which started from other weights: choose another folder")
+
+
+def named_outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by layer under names that an artefact may have."""
+    return {f"output {name}": value for name, value in outputs.items()}
+
+
+@torch.no_grad()
+def check_same_function(
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    data: "Data",
+    objective: TrainingObjective,
+    select: Select,
+) -> None:
+    """Raise ValueError when the folder has a training of a network that, with these very weights,
+    made something else of the first two samples: with another activation, say.
+    """
+    known = checkpoints.artefacts.read("training")
+    if known is None or "data" not in known.info or len(checkpoints.missing()) > checkpoints.epochs:
+        return
+    x, _ = first_samples(data, 2, str(next(model.parameters(), torch.empty(0)).device))
+    with seeded(0):
+        found = capture(private_copy(model).eval(), x, objective.looks_at, select=select)
+    rounding = ROUNDING["bf16" if known.info["schedule"].get("bf16") else "single"]
+    for name, now in named_outputs(found).items():
+        then = known.tensors.get(name)
+        if then is not None and not same_outputs(now.cpu(), then, rounding):
+            raise ValueError(
+                f"{checkpoints.artefacts.path} holds the training of a network that computed "
+                f"something else from the same weights (of the first samples, at "
+                f"{name.removeprefix('output ') or 'its output'!r}): choose another folder"
+            )
+
+
+def same_outputs(one: Tensor, two: Tensor, rounding: float) -> bool:
+    """Whether they are equal but for ``rounding``, in proportion to themselves."""
+    if one.shape != two.shape:
+        return False
+    one, two = (each.double().nan_to_num() for each in (one, two))
+    return bool((one - two).norm() <= rounding * two.norm())
 
 
 def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

@@ -17,6 +17,7 @@ from kpnb.weights import (
     NUMBER,
     Source,
     expanded,
+    is_state,
     looked_in,
     lying_in,
     patterns_in,
@@ -66,7 +67,7 @@ def in_order(
         files = _without_our_own(map(Path, names))
         if not files:
             raise FileNotFoundError(f"no checkpoints match {pattern}{looked_in(pattern)}")
-        found += _natural(files, pattern)
+        found += _natural(files, pattern, first=not found)
     if len(found) < 2:
         raise ValueError(
             f"{len(found)} checkpoint(s); the metrics need the untrained network and at least one "
@@ -122,8 +123,11 @@ def _suggested(checkpoints: object) -> str:
     return f"; is it the pattern {patterns[0]!r}?" if patterns else ""
 
 
-def _natural(files: list[Path], pattern: str) -> list[Path]:
-    """Files in the order of the numbers in their names, which must be all they differ in."""
+def _natural(files: list[Path], pattern: str, first: bool = True) -> list[Path]:
+    """Files in the order of the numbers in their names, which must be all they differ in.
+
+    ``first`` says whether the first of them is taken as epoch 0.
+    """
     kinds: dict[str, str] = {}
     for path in files:
         kinds.setdefault(NUMBER.sub("#", str(path)), str(path))
@@ -144,7 +148,8 @@ def _natural(files: list[Path], pattern: str) -> list[Path]:
             f"({listed([str(path) for path in ordered], 3)}), so it is not known which of them "
             "counts epochs: narrow the pattern, or give a list, epoch 0 first"
         )
-    _tell_gaps([rows[place] for place in places], pattern)
+    if first:
+        _tell_gaps([rows[place] for place in places], pattern)
     return ordered
 
 
@@ -212,7 +217,7 @@ def _check_not_shared(sources: Sequence[Checkpoint], entry: str | None) -> None:
     """``ValueError`` for networks and state dicts that are the same tensors in memory."""
     seen: dict[frozenset[int], int] = {}
     for number, source in enumerate(sources):
-        places = _places(source, entry)
+        places = _places(source, where_in(source, entry, None)[0])
         if places and places in seen:
             raise ValueError(
                 f"checkpoints {seen[places]} and {number} are the same tensors in memory: "
@@ -220,6 +225,21 @@ def _check_not_shared(sources: Sequence[Checkpoint], entry: str | None) -> None:
                 "before the first is measured; keep copy.deepcopy(model.state_dict())"
             )
         seen[places] = number
+
+
+def where_in(
+    source: Source, entry: str | None, prefix: str | None
+) -> tuple[str | None, str | None]:
+    """Which of ``entry`` and ``prefix`` hold for a source: both for files; for a network or a state
+    dict in memory, as an untrained one before the files of its training, what there is of them.
+    """
+    if isinstance(source, str | os.PathLike):
+        return entry, prefix
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    if not is_state(state):
+        return entry, prefix
+    named = prefix is not None and any(name.startswith(prefix) for name in state)
+    return None, prefix if named else None
 
 
 def _places(source: Checkpoint, entry: str | None) -> frozenset[int]:

@@ -37,14 +37,17 @@ from kpnb._memory import fitting
 from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._progress import Progress
+from kpnb._signature import digest_of
 from kpnb._tensors import as_tensor, described, moved
 from kpnb._training_checks import (
     check_arguments,
     check_batch_of_one,
+    check_same_function,
     check_same_training,
     check_samples_first,
     check_shapes,
     first_samples,
+    named_outputs,
     what_determines,
 )
 from kpnb.checkpoints import Artefacts, Checkpoints
@@ -93,6 +96,11 @@ class TensorData:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Inputs and labels by name."""
+        x = self.x if isinstance(self.x, Mapping) else {"": self.x}
+        return {f"x.{name}": value for name, value in x.items()} | {"y": self.y}
 
     def batch(self, index: Tensor, device: str = "cpu") -> tuple[NetworkInput, Tensor]:
         """The samples ``index``."""
@@ -192,8 +200,10 @@ def train(
                 network's own output, which labels and softened outputs look at
     teacher_select   the same for the teacher's layers; None: as ``select``
     folder      where checkpoints are kept, and found again: a training goes on after the last
-                intact one. Of the data only their number is compared, since noise may be added to
-                them: another folder for others. None: a temporary folder
+                intact one, if settings, weights, data and what the network makes of the first two
+                samples are as they were. Of data that are no ``TensorData`` only the number is
+                compared, since noise may be added to them: another folder for others. None: a
+                temporary folder
     test        held-out samples, on which accuracy and feature error are taken after every epoch
 
     Of a module that runs several times in a pass, ``"relu:1"`` is the second run.
@@ -217,9 +227,12 @@ def train(
     settings = {}
     if not checkpoints.artefacts.identity:  # which says itself what belongs there
         settings = what_determines(data, schedule, objective, teacher, test)
+        if isinstance(data, TensorData):  # others may add noise to their samples
+            settings["data"] = digest_of(data.tensors())
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
         check_same_training(checkpoints, model, settings)
+        check_same_function(checkpoints, model, data, objective, select)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
             check_same_training(checkpoints, model, settings)  # another process may have begun one
@@ -273,9 +286,9 @@ def compute(
     """Compute the ``missing`` epochs in order, each from the one before it, and write them."""
     sets = [data] if test is None or len(test) == 0 else [data, test]
     samples, *held_out = with_targets(sets, answers, learner)
-    prepare(learner, samples)
+    outputs = prepare(learner, samples)
     if settings and len(missing) > checkpoints.epochs:  # what a failed start said counts no more
-        checkpoints.artefacts.write("training", {}, settings, seconds=0.0)
+        checkpoints.artefacts.write("training", named_outputs(outputs), settings, seconds=0.0)
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
@@ -285,9 +298,9 @@ def compute(
             checkpoints.write(epoch, learner.tensors(), entry)
 
 
-def prepare(learner: Learner, samples: Samples) -> None:
+def prepare(learner: Learner, samples: Samples) -> dict[str, Tensor]:
     """Take from the teacher what the loss needs, and raise ValueError for what would fail in the
-    middle of an epoch.
+    middle of an epoch. Returns what the learner makes of the first two samples, by layer.
     """
     if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
         raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
@@ -306,6 +319,7 @@ def prepare(learner: Learner, samples: Samples) -> None:
         learner.add_helpers(outputs, targets)
         with torch.no_grad():
             learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
+    return outputs
 
 
 def run_epoch(

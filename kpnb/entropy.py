@@ -287,6 +287,11 @@ def read_measurement(options: Mapping[str, Any], *beside: str) -> Measurement:
     """
     known = list(vars(Measurement()))
     for name in options:
+        if name in Options.__annotations__ and name not in known:
+            raise TypeError(
+                f"{name} is an option of kpnb.entropy alone: over a training the first network is "
+                "looked at, and what cannot be measured is NaN, and said"
+            )
         if name not in known:
             raise TypeError(unknown("option", name, [*known, *beside]))
     return Measurement(**options)

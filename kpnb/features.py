@@ -252,7 +252,9 @@ def _name_mismatch(error: Exception, model: nn.Module, x: Any) -> None:
     given = {str(name): value for name, value in parts.items() if isinstance(value, Tensor)}
     own = {p.dtype for p in model.parameters() if p.is_floating_point()}
     foreign = [name for name, value in given.items() if own and value.dtype not in own]
-    foreign.sort(key=lambda name: not given[name].is_floating_point())  # integers may be token ids
+    foreign.sort(key=lambda name: not given[name].is_floating_point())
+    if isinstance(x, Mapping):  # whose integers are token ids, masks, positions
+        foreign = [name for name in foreign if given[name].is_floating_point()]
     if foreign and isinstance(error, RuntimeError) and re.search(r"\b(d?type|half)", str(error)):
         name = foreign[0]
         wanted = str(next(iter(own)))

@@ -6,6 +6,7 @@ network. An interval over the images of one training knows nothing of the second
 it need not hold for the next training.
 """
 
+import logging
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from kpnb._messages import not_negative, one_of
 from kpnb.metrics import BETTER, Metrics
 from kpnb.trajectory import Trajectory
 from kpnb.weights import bare_name
+
+log = logging.getLogger(__name__)
 
 LEVEL = 0.05
 MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
@@ -415,6 +418,14 @@ def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
             f"student and baseline were measured differently ({', '.join(differ)}): only the same "
             "layer, inputs and settings can be compared. Where a layer only goes by two names, "
             "compare student.metrics() and baseline.metrics()"
+        )
+    one, other = (len(found.entropy) - 1 for found in (student, baseline))
+    if one != other:
+        log.warning(
+            "the student was followed over %d epochs, the baseline over %d: D_mean, D_var and rho "
+            "depend on how many there are",
+            one,
+            other,
         )
 
 

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
 from typing import Any, Unpack
 
@@ -24,7 +25,7 @@ from kpnb._signature import (
     signatures,
 )
 from kpnb._tensors import as_tensor, described
-from kpnb.checkpoint_files import Checkpoint, in_order
+from kpnb.checkpoint_files import Checkpoint, in_order, where_in
 from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.entropy import TENSORS, Entropy, HowMeasured, entropy, read_measurement, undefined
 from kpnb.features import layer_names
@@ -190,7 +191,7 @@ class Recorder:
         entry["tensors"] = digest_of(item.tensors)
         epochs = [*self._epochs, entry]
         if self._artefacts is not None:
-            self._keep({"epochs": epochs})
+            self._keep({"epochs": epochs, "settings": self._settings()})
         self._measured.append(found)
         self._epochs = epochs
         self._before = now
@@ -247,17 +248,18 @@ class Recorder:
         """
         if self._artefacts is None:
             return "", Item(*self._entropy())
+        signatures = cache(lambda *layers: self._signatures(layers))  # the weights stay
         for number in count():
             name = f"{self._name(weights)}-{number}"
             item = self._artefacts.read(name)
             if item is None:
                 break
-            if self._still_computes(item):
+            if _is_of_function(item, signatures(*item.info)):
                 if [*item.info] == self.layers:
                     return name, item
                 break  # a layer that was left out is tried again
         tensors, settings = self._entropy()
-        tensors |= self._signatures(settings)
+        tensors |= signatures(*settings)
         return name, self._artefacts.write(name, tensors, settings, 0.0)
 
     def _entropy(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -286,13 +288,16 @@ class Recorder:
 
     def _still_computes(self, item: Item) -> bool:
         """Whether the model has the features of which the entropies in an artefact are."""
-        now = self._signatures(item.info)
-        return all(same_function(item.tensors[name], value) for name, value in now.items())
+        return _is_of_function(item, self._signatures(item.info))
 
     def _name(self, weights: str) -> str:
         """How the names of artefacts begin that are of the model with these weights."""
+        return f"entropy-{digest([self._settings(), weights])[:24]}"
+
+    def _settings(self) -> dict[str, Any]:
+        """What an entropy depends on beside the model, ready for JSON."""
         how = self.options
-        settings = {
+        return {
             "kpnb": __version__,
             "input": self._input,
             "layers": self._asked,
@@ -305,7 +310,6 @@ class Recorder:
             "select": repr(how.select),
             "batch_dim": repr(how.batch_dim),
         }
-        return f"entropy-{digest([settings, weights])[:24]}"
 
     def _take_up(self, weights: str) -> bool:
         """Whether epochs recorded before lead to these weights; they are then taken over."""
@@ -325,11 +329,22 @@ class Recorder:
                 "weights are those of none: load a checkpoint of that training first, or choose "
                 "another folder"
             )
+        now, then = self._settings(), item.info.get("settings")
+        if then is None:
+            raise ValueError(
+                f"the epochs in {self._artefacts.path} were recorded by an older kpnb: start again "
+                "with another folder"
+            )
+        if changed := [name for name in now if now[name] != then.get(name)]:
+            raise ValueError(
+                f"the epochs in {self._artefacts.path} were recorded with other settings "
+                f"({listed(changed)}): give those again, or start again with another folder"
+            )
         items = [self._artefacts.read(entry["name"]) for entry in epochs[: known[-1]]]
         if not all(map(self._is_as_recorded, items, epochs)):
             raise ValueError(
-                f"an epoch recorded in {self._artefacts.path} is damaged or was measured with "
-                "other settings: start again with another folder"
+                f"an epoch recorded in {self._artefacts.path} is damaged: start again with another "
+                "folder"
             )
         same = [count for count in known if self._still_computes(items[count - 1])]
         if not same:
@@ -374,6 +389,11 @@ def _region(region: Any, shape: tuple[int, int]) -> Tensor:
     return region.cpu()
 
 
+def _is_of_function(item: Item, signatures: Mapping[str, Tensor]) -> bool:
+    """Whether the entropies in an artefact are of the function with these ``signatures``."""
+    return all(same_function(item.tensors[name], value) for name, value in signatures.items())
+
+
 def _results(item: Item) -> dict[str, Entropy]:
     """The entropies by layer that an artefact holds."""
     return {
@@ -406,6 +426,7 @@ def trajectory(
     entry: str | None = None,
     prefix: str | None = None,
     folder: str | os.PathLike[str] | None = None,
+    progress: bool = True,
     **options: Unpack[HowMeasured],
 ) -> Trajectory | dict[str, Trajectory]:
     """What a network knew in each of its checkpoints, and so the six metrics (Eq. 5-9).
@@ -425,11 +446,13 @@ def trajectory(
     layer       dotted name of a module; several are measured together and come back by name
     background  bool ``[N, n]``, default everything else
     choices     threshold b and where else the paper can be read in two ways
-    entry, prefix   see ``load_weights``
+    entry, prefix   see ``load_weights``; a state dict in memory that has neither, such as the
+                untrained network's in front of files, is taken as it is
     folder      keep what was measured there; it is not measured again for the same weights, input,
                 layer and settings, where the network still computes the same features (one pass of
                 each sample under noise tells, to within rounding). What changes derivatives alone,
                 such as ``detach``, is not seen: take another folder then
+    progress    show it
 
     Everything else is as in ``entropy``, with the same defaults: ``units``, ``solver``,
     ``objective``, ``scale``, ``perturb``, ``shared``, ``forward``, ``select``, ``batch_dim``,
@@ -440,7 +463,7 @@ def trajectory(
     there before anything is measured; ``ValueError`` for fewer than two checkpoints and for
     patterns whose files have no one order; ``TypeError`` for an option that does not exist.
     """
-    read_measurement(options, "choices", "background", "entry", "prefix", "folder")
+    read_measurement(options, "choices", "background", "entry", "prefix", "folder", "progress")
     check_model(model)
     sources = in_order(checkpoints, entry)
     recorder = _OfCheckpoints(
@@ -453,19 +476,25 @@ def trajectory(
         folder=folder,
         **options,
     )
-    _replay(recorder, sources, entry, prefix)
+    _replay(recorder, sources, entry, prefix, progress)
     return recorder.trajectory()
 
 
 def _replay(
-    recorder: Recorder, sources: Sequence[Checkpoint], entry: str | None, prefix: str | None
+    recorder: Recorder,
+    sources: Sequence[Checkpoint],
+    entry: str | None,
+    prefix: str | None,
+    progress: bool,
 ) -> None:
     """Load one checkpoint after the other into the recorder's model, and record it."""
     said: set[str] = set()
-    with Progress(len(sources), f"entropy at {listed(recorder.layers)}", "checkpoint") as bar:
+    what = f"entropy at {listed(recorder.layers)}"
+    with Progress(len(sources), what, "checkpoint", hidden=not progress) as bar:
         for number, source in enumerate(sources):
             try:
-                notes = loaded(recorder.model, _resolved(source), entry, prefix)
+                weights = _resolved(source)
+                notes = loaded(recorder.model, weights, *where_in(weights, entry, prefix))
                 recorder.epoch()
             except Exception as error:
                 what = source if isinstance(source, str | os.PathLike) else type(source).__name__

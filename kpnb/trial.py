@@ -128,7 +128,7 @@ def _noted_features(
     """``_features``; an error of the model's own says how its inputs were cut."""
     try:
         return _features(perturbation, shown, layers, runs)
-    except Exception as error:
+    except (RuntimeError, ValueError, IndexError) as error:  # what sizes that do not fit raise
         if guessed := _guessed(perturbation.inputs):
             error.add_note(_rows_of(guessed))
         raise

@@ -249,7 +249,7 @@ def _reason(path: Path, error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _is_state(value: object) -> bool:
+def is_state(value: object) -> bool:
     """Whether ``value`` maps names to tensors, but for extra state, which may be anything."""
     if not isinstance(value, Mapping) or not value:
         return False
@@ -260,7 +260,7 @@ def _is_state(value: object) -> bool:
 
 def _state_dicts(content: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
     """State dicts by their dotted place in a checkpoint, at most two levels down."""
-    if _is_state(content):
+    if is_state(content):
         return {"": dict(content)}
     found = _nested(content, "", 2)
     if found:
@@ -274,7 +274,7 @@ def _nested(content: Mapping[Any, Any], place: str, depth: int) -> dict[str, dic
     for name, value in content.items():
         if not isinstance(value, Mapping) or str(name).startswith("optim"):
             continue
-        if _is_state(value):
+        if is_state(value):
             found[f"{place}{name}"] = dict(value)
         elif depth > 1:
             found |= _nested(value, f"{place}{name}.", depth - 1)

@@ -342,6 +342,29 @@ def test_nan_in_an_input_is_the_inputs_whatever_dead_says(dead):
         entropy(Asked(), asked, "f", units=GRID, perturb="image", dead=dead)
 
 
+class Masked(nn.Module):
+    """A network that wants its mask to be bool, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = small_net().double()
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        if mask.dtype != torch.bool:
+            raise RuntimeError("expected the mask to have dtype bool")
+        return self.body(image)
+
+
+def test_an_integer_beside_the_input_does_not_hide_the_models_own_error():
+    given = {"image": images(), "mask": torch.ones(4, 3, dtype=torch.int64)}
+    with pytest.raises(RuntimeError, match="expected the mask to have dtype bool"):
+        entropy(Masked(), given, "body.8", units=GRID, perturb="image")
+    given["image"] = images().float()
+    given["mask"] = given["mask"].bool()
+    with pytest.raises(ValueError, match=r"computes in torch\.float64, the input 'image' is"):
+        entropy(Masked(), given, "body.8", units=GRID, perturb="image")
+
+
 def test_a_models_own_error_says_what_it_was_called_with():
     with pytest.raises(RuntimeError, match="to have 3 channels") as raised:
         entropy(small_net().double(), images()[:, :1], "8", units=GRID)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -745,6 +746,39 @@ def test_a_folder_with_another_training_is_refused(tmp_path: Path):
     distill.student(network(), network(1), "3", data, Schedule(epochs=1), folder=taught)
     with pytest.raises(ValueError, match="holds another training, whose teacher is"):
         distill.student(network(), network(2), "3", data, Schedule(epochs=2), folder=taught)
+
+
+@pytest.mark.parametrize("of", ["x", "y"])
+def test_a_folder_with_the_training_on_other_data_is_refused(of, tmp_path: Path):
+    data = points()
+    distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
+    changed = {"x": data.x.clone(), "y": data.y.clone()}
+    changed[of][-1] = 2 - changed[of][-1]
+    with pytest.raises(ValueError, match="another training, of other inputs or labels: choose"):
+        distill.baseline(network(), TensorData(**changed), Schedule(epochs=2), folder=tmp_path)
+    longer = distill.baseline(network(), points(), Schedule(epochs=2), folder=tmp_path)
+    assert longer.epochs == 2
+
+
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU(0.1), nn.ReLU(), nn.ReLU6()])
+@pytest.mark.parametrize("epochs", [1, 2], ids=["finished", "to be gone on with"])
+def test_a_folder_with_the_training_of_another_function_is_refused(
+    activation, epochs, tmp_path: Path
+):
+    """Whose weights are the same: ReLU6 is the one before, where nothing gets as high as 6."""
+    data = points()
+    distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
+    other = network()
+    places = [i for i, module in enumerate(other) if isinstance(module, nn.ReLU)]
+    for place in places:
+        other[place] = activation
+    assert places
+    train = partial(distill.baseline, other, data, Schedule(epochs=epochs), folder=tmp_path)
+    if isinstance(activation, nn.ReLU | nn.ReLU6):
+        assert train().epochs == epochs
+    else:
+        with pytest.raises(ValueError, match="computed something else from the same weights"):
+            train()
 
 
 def test_a_call_that_failed_beforehand_does_not_claim_its_folder(tmp_path: Path):

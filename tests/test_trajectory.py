@@ -413,11 +413,11 @@ def test_a_network_whose_attributes_the_training_changes_is_recorded_further(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "damaged or was measured with other settings"),
-        ({"scale": 2.0}, "damaged or was measured with other settings"),
-        ({"x": X + 1}, "damaged or was measured with other settings"),
-        ({"layer": "5"}, "damaged or was measured with other settings"),
-        ({"damaged": "entropy-*.safetensors"}, "damaged or was measured with other settings"),
+        ({"seed": 1}, r"with other settings \(seed\): give those again"),
+        ({"scale": 2.0}, r"with other settings \(scale\)"),
+        ({"x": X + 1}, r"with other settings \(input\)"),
+        ({"layer": "5", "solver": kpnb.Stochastic()}, r"other settings \(layers, solver\)"),
+        ({"damaged": "entropy-*.safetensors"}, "an epoch recorded in .* is damaged"),
         ({"forward": lambda model, x: model(2 * x)}, "epoch 1 the model computes something else"),
         ({"activation": nn.GELU()}, "epoch 1 the model computes something else"),
     ],
@@ -583,10 +583,9 @@ def test_a_list_of_epochs_of_an_older_form_is_told(tmp_path):
     model = recorded_with_schedule(tmp_path)
     artefacts = Artefacts(tmp_path)
     epochs = artefacts.read("recorder").info["epochs"]
-    older = [{k: v for k, v in entry.items() if k != "tensors"} for entry in epochs]
-    artefacts.write("recorder", {}, {"epochs": older}, 0.0)
+    artefacts.write("recorder", {}, {"epochs": epochs}, 0.0)
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
-    with pytest.raises(ValueError, match="measured with other settings"):
+    with pytest.raises(ValueError, match="recorded by an older kpnb: start again"):
         recorder.epoch()
 
 
@@ -743,6 +742,7 @@ def test_one_bar_counts_checkpoints_and_a_recorder_shows_none(trained, bars):
         kpnb.trajectory(net(3), [states[0], {"a": X}], X, FOREGROUND, "8", **CHEAP)
     assert [(bar.steps, bar.closed) for bar in bars] == [([1], True)]
     bars.clear()
+    kpnb.trajectory(net(3), states, X, FOREGROUND, "8", progress=False, **CHEAP)
     recorder = kpnb.Recorder(net(), X, FOREGROUND, "8", **CHEAP)
     recorder.epoch()
     assert not bars
@@ -1405,7 +1405,8 @@ def test_regions_and_inputs_may_be_arrays(trained):
         ({"choices": 0.2}, TypeError, r"choices are kpnb\.Choices"),
         ({"sclae": 2.0}, TypeError, "unknown option 'sclae'; did you mean 'scale'"),
         ({"foldr": "kept"}, TypeError, "unknown option 'foldr'; did you mean 'folder'"),
-        ({"dead": "nan"}, TypeError, "unknown option 'dead'"),
+        ({"dead": "nan"}, TypeError, "dead is an option of kpnb.entropy alone"),
+        ({"check": False}, TypeError, "check is an option of kpnb.entropy alone"),
     ],
 )
 def test_arguments_of_another_kind_are_named(change, error, message):
@@ -1598,6 +1599,43 @@ def test_numbers_of_files_that_are_no_epochs_are_told(numbers, told, tmp_path, c
     else:
         assert f"have the numbers {told}, taken as epochs 0 to 2" in caplog.text
         assert "the first counts as the untrained network" in caplog.text
+
+
+def test_numbers_behind_an_untrained_network_are_no_epochs(tmp_path, caplog):
+    for number in (1, 3, 9):
+        (tmp_path / f"epoch-{number}.pt").touch()
+    assert len(in_order([net().state_dict(), str(tmp_path / "epoch-*.pt")])) == 4
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["entry", "prefix"])
+def test_an_untrained_network_in_memory_has_no_entry(inside, trained, tmp_path):
+    """Entry and prefix are those of the files behind it."""
+    states, _ = trained
+    for number, state in enumerate(states[1:], 1):
+        kept = {f"student.{name}": value for name, value in state.items()} if inside else state
+        torch.save({"weights": kept, "other": states[0]}, tmp_path / f"epoch-{number}.pt")
+    how = CHEAP | {"entry": "weights", "prefix": "student." if inside else None}
+    wanted = kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP)
+    model = net(3)
+    model.load_state_dict(states[0])
+    for first in (states[0], model, lambda: states[0]):
+        given = [first, str(tmp_path / "epoch-*.pt")]
+        assert equal(kpnb.trajectory(net(3), given, X, FOREGROUND, "8", **how), wanted)
+    wrapped = {"wieghts": states[0]}
+    with pytest.raises(ValueError, match="unknown entry 'weights'; did you mean 'wieghts'"):
+        kpnb.trajectory(net(3), [wrapped, states[1]], X, FOREGROUND, "8", **how)
+
+
+def test_trainings_of_several_lengths_are_compared_with_a_word(trained, caplog):
+    states, _ = trained
+    long = kpnb.trajectory(net(), states, X, FOREGROUND, "8", **CHEAP)
+    short = kpnb.trajectory(net(), states[:3], X, FOREGROUND, "8", **CHEAP)
+    kpnb.compare(long, long)
+    assert not caplog.messages
+    kpnb.compare(long, short)
+    (said,) = caplog.messages
+    assert said.startswith("the student was followed over 4 epochs, the baseline over 2: D_mean")
 
 
 def test_a_recorder_of_a_model_that_is_not_trained_says_so(caplog):
