@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 def check_arguments(
     model: nn.Module,
     data: "Data",
+    schedule: Schedule,
     objective: TrainingObjective,
     teacher: nn.Module | None,
     test: "Data | None",
 ) -> None:
-    """Raise TypeError for data or networks of another kind, ValueError where something lacks."""
+    """Raise TypeError for data, a schedule or networks of another kind, ValueError where something
+    lacks.
+    """
     check_model(model)
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule is a kpnb.schedule.Schedule; got {type(schedule).__name__}")
     if teacher is not None:
         check_model(teacher, "the teacher")
     for name, given in (("data", data), ("test", data if test is None else test)):
@@ -41,11 +46,21 @@ def check_arguments(
             raise TypeError(
                 f"{name} must be TensorData(x, y), or an object with __len__ and "
                 f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"
+                f"{_as_data(given)}"
             )
     if len(data) == 0:
         raise ValueError("no samples to train on: the data are empty")
     if objective.loss and teacher is None:
         raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
+
+
+def _as_data(given: object) -> str:
+    """How the batches of a loader, or inputs and labels, become data; "" for anything else."""
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return ": TensorData(*data)"
+    if isinstance(given, torch.utils.data.DataLoader):
+        return ": of one that yields (x, y), TensorData(*map(torch.cat, zip(*loader)))"
+    return ""
 
 
 def first_samples(data: "Data", count: int, device: str) -> tuple[NetworkInput, Tensor]:

@@ -156,6 +156,12 @@ def student(
     its paper); ``labels`` is the weight of their cross-entropy. For several layers pass a
     :class:`kpnb.losses.TrainingObjective` to :func:`train`.
     """
+    for name, given in {"layer": layer, "teacher_layer": teacher_layer or layer}.items():
+        if not isinstance(given, str):
+            raise TypeError(
+                f"{name} is the name of one layer; got {type(given).__name__}. Several are "
+                "compared by train(..., TrainingObjective(loss, layers), teacher=teacher)"
+            )
     theirs = None if teacher_layer is None else (teacher_layer,)
     objective = TrainingObjective(
         loss, (layer,), theirs, parameters or {}, labels=labels, weight=weight
@@ -221,7 +227,7 @@ def train(
     be kept, an output whose part is not clear); FloatingPointError when the loss is no longer
     finite, MemoryError when a batch that must stay whole does not fit. Finished epochs are kept.
     """
-    check_arguments(model, data, objective, teacher, test)
+    check_arguments(model, data, schedule, objective, teacher, test)
     teacher_select = select if teacher_select is None else teacher_select
     checkpoints = Checkpoints(folder, schedule.epochs)
     settings = {}

@@ -185,7 +185,11 @@ def undefined(
             f"{place(layer)} does not move under noise (delta_f^2 = 0), so every unit is "
             "discarded completely",
         ),
-        (unreached, f"at layer {layer!r} the mean entropy never gets as high as {objective}"),
+        (
+            unreached,
+            f"at layer {layer!r} the mean entropy never gets as high as {objective}, which may ask "
+            "for too much",
+        ),
     )
     for where, reason in reasons:
         if where.any():

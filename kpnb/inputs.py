@@ -139,8 +139,9 @@ def read_inputs(
         inputs = Inputs(_tensor(x, device, dtype))
     if not isinstance(inputs.x, Tensor):
         raise TypeError(
-            f"the input is a tensor [N, ...] or a mapping of tensors; got {type(inputs.x).__name__}"
-            " (kpnb.entropies measures batch after batch)"
+            f"the input is a tensor [N, ...]; got {type(inputs.x).__name__}. Several inputs are a "
+            "mapping by the names that the model has for them, of which perturb= names one; "
+            "batches are measured one after the other by kpnb.entropies"
         )
     for key, value in {perturb or "": inputs.x, **inputs.others}.items():
         if parameter is not None and isinstance(value, Tensor) and value.device != device:

@@ -223,8 +223,8 @@ def test_arrays_are_taken_to_the_model():
 @pytest.mark.parametrize(
     ("x", "options", "error", "message"),
     [
-        ([images()], {}, TypeError, r"got list \(kpnb\.entropies measures batch after batch"),
-        (DataLoader(images()), {}, TypeError, "got DataLoader .*kpnb.entropies"),
+        ([images()], {}, TypeError, r"got list\. Several inputs are a mapping .*kpnb\.entropies"),
+        (DataLoader(images()), {}, TypeError, r"got DataLoader.*kpnb\.entropies"),
         (images().long()[:, 0, 0], {}, ValueError, "Integers cannot be perturbed.*kpnb.embedded"),
         (np.zeros((2, 3, 12, 12), int), {}, ValueError, r"values are converted: x\.float\(\), sc"),
         (_asked(), {}, ValueError, "'image', 'weight', 'temperature': say .* perturb='image'"),

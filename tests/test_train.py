@@ -698,6 +698,26 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path):
     assert not list(tmp_path.glob("epoch-*"))
 
 
+def test_arguments_of_another_kind_are_named():
+    data, schedule = points(), Schedule(epochs=1)
+    loader = DataLoader(TensorDataset(data.x, data.y), 5)
+    for given, remedy in (
+        (loader, r"got DataLoader: .*TensorData\(\*map\(torch\.cat, zip\(\*loader\)\)\)$"),
+        ((data.x, data.y), r"got tuple: TensorData\(\*data\)$"),
+        (data.x, r"got Tensor$"),
+    ):
+        with pytest.raises(TypeError, match=remedy):
+            distill.baseline(network(), given, schedule)
+    made = TensorData(*map(torch.cat, zip(*loader, strict=True)))
+    assert torch.equal(made.x, data.x)
+    assert torch.equal(made.y, data.y)
+    with pytest.raises(TypeError, match=r"schedule is a kpnb\.schedule\.Schedule; got int"):
+        distill.baseline(network(), data, 5)
+    for layers in ({"layer": ["0", "4"]}, {"layer": "4", "teacher_layer": ["0", "4"]}):
+        with pytest.raises(TypeError, match=r"is the name of one layer; got list\. Several are"):
+            distill.student(network(), network(1), data=data, schedule=schedule, **layers)
+
+
 def test_a_loss_needs_its_teacher_and_pairs_of_layers():
     with pytest.raises(ValueError, match="the loss 'feature' compares with a teacher"):
         distill.train(network(), points(), Schedule(epochs=1), feature_at("4"))
