@@ -26,7 +26,7 @@ from kpnb_book.figures.plots import (
     styled,
 )
 from kpnb_book.figures.report import six_table
-from kpnb_book.numbers import interval, value
+from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import transfer
 from kpnb_book.studies.losses import (
     AT_LAYERS,
@@ -68,14 +68,17 @@ def known_as(network: str) -> str:
 def _strip(axis: Axes, row: float, values: np.ndarray, ends: tuple[float, float]) -> None:
     """A dot for each seed, their mean, and its interval if there is one."""
     axis.scatter(values, [row] * len(values), s=22, color=COLOUR["student"], alpha=0.5, lw=0)
-    axis.plot([values.mean()], [row], "o", color=COLOUR["student"], ms=7, mec="white", zorder=3)
+    axis.plot(
+        [np.nanmean(values)], [row], "o", color=COLOUR["student"], ms=7, mec="white", zorder=3
+    )
     if np.isfinite(ends).all():
         axis.plot(ends, [row, row], color=COLOUR["student"], lw=3, alpha=0.7)
 
 
 @styled
 def ranked(taught: Stored, order: pd.DataFrame) -> Figure:
-    """Losses by what their students share with the teacher, beside how much accuracy they gain.
+    """Losses by what their students share with the teacher beyond place, beside how much accuracy
+    they gain.
 
     order   ``transfer.ranking``, from top to bottom; intervals are drawn once all seeds are there
     """
@@ -85,21 +88,19 @@ def ranked(taught: Stored, order: pd.DataFrame) -> Figure:
     whole = transfer.finished(taught)
     for row, found in enumerate(order.to_dict("records")):
         each = compared(table, found["loss"])
-        for axis, name in zip(axes, ("shared", "gain"), strict=True):
+        for axis, name in zip(axes, ("beyond", "gain"), strict=True):
             scale = 100 if name == "gain" else 1
             low, high = scale * found[f"{name}_low"], scale * found[f"{name}_high"]
             ends = (low, high) if whole else (np.nan, np.nan)
             _strip(axis, row, scale * each[name].to_numpy(), ends)
-    axes[0].axvline(known["teacher"], color=COLOUR["baseline"], lw=1.5)
-    axes[0].axvline(known["each other"], color=COLOUR["baseline"], lw=1.5, ls=":")
-    axes[1].axvline(0, color=GREY, ls="--", lw=1)
+    axes[0].axvline(known["beyond"], color=COLOUR["baseline"], lw=1.5)
+    axes[1].axvline(0, color=COLOUR["baseline"], lw=1.5)
     axes[0].set_yticks(range(len(order)), [known_as(name) for name in order["loss"]])
     axes[0].set_ylim(len(order) - 0.5, -0.5)
-    axes[0].set(xlabel="share of points (IoU)", title="points shared with the teacher")
+    axes[0].set(xlabel="share of points (IoU)", title="shared with the teacher, beyond place")
     axes[1].set(xlabel="percentage points", title="accuracy, above the baseline's")
-    lines = [plt.Line2D([], [], color=COLOUR["baseline"], ls=style) for style in ("-", ":")]
-    names = ["a baseline and the teacher", "two baselines"]
-    figure.legend(lines, names, loc="outside lower center", ncols=2)
+    line = plt.Line2D([], [], color=COLOUR["baseline"])
+    figure.legend([line], ["the baseline"], loc="outside lower center")
     return figure
 
 
@@ -206,43 +207,69 @@ def headline(taught: Stored, order: pd.DataFrame) -> str:
 
     order   ``transfer.ranking``
     """
-    rows, known = order.set_index("loss"), baselines(taught)
-    first, *others = transfer.leading(taught, "shared")
-    share = f"{value(rows.loc[first, 'shared'], 2)} of those that either has"
-    said = (
-        f"The student by {known_as(first)} shares most knowledge points with the teacher, {share}"
-    )
-    if others:
-        said = (
-            "Which student shares most knowledge points with the teacher is not clear: "
-            f"{_named([first, *others])} cannot be told apart ({known_as(first)} has {share})"
-        )
-    best, *equal = transfer.leading(taught, "gain")
-    gain = f"{value(100 * rows.loc[best, 'gain'], 2, sign=True)} percentage points"
-    accurate = f"That by {known_as(best)} is the most accurate, {gain} against the baseline"
-    if equal:
-        accurate = (
-            f"Which is the most accurate is not clear: {_named([best, *equal])} cannot be told "
-            f"apart ({known_as(best)} has {gain} against the baseline)"
-        )
+    known = baselines(taught)
+    parts = [
+        f"{_first_in_sharing(taught, order)} The baseline shares {value(known['teacher'], 2)} with "
+        f"the teacher ({value(known['beyond'], 2)} beyond place), and two baselines share "
+        f"{value(known['each other'], 2)}.",
+        _first_in_accuracy(taught, order),
+        counted(order, "more"),
+        counted(order, "gain"),
+    ]
+    if transfer.controls_finished(taught):
+        controls = transfer.ranking(taught, against="untrained")
+        other = "the same student of an untrained teacher"
+        parts += [counted(controls, "more", other), counted(controls, "gain", other)]
+    return " ".join(parts)
+
+
+def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
+    """Whose student shares most with the teacher beyond place, in a sentence."""
+    leading = transfer.leading(taught, "beyond")
+    left_out = [*order.loc[order["more_p"].isna(), "loss"]]
+    without = f" Left out, for a seed without points: {_named(left_out)}." if left_out else ""
+    if not leading:
+        return f"No loss has points in every seed.{without}"
+    first, *others = leading
+    row = order.set_index("loss").loc[first]
     return (
-        f"{said}; a baseline shares {value(known['teacher'], 2)} with the teacher, and two "
-        f"baselines share {value(known['each other'], 2)}. {accurate}. {counted(order, 'more')} "
-        f"{counted(order, 'gain')}"
+        f"The student by {known_as(first)} shares most knowledge points with the teacher beyond "
+        f"what place explains, {value(row['beyond'], 2)} of those that either has "
+        f"({value(row['shared'], 2)} in all){_beside(others)}.{without}"
     )
+
+
+def _first_in_accuracy(taught: Stored, order: pd.DataFrame) -> str:
+    """Whose student is the most accurate, in a sentence."""
+    best, *equal = transfer.leading(taught, "gain")
+    gain = 100 * order.set_index("loss").loc[best, "gain"]
+    said = f"{value(gain, 2, sign=True)} percentage points against the baseline"
+    if gain > 0:
+        return f"That by {known_as(best)} is the most accurate, {said}{_beside(equal)}."
+    return (
+        f"None is on average more accurate than the baseline; that by {known_as(best)} is the "
+        f"nearest, {said}{_beside(equal)}."
+    )
+
+
+def _beside(others: Sequence[str]) -> str:
+    """That the first cannot be told apart from these."""
+    return f", and cannot be told apart from those by {_named(others)}" if others else ""
 
 
 COUNTED = {
-    "more": ("share more with the teacher, beyond place, than the baseline does", "less"),
-    "gain": ("raise accuracy", "lower it"),
+    "more": ("share more with the teacher, beyond place, than {}", "less"),
+    "gain": ("are more accurate than {}", "less accurate"),
 }
-"""What ``counted`` says of ``transfer.JUDGED``."""
+"""What ``counted`` says of ``transfer.JUDGED``, of students and another network."""
 
 
-def counted(order: pd.DataFrame, name: str) -> str:
-    """How many losses do what is judged, one of ``COUNTED``, and which do not; of ``ranking``."""
+def counted(order: pd.DataFrame, name: str, other: str = "the baseline") -> str:
+    """Students of how many losses are judged to do one of ``COUNTED``, and which are not; of
+    ``ranking`` against the ``other`` network.
+    """
     said, words = order[f"{name}_said"], COUNTED[name]
-    parts = [f"{(said == 'yes').sum()} of {len(order)} losses {words[0]}"]
+    parts = [f"Students of {(said == 'yes').sum()} of {len(order)} losses {words[0].format(other)}"]
     for answer, what in (("no: less", words[1]), ("not clear", "neither clearly")):
         if names := [*order.loc[said == answer, "loss"]]:
             parts.append(f"{what}: {_named(names)}")
@@ -281,32 +308,36 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"student": order["loss"].map(known_as), "seeds": order["seeds"]})
     table["shared with the teacher"] = order["shared"]
     table["by place alone"] = order["place"]
-    table["more beyond place"] = order["more"]
+    table["beyond place, above the baseline"] = order["more"]
     if whole:
-        table["more: 95 % interval"] = _intervals(order, "more")
+        table["above: 95 % interval"] = _intervals(order, "more")
         table["shares more"] = order["more_said"]
-    table["added on the object"], table["off it"] = order["added_fg"], order["added_bg"]
-    table["accuracy gained, points"] = 100 * order["gain"]
+    table["added on the object (cells)"], table["off it (cells)"] = (
+        order["added_fg"], order["added_bg"]
+    )  # fmt: skip
+    table["accuracy gained, percentage points"] = 100 * order["gain"]
     if whole:
         table["gained: 95 % interval"] = _intervals(order, "gain", 100)
         table["raises it"] = order["gain_said"]
     mean = by_seed(by_network(taught), "baseline").mean()
     last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}
     last |= {"shared with the teacher": mean["iou_teacher"], "by place alone": mean["iou_place"]}
-    last |= {"added on the object": mean["added_fg"], "off it": mean["added_bg"]}
+    last |= {"added on the object (cells)": mean["added_fg"], "off it (cells)": mean["added_bg"]}
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
 
 
-def controls_table(order: pd.DataFrame) -> pd.DataFrame:
-    """``transfer.ranking`` against the students of the untrained teacher, for the page."""
+def controls_table(order: pd.DataFrame, other: str = "its control") -> pd.DataFrame:
+    """``transfer.ranking`` of students against the students of the untrained teacher, or of these
+    against the baseline, which is the ``other`` network then; for the page.
+    """
     return pd.DataFrame(
         {
             "student": order["loss"].map(known_as),
             "seeds": order["seeds"],
-            "more beyond place than its control": order["more"],
+            f"beyond place, above {other}": order["more"],
             "95 % interval": _intervals(order, "more"),
             "shares more": order["more_said"],
-            "accuracy above it, points": 100 * order["gain"],
+            "accuracy above it, percentage points": 100 * order["gain"],
             "its 95 % interval": _intervals(order, "gain", 100),
             "is more accurate": order["gain_said"],
         }
@@ -330,7 +361,7 @@ def layers_table(taught: Stored) -> pd.DataFrame:
     if found.empty:
         return pd.DataFrame()
     wide = found.pivot(index="network", columns="layer", values=[*AT_LAYERS])
-    names = {"n_fg": SYMBOL["n_fg"], "n_bg": SYMBOL["n_bg"], "iou_teacher": "shared"}
+    names = {"n_fg": "n_fg", "n_bg": "n_bg", "iou_teacher": "shared"}  # headings, see report.show
     layers = [*dict.fromkeys(found["layer"])]
     wide = wide.loc[[*dict.fromkeys(found["network"])]]
     columns = {
@@ -345,7 +376,7 @@ def _intervals(order: pd.DataFrame, name: str, scale: float = 1) -> list[str]:
     """Those of one column of ``transfer.ranking`` in words, with the corrected p."""
     columns = [f"{name}_low", f"{name}_high", f"{name}_p"]
     return [
-        f"{interval(scale * low, scale * high, 2, True)} (p {value(p, 2)})"
+        f"{interval(scale * low, scale * high, 2, True)} (p {p_value(p)})" if low == low else ""
         for low, high, p in order[columns].to_numpy()
     ]
 

@@ -121,7 +121,8 @@ def compared(table: pd.DataFrame, loss: str, other: str = "baseline") -> pd.Data
     shared    knowledge points shared with the teacher, of those that either has
     place     the same with the teacher's points in other samples: what a liking for a place gives,
               and what comes of having many points
-    more      shared beyond place, less what the ``other`` network shares beyond place
+    beyond    shared, less by place
+    more      beyond, less what the ``other`` network shares beyond place
     added_fg, added_bg   points that neither the teacher nor a baseline of another seed has
     gain      accuracy, less the other's
     """
@@ -132,6 +133,7 @@ def compared(table: pd.DataFrame, loss: str, other: str = "baseline") -> pd.Data
         {
             "shared": ours["iou_teacher"],
             "place": ours["iou_place"],
+            "beyond": beyond[0],
             "more": beyond[0] - beyond[1],
             "added_fg": ours["added_fg"],
             "added_bg": ours["added_bg"],
@@ -144,12 +146,14 @@ def ranking(
     taught: Stored, students: Sequence[str] | None = None, against: str = "baseline"
 ) -> pd.DataFrame:
     """A row for each of the ``students`` (None: of every loss), the one that shares most with the
-    teacher first: means of ``compared`` over the seeds, and intervals of "shared" and ``JUDGED``.
+    teacher beyond place first: means of ``compared`` over the seeds, and intervals of "beyond" and
+    ``JUDGED``.
 
     Whether they share more with the teacher beyond place than another network does ("more"), and
     whether they are more accurate ("gain"), is tested by Student's t. The p of each question
     ("gain_p") is corrected for the number of students (Holm); "gain_said" is "yes", "no: less" or
-    "not clear", as "more_said" is where a seed has no points.
+    "not clear", as "more_said" is where a seed has no points. Of that the interval is undefined
+    too.
 
     against   "baseline", or "untrained": the same student of the untrained teacher
     """
@@ -157,19 +161,19 @@ def ranking(
     rows = []
     for loss in students or taught_by(taught):
         found = compared(table, loss, others.get(loss, "baseline"))
-        row = {"loss": loss, "seeds": found["more"].count(), **found.mean()}
-        for name in ("shared", *JUDGED):
+        row = {"loss": loss, "seeds": found["gain"].count(), **found.mean()}
+        for name in ("beyond", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
         row |= {f"{name}_p": no_difference(found[name]) for name in JUDGED}
         if found["more"].isna().any():  # the training of a seed diverged, or has no points
-            row["more_p"] = np.nan
+            row |= dict.fromkeys(["more_p", "more_low", "more_high"], np.nan)
         rows.append(row)
     every = pd.DataFrame(rows)
     for name in JUDGED:
         every[f"{name}_p"] = holm_values(every[f"{name}_p"], len(every))
         pairs = zip(every[name], every[f"{name}_p"], strict=True)
         every[f"{name}_said"] = [_said(mean, p) for mean, p in pairs]
-    return every.sort_values("shared", ascending=False, ignore_index=True)
+    return every.sort_values("beyond", ascending=False, ignore_index=True)
 
 
 def no_difference(values: pd.Series) -> float:
@@ -186,7 +190,8 @@ def _said(mean: float, p: float) -> str:
 
 def leading(taught: Stored, name: str) -> list[str]:
     """The loss whose students have the highest mean of ``compared``'s column ``name``, and behind
-    it those that cannot be told apart from it.
+    it those that cannot be told apart from it. Without losses that have a seed without points;
+    empty where none is left.
 
     Another loss is told apart when the mean difference over the seeds is not 0 by Student's t, with
     a p corrected (Holm) for all pairs of losses, because it is the data that say which is first. So
@@ -194,7 +199,9 @@ def leading(taught: Stored, name: str) -> list[str]:
     """
     table = by_network(taught)
     found = pd.DataFrame({loss: compared(table, loss)[name] for loss in taught_by(taught)})
-    found = found.dropna(axis=1)  # without what has no points in some seed
+    found = found.dropna(axis=1)
+    if found.empty:
+        return []
     first, *others = found.mean().sort_values(ascending=False, kind="stable").index
     pairs = list(combinations([first, *others], 2))  # those with the first come first
     p = holm_values([no_difference(found[one] - found[two]) for one, two in pairs], len(pairs))
@@ -203,10 +210,15 @@ def leading(taught: Stored, name: str) -> list[str]:
 
 def baselines(taught: Stored) -> dict[str, float]:
     """What networks share that learned nothing from each other, means over seeds and layers: a
-    baseline with the teacher ("teacher"), and two baselines ("each other").
+    baseline with the teacher ("teacher"), the same beyond place ("beyond"), and two baselines
+    ("each other").
     """
     found = by_seed(by_network(taught), "baseline").mean()
-    return {"teacher": found["iou_teacher"], "each other": found["iou_baseline"]}
+    return {
+        "teacher": found["iou_teacher"],
+        "beyond": found["iou_teacher"] - found["iou_place"],
+        "each other": found["iou_baseline"],
+    }
 
 
 def differences(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
@@ -242,7 +254,8 @@ def _others(taught: Stored, against: str) -> dict[str, str]:
 
 def at_every_layer(taught: Stored) -> pd.DataFrame:
     """Points after the last epoch at every layer of the networks, whatever layer a student was
-    trained for: a row for each network and layer, with means over samples, seeds and trainings.
+    trained for: a row for each layer and network that has all seeds that were stated, with means
+    over samples, seeds and trainings.
 
     Columns: network, layer, n_fg, n_bg, iou_teacher. Empty where tables have none of it.
     """
@@ -257,7 +270,7 @@ def at_every_layer(taught: Stored) -> pd.DataFrame:
         | {name: means.loc[network, f"{layer} {name}"] for name in AT_LAYERS}
         for network in ("baseline", *students_of(taught))
         for layer in names
-        if network in means.index
+        if network in means.index and (network in taught.complete or not taught.stated)
     ]
     return pd.DataFrame(rows, columns=["network", "layer", *AT_LAYERS])
 
@@ -275,14 +288,15 @@ def correlations(taught: Stored) -> pd.DataFrame:
     each layer: how often a mean correlation as large comes of accuracies in random order over the
     losses, in the same order at every layer; corrected (Bonferroni) for the number of metrics.
 
-    Columns: name, rho, between (of the losses' means), p, trainings (distinct ones), losses,
-    verdict ("shows", "opposite" or "open").
+    Columns: name, rho, between (of the losses' means), p, trainings (distinct ones with points),
+    losses, verdict ("shows", "opposite" or "open").
     """
     known = taught_by(taught)
     table = by_network(taught)
     at_layer = [each[each["network"].isin(known)] for _, each in table.groupby("layer")]
-    chosen = taught.networks["network"].isin(known)
-    counts = {"trainings": taught.networks.loc[chosen, "training"].nunique(), "losses": len(known)}
+    counted = table[table["network"].isin(known)].dropna(subset=[*CLAIM, "accuracy"])
+    trainings = taught.networks.merge(counted[KEY], on=KEY)["training"].nunique()
+    counts = {"trainings": trainings, "losses": len(known)}
     rows = []
     for name in CLAIM:
         pair = ["network", name, "accuracy"]
