@@ -114,9 +114,7 @@ class Learner:
         """What the objective looks at, by the name of its layer."""
         kind = torch.device(self.device).type
         bf16 = self.schedule.bf16
-        # On CPUs PyTorch's fused attention is several times slower in bfloat16 than the products it
-        # is made of.
-        attention = sdpa_kernel(SDPBackend.MATH) if bf16 and kind == "cpu" else nullcontext()
+        attention = plain_attention() if bf16 and kind == "cpu" else nullcontext()
         with torch.autocast(kind, torch.bfloat16, enabled=bf16), attention:
             x = laid_out(x, self.layout)
             found = capture(self.model, x, self.objective.looks_at, select=self.select)
@@ -196,6 +194,20 @@ class Learner:
     def parameters(self) -> dict[str, Tensor]:
         """Copies of all parameters."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention as the products it is made of: on CPUs PyTorch's fused form is several times slower
+    in bfloat16, and its fast path for evaluation mixes it with single precision.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def batches(order: Tensor, size: int) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """What is checked before a training starts: its arguments, its folder, and what fits together."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,20 @@ from torch import Tensor, nn
 
 from kpnb._learner import Learner, NetworkInput, Select, batch_norms, batches, seeded
 from kpnb._models import check_model, private_copy
+from kpnb._untouched import explaining
 from kpnb.checkpoints import Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture
 from kpnb.losses import TrainingObjective
+from kpnb.perturb import generator
 from kpnb.schedule import Schedule
 
-ROUNDING = {"single": 5e-3, "bf16": 0.05}
-"""How far a network's outputs may be apart, in proportion to themselves: on a card with TF32, and
-from its own in bfloat16.
+log = logging.getLogger(__name__)
+
+DATA, OUTPUT = "data ", "output "  # how names of what trainings are known by begin
+ROWS = 1024  # samples that are looked at together
+ROUNDING, TF32 = 1e-5, 5e-3
+"""How far numbers of the same data, and outputs of one network on a card and on a CPU, may be
+apart, in proportion to themselves.
 """
 
 if TYPE_CHECKING:
@@ -46,7 +53,7 @@ def check_arguments(
             raise TypeError(
                 f"{name} must be TensorData(x, y), or an object with __len__ and "
                 f"batch(index, device) as kpnb.distill.Data describes; got {type(given).__name__}"
-                f"{_as_data(given)}"
+                f"{_as_data(given, name)}"
             )
     if len(data) == 0:
         raise ValueError("no samples to train on: the data are empty")
@@ -54,12 +61,12 @@ def check_arguments(
         raise ValueError(f"the loss {objective.loss!r} compares with a teacher: pass teacher=")
 
 
-def _as_data(given: object) -> str:
+def _as_data(given: object, name: str) -> str:
     """How the batches of a loader, or inputs and labels, become data; "" for anything else."""
     if isinstance(given, tuple | list) and len(given) == 2:
-        return ": TensorData(*data)"
+        return f": TensorData(*{name})"
     if isinstance(given, torch.utils.data.DataLoader):
-        return ": of one that yields (x, y), TensorData(*map(torch.cat, zip(*loader)))"
+        return ": of one that yields (x, y) unshuffled, TensorData(*map(torch.cat, zip(*loader)))"
     return ""
 
 
@@ -92,8 +99,9 @@ def what_determines(
     teacher: nn.Module | None,
     test: "Data | None",
 ) -> dict[str, Any]:
-    """What tells one training from another, but for the initial weights. Of training data only
-    their number, because noise may be added to them; of held-out samples the first ones, too.
+    """What tells one training from another, but for the initial weights and ``known_by``. Of
+    training data only their number, because noise may be added to them; of held-out samples the
+    first ones, too.
     """
     found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
     found["test"] = None if test is None or len(test) == 0 else first_of(test)
@@ -126,54 +134,83 @@ def check_same_training(
     settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name in {**known, **settings} if known else ():
         if known.get(name) != settings.get(name):
-            found = f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}"
-            if name == "data":  # of which there are digests
-                found = f"{other}, of other inputs or labels"
-            raise ValueError(f"{found}: choose another folder")
+            raise ValueError(
+                f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}: choose "
+                "another folder"
+            )
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
         raise ValueError(f"{other}, which started from other weights: choose another folder")
 
 
-def named_outputs(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs by layer under names that an artefact may have."""
-    return {f"output {name}": value for name, value in outputs.items()}
-
-
-@torch.no_grad()
-def check_same_function(
-    checkpoints: Checkpoints,
+def known_by(
     model: nn.Module,
     data: "Data",
     objective: TrainingObjective,
     select: Select,
-) -> None:
-    """Raise ValueError when the folder has a training of a network that, with these very weights,
-    made something else of the first two samples: with another activation, say.
+    device: str,
+) -> dict[str, Tensor]:
+    """By what a training on tensors is known again, beside its settings: a number for each sample
+    and part of the ``data``, ``[N]``, and what the untrained network makes of the first two
+    samples. Nothing of other data, which may add noise to their samples.
     """
-    known = checkpoints.artefacts.read("training")
-    if known is None or "data" not in known.info or len(checkpoints.missing()) > checkpoints.epochs:
+    if not hasattr(data, "tensors"):
+        return {}
+    found = {f"{DATA}{name}": _sketched(value) for name, value in data.tensors().items()}
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        return found  # what a card has computed is read where there is none
+    x, _ = first_samples(data, 2, device)
+    copy = private_copy(model).to(device)
+    with torch.no_grad(), explaining(copy, torch.device(device)), seeded(0):
+        outputs = capture(copy, x, objective.looks_at, select=select)
+    return found | {f"{OUTPUT}{name}": value.cpu() for name, value in outputs.items()}
+
+
+def _sketched(values: Tensor) -> Tensor:
+    """Of each sample in ``values [N, ...]`` the sum with random signs, ``[N]``. That tells others
+    from them, and the same in another order, but not how machines round.
+    """
+    signs = 2.0 * torch.randint(2, values.shape[1:], generator=generator(0)).flatten() - 1
+    signs = signs.to(values.device, torch.float64)
+    parts = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in values.split(ROWS)]
+    return torch.cat([(part.double() @ signs).cpu() for part in parts])
+
+
+def check_known(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
+    """Raise ValueError when a folder has the training on other data; log that its network made
+    something else of the first samples, as with another activation: what it computes may be drawn
+    anew each time.
+    """
+    item = checkpoints.artefacts.read("training")
+    if item is None or len(checkpoints.missing()) > checkpoints.epochs:
         return
-    x, _ = first_samples(data, 2, str(next(model.parameters(), torch.empty(0)).device))
-    with seeded(0):
-        found = capture(private_copy(model).eval(), x, objective.looks_at, select=select)
-    rounding = ROUNDING["bf16" if known.info["schedule"].get("bf16") else "single"]
-    for name, now in named_outputs(found).items():
-        then = known.tensors.get(name)
-        if then is not None and not same_outputs(now.cpu(), then, rounding):
-            raise ValueError(
-                f"{checkpoints.artefacts.path} holds the training of a network that computed "
-                f"something else from the same weights (of the first samples, at "
-                f"{name.removeprefix('output ') or 'its output'!r}): choose another folder"
+    then = item.tensors
+    parts = [{name for name in each if name.startswith(DATA)} for each in (known, then)]
+    same = all(near(known[name], then[name], ROUNDING) for name in parts[0] & parts[1])
+    if all(parts) and not (parts[0] == parts[1] and same):
+        raise ValueError(
+            f"{checkpoints.artefacts.path} holds another training, on other inputs or labels, or "
+            "on the same in another order: choose another folder"
+        )
+    for name, now in known.items():
+        if name.startswith(OUTPUT) and name in then and not near(now, then[name], TF32):
+            log.warning(
+                "%s: with these weights the network computes something else at %r than when its "
+                "training began; if its code has changed since then, choose another folder",
+                checkpoints.artefacts.path,
+                name.removeprefix(OUTPUT) or "its output",
             )
 
 
-def same_outputs(one: Tensor, two: Tensor, rounding: float) -> bool:
+def near(one: Tensor, two: Tensor, rounding: float) -> bool:
     """Whether they are equal but for ``rounding``, in proportion to themselves."""
     if one.shape != two.shape:
         return False
-    one, two = (each.double().nan_to_num() for each in (one, two))
-    return bool((one - two).norm() <= rounding * two.norm())
+    one, two = one.double(), two.double()
+    known = one.isfinite()
+    if not torch.equal(known, two.isfinite()):
+        return False
+    return bool((one - two)[known].norm() <= rounding * two[known].norm())
 
 
 def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

@@ -148,8 +148,7 @@ def _natural(files: list[Path], pattern: str, first: bool = True) -> list[Path]:
             f"({listed([str(path) for path in ordered], 3)}), so it is not known which of them "
             "counts epochs: narrow the pattern, or give a list, epoch 0 first"
         )
-    if first:
-        _tell_gaps([rows[place] for place in places], pattern)
+    _tell_gaps([rows[place] for place in places], pattern, first)
     return ordered
 
 
@@ -197,20 +196,26 @@ def _tell_disorder(sources: Sequence[Checkpoint]) -> None:
             )
 
 
-def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str) -> None:
-    """Log which numbers of files are taken as which epochs, when they are not 0, k, 2k, ..."""
+def _tell_gaps(keys: Sequence[Sequence[int]], pattern: str, first: bool) -> None:
+    """Log which numbers of files are taken as epochs, when they are not 0, k, 2k, ...; where these
+    are not the ``first``, when they do not have one step.
+    """
     counted = [column for column in zip(*keys, strict=True) if len(set(column)) == len(keys) > 1]
     if not counted:
         return
     numbers = counted[0]
-    if list(numbers) != [numbers[1] * epoch for epoch in range(len(numbers))]:
-        log.warning(
-            "the files of %s have the numbers %s, taken as epochs 0 to %d: the first counts as the "
-            "untrained network",
-            pattern,
-            listed(map(str, numbers), 6),
-            len(numbers) - 1,
+    start = 0 if first else numbers[0]
+    step = numbers[1] - start
+    if list(numbers) == [start + step * epoch for epoch in range(len(numbers))]:
+        return
+    taken = "taken as one epoch after the other"
+    if first:
+        taken = (
+            f"taken as epochs 0 to {len(numbers) - 1}: the first counts as the untrained network"
         )
+    log.warning(
+        "the files of %s have the numbers %s, %s", pattern, listed(map(str, numbers), 6), taken
+    )
 
 
 def _check_not_shared(sources: Sequence[Checkpoint], entry: str | None) -> None:

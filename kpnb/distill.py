@@ -37,17 +37,16 @@ from kpnb._memory import fitting
 from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._progress import Progress
-from kpnb._signature import digest_of
 from kpnb._tensors import as_tensor, described, moved
 from kpnb._training_checks import (
     check_arguments,
     check_batch_of_one,
-    check_same_function,
+    check_known,
     check_same_training,
     check_samples_first,
     check_shapes,
     first_samples,
-    named_outputs,
+    known_by,
     what_determines,
 )
 from kpnb.checkpoints import Artefacts, Checkpoints
@@ -157,7 +156,7 @@ def student(
     :class:`kpnb.losses.TrainingObjective` to :func:`train`.
     """
     for name, given in {"layer": layer, "teacher_layer": teacher_layer or layer}.items():
-        if not isinstance(given, str):
+        if isinstance(given, list | tuple):
             raise TypeError(
                 f"{name} is the name of one layer; got {type(given).__name__}. Several are "
                 "compared by train(..., TrainingObjective(loss, layers), teacher=teacher)"
@@ -206,10 +205,10 @@ def train(
                 network's own output, which labels and softened outputs look at
     teacher_select   the same for the teacher's layers; None: as ``select``
     folder      where checkpoints are kept, and found again: a training goes on after the last
-                intact one, if settings, weights, data and what the network makes of the first two
-                samples are as they were. Of data that are no ``TensorData`` only the number is
-                compared, since noise may be added to them: another folder for others. None: a
-                temporary folder
+                intact one, if settings, initial weights and ``TensorData`` are as they were; a
+                network that makes something else of the first two samples is logged. Of other data
+                only their number is compared, since noise may be added to them. None: a temporary
+                folder
     test        held-out samples, on which accuracy and feature error are taken after every epoch
 
     Of a module that runs several times in a pass, ``"relu:1"`` is the second run.
@@ -230,18 +229,20 @@ def train(
     check_arguments(model, data, schedule, objective, teacher, test)
     teacher_select = select if teacher_select is None else teacher_select
     checkpoints = Checkpoints(folder, schedule.epochs)
-    settings = {}
+    settings, known = {}, {}
     if not checkpoints.artefacts.identity:  # which says itself what belongs there
         settings = what_determines(data, schedule, objective, teacher, test)
-        if isinstance(data, TensorData):  # others may add noise to their samples
-            settings["data"] = digest_of(data.tensors())
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
         check_same_training(checkpoints, model, settings)
-        check_same_function(checkpoints, model, data, objective, select)
+        if folder is not None:
+            known = known_by(model, data, objective, select, device)
+            check_known(checkpoints, known)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
-            check_same_training(checkpoints, model, settings)  # another process may have begun one
+            # another process may have begun one
+            check_same_training(checkpoints, model, settings)
+            check_known(checkpoints, known)
             missing = checkpoints.to_compute()
             if missing:  # or another process has done it meanwhile
                 x, _ = first_samples(data, 2, device)
@@ -249,7 +250,7 @@ def train(
                     model, x, schedule, objective, device, checkpoints.title, select=select
                 )
                 answers = Answers(teacher, teacher_select)
-                compute(checkpoints, missing, learner, data, answers, test, settings)
+                compute(checkpoints, missing, learner, data, answers, test, (known, settings))
     return checkpoints
 
 
@@ -287,14 +288,17 @@ def compute(
     data: Data,
     answers: Answers,
     test: Data | None,
-    settings: Mapping[str, Any],
+    training: tuple[Mapping[str, Tensor], Mapping[str, Any]],
 ) -> None:
-    """Compute the ``missing`` epochs in order, each from the one before it, and write them."""
+    """Compute the ``missing`` epochs in order, each from the one before it, and write them; first
+    the tensors and settings by which the ``training`` is known again, if there are any.
+    """
     sets = [data] if test is None or len(test) == 0 else [data, test]
     samples, *held_out = with_targets(sets, answers, learner)
-    outputs = prepare(learner, samples)
+    prepare(learner, samples)
+    known, settings = training
     if settings and len(missing) > checkpoints.epochs:  # what a failed start said counts no more
-        checkpoints.artefacts.write("training", named_outputs(outputs), settings, seconds=0.0)
+        checkpoints.artefacts.write("training", known, settings, seconds=0.0)
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
@@ -304,9 +308,9 @@ def compute(
             checkpoints.write(epoch, learner.tensors(), entry)
 
 
-def prepare(learner: Learner, samples: Samples) -> dict[str, Tensor]:
+def prepare(learner: Learner, samples: Samples) -> None:
     """Take from the teacher what the loss needs, and raise ValueError for what would fail in the
-    middle of an epoch. Returns what the learner makes of the first two samples, by layer.
+    middle of an epoch.
     """
     if learner.schedule.epochs and not learner.trained and learner.objective.frozen_up_to is None:
         raise ValueError("nothing to train: all parameters are frozen, or the layer has none")
@@ -325,7 +329,6 @@ def prepare(learner: Learner, samples: Samples) -> dict[str, Tensor]:
         learner.add_helpers(outputs, targets)
         with torch.no_grad():
             learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
-    return outputs
 
 
 def run_epoch(

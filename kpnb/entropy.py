@@ -291,7 +291,7 @@ def read_measurement(options: Mapping[str, Any], *beside: str) -> Measurement:
     """
     known = list(vars(Measurement()))
     for name in options:
-        if name in Options.__annotations__ and name not in known:
+        if name in ("dead", "check"):
             raise TypeError(
                 f"{name} is an option of kpnb.entropy alone: over a training the first network is "
                 "looked at, and what cannot be measured is NaN, and said"

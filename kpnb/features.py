@@ -254,7 +254,8 @@ def _name_mismatch(error: Exception, model: nn.Module, x: Any) -> None:
     foreign = [name for name, value in given.items() if own and value.dtype not in own]
     foreign.sort(key=lambda name: not given[name].is_floating_point())
     if isinstance(x, Mapping):  # whose integers are token ids, masks, positions
-        foreign = [name for name in foreign if given[name].is_floating_point()]
+        ids = (torch.int64, torch.int32, torch.bool)
+        foreign = [name for name in foreign if given[name].dtype not in ids]
     if foreign and isinstance(error, RuntimeError) and re.search(r"\b(d?type|half)", str(error)):
         name = foreign[0]
         wanted = str(next(iter(own)))

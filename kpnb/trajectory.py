@@ -329,12 +329,8 @@ class Recorder:
                 "weights are those of none: load a checkpoint of that training first, or choose "
                 "another folder"
             )
-        now, then = self._settings(), item.info.get("settings")
-        if then is None:
-            raise ValueError(
-                f"the epochs in {self._artefacts.path} were recorded by an older kpnb: start again "
-                "with another folder"
-            )
+        now = self._settings()
+        then = item.info.get("settings", now)  # which names of artefacts tell as well
         if changed := [name for name in now if now[name] != then.get(name)]:
             raise ValueError(
                 f"the epochs in {self._artefacts.path} were recorded with other settings "
@@ -343,8 +339,8 @@ class Recorder:
         items = [self._artefacts.read(entry["name"]) for entry in epochs[: known[-1]]]
         if not all(map(self._is_as_recorded, items, epochs)):
             raise ValueError(
-                f"an epoch recorded in {self._artefacts.path} is damaged: start again with another "
-                "folder"
+                f"an epoch recorded in {self._artefacts.path} is damaged or of an older kpnb: "
+                "start again with another folder"
             )
         same = [count for count in known if self._still_computes(items[count - 1])]
         if not same:
@@ -466,6 +462,7 @@ def trajectory(
     read_measurement(options, "choices", "background", "entry", "prefix", "folder", "progress")
     check_model(model)
     sources = in_order(checkpoints, entry)
+    _check_named(sources, entry, prefix)
     recorder = _OfCheckpoints(
         private_copy(model),
         x,
@@ -478,6 +475,17 @@ def trajectory(
     )
     _replay(recorder, sources, entry, prefix, progress)
     return recorder.trajectory()
+
+
+def _check_named(sources: Sequence[Checkpoint], entry: str | None, prefix: str | None) -> None:
+    """``ValueError`` where all checkpoints are in memory, and none has ``entry`` or ``prefix``."""
+    in_memory = [each for each in sources if isinstance(each, Mapping | nn.Module)]
+    if len(in_memory) < len(sources):
+        return
+    found = [where_in(each, entry, prefix) for each in in_memory]
+    for place, (name, given) in enumerate({"entry": entry, "prefix": prefix}.items()):
+        if given is not None and all(each[place] is None for each in found):
+            raise ValueError(f"{name}={given!r}: none of the state dicts has it")
 
 
 def _replay(

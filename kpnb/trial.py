@@ -128,7 +128,8 @@ def _noted_features(
     """``_features``; an error of the model's own says how its inputs were cut."""
     try:
         return _features(perturbation, shown, layers, runs)
-    except (RuntimeError, ValueError, IndexError) as error:  # what sizes that do not fit raise
+    # what sizes that do not fit raise
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         if guessed := _guessed(perturbation.inputs):
             error.add_note(_rows_of(guessed))
         raise

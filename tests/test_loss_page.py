@@ -1,5 +1,6 @@
 """What the chapter on losses computes from tables, and the page itself in every state of them."""
 
+import re
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -42,6 +43,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "notebooks" / "70_losses.ipynb"
 SETTINGS = ImageStudy.resolve(PROFILE, **LOSSES_EVIDENCE.overrides)
 GAINS = dict(zip(LOSSES, (0.08, 0.06, 0.05, 0.04, 0.0, -0.03, 0.07, 0.0, 0.01), strict=True))
+SEEDS = tuple(LOSSES_EVIDENCE.seeds)
 SHARED = {name: 0.5 + gain for name, gain in GAINS.items()}  # in the order of the accuracies
 
 
@@ -169,18 +171,51 @@ def with_shared(levels: dict[str, float], noise: float = 0.0) -> Stored:
 
 def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
     """Planted: far ahead; ahead in the mean alone, with seeds that disagree; and two equal ones."""
-    assert transfer.leading(with_shared({"at": 0.6, "sp": 0.5}), "shared") == ["at"]
+    assert transfer.leading(with_shared({"at": 0.6, "sp": 0.5}), "beyond") == ["at"]
     unsure = with_shared({"at": 0.52, "sp": 0.5, "pkt": 0.4}, noise=0.06)
-    names = transfer.leading(unsure, "shared")
+    names = transfer.leading(unsure, "beyond")
     assert {"at", "sp"} <= {*names}
     assert names[0] == transfer.ranking(unsure)["loss"][0]
     said = shown.headline(unsure, transfer.ranking(unsure))
-    assert "Which student shares most knowledge points with the teacher is not clear: " in said
-    assert "cannot be told apart" in said
-    equal = transfer.leading(with_shared({"at": 0.6, "sp": 0.6}), "shared")
+    first, *others = (shown.known_as(name) for name in names)
+    assert f"The student by {first} shares most knowledge points with the teacher beyond" in said
+    assert f" in all), and cannot be told apart from those by {', '.join(others)}." in said
+    equal = transfer.leading(with_shared({"at": 0.6, "sp": 0.6}), "beyond")
     assert {*equal} == {"at", "sp"}
     alone = as_read(simulated(("at", "sp"), seeds=1))
-    assert {*transfer.leading(alone, "shared")} == {"at", "sp"}  # one seed tells nothing apart
+    assert {*transfer.leading(alone, "beyond")} == {"at", "sp"}  # one seed tells nothing apart
+
+
+def test_many_points_make_no_loss_lead():
+    """Planted: one shares more because it has points everywhere, one beyond what that explains."""
+    rows = simulated()
+    noise = np.random.default_rng(3).normal(0, 1e-3, len(rows.samples))
+    levels = {"at": (0.7, 0.68), "sp": (0.5, 0.1)}
+    columns = {
+        name: rows.samples["network"].map({k: v[i] for k, v in levels.items()}).fillna(0.2)
+        for i, name in enumerate(("iou_teacher", "iou_place"))
+    }
+    columns["iou_teacher"] += noise
+    taught = as_read(replace(rows, samples=rows.samples.assign(**columns)), SEEDS)
+    order = transfer.ranking(taught)
+    assert order["loss"][0] == "sp"
+    assert transfer.leading(taught, "beyond") == ["sp"]
+    assert shown.headline(taught, order).startswith("The student by SP shares most")
+
+
+def test_the_headline_where_nothing_is_gained():
+    rows = simulated()
+    worse = rows.networks["network"] != "baseline"
+    networks = rows.networks.assign(accuracy=rows.networks["accuracy"] - 0.2 * worse)
+    taught = as_read(replace(rows, networks=networks), SEEDS)
+    said = shown.headline(taught, transfer.ranking(taught))
+    assert "None is on average more accurate than the baseline; that by" in said
+    assert "Students of 0 of 9 losses are more accurate than the baseline; less accurate: " in said
+    pointless = rows.samples.assign(iou_teacher=np.nan)  # a diverged seed in every loss
+    none = as_read(replace(rows, samples=pointless), SEEDS)
+    assert transfer.leading(none, "beyond") == []
+    said = shown.headline(none, transfer.ranking(none))
+    assert said.startswith("No loss has points in every seed. Left out, for a seed without points:")
 
 
 def test_the_first_is_compared_with_each_other_by_hand(complete):
@@ -288,7 +323,7 @@ def test_a_layer_without_points_makes_no_difference_of_the_other():
     taught = as_read(replace(rows, samples=samples), tuple(LOSSES_EVIDENCE.seeds))
     row = transfer.ranking(taught).set_index("loss").loc["at"]
     assert row["more"] == pytest.approx(0, abs=1e-9)
-    assert row["seeds"] == 4
+    assert (row["seeds"], row["with_points"]) == (5, 4)
     assert transfer.by_seed(transfer.by_network(taught), "at")["lambda"].isna().tolist()[0]
 
 
@@ -315,29 +350,54 @@ def test_many_points_share_no_more_beyond_place():
     assert abs(found["more"].mean()) < 0.003
 
 
-def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, tmp_path):
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory) -> Stored:
+    """Complete tables in which a training of AT has diverged."""
+    folder = tmp_path_factory.mktemp("diverged")
     rows = simulated(untrained=True)
     lost = (rows.networks["network"] == "at") & (rows.networks["seed"] == 2)
     networks = rows.networks.assign(diverged=np.where(lost, "became nan", None))
     networks.loc[lost, "accuracy"] = 1 / 12
     keep = ~((rows.samples["network"] == "at") & (rows.samples["seed"] == 2))
-    write(tmp_path, Rows(networks, rows.samples[keep], rows.places))
-    taught = transfer.stored(tmp_path)
+    return transfer.stored(write(folder, Rows(networks, rows.samples[keep], rows.places)))
+
+
+def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, diverged):
+    taught = diverged
     assert transfer.finished(taught)
     assert taught.diverged == ["at at FC1, seed 2", "at at FC2, seed 2"]
     order = transfer.ranking(taught).set_index("loss")
     usual = transfer.ranking(complete).set_index("loss")
     drop = (1 / 12 - (0.4 + GAINS["at"])) / 5
     assert order.loc["at", "gain"] - usual.loc["at", "gain"] == pytest.approx(drop, abs=0.005)
-    assert order.loc["at", "seeds"] == 4
+    assert order.loc["at", ["seeds", "with_points"]].tolist() == [5, 4]
+    assert np.isnan(order.loc["at", ["more_low", "more_high"]].astype(float)).all()
+    assert np.isfinite(order.loc["at", "gain_low"])
     assert order.loc["at", "more_said"] == "not clear"
     assert np.isnan(order.loc["at", "more_p"])
-    assert "at" not in transfer.leading(taught, "shared")
+    assert "at" not in transfer.leading(taught, "beyond")
     found = transfer.differences(taught)
     assert {*found} == {*LOSSES} - {"at"}
     assert shown.unanswered(taught, found).startswith("No answer for AT: a seed is missing")
     assert "`losses`: at at FC1, seed 2; at at FC2" in stored_tables.remarks({"losses": taught})
     assert stored_tables.remarks({"losses": complete}) == ""
+
+
+def test_a_diverged_student_is_shown_for_what_it_has(complete, diverged):
+    order = transfer.ranking(diverged)
+    assert "Left out, for a seed without points: AT." in shown.headline(diverged, order)
+    table = shown.ranking_table(diverged, order).set_index("student")
+    assert table.loc["AT", "seeds"] == "5 (4 with points)"
+    assert table.loc["AT", "above: 95 % interval"] == ""
+    lines = shown.ranked(diverged, order).axes[0].lines
+    means = [line.get_xdata()[0] for line in lines if line.get_marker() == "o"]
+    assert len(means) == len(LOSSES)
+    assert np.isfinite(means).all()
+    students = transfer.by_network(diverged)
+    known = students[students["network"].isin(LOSSES)].dropna(subset=["lambda"])
+    with_points = diverged.networks.merge(known[KEY], on=KEY)["training"].nunique()
+    assert set(transfer.correlations(diverged)["trainings"]) == {with_points}
+    assert with_points < transfer.correlations(complete)["trainings"].iloc[0]
 
 
 def test_controls_are_compared_with_their_own_student(complete):
@@ -348,6 +408,20 @@ def test_controls_are_compared_with_their_own_student(complete):
         assert found.loc[loss, "gain"] == pytest.approx((ours - theirs)["accuracy"].mean())
     shown_table = shown.controls_table(transfer.ranking(complete, against="untrained"))
     assert len(shown_table) == len(LOSSES)
+    alone = transfer.ranking(complete, [f"{UNTRAINED}{name}" for name in LOSSES])
+    ours, base = (transfer.by_seed(table, name) for name in (f"{UNTRAINED}at", "baseline"))
+    row = alone.set_index("loss").loc[f"{UNTRAINED}at"]
+    assert row["gain"] == pytest.approx((ours - base)["accuracy"].mean())
+    said = shown.headline(complete, transfer.ranking(complete))
+    assert "beyond place, than the same student of an untrained teacher" in said
+    without = as_read(simulated(), SEEDS)
+    assert "untrained teacher" not in shown.headline(without, transfer.ranking(without))
+    early = simulated(untrained=True)
+    late = (early.networks["network"] == f"{UNTRAINED}at") & (early.networks["seed"] == 4)
+    kept = early.networks[~late]
+    some = as_read(replace(early, networks=kept), SEEDS)
+    assert f"{UNTRAINED}at" not in set(transfer.at_every_layer(some)["network"])
+    assert f"{UNTRAINED}sp" in set(transfer.at_every_layer(some)["network"])
 
 
 def test_the_six_metrics_wait_for_all_seeds(complete):
@@ -458,8 +532,7 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     text = on_tables(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
     assert "Stored evidence has 2 of 5 seeds of every loss that it knows (AT, RKD)" in text
     assert "nothing of it is shown before all are there" in text
-    assert "shares most" not in text
-    assert "raise accuracy" not in text
+    assert not re.search("shares most|are more accurate", text)
     assert "They are judged against the baseline once all seeds are there." in text
 
     assert text.count("There is no stored evidence of losses on `tiny-20` yet.") == 1
@@ -471,10 +544,11 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`:" in text
     assert "The student by feature shares most knowledge points" in text
     assert "9 of 9 losses share more with the teacher, beyond place, than the baseline" in text
-    assert "Conv: " in text
-    assert "more beyond place than its control" in text
+    assert "Conv: N<sup>fg</sup>" in text
+    assert "beyond place, above its control" in text
+    assert text.count("beyond place, above the baseline") == 4  # drawings, controls, photos, own
     assert "No answer for" not in text
-    assert "5 of 9 losses raise accuracy; lower it: SP; neither clearly: " in text
+    assert "5 of 9 losses are more accurate than the baseline; less accurate: SP; nei" in text
     assert "method was 0, is 1" in text
     assert "shared with the teacher +" in text
     assert "*shows*" in text

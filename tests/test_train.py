@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -702,7 +701,10 @@ def test_arguments_of_another_kind_are_named():
     data, schedule = points(), Schedule(epochs=1)
     loader = DataLoader(TensorDataset(data.x, data.y), 5)
     for given, remedy in (
-        (loader, r"got DataLoader: .*TensorData\(\*map\(torch\.cat, zip\(\*loader\)\)\)$"),
+        (
+            loader,
+            r"got DataLoader: .*unshuffled, TensorData\(\*map\(torch\.cat, zip\(\*loader\)\)\)$",
+        ),
         ((data.x, data.y), r"got tuple: TensorData\(\*data\)$"),
         (data.x, r"got Tensor$"),
     ):
@@ -768,37 +770,141 @@ def test_a_folder_with_another_training_is_refused(tmp_path: Path):
         distill.student(network(), network(2), "3", data, Schedule(epochs=2), folder=taught)
 
 
-@pytest.mark.parametrize("of", ["x", "y"])
-def test_a_folder_with_the_training_on_other_data_is_refused(of, tmp_path: Path):
+@pytest.mark.parametrize("change", ["an input", "a label", "the order", "other names"])
+def test_a_folder_with_the_training_on_other_data_is_refused(change, tmp_path: Path):
     data = points()
-    distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
-    changed = {"x": data.x.clone(), "y": data.y.clone()}
-    changed[of][-1] = 2 - changed[of][-1]
-    with pytest.raises(ValueError, match="another training, of other inputs or labels: choose"):
-        distill.baseline(network(), TensorData(**changed), Schedule(epochs=2), folder=tmp_path)
-    longer = distill.baseline(network(), points(), Schedule(epochs=2), folder=tmp_path)
-    assert longer.epochs == 2
+    distill.baseline(Named(), of_names(data), Schedule(epochs=1), folder=tmp_path)
+    x, y, name = data.x.clone(), data.y.clone(), "x"
+    if change == "an input":
+        x[-1, 0] += 0.01
+    elif change == "a label":
+        y[-1] = 2 - y[-1]
+    elif change == "the order":
+        x[:2], y[:2] = x[[1, 0]], y[[1, 0]]
+    else:
+        name = "z"
+    other = TensorData({name: x}, y)
+    for epochs in (1, 2):
+        with pytest.raises(ValueError, match="other inputs or labels, or on the same in another"):
+            distill.baseline(Named(), other, Schedule(epochs=epochs), folder=tmp_path)
 
 
-@pytest.mark.parametrize("activation", [nn.GELU(), nn.LeakyReLU(0.1), nn.ReLU(), nn.ReLU6()])
-@pytest.mark.parametrize("epochs", [1, 2], ids=["finished", "to be gone on with"])
-def test_a_folder_with_the_training_of_another_function_is_refused(
-    activation, epochs, tmp_path: Path
+@pytest.mark.parametrize("kind", ["as they were", "rounded", "of an older form", "no tensors"])
+def test_a_folder_is_gone_on_with_where_data_are_the_same_or_not_known(
+    kind, tmp_path: Path, caplog
 ):
-    """Whose weights are the same: ReLU6 is the one before, where nothing gets as high as 6."""
     data = points()
-    distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
-    other = network()
+    distill.baseline(Named(), of_names(data), Schedule(epochs=1), folder=tmp_path)
+    again = of_names(data)
+    if kind == "rounded":  # as by another machine's logarithm
+        again = of_names(TensorData(data.x * (1 + 1e-7), data.y))
+    elif kind == "of an older form":
+        artefacts = Artefacts(tmp_path)
+        artefacts.write("training", {}, artefacts.info("training"), 0.0)
+        again = of_names(points(seed=1))  # of which nothing is known there
+    elif kind == "no tensors":
+        again = Plain(again)
+    assert distill.baseline(Named(), again, Schedule(epochs=2), folder=tmp_path).epochs == 2
+    assert not caplog.messages
+
+
+class Named(nn.Module):
+    """A network whose input has a name; any will do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, **given: Tensor) -> Tensor:
+        (x,) = given.values()
+        return self.body(x)
+
+
+def of_names(data: TensorData) -> TensorData:
+    return TensorData({"x": data.x}, data.y)
+
+
+class Plain:
+    """Data that say nothing of how they come about."""
+
+    def __init__(self, data: TensorData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, index: Tensor, device: str = "cpu") -> tuple[Any, Tensor]:
+        return self.data.batch(index, device)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    "activation", [nn.GELU(), nn.LeakyReLU(0.1), nn.ReLU(), nn.ReLU6()], ids=repr
+)
+def test_another_function_of_the_same_weights_is_told(activation, bf16, tmp_path: Path, caplog):
+    """ReLU6 is the function before, where nothing gets as high as 6."""
+    schedule, before = Schedule(epochs=1, bf16=bf16), network().float()
+    data = TensorData(points().x.float(), points().y)
+    distill.baseline(before, data, schedule, folder=tmp_path)
+    other = network().float()
     places = [i for i, module in enumerate(other) if isinstance(module, nn.ReLU)]
     for place in places:
         other[place] = activation
     assert places
-    train = partial(distill.baseline, other, data, Schedule(epochs=epochs), folder=tmp_path)
-    if isinstance(activation, nn.ReLU | nn.ReLU6):
-        assert train().epochs == epochs
-    else:
-        with pytest.raises(ValueError, match="computed something else from the same weights"):
-            train()
+    for epochs in (1, 2):
+        caplog.clear()
+        longer = replace(schedule, epochs=epochs)
+        assert distill.baseline(other, data, longer, folder=tmp_path).epochs == epochs
+        told = [each for each in caplog.messages if "computes something else at 'its out" in each]
+        assert bool(told) is not isinstance(activation, nn.ReLU | nn.ReLU6)
+
+
+class Masking(nn.Module):
+    """Logits of which one class is impossible; and one that is drawn anew in each pass."""
+
+    def __init__(self, low: float = -torch.inf, noise: float = 0.0) -> None:
+        super().__init__()
+        self.body, self.low, self.noise = network(), low, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x) + self.noise * torch.randn(3, dtype=x.dtype)
+        return torch.cat([y, torch.full_like(y[:, :1], self.low)], 1)
+
+
+def test_infinite_and_random_outputs_are_compared_for_what_they_are(tmp_path: Path, caplog):
+    data, schedule = points(), Schedule(epochs=1)
+    distill.baseline(Masking(), data, schedule, folder=tmp_path / "a")
+    distill.baseline(Masking(), data, schedule, folder=tmp_path / "a")
+    distill.baseline(Masking(noise=1.0), data, schedule, folder=tmp_path / "b")
+    distill.baseline(Masking(noise=1.0), data, schedule, folder=tmp_path / "b")
+    assert not caplog.messages
+    distill.baseline(Masking(-5.0), data, schedule, folder=tmp_path / "a")
+    assert "computes something else" in caplog.text
+
+
+def test_a_transformer_with_padding_is_trained_in_bf16():
+    """Whose fast path for evaluation PyTorch does not have in two precisions."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.head(self.encoder(x, src_key_padding_mask=mask)[:, 0])
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 5, 8, generator=generator)
+    mask = (torch.arange(5) > 2).expand(8, -1)
+    data = TensorData({"x": x, "mask": mask}, torch.arange(8) % 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Padded()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    assert distill.baseline(model, data, Schedule(epochs=1, bf16=True), test=data).accuracy >= 0
+    assert torch.backends.mha.get_fastpath_enabled() is fast
 
 
 def test_a_call_that_failed_beforehand_does_not_claim_its_folder(tmp_path: Path):

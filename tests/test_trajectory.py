@@ -583,9 +583,10 @@ def test_a_list_of_epochs_of_an_older_form_is_told(tmp_path):
     model = recorded_with_schedule(tmp_path)
     artefacts = Artefacts(tmp_path)
     epochs = artefacts.read("recorder").info["epochs"]
-    artefacts.write("recorder", {}, {"epochs": epochs}, 0.0)
+    older = [{k: v for k, v in entry.items() if k != "tensors"} for entry in epochs]
+    artefacts.write("recorder", {}, {"epochs": older}, 0.0)
     recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
-    with pytest.raises(ValueError, match="recorded by an older kpnb: start again"):
+    with pytest.raises(ValueError, match="damaged or of an older kpnb: start again"):
         recorder.epoch()
 
 
@@ -1601,11 +1602,16 @@ def test_numbers_of_files_that_are_no_epochs_are_told(numbers, told, tmp_path, c
         assert "the first counts as the untrained network" in caplog.text
 
 
-def test_numbers_behind_an_untrained_network_are_no_epochs(tmp_path, caplog):
-    for number in (1, 3, 9):
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [((1, 2, 3), False), ((0, 1, 2), False), ((5, 10, 15), False), ((1, 2, 50), True)],
+)
+def test_numbers_behind_an_untrained_network_are_no_epochs(numbers, told, tmp_path, caplog):
+    for number in numbers:
         (tmp_path / f"epoch-{number}.pt").touch()
     assert len(in_order([net().state_dict(), str(tmp_path / "epoch-*.pt")])) == 4
-    assert not caplog.records
+    said = [f"{tmp_path}/epoch-*.pt have the numbers 1, 2, 50, taken as one epoch after the other"]
+    assert [each.removeprefix("the files of ") for each in caplog.messages] == said * told
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["entry", "prefix"])
@@ -1622,6 +1628,9 @@ def test_an_untrained_network_in_memory_has_no_entry(inside, trained, tmp_path):
     for first in (states[0], model, lambda: states[0]):
         given = [first, str(tmp_path / "epoch-*.pt")]
         assert equal(kpnb.trajectory(net(3), given, X, FOREGROUND, "8", **how), wanted)
+    for name in ("entry", "prefix"):
+        with pytest.raises(ValueError, match=f"{name}='typo': none of the state dicts has it"):
+            kpnb.trajectory(net(3), states, X, FOREGROUND, "8", **CHEAP, **{name: "typo"})
     wrapped = {"wieghts": states[0]}
     with pytest.raises(ValueError, match="unknown entry 'weights'; did you mean 'wieghts'"):
         kpnb.trajectory(net(3), [wrapped, states[1]], X, FOREGROUND, "8", **how)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb_book.figures.plots import COLOUR, GREY, VERDICT, styled
+from kpnb_book.figures.report import decided_as
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies.replication import Beside
 from kpnb_book.studies.verdicts import Estimate
@@ -70,11 +71,6 @@ def _named(axis: Axes, symbol: str, words: str, colour: str) -> None:
     beside = {"xycoords": "axes fraction", "va": "center", "annotation_clip": False}
     axis.annotate(symbol, (-0.02, 0.5), ha="right", fontsize=11, **beside)
     axis.annotate(words, (1.02, 0.5), ha="left", fontsize=9, color=colour, **beside)
-
-
-def decided_as(verdict: str, small: bool) -> str:
-    """A verdict; "shows, small" where a difference that is there is surely below delta."""
-    return f"{verdict}, small" if small and verdict in ("shows", "opposite") else verdict
 
 
 def _written(found: Estimate) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kpnb.losses import LOSSES
-from kpnb.metrics import NAMES, SYMBOL
+from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb.stats import Difference
 from kpnb_book.figures.plots import (
     COLOUR,
@@ -25,7 +25,7 @@ from kpnb_book.figures.plots import (
     square_panels,
     styled,
 )
-from kpnb_book.figures.report import six_table
+from kpnb_book.figures.report import decided_as, six_table
 from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import transfer
 from kpnb_book.studies.losses import (
@@ -129,26 +129,32 @@ def same_pictures(
 
 @styled
 def related(taught: Stored, found: pd.DataFrame) -> Figure:
-    """Accuracy against what it should go with: a dot for each student at each layer, a colour for
-    each loss.
+    """Accuracy against what it should go with: a mark for each student at each layer, a colour for
+    each loss and another mark for each layer.
 
     found   ``transfer.correlations``
     """
     table = by_network(taught)
     colours = plt.get_cmap("tab10").colors
+    marks = dict(zip(sorted(table["layer"].unique()), "o^sD", strict=False))
     size = (3.0 * len(found), 3.4)
     figure, axes = plt.subplots(1, len(found), figsize=size, sharey=True, squeeze=False)
     for axis, name in zip(axes[0], found["name"], strict=True):
         for number, loss in enumerate(taught_by(taught)):
             mine = table[table["network"] == loss]
             look = {"color": colours[number % len(colours)], "s": 26, "lw": 0, "alpha": 0.85}
-            axis.scatter(mine[name], 100 * mine["accuracy"], **look)
+            for layer, mark in marks.items():
+                chosen = mine[mine["layer"] == layer]
+                axis.scatter(chosen[name], 100 * chosen["accuracy"], marker=mark, **look)
         axis.set(xlabel=AXIS[name])
         axis.locator_params(axis="x", nbins=4)
     axes[0, 0].set_ylabel("held-out accuracy, %")
     shown = [colours[number % len(colours)] for number in range(len(taught_by(taught)))]
     handles = [plt.Line2D([], [], marker="o", ls="", color=colour) for colour in shown]
     names = [known_as(loss) for loss in taught_by(taught)]
+    if len(marks) > 1:
+        handles += [plt.Line2D([], [], marker=m, ls="", color=GREY) for m in marks.values()]
+        names += [f"at {layer}" for layer in marks]
     figure.legend(handles, names, loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
@@ -165,8 +171,9 @@ def six_by_loss(
     counts  rows and columns of panels
     shares  ``transfer.shares``, which have two more panels (None: no such panels)
     """
-    panels = [(SYMBOL[metric], found, metric) for metric in NAMES]
-    panels += [(SHARE[metric], shares, metric) for metric in SHARE if shares is not None]
+    expected = {name: "more" if BETTER[name] > 0 else "less" for name in NAMES}
+    panels = [(f"{SYMBOL[name]}: {expected[name]} expected", found, name) for name in NAMES]
+    panels += [(SHARE[name], shares, name) for name in SHARE if shares is not None]
     figure, axes = plt.subplots(*counts, figsize=(9, 0.26 * len(found) * 2 + 2.2), sharey=True)
     for axis, (title, of_losses, metric) in zip(axes.flat, panels, strict=True):
         for row, loss in enumerate(found):
@@ -176,6 +183,7 @@ def six_by_loss(
         axis.set_yticks(range(len(found)), [known_as(name) for name in found])
         axis.set_ylim(len(found) - 0.5, -0.5)
         axis.set_title(title)
+        axis.set_xlabel("difference")
         axis.locator_params(axis="x", nbins=4)
     words = ["shows", "opposite", "negligible"]
     legend_below(figure, [*words, "not decided"], [*(VERDICT[word] for word in words), GREY])
@@ -305,7 +313,7 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     only once all seeds are there.
     """
     whole = transfer.finished(taught)
-    table = pd.DataFrame({"student": order["loss"].map(known_as), "seeds": order["seeds"]})
+    table = pd.DataFrame({"student": order["loss"].map(known_as), "seeds": _seeds(order)})
     table["shared with the teacher"] = order["shared"]
     table["by place alone"] = order["place"]
     table["beyond place, above the baseline"] = order["more"]
@@ -326,6 +334,14 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
 
 
+def _seeds(order: pd.DataFrame) -> list[str]:
+    """How many seeds a mean is over, and how many have points where these are fewer."""
+    return [
+        f"{seeds}" if seeds == known else f"{seeds} ({known} with points)"
+        for seeds, known in order[["seeds", "with_points"]].to_numpy()
+    ]
+
+
 def controls_table(order: pd.DataFrame, other: str = "its control") -> pd.DataFrame:
     """``transfer.ranking`` of students against the students of the untrained teacher, or of these
     against the baseline, which is the ``other`` network then; for the page.
@@ -333,7 +349,7 @@ def controls_table(order: pd.DataFrame, other: str = "its control") -> pd.DataFr
     return pd.DataFrame(
         {
             "student": order["loss"].map(known_as),
-            "seeds": order["seeds"],
+            "seeds": _seeds(order),
             f"beyond place, above {other}": order["more"],
             "95 % interval": _intervals(order, "more"),
             "shares more": order["more_said"],
@@ -395,6 +411,22 @@ def means_table(taught: Stored) -> pd.DataFrame:
     return named.rename(columns={"share": "share of the path"})
 
 
+def means_by_layer(taught: Stored) -> pd.DataFrame:
+    """``means_table`` for each of the layers that students were trained for, and what they share
+    with the teacher.
+    """
+    columns = [*NAMES, "iou_teacher", "iou_place"]
+    means = by_network(taught).groupby(["network", "layer"])[columns].mean()
+    rows = [
+        {"student": known_as(name), "layer": layer} | means.loc[name, layer].to_dict()
+        for name in ["baseline", *transfer.students_of(taught)]
+        for layer in sorted(taught.networks["layer"].unique())
+        if name in taught.complete
+    ]
+    table = pd.DataFrame(rows)
+    return table.rename(columns={"iou_teacher": "shared", "iou_place": "by place alone"})
+
+
 def with_shares(
     found: Mapping[str, Mapping[str, Difference]],
     shares: Mapping[str, Mapping[str, Difference]],
@@ -407,7 +439,8 @@ def with_shares(
     for metric, heading in SHARE.items():
         given = [shares[loss][metric] if loss in shares else None for loss in found]
         table[heading] = [
-            "" if d is None else f"{value(d.value, 2, sign=True)} {d.verdict}" for d in given
+            "" if d is None else f"{value(d.value, 2, sign=True)} {decided_as(d.verdict, d.small)}"
+            for d in given
         ]
     return table
 

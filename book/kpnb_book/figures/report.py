@@ -167,6 +167,11 @@ def beside_paper(table: int, ours: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def decided_as(verdict: str, small: bool) -> str:
+    """A verdict; "shows, small" where a difference that is there is surely below delta."""
+    return f"{verdict}, small" if small and verdict in ("shows", "opposite") else verdict
+
+
 def six_table(
     found: Mapping[str, Mapping[str, Difference]], known_as: Callable[[str], str] = str
 ) -> pd.DataFrame:
@@ -178,7 +183,7 @@ def six_table(
     rows = []
     for student, by_metric in found.items():
         cells = {
-            HTML[metric]: f"{numbers.value(d.value, 2, sign=True)} {d.verdict}"
+            HTML[metric]: f"{numbers.value(d.value, 2, sign=True)} {decided_as(d.verdict, d.small)}"
             for metric, d in by_metric.items()
         }
         rows.append({"student": known_as(student), **cells})

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from kpnb.metrics import NAMES, SYMBOL
-from kpnb_book.figures.estimation import KNOWN_AS, decided_as
-from kpnb_book.figures.report import HTML
+from kpnb_book.figures.estimation import KNOWN_AS
+from kpnb_book.figures.report import HTML, decided_as
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import paper
 from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting

@@ -161,7 +161,8 @@ def ranking(
     rows = []
     for loss in students or taught_by(taught):
         found = compared(table, loss, others.get(loss, "baseline"))
-        row = {"loss": loss, "seeds": found["gain"].count(), **found.mean()}
+        counts = {"seeds": found["gain"].count(), "with_points": found["more"].count()}
+        row = {"loss": loss, **counts, **found.mean()}
         for name in ("beyond", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
         row |= {f"{name}_p": no_difference(found[name]) for name in JUDGED}
