@@ -587,17 +587,23 @@ def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_pat
     """Of another study's tables, or where the network measures other images, its own."""
     own = transfer.own(study, 101, ["feature"])
     seen = transfer.pictures(study, own, None, "FC1")
-    assert list(seen.points) == ["teacher", "baseline", "feature"]
-    assert seen.images.shape[0] == len(study.shown(4)) == len(seen.points["teacher"])
+    points = seen.of_first_seed("FC1")
+    assert list(points) == ["teacher", "baseline", "feature"]
+    assert seen.images.shape[0] == len(study.shown(8)) == len(points["teacher"])
+    assert [*seen.points["FC1"]] == [101]
+    row = transfer.by_network(own).set_index("network").loc["feature"]
+    said = shown.in_words(own)["FC1"][101]
+    assert f"Accuracy {100 * row['accuracy']:.1f} %, the baseline's " in said["feature"]
+    assert said["baseline"].endswith(" %.")
     stored = transfer.stored(write(tmp_path, simulated(("at",), seeds=2)))
-    assert list(transfer.pictures(study, own, stored, "FC1").points) == [*seen.points]
+    assert [*transfer.pictures(study, own, stored, "FC1").of_first_seed("FC1")] == [*points]
     monkeypatch.setattr(transfer, "with_stored_pictures", lambda *given: study)
     places = stored.places.copy()
     places[["points", "taught"]] = packed(torch.arange(16).expand(len(study.measured), -1) < 5)
     planted = replace(stored, places=places)
-    theirs = transfer.pictures(study, own, planted, "FC1").points
+    theirs = transfer.pictures(study, own, planted, "FC1").of_first_seed("FC1")
     assert list(theirs) == ["teacher", "baseline", "at"]
-    assert theirs["at"].sum(1).tolist() == [5] * 4
+    assert theirs["at"].sum(1).tolist() == [5] * len(study.shown(8))
 
 
 def test_a_loss_that_there_is_none_of_is_named(study):

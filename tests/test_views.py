@@ -23,7 +23,7 @@ from kpnb.units import ImageGrid
 from kpnb_book.data.image_set import ImageSet
 from kpnb_book.figures.live import Live
 from kpnb_book.figures.plots import COLOUR, KINDS, cloud_maps, project
-from kpnb_book.figures.views import explorable, turnable
+from kpnb_book.figures.views import COLOURS, explorable, sharing, turnable
 from tests.models import small_net
 
 CLOUD = torch.nn.functional.normalize(
@@ -226,6 +226,69 @@ def test_script_counts_what_kpnb_counts(background):
             assert ratio == (None if fg + bg == 0 else pytest.approx(found.ratio[image].item()))
         else:
             assert [fg, bg, ratio] == [0, 0, None]
+
+
+BITS = {
+    layer: {
+        seed: {name: torch.rand(3, 12, generator=GEN) < 0.5 for name in ("teacher", "at", "<sp>")}
+        for seed in (0, 7)
+    }
+    for layer in ("FC1", "FC2")
+}
+SAID = {
+    layer: {seed: {name: f"{layer} {seed} {name}" for name in ("at", "<sp>")} for seed in (0, 7)}
+    for layer in BITS
+}
+DRAW = """
+const log = [], chosen = { layer: "FC2", seed: "7", student: "at", image: "1" }, status = {};
+const canvas = () => ({ clientWidth: 120, clientHeight: 120, getContext: () => ({ scale() {},
+  createImageData: (w, h) => ({ data: [] }), putImageData() {}, drawImage() { log.push([]); },
+  fillRect(x, y) { log.at(-1).push([Math.round(x), Math.round(y), this.fillStyle]); } }) });
+const window = { devicePixelRatio: 1 }, document = { createElement: canvas };
+class ResizeObserver { observe() {} }
+const canvases = [canvas(), canvas(), canvas()];
+const act = {}, root = { querySelectorAll: () => canvases,
+  addEventListener: (name, f) => { act[name] = f; },
+  querySelector: (at) => (at === "[role=status]" ? status : { value: chosen[at.slice(6, -1)] }) };
+views.sharing(root, data);
+const first = [log.splice(0), status.innerHTML];
+delete data.points.FC2[7].at;
+act.input();
+console.log(JSON.stringify([...first, status.innerHTML]));
+"""
+
+
+@needs_node
+def test_script_draws_what_student_and_teacher_share():
+    names = {"at": "AT", "<sp>": "<SP>"}
+    page = sharing(PICTURES, BITS, SAID, INSIDE, (3, 4), names, "points").html
+    script, data = re.search(
+        r"<script>(.*)\.sharing\(document\.currentScript\.parentElement, (.*)\);</script>",
+        page,
+        re.S,
+    ).groups()
+    assert [*re.findall(r'name="(\w+)"', page)] == ["image", "student", "layer", "seed"]
+    assert '<option value="&lt;sp&gt;">&lt;SP&gt;</option>' in page
+    program = f"const views = {script}, data = {data};{DRAW}"
+    run = subprocess.run(["node", "-e", program], capture_output=True, text=True, check=True)
+    drawn, said, lost = json.loads(run.stdout)
+    teacher, own = (BITS["FC2"][7][name][1] for name in ("teacher", "at"))
+    regions = [COLOUR["foreground" if i else "background"] for i in INSIDE[1].tolist()]
+    both = [
+        COLOURS["both" if t and o else "teacher" if t else "student"]
+        for t, o in zip(teacher.tolist(), own.tolist(), strict=True)
+    ]
+    wanted = [(teacher, regions), (own, regions), (teacher | own, both)]
+    for (points, colours), found in zip(wanted, drawn, strict=True):
+        cells = points.nonzero().flatten().tolist()
+        places = [[30 * (i % 4), 40 * (i // 4), colours[i]] for i in cells]
+        assert [[x - 1, y - 1, c] for x, y, c in found] == places
+    shared, every = int((teacher & own).sum()), int((teacher | own).sum())
+    assert said == (
+        f"{shared} of {every} points that either has here are shared ({shared / every:.2f}). "
+        "FC2 7 at"
+    )
+    assert lost == "There are no points of this training."
 
 
 def live(images=3):

@@ -26,6 +26,7 @@ from kpnb_book.figures.plots import (
     styled,
 )
 from kpnb_book.figures.report import decided_as, six_table
+from kpnb_book.figures.views import View, sharing
 from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import transfer
 from kpnb_book.studies.losses import (
@@ -190,7 +191,39 @@ def six_by_loss(
     return figure
 
 
+def explore(seen: transfer.Pictures) -> View | None:
+    """The same pictures through student and teacher, with what the tables say of it; None where
+    there are no pictures to show.
+    """
+    if not len(seen.images):
+        return None
+    every = [each for of_layer in seen.points.values() for each in of_layer.values()]
+    networks = dict.fromkeys(name for each in every for name in each if name != "teacher")
+    names = {name: known_as(name) for name in networks}
+    alt = "Pictures with the knowledge points of a student and its teacher, by student and seed"
+    said = in_words(seen.taught)
+    return sharing(seen.images, seen.points, said, seen.foreground, seen.shape, names, alt)
+
+
 # ---- words
+
+
+def in_words(taught: Stored) -> dict[str, dict[int, dict[str, str]]]:
+    """What each network shares with the teacher, and its accuracy beside the baseline's, in a
+    sentence; by layer, seed and network.
+    """
+    table = by_network(taught)
+    found: dict[str, dict[int, dict[str, str]]] = {}
+    for (layer, seed), rows in table.set_index("network").groupby(["layer", "seed"]):
+        base = 100 * rows.loc["baseline", "accuracy"]
+        said = {
+            name: f"Over all pictures {value(row['iou_teacher'], 2)}, by place alone "
+            f"{value(row['iou_place'], 2)}. Accuracy {100 * row['accuracy']:.1f} %"
+            + ("." if name == "baseline" else f", the baseline's {base:.1f} %.")
+            for name, row in rows.iterrows()
+        }
+        found.setdefault(layer, {})[int(seed)] = said
+    return found
 
 
 def state(stored: Stored | None, evidence: LossesEvidence = LOSSES_EVIDENCE) -> str:

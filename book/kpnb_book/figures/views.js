@@ -43,13 +43,81 @@
     return { pen, width, height };
   },
 
+  masks: (foreground) => foreground.map((mask) => [...mask].map((unit) => unit === "1")),
+
+  // A unit of a grid of `shape` on a canvas.
+  square(pen, width, [rows, columns], unit, { how, inset }) {
+    const side = width / columns, tall = width / rows;
+    const box = [(unit % columns) * side, Math.floor(unit / columns) * tall].map((corner) => corner + inset);
+    pen[how](...box, side - 2 * inset, tall - 2 * inset);
+  },
+
+  // The colour of every knowledge point, by whether it lies on the object.
+  regions: (points, inside, { fg, bg }) => points.map((point, i) => point && (inside[i] ? fg : bg)),
+
+  // A picture, paler than it is, and units in their colours; those without one stay as they are.
+  paint(canvas, { pixels, size, shape }, image, colours) {
+    const { pen, width } = this.pen(canvas), raster = document.createElement("canvas");
+    [raster.width, raster.height] = [size, size];
+    const dots = raster.getContext("2d").createImageData(size, size);
+    for (let i = 0; i < size * size; i++) {
+      for (let c = 0; c < 3; c++) dots.data[4 * i + c] = 0.65 * pixels[image][3 * i + c] + 0.35 * 255;
+      dots.data[4 * i + 3] = 255;
+    }
+    raster.getContext("2d").putImageData(dots, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(raster, 0, 0, width, width);
+    pen.globalAlpha = 0.8;
+    colours.forEach((colour, i) => {
+      pen.fillStyle = colour;
+      if (colour) this.square(pen, width, shape, i, { how: "fillRect", inset: 0.5 });
+    });
+  },
+
+  // Bits of units, 8 to a byte, the highest first.
+  bits(text) {
+    return [...this.bytes(text)].flatMap((byte) => Array.from({ length: 8 }, (_, i) => ((byte >> (7 - i)) & 1) === 1));
+  },
+
+  // Which points both have, and which one alone.
+  overlap(one, other) {
+    const shared = one.filter((point, i) => point && other[i]).length;
+    return { shared, all: one.filter((point, i) => point || other[i]).length };
+  },
+
+  // Knowledge points of a student and of its teacher: data = {points: {layer: {seed: {network: bits of [picture, unit]}}},
+  // said: {layer: {seed: {network: text}}}, foreground: a string of 0 and 1 for each picture, pixels, size, shape,
+  // colours: {fg, bg, both, teacher, student}}.
+  sharing(root, data) {
+    const value = (name) => root.querySelector(`[name=${name}]`).value;
+    const canvases = root.querySelectorAll("canvas"), inside = this.masks(data.foreground), { colours } = data;
+    const draw = () => {
+      const [layer, seed, student, image] = ["layer", "seed", "student", "image"].map(value);
+      const units = inside[image].length, found = data.points[layer][seed];
+      const of = (network) => this.bits(found[network]).slice(image * units, (Number(image) + 1) * units);
+      if (!found[student]) return (root.querySelector("[role=status]").innerHTML = "There are no points of this training.");
+      const taught = of("teacher"), own = of(student), { shared, all } = this.overlap(taught, own);
+      const both = taught.map((point, i) => (point ? (own[i] ? colours.both : colours.teacher) : own[i] && colours.student));
+      [taught, own].forEach((points, i) =>
+        this.paint(canvases[i], data, image, this.regions(points, inside[image], colours)));
+      this.paint(canvases[2], data, image, both);
+      const share = all ? ` (${(shared / all).toFixed(2)})` : "";
+      root.querySelector("[role=status]").innerHTML =
+        `${shared} of ${all} points that either has here are shared${share}. ${data.said[layer][seed][student]}`;
+    };
+    data.pixels = data.pixels.map(this.bytes);
+    root.addEventListener("input", draw);
+    new ResizeObserver(draw).observe(root);
+    draw();
+  },
+
   // Pictures on a grid: data = {maps: {network: {layer: entropies of [epoch, picture, unit]}}, low, step, range,
   // foreground: a string of 0 and 1 for each picture, pixels, size, shape, ramp, colours: {fg, bg}}.
   cells(root, data) {
     const field = (name) => root.querySelector(`[name=${name}]`);
-    const [picture, map, strip] = root.querySelectorAll("canvas"), [rows, columns] = data.shape;
-    const units = rows * columns, inside = data.foreground.map((mask) => [...mask].map((unit) => unit === "1"));
-    const raster = document.createElement("canvas"), decoded = {};
+    const [picture, map, strip] = root.querySelectorAll("canvas");
+    const units = data.shape[0] * data.shape[1], inside = this.masks(data.foreground);
+    const decoded = {};
 
     const current = () => {
       const [network, layer, image] = ["network", "layer", "image"].map((name) => field(name).value);
@@ -62,39 +130,15 @@
       return { image: Number(image), found: decoded[key].slice(start, start + units), trained: epochs === 1 };
     };
 
-    const square = (pen, width, unit, look) => {
-      const side = width / columns, tall = width / rows, inset = look.inset || 0;
-      const box = [(unit % columns) * side, Math.floor(unit / columns) * tall].map((corner) => corner + inset);
-      pen[look.how](...box, side - 2 * inset, tall - 2 * inset);
-    };
-
-    const paint = (image, points) => {
-      const { pen, width } = this.pen(picture), { size } = data;
-      const dots = raster.getContext("2d").createImageData(size, size);
-      for (let i = 0; i < size * size; i++) {
-        for (let c = 0; c < 3; c++) dots.data[4 * i + c] = 0.65 * data.pixels[image][3 * i + c] + 0.35 * 255;
-        dots.data[4 * i + 3] = 255;
-      }
-      [raster.width, raster.height] = [size, size];
-      raster.getContext("2d").putImageData(dots, 0, 0);
-      pen.imageSmoothingEnabled = false;
-      pen.drawImage(raster, 0, 0, width, width);
-      pen.globalAlpha = 0.8;
-      points.forEach((point, i) => {
-        pen.fillStyle = inside[image][i] ? data.colours.fg : data.colours.bg;
-        if (point) square(pen, width, i, { how: "fillRect", inset: 0.5 });
-      });
-    };
-
     const shade = (found, points) => {
       const { pen, width } = this.pen(map), [low, high] = data.range, last = data.ramp.length - 1;
       found.forEach((h, i) => {
         const place = Math.round((last * (h - low)) / (high - low));
         pen.fillStyle = data.ramp[Math.max(0, Math.min(last, place))] || "transparent"; // NaN
-        square(pen, width, i, { how: "fillRect", inset: -0.2 });
+        this.square(pen, width, data.shape, i, { how: "fillRect", inset: -0.2 });
       });
       pen.strokeStyle = "#ffffff";
-      points.forEach((point, i) => point && square(pen, width, i, { how: "strokeRect", inset: 1 }));
+      points.forEach((point, i) => point && this.square(pen, width, data.shape, i, { how: "strokeRect", inset: 1 }));
     };
 
     // Every cell as a dot at H-bar - H, the object's above the background's; right of the line at b they count.
@@ -124,7 +168,7 @@
       const b = Number(field("b").value), { image, found, trained } = current();
       const { level, gaps } = this.gaps(found, inside[image]), counted = this.count(gaps, inside[image], b);
       const epoch = trained ? "its last" : field("epoch").value;
-      paint(image, counted.points);
+      this.paint(picture, data, image, this.regions(counted.points, inside[image], data.colours));
       shade(found, counted.points);
       spread(image, gaps, b);
       field("epoch").setAttribute("aria-valuetext", `epoch ${epoch}`);

@@ -143,31 +143,81 @@ def explorable(
             for network, layers in maps.items()
         }
     first = next(iter(maps.values()))
-    count, epochs = len(pictures), len(next(iter(first.values()))) - 1
-    controls = [_choice("image", [str(i + 1) for i in range(count)], range(count))]
-    controls += [_choice("network", maps, maps), _choice("layer", first, first)]
+    epochs = len(next(iter(first.values()))) - 1
+    controls = [_images(pictures), _choice("network", maps, maps), _choice("layer", first, first)]
     controls += [_slider("epoch", "epoch", epochs, max(1, epochs), 1, str(epochs)), _threshold(b)]
+    data = _on_grid(pictures, foreground, shape) | _quantised(maps)
+    return _controlled(controls, PANELS, _call("cells", "parentElement", data), alt)
+
+
+def _images(pictures: Tensor) -> str:
+    count = len(pictures)
+    return _choice("image", [str(i + 1) for i in range(count)], range(count))
+
+
+def _controlled(controls: Iterable[str], panels: Mapping[str, str], call: str, alt: str) -> View:
+    """Controls, a line that says what is seen, and a canvas for each of the ``panels``."""
     row = 'style="display:flex;flex-wrap:wrap;gap:0.6em 1.2em;'
     row += 'justify-content:center;text-align:left"'
     body = f"<div {row}>{''.join(controls)}</div>"
     body += '<p role="status" style="text-align:center;margin:0.6em"></p>'
-    call = _call("cells", "parentElement", _cells(pictures, maps, foreground, shape))
-    body += f"<div {row}>{_panels()}</div>{call}"
+    body += f"<div {row}>{_panels(panels)}</div>{call}"
     return View(f'<div class="kpnb-view" role="group" aria-label="{escape(alt)}">{body}</div>')
 
 
-def _cells(
+SHARING = {
+    "the teacher's points: orange on the object, blue on the background": "the teacher's points",
+    "the student's points": "the student's points",
+    "points of both in green, of the teacher alone in yellow, of the student alone in pink": (
+        "points of both, and of either alone"
+    ),
+}
+COLOURS = {"both": "#009e73", "teacher": "#f0e442", "student": "#cc79a7"}
+"""Of points that are shared or not, from the colours that Okabe and Ito chose to be told apart."""
+
+
+def sharing(
     pictures: Tensor,
-    maps: Mapping[str, Mapping[str, Tensor]],
+    points: Mapping[str, Mapping[int, Mapping[str, Tensor]]],
+    said: Mapping[str, Mapping[int, Mapping[str, str]]],
     foreground: Tensor,
     shape: tuple[int, int],
-) -> dict[str, Any]:
-    """What the script's ``cells`` takes: arguments of ``explorable``, packed, and the colours."""
+    names: Mapping[str, str],
+    alt: str,
+) -> View:
+    """Knowledge points of students beside their teacher's, for a reader who chooses picture,
+    student, layer and seed.
+
+    pictures    uint8 ``[K, 3, S, S]``
+    points      bool ``[K, n]`` by layer, seed and network; the "teacher" is one in each, others may
+                be missing in some
+    said        by layer, seed and network, what else there is to say of it
+    foreground  bool ``[K, n]``, of a grid of ``shape``
+    names       of the networks other than the teacher, what the view calls them
+    alt         what the view shows, for those who cannot see it
+    """
+    seeds = next(iter(points.values()))
+    controls = [_images(pictures), _choice("student", names.values(), names)]
+    controls += [_choice("layer", points, points), _choice("seed", map(str, seeds), seeds)]
+    packed = {
+        layer: {
+            seed: {network: _packed(np.packbits(found.numpy())) for network, found in each.items()}
+            for seed, each in by_seed.items()
+        }
+        for layer, by_seed in points.items()
+    }
+    data = _on_grid(pictures, foreground, shape) | {"points": packed, "said": said}
+    data["colours"] |= COLOURS
+    return _controlled(controls, SHARING, _call("sharing", "parentElement", data), alt)
+
+
+def _on_grid(pictures: Tensor, foreground: Tensor, shape: tuple[int, int]) -> dict[str, Any]:
+    """What the script takes of pictures: their pixels and foreground, packed, and the colours."""
     size = min(PIXELS, pictures.shape[-1])
     small = (
         torch.nn.functional.interpolate(pictures.float(), (size, size), mode="area").round().byte()
     )
-    data = _quantised(maps) | {"shape": shape, "size": size}
+    data: dict[str, Any] = {"shape": shape, "size": size}
     data["pixels"] = [_packed(picture.permute(1, 2, 0).contiguous().numpy()) for picture in small]
     data["foreground"] = [
         "".join("01"[unit] for unit in mask) for mask in foreground.int().tolist()
@@ -179,15 +229,15 @@ def _cells(
     return data
 
 
-def _panels() -> str:
-    """A canvas for each of ``PANELS``, with its caption."""
+def _panels(panels: Mapping[str, str]) -> str:
+    """A canvas for each of the ``panels``, with its caption."""
     square = 'style="width:100%;aspect-ratio:1;display:block"'
     small_print = 'style="font-size:small;line-height:1.3"'
     return "".join(
         '<div style="flex:1 1 10rem;max-width:20rem">'
         f'<canvas role="img" aria-label="{said}" {square}></canvas>'
         f"<div {small_print}>{caption}</div></div>"
-        for caption, said in PANELS.items()
+        for caption, said in panels.items()
     )
 
 

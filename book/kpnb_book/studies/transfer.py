@@ -354,7 +354,7 @@ def _rho(pairs: np.ndarray) -> float:
 
 # Pictures.
 
-PICTURES = 4  # that are shown
+PICTURES = 8  # that can be looked at
 SAME = ("dataset", "data_root", "size", "grid", "teacher_samples", "share")
 """Settings on which it depends whether two studies measure the same pictures."""
 
@@ -362,13 +362,20 @@ SAME = ("dataset", "data_root", "size", "grid", "teacher_samples", "share")
 @dataclass(frozen=True)
 class Pictures:
     """Pictures uint8 ``[K, 3, S, S]``, their foreground bool ``[K, n]``, on a grid of ``shape``,
-    and knowledge points bool ``[K, n]`` by network.
+    and knowledge points bool ``[K, n]`` by layer, seed and network. ``taught`` are the tables that
+    these are from.
     """
 
     images: Tensor
     foreground: Tensor
     shape: tuple[int, int]
-    points: dict[str, Tensor]
+    points: dict[str, dict[int, dict[str, Tensor]]]
+    taught: Stored
+
+    def of_first_seed(self, layer: str) -> dict[str, Tensor]:
+        """The points at a ``layer`` by network."""
+        of_layer = self.points[layer]
+        return of_layer[min(of_layer)]
 
 
 def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) -> Pictures:
@@ -378,15 +385,13 @@ def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) 
     taught = own
     if stored is not None and (whole := with_stored_pictures(study, stored, layer)):
         study, taught = whole, stored
-    chosen = study.shown(PICTURES)
-    seed = taught.networks["seed"].min()
-    points = losses.points_of(taught.places, layer, seed, study.foreground.shape[1])
-    return Pictures(
-        study.measured.images[chosen],
-        study.foreground[chosen],
-        study.units.shape,
-        {name: each[chosen] for name, each in points.items()},
-    )
+    chosen, units = study.shown(PICTURES), study.foreground.shape[1]
+    points: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for at, seed in taught.places[["layer", "seed"]].drop_duplicates().itertuples(index=False):
+        found = losses.points_of(taught.places, at, seed, units)
+        points.setdefault(at, {})[int(seed)] = {name: each[chosen] for name, each in found.items()}
+    images, foreground = study.measured.images[chosen], study.foreground[chosen]
+    return Pictures(images, foreground, study.units.shape, points, taught)
 
 
 def with_stored_pictures(study: ImageStudy, stored: Stored, layer: str) -> ImageStudy | None:
