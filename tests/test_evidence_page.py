@@ -636,7 +636,7 @@ def test_the_page_says_what_the_tables_say(asked, folder, stored):
     counts = Counter(rows["verdict"])
     said = ", ".join(f"{counts[word]} {name}" for word, name in sentences.WORDS.items())
     assert f"- **images**: {said}\n" in text
-    assert "> **Takeaway.** As the paper asks, over all tables: " in text
+    assert "> **Takeaway.** As the paper asks, over the tables of this page: " in text
     assert "**all**: of single comparisons" in text
 
 

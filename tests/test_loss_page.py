@@ -186,6 +186,16 @@ def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
     assert {*transfer.leading(alone, "beyond")} == {"at", "sp"}  # one seed tells nothing apart
 
 
+def test_the_front_page_counts_losses_once_all_are_there(complete):
+    waits = "They are compared once all of their seeds are there."
+    early = as_read(simulated(seeds=4), SEEDS)
+    assert waits in shown.in_short(None)
+    assert waits in shown.in_short(early)
+    said = shown.in_short(complete)
+    assert "(<code>emoji</code>), 5 seeds of each of 9 losses. Students of 9 of 9 losses" in said
+    assert said.count("the same student of an untrained teacher") == 2
+
+
 def test_many_points_make_no_loss_lead():
     """Planted: one shares more because it has points everywhere, one beyond what that explains."""
     rows = simulated()
@@ -236,7 +246,7 @@ def test_a_registered_loss_leaves_complete_tables_complete(complete, monkeypatch
     """The chapter's exercise: one function and one line."""
     monkeypatch.setitem(LOSSES, "cosine", Loss(lambda student, teacher: (student - teacher).sum()))
     assert transfer.finished(complete)
-    assert shown.state(complete).startswith("Stored evidence of 5 seeds, and 9 losses, on `emoji`:")
+    assert shown.state(complete).startswith("Stored evidence of 5 seeds, and 9 losses, on `emoji`.")
     assert "cosine" not in transfer.ranking(complete)["loss"].tolist()
 
 
@@ -541,7 +551,7 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     text = on_tables(study, write(tmp_path / "all", simulated(untrained=True), method=0))
     assert "There is no stored evidence of losses" not in text
     assert text.count("share of path, mean") == 3  # drawings, these beyond a target, photographs
-    assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`:" in text
+    assert "Stored evidence of 5 seeds, and 9 losses, on `emoji`." in text
     assert "The student by feature shares most knowledge points" in text
     assert "9 of 9 losses share more with the teacher, beyond place, than the baseline" in text
     assert "Conv: N<sup>fg</sup>" in text

@@ -198,8 +198,10 @@ def explore(seen: transfer.Pictures) -> View | None:
     if not len(seen.images):
         return None
     every = [each for of_layer in seen.points.values() for each in of_layer.values()]
-    networks = dict.fromkeys(name for each in every for name in each if name != "teacher")
-    names = {name: known_as(name) for name in networks}
+    networks = dict.fromkeys(name for each in every for name in each)
+    last = ("teacher", "baseline")  # no students
+    names = {name: known_as(name) for name in networks if name not in last}
+    names["baseline"] = "baseline"
     alt = "Pictures with the knowledge points of a student and its teacher, by student and seed"
     said = in_words(seen.taught)
     return sharing(seen.images, seen.points, said, seen.foreground, seen.shape, names, alt)
@@ -235,7 +237,7 @@ def state(stored: Stored | None, evidence: LossesEvidence = LOSSES_EVIDENCE) -> 
     stated = len(stored.stated)
     if transfer.finished(stored):
         dataset = evidence.settings.dataset
-        return f"Stored evidence of {stated} seeds, and {len(known)} losses, on `{dataset}`:"
+        return f"Stored evidence of {stated} seeds, and {len(known)} losses, on `{dataset}`."
     return (
         f"Stored evidence has {late} of {stated} seeds of every loss that it knows "
         f"({_named(known)}); nothing of it is shown before all are there."
@@ -296,6 +298,21 @@ def _first_in_accuracy(taught: Stored, order: pd.DataFrame) -> str:
 def _beside(others: Sequence[str]) -> str:
     """That the first cannot be told apart from these."""
     return f", and cannot be told apart from those by {_named(others)}" if others else ""
+
+
+def in_short(taught: Stored | None) -> str:
+    """What the front page says of all losses, in HTML."""
+    if taught is None or not transfer.finished(taught):
+        return "<p>They are compared once all of their seeds are there.</p>"
+    order, known = transfer.ranking(taught), taught_by(taught)
+    parts = [counted(order, "more"), counted(order, "gain")]
+    if transfer.controls_finished(taught):
+        controls = transfer.ranking(taught, against="untrained")
+        other = "the same student of an untrained teacher"
+        parts += [counted(controls, "more", other), counted(controls, "gain", other)]
+    dataset = LOSSES_EVIDENCE.settings.dataset
+    about = f"On the embedded images (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
+    return f"<p>{about} of {len(known)} losses. {' '.join(parts)}</p>"
 
 
 COUNTED = {
