@@ -424,14 +424,14 @@ def test_both_kinds_are_compared_on_the_same_pictures(effect, said, tmp_path):
     ours, _ = tables({}, seeds=5, samples=40, layers=("cls",), seed=1)
     theirs, _ = tables({}, seeds=7, samples=40, layers=("FC1", "FC2"), seed=2)
     ours = ours.assign(n_bg=ours["n_bg"] + effect)
-    frame = transformer.of_both_kinds(ours, theirs)
+    frame = transformer.of_both_kinds(ours, theirs, "baseline")
     assert sorted(frame["seed"].unique()) == [*range(5)]
     found = transformer.decided(frame, transformer.KINDS, {"n_bg": 1.0})
     assert found["n_bg"].value == pytest.approx(effect, abs=1.5)
     if said:
-        assert said in shown.background(found)
+        assert said in shown.background({"from scratch": found})
     else:
-        assert "more points than" not in shown.background(found)
+        assert "more points than" not in shown.background({"from scratch": found})
     assert "not judged" in shown.background({})
 
 
@@ -446,7 +446,28 @@ def test_other_pictures_are_not_compared(tmp_path):
     Results(tmp_path / "again" / "images").add(
         {"study": "ImageStudy", "measured": "b"}, _rows(samples, networks)
     )
-    assert set(transformer.kinds(tmp_path / "again")) == set(transformer.POINTS)
+    found = transformer.kinds(tmp_path / "again")
+    assert set(found["from scratch"]) == set(transformer.POINTS)
+
+
+def test_students_of_both_kinds_are_compared_too(tmp_path):
+    """Planted: students of transformers have more on the background; a late seed waits."""
+    samples, networks = tables({"student": {}}, seeds=5, samples=40, layers=("cls",))
+    more = samples["n_bg"] + 9.0 * (samples["network"] == "student")
+    for name, table in (("transformer", samples.assign(n_bg=more)), ("images", samples)):
+        rows = Results(tmp_path / name)
+        rows.add({"study": "ImageStudy", "measured": "a"}, _rows(table, networks))
+    found = transformer.kinds(tmp_path)
+    assert [*found] == ["from scratch", "taught by features"]
+    assert found["taught by features"]["n_bg"].value == pytest.approx(9)
+    assert found["from scratch"]["n_bg"].value == pytest.approx(0)
+    late = (samples["network"] == "student") & (samples["seed"] == 4)
+    kept = ~((networks["network"] == "student") & (networks["seed"] == 4))
+    rows = Results(tmp_path / "late" / "transformer")
+    rows.add({"study": "ImageStudy", "measured": "a"}, _rows(samples[~late], networks[kept]))
+    rows = Results(tmp_path / "late" / "images")
+    rows.add({"study": "ImageStudy", "measured": "a"}, _rows(samples, networks))
+    assert [*transformer.kinds(tmp_path / "late")] == ["from scratch"]
 
 
 # ---- the page

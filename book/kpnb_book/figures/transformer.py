@@ -118,14 +118,16 @@ def headline(table: pd.DataFrame) -> str:
     )
 
 
-def background(found: Mapping[str, Difference]) -> str:
-    """Whether a transformer keeps more of the background than a convolutional network."""
-    if not found:
+def background(found: Mapping[str, Mapping[str, Difference]]) -> str:
+    """Whether a transformer keeps more of the background than a convolutional network, both from
+    scratch; of ``transformer.kinds``.
+    """
+    if "from scratch" not in found:
         return (
             "Whether it keeps more background than a convolutional network is not judged before "
             "both have all seeds."
         )
-    d = found["n_bg"]
+    d = found["from scratch"]["n_bg"]
     words = {
         "shows": "keeps fewer points on the background than a convolutional network",
         "opposite": "keeps more points on the background than a convolutional network",

@@ -379,33 +379,40 @@ def network_means(stored: Stored) -> pd.DataFrame:
 
 
 KINDS = Question("kinds", "transformer", "convolution", {m: SIX[m] for m in POINTS}, POINTS)
-"""Baselines of both kinds; distances and detours depend on how a kind is trained."""
+"""Networks of both kinds; distances and detours depend on how a kind is trained."""
+OF_BOTH_KINDS = {"from scratch": "baseline", "taught by features": "student"}
+"""Networks that there are of both kinds, each taught by a teacher of its own."""
 
 
-def kinds(folder: str | Path | None = None) -> dict[str, Difference]:
-    """Transformer minus convolutional network, both from scratch, in the metrics of ``KINDS``, from
-    the tables in ``folder`` (default ``book/results``); empty until both have all seeds that were
-    stated for transformers, and unless they measured the same pictures.
+def kinds(folder: str | Path | None = None) -> dict[str, dict[str, Difference]]:
+    """Transformer minus convolutional network, for each of ``OF_BOTH_KINDS``, in the metrics of
+    ``KINDS``, from the tables in ``folder`` (default ``book/results``); without those of which not
+    both kinds have all seeds that were stated for transformers, and empty unless they measured the
+    same pictures.
     """
     ours = read_one(TRANSFORMER_EVIDENCE, folder)
     theirs = ours and read_one(STUDIES["images"], folder)
     if not theirs or not ours.measured or ours.measured != theirs.measured:
         return {}
-    frame = of_both_kinds(ours.samples, theirs.samples)
-    if not answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
-        return {}
-    delta = paper.deltas(paper.read(), "images", means(frame, "convolution"))
-    return decided(frame, KINDS, delta)
+    found = {}
+    for name, role in OF_BOTH_KINDS.items():
+        frame = of_both_kinds(ours.samples, theirs.samples, role)
+        if answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
+            delta = paper.deltas(paper.read(), "images", means(frame, "convolution"))
+            found[name] = decided(frame, KINDS, delta)
+    return found
 
 
-def of_both_kinds(transformers: pd.DataFrame, convolutions: pd.DataFrame) -> pd.DataFrame:
-    """Samples of baselines of both kinds, of the seeds that both have, means over each one's
-    layers; for ``KINDS``.
+def of_both_kinds(
+    transformers: pd.DataFrame, convolutions: pd.DataFrame, role: str = "baseline"
+) -> pd.DataFrame:
+    """Samples of the networks of a ``role`` of both kinds, of the seeds that both have, means over
+    each one's layers; for ``KINDS``.
     """
     tables = {"transformer": transformers, "convolution": convolutions}
     parts = []
     for name, samples in tables.items():
-        chosen = samples[samples["network"] == "baseline"]
+        chosen = samples[samples["network"] == role]
         means = chosen.groupby(["seed", "sample"])[[*SIX.values()]].mean().reset_index()
         parts.append(means.assign(layer="all", network=name))
     both = set(parts[0]["seed"]) & set(parts[1]["seed"])
