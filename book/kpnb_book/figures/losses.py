@@ -256,13 +256,8 @@ def headline(taught: Stored, order: pd.DataFrame) -> str:
         f"the teacher ({value(known['beyond'], 2)} beyond place), and two baselines share "
         f"{value(known['each other'], 2)}.",
         _first_in_accuracy(taught, order),
-        counted(order, "more"),
-        counted(order, "gain"),
+        *_all_counted(taught, order),
     ]
-    if transfer.controls_finished(taught):
-        controls = transfer.ranking(taught, against="untrained")
-        other = "the same student of an untrained teacher"
-        parts += [counted(controls, "more", other), counted(controls, "gain", other)]
     return " ".join(parts)
 
 
@@ -304,15 +299,21 @@ def in_short(taught: Stored | None) -> str:
     """What the front page says of all losses, in HTML."""
     if taught is None or not transfer.finished(taught):
         return "<p>They are compared once all of their seeds are there.</p>"
-    order, known = transfer.ranking(taught), taught_by(taught)
-    parts = [counted(order, "more"), counted(order, "gain")]
+    order, dataset = transfer.ranking(taught), LOSSES_EVIDENCE.settings.dataset
+    about = f"On the embedded images (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
+    return f"<p>{about} of {len(order)} losses. {' '.join(_all_counted(taught, order))}</p>"
+
+
+def _all_counted(taught: Stored, order: pd.DataFrame) -> list[str]:
+    """``counted`` of all that is judged: against the baseline, and against the controls once these
+    have all seeds.
+    """
+    parts = [counted(order, name) for name in transfer.JUDGED]
     if transfer.controls_finished(taught):
         controls = transfer.ranking(taught, against="untrained")
         other = "the same student of an untrained teacher"
-        parts += [counted(controls, "more", other), counted(controls, "gain", other)]
-    dataset = LOSSES_EVIDENCE.settings.dataset
-    about = f"On the embedded images (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
-    return f"<p>{about} of {len(known)} losses. {' '.join(parts)}</p>"
+        parts += [counted(controls, name, other) for name in transfer.JUDGED]
+    return parts
 
 
 COUNTED = {
