@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from kpnb import distill
 from kpnb.energy import ClosedForm
 from kpnb.entropy import Entropy, entropies, entropy
 from kpnb.features import capture
@@ -40,6 +41,7 @@ __all__ = [
     "covered_units",
     "d_mean_var",
     "detour_ratio",
+    "distill",
     "embedded",
     "entropies",
     "entropy",

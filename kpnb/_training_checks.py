@@ -4,7 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kpnb._learner import Learner, NetworkInput, Select, batch_norms, batches, seeded
 from kpnb._models import check_model, private_copy
+from kpnb._tensors import described
 from kpnb._untouched import explaining
 from kpnb.checkpoints import Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture
@@ -134,36 +135,66 @@ def check_same_training(
     settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name in {**known, **settings} if known else ():
         if known.get(name) != settings.get(name):
-            raise ValueError(
-                f"{other}, whose {name} is {known.get(name)}, not {settings.get(name)}: choose "
-                "another folder"
-            )
+            found = _difference(name, known.get(name), settings.get(name))
+            raise ValueError(f"{other}, whose {found}: choose another folder")
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
         raise ValueError(f"{other}, which started from other weights: choose another folder")
 
 
+class Shown(NamedTuple):
+    """A network, the ``layers`` of it that count, and which part of their outputs."""
+
+    whose: str
+    model: nn.Module
+    layers: Sequence[str]
+    select: Select
+
+
 def known_by(
-    model: nn.Module,
-    data: "Data",
-    objective: TrainingObjective,
-    select: Select,
-    device: str,
+    tensors: Mapping[str, Tensor], first: NetworkInput, shown: Sequence[Shown], device: str
 ) -> dict[str, Tensor]:
-    """By what a training on tensors is known again, beside its settings: a number for each sample
-    and part of the ``data``, ``[N]``, and what the untrained network makes of the first two
-    samples. Nothing of other data, which may add noise to their samples.
+    """By what a training on ``tensors [N, ...]``, inputs and labels by name, is known again beside
+    its settings: a number for each sample, ``[N]``, and what the untrained networks make of the
+    ``first`` inputs.
     """
-    if not hasattr(data, "tensors"):
-        return {}
-    found = {f"{DATA}{name}": _sketched(value) for name, value in data.tensors().items()}
+    found = {f"{DATA}{name}": _sketched(value) for name, value in tensors.items()}
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         return found  # what a card has computed is read where there is none
-    x, _ = first_samples(data, 2, device)
-    copy = private_copy(model).to(device)
-    with torch.no_grad(), explaining(copy, torch.device(device)), seeded(0):
-        outputs = capture(copy, x, objective.looks_at, select=select)
-    return found | {f"{OUTPUT}{name}": value.cpu() for name, value in outputs.items()}
+    for each in shown:
+        model = private_copy(each.model).to(device)
+        with torch.no_grad(), explaining(model, torch.device(device)), seeded(0):
+            outputs = capture(model, first, each.layers, select=each.select)
+        of_layers = outputs.items()
+        found |= {f"{OUTPUT}{each.whose} {name}": value.cpu() for name, value in of_layers}
+    return found
+
+
+def _difference(name: str, then: Any, now: Any) -> str:
+    """In what a setting differs, in words; of a mapping the entries that do."""
+    if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
+        return f"{name} is {then}, not {now}"
+    keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    parts = [f"{key} = {then.get(key)!r}, not {now.get(key)!r}" for key in keys]
+    return f"{name} has {'; '.join(parts)}"
+
+
+def check_loss_value(value: Any, loss: str) -> None:
+    """Raise TypeError unless a loss gave a tensor of one number that can be differentiated,
+    ValueError where it is not finite before anything was trained.
+    """
+    if not isinstance(value, Tensor) or value.dim():
+        got = described(value) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss {loss!r} is to give a tensor of one number, a mean; got {got}")
+    if not value.requires_grad:
+        raise TypeError(
+            f"the loss {loss!r} does not depend on the student's output, or detaches it: nothing "
+            "would be learned"
+        )
+    if not value.isfinite():
+        raise ValueError(
+            f"the loss {loss!r} is {value.item()} for the first samples, before anything is trained"
+        )
 
 
 def _sketched(values: Tensor) -> Tensor:
@@ -176,15 +207,11 @@ def _sketched(values: Tensor) -> Tensor:
     return torch.cat([(part.double() @ signs).cpu() for part in parts])
 
 
-def check_known(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
-    """Raise ValueError when a folder has the training on other data; log that its network made
-    something else of the first samples, as with another activation: what it computes may be drawn
-    anew each time.
+def check_data(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
+    """Raise ValueError when a folder has the training on other data; what is not known of one side
+    is not compared.
     """
-    item = checkpoints.artefacts.read("training")
-    if item is None or len(checkpoints.missing()) > checkpoints.epochs:
-        return
-    then = item.tensors
+    then = _recorded(checkpoints)
     parts = [{name for name in each if name.startswith(DATA)} for each in (known, then)]
     same = all(near(known[name], then[name], ROUNDING) for name in parts[0] & parts[1])
     if all(parts) and not (parts[0] == parts[1] and same):
@@ -192,14 +219,30 @@ def check_known(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
             f"{checkpoints.artefacts.path} holds another training, on other inputs or labels, or "
             "on the same in another order: choose another folder"
         )
+
+
+def tell_other_functions(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
+    """Log networks that made something else of the first samples, as with another activation; which
+    is no error, since what a network computes may be drawn anew each time.
+    """
+    then = _recorded(checkpoints)
     for name, now in known.items():
         if name.startswith(OUTPUT) and name in then and not near(now, then[name], TF32):
+            whose, _, layer = name.removeprefix(OUTPUT).partition(" ")
             log.warning(
-                "%s: with these weights the network computes something else at %r than when its "
+                "%s: with these weights the %s computes something else at %s than when the "
                 "training began; if its code has changed since then, choose another folder",
                 checkpoints.artefacts.path,
-                name.removeprefix(OUTPUT) or "its output",
+                whose,
+                repr(layer) if layer else "its output",
             )
+
+
+def _recorded(checkpoints: Checkpoints) -> dict[str, Tensor]:
+    """``known_by`` of the training in a folder; nothing where none was begun."""
+    item = checkpoints.artefacts.read("training")
+    begun = len(checkpoints.missing()) <= checkpoints.epochs
+    return item.tensors if item is not None and begun else {}
 
 
 def near(one: Tensor, two: Tensor, rounding: float) -> bool:

@@ -89,7 +89,7 @@ class Artefacts:
         data = self._file(name).read_bytes()
         if digest(data) != sidecar["sha256"]:
             return None
-        return Item(safetensors.torch.load(data), sidecar["info"])
+        return Item(_by_name(safetensors.torch.load(data)), sidecar["info"])
 
     def write(
         self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any], seconds: float
@@ -111,7 +111,7 @@ class Artefacts:
                 replace_file(self.path / "config.json", clear.encode())
             replace_file(self._file(name), data)
             replace_file(self._file(name, "json"), json.dumps(signed, indent=1).encode())
-        return Item(kept, sidecar["info"])
+        return Item(_by_name(kept), sidecar["info"])
 
     def discard(self, name: str) -> None:
         """Remove an artefact that is damaged, and say so; an intact one stays."""
@@ -309,6 +309,11 @@ class Checkpoints:
         return FileNotFoundError(
             f"epoch {epoch} of {self.title} is missing or damaged: train again with the same folder"
         )
+
+
+def _by_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """In the order of their names; a file is read in another each time."""
+    return dict(sorted(tensors.items()))
 
 
 def epoch_name(epoch: int) -> str:

@@ -34,19 +34,23 @@ from kpnb._learner import (
     seeded,
 )
 from kpnb._memory import fitting
+from kpnb._messages import unknown
 from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._progress import Progress
 from kpnb._tensors import as_tensor, described, moved
 from kpnb._training_checks import (
+    Shown,
     check_arguments,
     check_batch_of_one,
-    check_known,
+    check_data,
+    check_loss_value,
     check_same_training,
     check_samples_first,
     check_shapes,
     first_samples,
     known_by,
+    tell_other_functions,
     what_determines,
 )
 from kpnb.checkpoints import Artefacts, Checkpoints
@@ -161,6 +165,9 @@ def student(
                 f"{name} is the name of one layer; got {type(given).__name__}. Several are "
                 "compared by train(..., TrainingObjective(loss, layers), teacher=teacher)"
             )
+    for name in how.keys() - How.__annotations__.keys():
+        hint = f"; parameters of a loss are given as parameters={{{name!r}: ...}}"
+        raise TypeError(unknown("option", name, How.__annotations__) + hint)
     theirs = None if teacher_layer is None else (teacher_layer,)
     objective = TrainingObjective(
         loss, (layer,), theirs, parameters or {}, labels=labels, weight=weight
@@ -205,10 +212,11 @@ def train(
                 network's own output, which labels and softened outputs look at
     teacher_select   the same for the teacher's layers; None: as ``select``
     folder      where checkpoints are kept, and found again: a training goes on after the last
-                intact one, if settings, initial weights and ``TensorData`` are as they were; a
-                network that makes something else of the first two samples is logged. Of other data
-                only their number is compared, since noise may be added to them. None: a temporary
-                folder
+                intact one, if settings, initial weights and ``TensorData`` are as they were. Of
+                other data only their number is compared, since noise may be added to them. A
+                network or teacher that makes something else of the first two samples of
+                ``TensorData``, in evaluation mode, is logged; the code of a loss is not looked at.
+                None: a temporary folder
     test        held-out samples, on which accuracy and feature error are taken after every epoch
 
     Of a module that runs several times in a pass, ``"relu:1"`` is the second run.
@@ -236,13 +244,17 @@ def train(
             settings["select"] = [repr(select), repr(teacher_select)]
         check_same_training(checkpoints, model, settings)
         if folder is not None:
-            known = known_by(model, data, objective, select, device)
-            check_known(checkpoints, known)
+            shown = [Shown("network", model, objective.looks_at, select)]
+            if teacher is not None and objective.loss:
+                shown.append(Shown("teacher", teacher, objective.theirs, teacher_select))
+            known = known_samples(data, test, shown, device)
+            check_data(checkpoints, known)
+            tell_other_functions(checkpoints, known)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
             # another process may have begun one
             check_same_training(checkpoints, model, settings)
-            check_known(checkpoints, known)
+            check_data(checkpoints, known)
             missing = checkpoints.to_compute()
             if missing:  # or another process has done it meanwhile
                 x, _ = first_samples(data, 2, device)
@@ -252,6 +264,24 @@ def train(
                 answers = Answers(teacher, teacher_select)
                 compute(checkpoints, missing, learner, data, answers, test, (known, settings))
     return checkpoints
+
+
+def known_samples(
+    data: Data, test: Data | None, shown: Sequence[Shown], device: str
+) -> dict[str, Tensor]:
+    """``known_by`` of what lies in memory; of other data, which may add noise to their samples,
+    nothing.
+    """
+    sets = {"": data, "test ": test}
+    tensors = {
+        f"{which}{name}": value
+        for which, each in sets.items()
+        if isinstance(each, TensorData)
+        for name, value in each.tensors().items()
+    }
+    plain = type(data) is TensorData
+    first = first_samples(data, 2, device)[0] if plain else None
+    return known_by(tensors, first, shown if plain else [], device)
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -327,8 +357,11 @@ def prepare(learner: Learner, samples: Samples) -> None:
     learner.constants = learner.objective.constants(samples.targets)
     with seeded(learner.schedule.seed, -2):  # no epoch, nor the -1 that networks are built with
         learner.add_helpers(outputs, targets)
-        with torch.no_grad():
-            learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
+        # the loss may refuse its arguments, or be none
+        leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
+        value = learner.objective_value(leaves, targets, labels)
+        if learner.objective.loss is not None:
+            check_loss_value(value, learner.objective.loss)
 
 
 def run_epoch(

@@ -431,7 +431,11 @@ LABELS = ("ce", "cross_entropy", "crossentropy", "labels")  # no distillation
 def check_loss(name: Any) -> None:
     """``ValueError`` unless ``name`` is in ``LOSSES``; it tells what is meant by other names."""
     if isinstance(name, str) and name in LOSSES:
+        if not isinstance(LOSSES[name], Loss):
+            raise TypeError(f"LOSSES[{name!r}] is to be a Loss: LOSSES[{name!r}] = Loss(function)")
         return
+    if callable(name):
+        raise TypeError("loss is a name in LOSSES: register a function, LOSSES['mine'] = Loss(it)")
     folded = str(name).casefold().replace("-", "_").replace(" ", "_")
     if folded in LABELS:
         raise ValueError(f"unknown loss {name!r}; labels alone are loss=None and labels=1")
@@ -457,7 +461,7 @@ class TrainingObjective:
     weight          of the loss; None: that of its paper
 
     Raises ``ValueError`` for unknown names, for lists of layers that do not match, and when nothing
-    is left to minimise.
+    is left to minimise; ``TypeError`` for a loss that is no ``Loss``.
     """
 
     loss: str | None = None

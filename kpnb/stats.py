@@ -305,6 +305,8 @@ def judge(
              given, no difference is called negligible
     """
     one_of("chance", chance, get_args(Chance))
+    if not isinstance(delta, Mapping | None):
+        raise TypeError(f"delta is a size for each metric, {{'n_fg': 1.0}}; got {delta!r}")
     small = delta or {}
     for metric, size in small.items():
         one_of("metric (delta)", metric, BETTER)
@@ -351,7 +353,7 @@ def compare(
     delta   by metric, a difference that is too small to matter; without it none is negligible
 
     Raises ``ValueError`` for trajectories that were measured on other inputs, at another layer or
-    otherwise.
+    with other settings. What ``forward=`` does is not known to them, and not compared.
     """
     return compare_seeds([[(student, baseline)]], "images", seed, delta)
 
@@ -414,10 +416,16 @@ def metrics_of_pair(
 def _check_comparable(student: Trajectory, baseline: Trajectory) -> None:
     differ = changed_settings(student, baseline)
     if differ:
+        by_name = all(each.startswith("layer ") for each in differ)
         raise ValueError(
             f"student and baseline were measured differently ({', '.join(differ)}): only the same "
-            "layer, inputs and settings can be compared. Where a layer only goes by two names, "
-            "compare student.metrics() and baseline.metrics()"
+            "layer, inputs and settings can be compared"
+            + (
+                ". Where the layer only goes by two names, compare student.metrics() and "
+                "baseline.metrics()"
+                if by_name
+                else ""
+            )
         )
     one, other = (len(found.entropy) - 1 for found in (student, baseline))
     if one != other:
@@ -436,7 +444,7 @@ def changed_settings(
     compared.
     """
     differ = []
-    for name in ("layer", "select", "input", "units", "objective", "scale", "seed"):
+    for name in ("layer", "select", "input", "units", "solver", "objective", "scale", "seed"):
         one, other = _setting(student, name), _setting(baseline, name)
         if one != other and name not in but:
             shown = "" if name == "input" else f" {one} and {other}"  # of inputs, digests

@@ -350,6 +350,14 @@ class Recorder:
                 "attributes, forward= and the other inputs as they were then, or start again with "
                 "another folder"
             )
+        if same[-1] < len(epochs):
+            log.warning(
+                "%s: the training goes on after epoch %d of the %d that are recorded; what was "
+                "recorded behind it is replaced",
+                self._artefacts.path,
+                same[-1] - 1,
+                len(epochs) - 1,
+            )
         self._measured = [_results(item) for item in items[: same[-1]]]
         self._epochs = epochs[: same[-1]]
         self.layers = list(self._measured[-1])

@@ -40,8 +40,8 @@ def words(text: str) -> list[str]:
 
 def test_everything_public_is_there_once():
     assert len(NAMES) == len({*NAMES})
-    assert {*kpnb.__all__} <= {*NAMES}
-    assert {name for name in NAMES if ":" not in name} == {*kpnb.__all__}
+    public = {name for name in kpnb.__all__ if not inspect.ismodule(getattr(kpnb, name))}
+    assert {name for name in NAMES if ":" not in name} == public
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -757,7 +757,7 @@ def test_a_folder_with_another_training_is_refused(tmp_path: Path):
     data = points()
     distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match=r"holds another training, whose schedule is .*'lr': 0.01"):
+    with pytest.raises(ValueError, match=r"another training, whose schedule has lr = 0\.01, not 0"):
         distill.baseline(network(), data, Schedule(epochs=2, lr=0.1), folder=tmp_path)
     with pytest.raises(ValueError, match="holds another training, whose samples is 37, not 9"):
         distill.baseline(network(), points(9), Schedule(epochs=1), folder=tmp_path)
@@ -855,8 +855,65 @@ def test_another_function_of_the_same_weights_is_told(activation, bf16, tmp_path
         caplog.clear()
         longer = replace(schedule, epochs=epochs)
         assert distill.baseline(other, data, longer, folder=tmp_path).epochs == epochs
-        told = [each for each in caplog.messages if "computes something else at 'its out" in each]
-        assert bool(told) is not isinstance(activation, nn.ReLU | nn.ReLU6)
+        told = [
+            each for each in caplog.messages if "the network computes something else at" in each
+        ]
+        assert len(told) == (not isinstance(activation, nn.ReLU | nn.ReLU6))
+
+
+def test_another_teacher_of_the_same_weights_is_told(tmp_path: Path, caplog):
+    data, schedule, teacher = points(), Schedule(epochs=1), network(1)
+    distill.student(network(), teacher, "4", data, schedule, folder=tmp_path)
+    (place, *_) = (i for i, module in enumerate(teacher) if isinstance(module, nn.ReLU))
+    teacher[place] = nn.Tanh()
+    distill.student(network(), teacher, "4", data, schedule, folder=tmp_path)
+    (said,) = caplog.messages
+    assert "the teacher computes something else at '4' than when the training began" in said
+
+
+def test_other_held_out_samples_are_refused(tmp_path: Path):
+    """Also behind the first ones."""
+    data, test = points(), points(60, seed=1)
+    distill.baseline(network(), data, Schedule(epochs=1), test=test, folder=tmp_path)
+    other = TensorData(test.x, torch.cat([test.y[:50], 2 - test.y[50:]]))
+    with pytest.raises(ValueError, match="another training, on other inputs or labels"):
+        distill.baseline(network(), data, Schedule(epochs=2), test=other, folder=tmp_path)
+
+
+def test_states_are_read_in_one_order(tmp_path: Path):
+    found = distill.baseline(network(), points(), Schedule(epochs=1), folder=tmp_path)
+    assert [[*found.state()] for _ in range(5)] == [sorted(network().state_dict())] * 5
+    assert [*found.tensors()] == sorted(found.tensors())
+
+
+BAD_LOSSES = {
+    "for each sample": (lambda s, t: (s - t).square().mean(1), TypeError, r"one number, .*\(2,\)"),
+    "a float": (lambda s, t: 1.0, TypeError, "a tensor of one number, a mean; got float"),
+    "detached": (lambda s, t: (s.detach() - t).mean(), TypeError, "does not depend on the student"),
+    "nan": (lambda s, t: (s - t).mean() * torch.nan, ValueError, "is nan for the first samples"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LOSSES)
+def test_a_loss_of_ones_own_is_tried_before_anything_is_trained(kind, tmp_path, monkeypatch):
+    function, error, message = BAD_LOSSES[kind]
+    monkeypatch.setitem(LOSSES, "mine", Loss(function))
+    with pytest.raises(error, match=message):
+        distill.student(
+            network(), network(1), "4", points(), Schedule(epochs=1), loss="mine", folder=tmp_path
+        )
+    assert not list(tmp_path.glob("epoch-*"))
+
+
+def test_what_is_no_loss_is_named(monkeypatch):
+    given = network(), network(1), "4", points(), Schedule(epochs=1)
+    monkeypatch.setitem(LOSSES, "mine", lambda s, t: (s - t).mean())
+    with pytest.raises(TypeError, match=r"LOSSES\['mine'\] = Loss\(function\)"):
+        distill.student(*given, loss="mine")
+    with pytest.raises(TypeError, match=r"register a function, LOSSES\['mine'\] = Loss\(it\)"):
+        distill.student(*given, loss=feature)
+    with pytest.raises(TypeError, match=r"unknown option 'temperature'.*parameters=\{'temperature"):
+        distill.student(*given, loss="soft_targets", temperature=2.0)
 
 
 class Masking(nn.Module):
@@ -1014,7 +1071,7 @@ def test_a_start_that_failed_leaves_no_settings_behind(tmp_path: Path):
     assert same(found.state(), distill.baseline(smooth(), data, second).state())
     again = distill.baseline(smooth(), data, second, folder=tmp_path)
     assert same(again.state(), found.state())
-    with pytest.raises(ValueError, match="holds another training, whose schedule is"):
+    with pytest.raises(ValueError, match="whose schedule has batch_size = 4, not 8"):
         distill.baseline(smooth(), data, first, folder=tmp_path)
 
 
@@ -1031,7 +1088,7 @@ def test_who_waited_for_the_folder_does_not_get_anothers_training(tmp_path: Path
         return locked(artefacts)
 
     monkeypatch.setattr(Artefacts, "locked", waits)
-    with pytest.raises(ValueError, match=r"holds another training, whose schedule is .*0.1"):
+    with pytest.raises(ValueError, match=r"whose schedule has lr = 0\.1, not 1\.0"):
         distill.baseline(smooth(), data, fast, folder=tmp_path)
 
 

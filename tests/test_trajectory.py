@@ -435,6 +435,32 @@ def test_what_was_recorded_in_another_way_is_not_gone_on_with(change, message, t
         recorder.epoch()
 
 
+def test_epochs_that_are_not_gone_on_after_are_told(tmp_path, caplog):
+    model = recorded_with_schedule(tmp_path)
+    recorder = kpnb.Recorder(net(), X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    recorder.epoch()  # an untrained network again
+    assert "the training goes on after epoch 0 of the 1 that are recorded" in caplog.text
+    caplog.clear()
+    again = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, resume=True, **CHEAP)
+    again.epoch()  # nothing was replaced yet
+    assert not caplog.messages
+
+
+def test_solvers_are_not_compared_with_each_other(trained):
+    states, _ = trained
+    draft, usual = (
+        kpnb.trajectory(net(), states[:2], X, FOREGROUND, "8", solver=solver, **CHEAP)
+        for solver in (kpnb.ClosedForm.draft(), kpnb.ClosedForm())
+    )
+    with pytest.raises(ValueError, match=r"measured differently \(solver ClosedForm\(.*compared$"):
+        kpnb.compare(draft, usual)
+    other = kpnb.trajectory(net(), states[:2], X, FOREGROUND, "5", **CHEAP)
+    with pytest.raises(ValueError, match=r"\(layer '8' and '5'\).*two names, compare student\.met"):
+        kpnb.compare(usual, other)
+    with pytest.raises(TypeError, match=r"a size for each metric, \{'n_fg': 1\.0\}; got 0\.1"):
+        kpnb.compare(usual, usual, delta=0.1)
+
+
 def test_functions_that_share_a_folder_keep_what_is_theirs(tmp_path, monkeypatch):
     """With the same weights: each finds its own again, and a recorded training goes on."""
     model = recorded_with_schedule(tmp_path)
