@@ -66,6 +66,8 @@ def _as_data(given: object, name: str) -> str:
     """How the batches of a loader, or inputs and labels, become data; "" for anything else."""
     if isinstance(given, tuple | list) and len(given) == 2:
         return f": TensorData(*{name})"
+    if isinstance(given, torch.utils.data.TensorDataset):
+        return f": TensorData(*{name}.tensors)"
     if isinstance(given, torch.utils.data.DataLoader):
         return ": of one that yields (x, y) unshuffled, TensorData(*map(torch.cat, zip(*loader)))"
     return ""

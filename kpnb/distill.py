@@ -185,6 +185,8 @@ def head(
     When nothing lies above it (distillation from the output), every epoch is the student itself,
     with its accuracy.
     """
+    if not isinstance(layer, str):
+        raise TypeError(f"layer is the name of the student's layer; got {type(layer).__name__}")
     return train(model, data, schedule, labels_only(frozen_up_to=layer), **how)
 
 

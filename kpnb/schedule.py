@@ -41,6 +41,8 @@ class Schedule:
         not_negative(
             epochs=self.epochs, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+        if not self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} must be below 1, else steps never fade")
 
     def rate(self, epoch: int) -> float:
         """Learning rate of ``epoch`` 1, 2, ..."""

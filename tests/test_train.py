@@ -706,6 +706,7 @@ def test_arguments_of_another_kind_are_named():
             r"got DataLoader: .*unshuffled, TensorData\(\*map\(torch\.cat, zip\(\*loader\)\)\)$",
         ),
         ((data.x, data.y), r"got tuple: TensorData\(\*data\)$"),
+        (loader.dataset, r"got TensorDataset: TensorData\(\*data\.tensors\)$"),
         (data.x, r"got Tensor$"),
     ):
         with pytest.raises(TypeError, match=remedy):
@@ -715,6 +716,10 @@ def test_arguments_of_another_kind_are_named():
     assert torch.equal(made.y, data.y)
     with pytest.raises(TypeError, match=r"schedule is a kpnb\.schedule\.Schedule; got int"):
         distill.baseline(network(), data, 5)
+    with pytest.raises(TypeError, match="layer is the name of the student's layer; got NoneType"):
+        distill.head(network(), None, data, schedule)
+    with pytest.raises(ValueError, match=r"momentum=2\.0 must be below 1"):
+        Schedule(momentum=2.0)
     for layers in ({"layer": ["0", "4"]}, {"layer": "4", "teacher_layer": ["0", "4"]}):
         with pytest.raises(TypeError, match=r"is the name of one layer; got list\. Several are"):
             distill.student(network(), network(1), data=data, schedule=schedule, **layers)
