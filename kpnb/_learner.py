@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,7 @@ class Learner:
                 pair = self.helpers[i](*pair)
             known = {**objective.parameters, **self.constants[i]}
             value = objective.definition.value(*pair, labels, known)
+            check_loss_value(value, objective.loss, pair[0].requires_grad)
             parts.append(objective.loss_weight * value)
         if objective.labels:
             value = cross_entropy(outputs[""], labels)
@@ -194,6 +196,20 @@ class Learner:
     def parameters(self) -> dict[str, Tensor]:
         """Copies of all parameters."""
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+
+def check_loss_value(value: Any, loss: str, learns: bool) -> None:
+    """``TypeError`` unless a loss gave a tensor of one number, through which the student's output
+    can be differentiated where it ``learns``.
+    """
+    if not isinstance(value, Tensor) or value.dim():
+        got = described(value) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"the loss {loss!r} is to give a tensor of one number, a mean; got {got}")
+    if learns and torch.is_grad_enabled() and not value.requires_grad:
+        raise TypeError(
+            f"the loss {loss!r} does not depend on the student's output, or detaches it: nothing "
+            "would be learned"
+        )
 
 
 @contextmanager

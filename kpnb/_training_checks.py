@@ -1,5 +1,6 @@
 """What is checked before a training starts: its arguments, its folder, and what fits together."""
 
+import hashlib
 import json
 import logging
 import re
@@ -12,22 +13,19 @@ from torch import Tensor, nn
 
 from kpnb._learner import Learner, NetworkInput, Select, batch_norms, batches, seeded
 from kpnb._models import check_model, private_copy
-from kpnb._tensors import described
 from kpnb._untouched import explaining
 from kpnb.checkpoints import Checkpoints, copied, digest, with_prefix
 from kpnb.features import capture
 from kpnb.losses import TrainingObjective
-from kpnb.perturb import generator
 from kpnb.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
-DATA, OUTPUT = "data ", "output "  # how names of what trainings are known by begin
-ROWS = 1024  # samples that are looked at together
-ROUNDING, TF32 = 1e-5, 5e-3
-"""How far numbers of the same data, and outputs of one network on a card and on a CPU, may be
-apart, in proportion to themselves.
-"""
+DIGESTS = ("data", "held-out data")
+"""Settings that are digests; folders of an older kpnb, and of other data, have none."""
+PIECE = 2**22  # numbers that are looked at together
+TF32 = 5e-3
+"""How far outputs of one network, on a card and on a CPU, may be apart, in proportion."""
 
 if TYPE_CHECKING:
     from kpnb.distill import Data
@@ -102,9 +100,8 @@ def what_determines(
     teacher: nn.Module | None,
     test: "Data | None",
 ) -> dict[str, Any]:
-    """What tells one training from another, but for the initial weights and ``known_by``. Of
-    training data only their number, because noise may be added to them; of held-out samples the
-    first ones, too.
+    """What tells one training from another, but for the initial weights. Of training data only
+    their number, because noise may be added to them; of held-out samples the first ones, too.
     """
     found = {"schedule": schedule.config, "objective": objective.config, "samples": len(data)}
     found["test"] = None if test is None or len(test) == 0 else first_of(test)
@@ -113,6 +110,17 @@ def what_determines(
         weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
         found["teacher"] = digest(safetensors.torch.save(copied(weights)))[:20]
     return found
+
+
+def digest_of_rows(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors by name, piece by piece, as data may fill the memory."""
+    found = hashlib.sha256()
+    for name, value in tensors.items():
+        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        for piece in value.split(max(1, PIECE // max(1, value[:1].numel()))):
+            bits = piece.detach().resolve_conj().resolve_neg().cpu().contiguous()
+            found.update(bits.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def first_of(data: "Data") -> str:
@@ -136,40 +144,16 @@ def check_same_training(
     known = artefacts.info("training") or {}
     settings = json.loads(json.dumps(settings))  # as they come back from a file
     for name in {**known, **settings} if known else ():
-        if known.get(name) != settings.get(name):
-            found = _difference(name, known.get(name), settings.get(name))
-            raise ValueError(f"{other}, whose {found}: choose another folder")
+        one, two = known.get(name), settings.get(name)
+        if one == two or (name in DIGESTS and None in (one, two)):
+            continue
+        found = f"whose {_difference(name, one, two)}"
+        if name in DIGESTS:
+            found = f"whose {name} are others, or the same in another order or not to the bit"
+        raise ValueError(f"{other}, {found}: choose another folder")
     first = artefacts.read("epoch-000")
     if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
         raise ValueError(f"{other}, which started from other weights: choose another folder")
-
-
-class Shown(NamedTuple):
-    """A network, the ``layers`` of it that count, and which part of their outputs."""
-
-    whose: str
-    model: nn.Module
-    layers: Sequence[str]
-    select: Select
-
-
-def known_by(
-    tensors: Mapping[str, Tensor], first: NetworkInput, shown: Sequence[Shown], device: str
-) -> dict[str, Tensor]:
-    """By what a training on ``tensors [N, ...]``, inputs and labels by name, is known again beside
-    its settings: a number for each sample, ``[N]``, and what the untrained networks make of the
-    ``first`` inputs.
-    """
-    found = {f"{DATA}{name}": _sketched(value) for name, value in tensors.items()}
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        return found  # what a card has computed is read where there is none
-    for each in shown:
-        model = private_copy(each.model).to(device)
-        with torch.no_grad(), explaining(model, torch.device(device)), seeded(0):
-            outputs = capture(model, first, each.layers, select=each.select)
-        of_layers = outputs.items()
-        found |= {f"{OUTPUT}{each.whose} {name}": value.cpu() for name, value in of_layers}
-    return found
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
@@ -181,56 +165,45 @@ def _difference(name: str, then: Any, now: Any) -> str:
     return f"{name} has {'; '.join(parts)}"
 
 
-def check_loss_value(value: Any, loss: str) -> None:
-    """Raise TypeError unless a loss gave a tensor of one number that can be differentiated,
-    ValueError where it is not finite before anything was trained.
-    """
-    if not isinstance(value, Tensor) or value.dim():
-        got = described(value) if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"the loss {loss!r} is to give a tensor of one number, a mean; got {got}")
-    if not value.requires_grad:
-        raise TypeError(
-            f"the loss {loss!r} does not depend on the student's output, or detaches it: nothing "
-            "would be learned"
-        )
-    if not value.isfinite():
-        raise ValueError(
-            f"the loss {loss!r} is {value.item()} for the first samples, before anything is trained"
-        )
+class Shown(NamedTuple):
+    """A network, the ``layers`` of it that count, and which part of their outputs."""
+
+    whose: str
+    model: nn.Module
+    layers: Sequence[str]
+    select: Select
 
 
-def _sketched(values: Tensor) -> Tensor:
-    """Of each sample in ``values [N, ...]`` the sum with random signs, ``[N]``. That tells others
-    from them, and the same in another order, but not how machines round.
-    """
-    signs = 2.0 * torch.randint(2, values.shape[1:], generator=generator(0)).flatten() - 1
-    signs = signs.to(values.device, torch.float64)
-    parts = [part.flatten(1) if part.dim() > 1 else part[:, None] for part in values.split(ROWS)]
-    return torch.cat([(part.double() @ signs).cpu() for part in parts])
+def first_outputs(first: NetworkInput, shown: Sequence[Shown], device: str) -> dict[str, Tensor]:
+    """What networks make of the ``first`` inputs, in evaluation mode, by network and layer."""
+    found = {}
+    for each in shown:
+        model = private_copy(each.model).to(device)
+        with torch.no_grad(), explaining(model, torch.device(device)), seeded(0):
+            outputs = capture(model, first, each.layers, select=each.select)
+        found |= {f"{each.whose} {name}": value.cpu() for name, value in outputs.items()}
+    return found
 
 
-def check_data(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
-    """Raise ValueError when a folder has the training on other data; what is not known of one side
-    is not compared.
-    """
-    then = _recorded(checkpoints)
-    parts = [{name for name in each if name.startswith(DATA)} for each in (known, then)]
-    same = all(near(known[name], then[name], ROUNDING) for name in parts[0] & parts[1])
-    if all(parts) and not (parts[0] == parts[1] and same):
-        raise ValueError(
-            f"{checkpoints.artefacts.path} holds another training, on other inputs or labels, or "
-            "on the same in another order: choose another folder"
-        )
+def is_there(device: str) -> bool:
+    """Whether this machine has the ``device``; what a card has computed is read on others too."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
 
 
-def tell_other_functions(checkpoints: Checkpoints, known: Mapping[str, Tensor]) -> None:
+def tell_other_functions(checkpoints: Checkpoints, outputs: Mapping[str, Tensor]) -> None:
     """Log networks that made something else of the first samples, as with another activation; which
     is no error, since what a network computes may be drawn anew each time.
     """
-    then = _recorded(checkpoints)
-    for name, now in known.items():
-        if name.startswith(OUTPUT) and name in then and not near(now, then[name], TF32):
-            whose, _, layer = name.removeprefix(OUTPUT).partition(" ")
+    item = checkpoints.artefacts.read("training")
+    if item is None or len(checkpoints.missing()) > checkpoints.epochs:
+        return
+    for name, now in outputs.items():
+        if name in item.tensors and not near(now, item.tensors[name]):
+            whose, _, layer = name.partition(" ")
             log.warning(
                 "%s: with these weights the %s computes something else at %s than when the "
                 "training began; if its code has changed since then, choose another folder",
@@ -240,22 +213,15 @@ def tell_other_functions(checkpoints: Checkpoints, known: Mapping[str, Tensor]) 
             )
 
 
-def _recorded(checkpoints: Checkpoints) -> dict[str, Tensor]:
-    """``known_by`` of the training in a folder; nothing where none was begun."""
-    item = checkpoints.artefacts.read("training")
-    begun = len(checkpoints.missing()) <= checkpoints.epochs
-    return item.tensors if item is not None and begun else {}
-
-
-def near(one: Tensor, two: Tensor, rounding: float) -> bool:
-    """Whether they are equal but for ``rounding``, in proportion to themselves."""
+def near(one: Tensor, two: Tensor) -> bool:
+    """Whether they are equal but for what cards and CPUs round differently."""
     if one.shape != two.shape:
         return False
     one, two = one.double(), two.double()
     known = one.isfinite()
     if not torch.equal(known, two.isfinite()):
         return False
-    return bool((one - two)[known].norm() <= rounding * two[known].norm())
+    return bool((one - two)[known].norm() <= TF32 * two[known].norm())
 
 
 def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:

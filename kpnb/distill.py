@@ -43,13 +43,13 @@ from kpnb._training_checks import (
     Shown,
     check_arguments,
     check_batch_of_one,
-    check_data,
-    check_loss_value,
     check_same_training,
     check_samples_first,
     check_shapes,
+    digest_of_rows,
+    first_outputs,
     first_samples,
-    known_by,
+    is_there,
     tell_other_functions,
     what_determines,
 )
@@ -214,9 +214,9 @@ def train(
                 network's own output, which labels and softened outputs look at
     teacher_select   the same for the teacher's layers; None: as ``select``
     folder      where checkpoints are kept, and found again: a training goes on after the last
-                intact one, if settings, initial weights and ``TensorData`` are as they were. Of
-                other data only their number is compared, since noise may be added to them. A
-                network or teacher that makes something else of the first two samples of
+                intact one, if settings, initial weights and ``TensorData``, to the bit, are as they
+                were. Of other data only their number is compared, since noise may be added to them.
+                A network or teacher that makes something else of the first two samples of
                 ``TensorData``, in evaluation mode, is logged; the code of a loss is not looked at.
                 None: a temporary folder
     test        held-out samples, on which accuracy and feature error are taken after every epoch
@@ -239,24 +239,28 @@ def train(
     check_arguments(model, data, schedule, objective, teacher, test)
     teacher_select = select if teacher_select is None else teacher_select
     checkpoints = Checkpoints(folder, schedule.epochs)
-    settings, known = {}, {}
+    settings, outputs = {}, {}
     if not checkpoints.artefacts.identity:  # which says itself what belongs there
         settings = what_determines(data, schedule, objective, teacher, test)
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
-        check_same_training(checkpoints, model, settings)
         if folder is not None:
+            sets = {"data": data, "held-out data": test}
+            known = {name: each for name, each in sets.items() if isinstance(each, TensorData)}
+            settings |= {name: digest_of_rows(each.tensors()) for name, each in known.items()}
+        check_same_training(checkpoints, model, settings)
+        # others than these may add noise to their samples
+        if folder is not None and type(data) is TensorData and is_there(device):
             shown = [Shown("network", model, objective.looks_at, select)]
             if teacher is not None and objective.loss:
                 shown.append(Shown("teacher", teacher, objective.theirs, teacher_select))
-            known = known_samples(data, test, shown, device)
-            check_data(checkpoints, known)
-            tell_other_functions(checkpoints, known)
+            with with_gradients():
+                outputs = first_outputs(first_samples(data, 2, device)[0], shown, device)
+            tell_other_functions(checkpoints, outputs)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
             # another process may have begun one
             check_same_training(checkpoints, model, settings)
-            check_data(checkpoints, known)
             missing = checkpoints.to_compute()
             if missing:  # or another process has done it meanwhile
                 x, _ = first_samples(data, 2, device)
@@ -264,26 +268,8 @@ def train(
                     model, x, schedule, objective, device, checkpoints.title, select=select
                 )
                 answers = Answers(teacher, teacher_select)
-                compute(checkpoints, missing, learner, data, answers, test, (known, settings))
+                compute(checkpoints, missing, learner, data, answers, test, (outputs, settings))
     return checkpoints
-
-
-def known_samples(
-    data: Data, test: Data | None, shown: Sequence[Shown], device: str
-) -> dict[str, Tensor]:
-    """``known_by`` of what lies in memory; of other data, which may add noise to their samples,
-    nothing.
-    """
-    sets = {"": data, "test ": test}
-    tensors = {
-        f"{which}{name}": value
-        for which, each in sets.items()
-        if isinstance(each, TensorData)
-        for name, value in each.tensors().items()
-    }
-    plain = type(data) is TensorData
-    first = first_samples(data, 2, device)[0] if plain else None
-    return known_by(tensors, first, shown if plain else [], device)
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -323,14 +309,14 @@ def compute(
     training: tuple[Mapping[str, Tensor], Mapping[str, Any]],
 ) -> None:
     """Compute the ``missing`` epochs in order, each from the one before it, and write them; first
-    the tensors and settings by which the ``training`` is known again, if there are any.
+    the first outputs and the settings by which the ``training`` is known again.
     """
     sets = [data] if test is None or len(test) == 0 else [data, test]
     samples, *held_out = with_targets(sets, answers, learner)
     prepare(learner, samples)
-    known, settings = training
+    outputs, settings = training
     if settings and len(missing) > checkpoints.epochs:  # what a failed start said counts no more
-        checkpoints.artefacts.write("training", known, settings, seconds=0.0)
+        checkpoints.artefacts.write("training", outputs, settings, seconds=0.0)
     total = len(data) * sum(epoch > 0 for epoch in missing)
     with Progress(total, checkpoints.name, "sample") as bar:
         for epoch in missing:
@@ -359,11 +345,8 @@ def prepare(learner: Learner, samples: Samples) -> None:
     learner.constants = learner.objective.constants(samples.targets)
     with seeded(learner.schedule.seed, -2):  # no epoch, nor the -1 that networks are built with
         learner.add_helpers(outputs, targets)
-        # the loss may refuse its arguments, or be none
-        leaves = {name: value.detach().requires_grad_() for name, value in outputs.items()}
-        value = learner.objective_value(leaves, targets, labels)
-        if learner.objective.loss is not None:
-            check_loss_value(value, learner.objective.loss)
+        with torch.no_grad():
+            learner.objective_value(outputs, targets, labels)  # the loss may refuse its arguments
 
 
 def run_epoch(
@@ -452,6 +435,9 @@ def batches_between_looks(device: str) -> int:
     return 1 if torch.device(device).type == "cpu" else 16
 
 
+FIRST = "epoch 1 after 0"  # samples, in which nothing has been trained yet
+
+
 def check_loss_is_finite(
     learner: Learner, samples: Samples, unseen: Sequence[Tensor], rows: int, loss: float, when: str
 ) -> None:
@@ -463,6 +449,11 @@ def check_loss_is_finite(
     for batch in unseen:
         for piece in batch.split(rows):
             check_finite(samples.batch(piece, learner.device)[0], piece)
+    if when == FIRST:
+        raise FloatingPointError(
+            f"the loss of {learner.title} is {loss} for the first batch, before anything was "
+            "trained: look at the loss, its parameters and what it is given"
+        )
     rate = learner.optimiser.param_groups[0]["lr"]
     raise FloatingPointError(
         f"the loss of {learner.title} became {loss} in {when} samples: use a lower learning rate "

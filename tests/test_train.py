@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
+from kpnb._training_checks import digest_of_rows
 from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
@@ -790,22 +791,22 @@ def test_a_folder_with_the_training_on_other_data_is_refused(change, tmp_path: P
         name = "z"
     other = TensorData({name: x}, y)
     for epochs in (1, 2):
-        with pytest.raises(ValueError, match="other inputs or labels, or on the same in another"):
+        with pytest.raises(ValueError, match="whose data are others, or the same in another order"):
             distill.baseline(Named(), other, Schedule(epochs=epochs), folder=tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["as they were", "rounded", "of an older form", "no tensors"])
+@pytest.mark.parametrize("kind", ["as they were", "of an older form", "no tensors"])
 def test_a_folder_is_gone_on_with_where_data_are_the_same_or_not_known(
     kind, tmp_path: Path, caplog
 ):
     data = points()
     distill.baseline(Named(), of_names(data), Schedule(epochs=1), folder=tmp_path)
     again = of_names(data)
-    if kind == "rounded":  # as by another machine's logarithm
-        again = of_names(TensorData(data.x * (1 + 1e-7), data.y))
-    elif kind == "of an older form":
+    if kind == "of an older form":
         artefacts = Artefacts(tmp_path)
-        artefacts.write("training", {}, artefacts.info("training"), 0.0)
+        known = artefacts.info("training")
+        del known["data"]
+        artefacts.write("training", {}, known, 0.0)
         again = of_names(points(seed=1))  # of which nothing is known there
     elif kind == "no tensors":
         again = Plain(again)
@@ -881,8 +882,48 @@ def test_other_held_out_samples_are_refused(tmp_path: Path):
     data, test = points(), points(60, seed=1)
     distill.baseline(network(), data, Schedule(epochs=1), test=test, folder=tmp_path)
     other = TensorData(test.x, torch.cat([test.y[:50], 2 - test.y[50:]]))
-    with pytest.raises(ValueError, match="another training, on other inputs or labels"):
+    with pytest.raises(ValueError, match="another training, whose held-out data are others"):
         distill.baseline(network(), data, Schedule(epochs=2), test=other, folder=tmp_path)
+    empty = TensorData(test.x[:0], test.y[:0])
+    for none, again in ((None, empty), (empty, None)):
+        folder = tmp_path / f"{none is None}"
+        for each in (none, again):
+            distill.baseline(network(), data, Schedule(epochs=1), test=each, folder=folder)
+
+
+def test_data_are_known_by_their_bits_however_they_lie_in_memory(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 4, 6, 3, generator=generator)
+    lying = x.contiguous(memory_format=torch.channels_last)
+    found = digest_of_rows({"x": x})
+    assert found == digest_of_rows({"x": lying})
+    assert found == digest_of_rows({"x": x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)})
+    other = x.clone()
+    other[-1, -1, -1, -1] += 1e-6
+    others = [{"x": other}, {"y": x}, {"x": x.double()}, {"x": x[:8]}, {"x": x.flatten(1)}]
+    assert len({found, *map(digest_of_rows, others)}) == 6
+    large = torch.zeros(1, 2**22 + 5, dtype=torch.uint8)  # a sample that is larger than a piece
+    changed = large.clone()
+    changed[0, -1] = 1
+    assert digest_of_rows({"x": large}) != digest_of_rows({"x": changed})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_folder_may_be_used_without_gradients(mode, tmp_path: Path):
+    data, schedule = points(), Schedule(epochs=1)
+    for _ in range(2):
+        with mode():
+            found = distill.student(network(), network(1), "4", data, schedule, folder=tmp_path)
+    assert same(found.state(), distill.student(network(), network(1), "4", data, schedule).state())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_what_a_card_has_trained_is_read_where_there_is_none(tmp_path: Path):
+    schedule = Schedule(epochs=1)
+    found = distill.baseline(network(), points(), schedule, folder=tmp_path)
+    for device in ("cuda", "cuda:1"):
+        again = distill.baseline(network(), points(), schedule, folder=tmp_path, device=device)
+        assert same(again.state(), found.state())
 
 
 def test_states_are_read_in_one_order(tmp_path: Path):
@@ -895,19 +936,36 @@ BAD_LOSSES = {
     "for each sample": (lambda s, t: (s - t).square().mean(1), TypeError, r"one number, .*\(2,\)"),
     "a float": (lambda s, t: 1.0, TypeError, "a tensor of one number, a mean; got float"),
     "detached": (lambda s, t: (s.detach() - t).mean(), TypeError, "does not depend on the student"),
-    "nan": (lambda s, t: (s - t).mean() * torch.nan, ValueError, "is nan for the first samples"),
+    "nan": (lambda s, t: (s - t).mean() * torch.nan, FloatingPointError, "is nan for the first ba"),
 }
 
 
+@pytest.mark.parametrize("labels", [0.0, 1.0])
+@pytest.mark.parametrize("layers", [("4",), ("4", "")])
 @pytest.mark.parametrize("kind", BAD_LOSSES)
-def test_a_loss_of_ones_own_is_tried_before_anything_is_trained(kind, tmp_path, monkeypatch):
+def test_a_loss_of_ones_own_that_is_none_is_named(kind, layers, labels, monkeypatch):
     function, error, message = BAD_LOSSES[kind]
     monkeypatch.setitem(LOSSES, "mine", Loss(function))
+    objective = TrainingObjective("mine", layers, labels=labels)
     with pytest.raises(error, match=message):
-        distill.student(
-            network(), network(1), "4", points(), Schedule(epochs=1), loss="mine", folder=tmp_path
-        )
-    assert not list(tmp_path.glob("epoch-*"))
+        distill.train(network(), points(), Schedule(epochs=1), objective, teacher=network(1))
+
+
+def test_a_loss_may_need_more_than_two_samples_or_work_in_place(monkeypatch):
+    def spread(student: Tensor, teacher: Tensor) -> Tensor:
+        apart = [torch.pdist(each.flatten(1)) for each in (student, teacher)]
+        one, two = ((d - d.mean()).square().sum() / (len(d) - 1) for d in apart)
+        return (one - two).square()
+
+    def in_place(student: Tensor, teacher: Tensor) -> Tensor:
+        student -= teacher
+        return student.square().mean()
+
+    schedule = Schedule(epochs=1, batch_size=12)
+    for name, function in (("spread", spread), ("in place", in_place)):
+        monkeypatch.setitem(LOSSES, name, Loss(function, per_sample=name == "in place"))
+        given = network(), network(1), "4", points(36), schedule
+        assert distill.student(*given, loss=name).log[-1]["loss"] >= 0
 
 
 def test_what_is_no_loss_is_named(monkeypatch):

@@ -253,7 +253,9 @@ const act = {}, root = { querySelectorAll: () => canvases,
 views.sharing(root, data);
 const first = [log.splice(0), status.innerHTML];
 delete data.points.FC2[7].at;
+canvases.forEach((each) => { each.width = "as drawn"; });
 act.input();
+if (canvases.some((each) => each.width === "as drawn")) throw new Error("not cleared");
 console.log(JSON.stringify([...first, status.innerHTML]));
 """
 

@@ -264,7 +264,7 @@ def headline(taught: Stored, order: pd.DataFrame) -> str:
 def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
     """Whose student shares most with the teacher beyond place, in a sentence."""
     leading = transfer.leading(taught, "beyond")
-    left_out = [*order.loc[order["more_p"].isna(), "loss"]]
+    left_out = [*order.loc[order["with_points"] < order["seeds"], "loss"]]
     without = f" Left out, for a seed without points: {_named(left_out)}." if left_out else ""
     if not leading:
         return f"No loss has points in every seed.{without}"

@@ -95,7 +95,10 @@
       const [layer, seed, student, image] = ["layer", "seed", "student", "image"].map(value);
       const units = inside[image].length, found = data.points[layer][seed];
       const of = (network) => this.bits(found[network]).slice(image * units, (Number(image) + 1) * units);
-      if (!found[student]) return (root.querySelector("[role=status]").innerHTML = "There are no points of this training.");
+      if (!found[student]) {
+        canvases.forEach((canvas) => this.pen(canvas)); // which clears it
+        return (root.querySelector("[role=status]").innerHTML = "There are no points of this training.");
+      }
       const taught = of("teacher"), own = of(student), { shared, all } = this.overlap(taught, own);
       const both = taught.map((point, i) => (point ? (own[i] ? colours.both : colours.teacher) : own[i] && colours.student));
       [taught, own].forEach((points, i) =>

@@ -161,7 +161,7 @@ def ranking(
     rows = []
     for loss in students or taught_by(taught):
         found = compared(table, loss, others.get(loss, "baseline"))
-        counts = {"seeds": found["gain"].count(), "with_points": found["more"].count()}
+        counts = {"seeds": found["gain"].count(), "with_points": found["beyond"].count()}
         row = {"loss": loss, **counts, **found.mean()}
         for name in ("beyond", *JUDGED):
             _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
