@@ -245,17 +245,13 @@ def train(
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
         if folder is not None:
-            sets = {"data": data, "held-out data": test}
-            known = {name: each for name, each in sets.items() if isinstance(each, TensorData)}
-            settings |= {name: digest_of_rows(each.tensors()) for name, each in known.items()}
+            settings |= digests(data, test)
         check_same_training(checkpoints, model, settings)
-        # others than these may add noise to their samples
-        if folder is not None and type(data) is TensorData and is_there(device):
+        if folder is not None and is_there(device):
             shown = [Shown("network", model, objective.looks_at, select)]
             if teacher is not None and objective.loss:
                 shown.append(Shown("teacher", teacher, objective.theirs, teacher_select))
-            with with_gradients():
-                outputs = first_outputs(first_samples(data, 2, device)[0], shown, device)
+            outputs = outputs_of_first(data, shown, device)
             tell_other_functions(checkpoints, outputs)
     if checkpoints.missing():
         with checkpoints.artefacts.locked(), with_gradients():
@@ -270,6 +266,21 @@ def train(
                 answers = Answers(teacher, teacher_select)
                 compute(checkpoints, missing, learner, data, answers, test, (outputs, settings))
     return checkpoints
+
+
+def digests(data: Data, test: Data | None) -> dict[str, str]:
+    """Of training and held-out data, where they lie in memory."""
+    sets = {"data": data, "held-out data": test}
+    known = {name: each for name, each in sets.items() if isinstance(each, TensorData)}
+    return {name: digest_of_rows(each.tensors()) for name, each in known.items()}
+
+
+def outputs_of_first(data: Data, shown: Sequence[Shown], device: str) -> dict[str, Tensor]:
+    """What networks make of the first two samples; nothing of data that may add noise to them."""
+    if type(data) is not TensorData:
+        return {}
+    with with_gradients():
+        return first_outputs(first_samples(data, 2, device)[0], shown, device)
 
 
 # --------------------------------------------------------------------------------------- the loop
