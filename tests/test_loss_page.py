@@ -194,6 +194,12 @@ def test_the_front_page_counts_losses_once_all_are_there(complete):
     said = shown.in_short(complete)
     assert "(<code>emoji</code>), 5 seeds of each of 9 losses. Students of 9 of 9 losses" in said
     assert said.count("the same student of an untrained teacher") == 2
+    assert "themselves share less than the baseline for 0 of 9 losses, and are less acc" in said
+    rows = simulated(untrained=True)
+    bad = rows.networks["network"] == f"{UNTRAINED}at"
+    networks = rows.networks.assign(accuracy=rows.networks["accuracy"] - 0.2 * bad)
+    said = shown.in_short(as_read(replace(rows, networks=networks), SEEDS))
+    assert said.endswith("for 0 of 9 losses, and are less accurate for 1.</p>")
 
 
 def test_many_points_make_no_loss_lead():

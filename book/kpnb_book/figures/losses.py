@@ -306,13 +306,20 @@ def in_short(taught: Stored | None) -> str:
 
 def _all_counted(taught: Stored, order: pd.DataFrame) -> list[str]:
     """``counted`` of all that is judged: against the baseline, and against the controls once these
-    have all seeds.
+    have all seeds, with what becomes of these themselves: to be above what does worse than the
+    baseline says little.
     """
     parts = [counted(order, name) for name in transfer.JUDGED]
     if transfer.controls_finished(taught):
         controls = transfer.ranking(taught, against="untrained")
         other = "the same student of an untrained teacher"
         parts += [counted(controls, name, other) for name in transfer.JUDGED]
+        alone = transfer.ranking(taught, [f"{UNTRAINED}{name}" for name in taught_by(taught)])
+        less = {name: (alone[f"{name}_said"] == "no: less").sum() for name in transfer.JUDGED}
+        parts.append(
+            f"Those of an untrained teacher themselves share less than the baseline for "
+            f"{less['more']} of {len(alone)} losses, and are less accurate for {less['gain']}."
+        )
     return parts
 
 
