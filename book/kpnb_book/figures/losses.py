@@ -273,7 +273,7 @@ def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
     return (
         f"The student by {known_as(first)} shares most knowledge points with the teacher beyond "
         f"what place explains, {value(row['beyond'], 2)} of those that either has "
-        f"({value(row['shared'], 2)} in all){_beside(others)}.{without}"
+        f"({value(row['shared'], 2)} in all){_beside(others, len(order))}.{without}"
     )
 
 
@@ -283,16 +283,21 @@ def _first_in_accuracy(taught: Stored, order: pd.DataFrame) -> str:
     gain = 100 * order.set_index("loss").loc[best, "gain"]
     said = f"{value(gain, 2, sign=True)} percentage points against the baseline"
     if gain > 0:
-        return f"That by {known_as(best)} is the most accurate, {said}{_beside(equal)}."
+        beside = _beside(equal, len(order))
+        return f"That by {known_as(best)} is the most accurate, {said}{beside}."
     return (
         f"None is on average more accurate than the baseline; that by {known_as(best)} is the "
-        f"nearest, {said}{_beside(equal)}."
+        f"nearest, {said}{_beside(equal, len(order))}."
     )
 
 
-def _beside(others: Sequence[str]) -> str:
-    """That the first cannot be told apart from these."""
-    return f", and cannot be told apart from those by {_named(others)}" if others else ""
+def _beside(others: Sequence[str], losses: int) -> str:
+    """That the first of so many ``losses`` cannot be told apart from these."""
+    if not others:
+        return ""
+    if len(others) == losses - 1:
+        return ", and cannot be told apart from any other"
+    return f", and cannot be told apart from those by {_named(others)}"
 
 
 def in_short(taught: Stored | None) -> str:
@@ -334,11 +339,18 @@ def counted(order: pd.DataFrame, name: str, other: str = "the baseline") -> str:
     """Students of how many losses are judged to do one of ``COUNTED``, and which are not; of
     ``ranking`` against the ``other`` network.
     """
-    said, words = order[f"{name}_said"], COUNTED[name]
-    parts = [f"Students of {(said == 'yes').sum()} of {len(order)} losses {words[0].format(other)}"]
-    for answer, what in (("no: less", words[1]), ("not clear", "neither clearly")):
-        if names := [*order.loc[said == answer, "loss"]]:
-            parts.append(f"{what}: {_named(names)}")
+    said, (does, less) = order[f"{name}_said"], COUNTED[name]
+    does, every = does.format(other), len(order)
+    yes, no = (order.loc[said == answer, "loss"].tolist() for answer in ("yes", "no: less"))
+    if len(yes) == every:
+        return f"Students of all {every} losses {does}."
+    parts = [f"That students {does} is clear for none of {every} losses"]
+    if yes:
+        parts = [f"Students by {_named(yes)} {does} ({len(yes)} of {every} losses)"]
+    if no:
+        parts.append(f"{less}: {_named(no)}")
+    if 0 < len(yes) + len(no) < every:
+        parts.append("for the others it is not clear")
     return "; ".join(parts) + "."
 
 
