@@ -22,6 +22,7 @@ from kpnb.weights import COUNTER, bare_name
 
 BUCKETS = 64
 """Numbers that stand for the feature of a sample."""
+PIECE = 2**22  # numbers whose bits are looked at together
 ROWS = 32  # samples whose units are looked at together
 CONSTANTS = (bool, int, float, complex, str, bytes, type(None))
 SINGLE, TF32 = 1e-5, 5e-3
@@ -31,12 +32,17 @@ a card may multiply them as TF32.
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors by name: types, shapes and bits."""
+    """SHA-256 (hex) of tensors by name: types, shapes and bits; in pieces, as they may fill the
+    memory.
+    """
     found = hashlib.sha256()
     for name in sorted(tensors):
-        value = tensors[name].detach().resolve_conj().resolve_neg().cpu().contiguous()
+        value = tensors[name].detach()
         found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        rows = max(1, PIECE // max(1, value[:1].numel())) if value.dim() else 1
+        for piece in value.split(rows) if value.dim() else [value]:
+            bits = piece.resolve_conj().resolve_neg().cpu().contiguous()
+            found.update(bits.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

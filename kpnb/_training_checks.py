@@ -1,6 +1,5 @@
 """What is checked before a training starts: its arguments, its folder, and what fits together."""
 
-import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 
 DIGESTS = ("data", "held-out data")
 """Settings that are digests; folders of an older kpnb, and of other data, have none."""
-PIECE = 2**22  # numbers that are looked at together
 TF32 = 5e-3
 """How far outputs of one network, on a card and on a CPU, may be apart, in proportion."""
 
@@ -110,17 +108,6 @@ def what_determines(
         weights = {k: v for k, v in state if isinstance(v, Tensor) and v.is_floating_point()}
         found["teacher"] = digest(safetensors.torch.save(copied(weights)))[:20]
     return found
-
-
-def digest_of_rows(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors by name, piece by piece, as data may fill the memory."""
-    found = hashlib.sha256()
-    for name, value in tensors.items():
-        found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        for piece in value.split(max(1, PIECE // max(1, value[:1].numel()))):
-            bits = piece.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            found.update(bits.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def first_of(data: "Data") -> str:

@@ -38,6 +38,7 @@ from kpnb._messages import unknown
 from kpnb._models import private_copy
 from kpnb._precision import widest
 from kpnb._progress import Progress
+from kpnb._signature import digest_of
 from kpnb._tensors import as_tensor, described, moved
 from kpnb._training_checks import (
     Shown,
@@ -46,7 +47,6 @@ from kpnb._training_checks import (
     check_same_training,
     check_samples_first,
     check_shapes,
-    digest_of_rows,
     first_outputs,
     first_samples,
     is_there,
@@ -272,7 +272,7 @@ def digests(data: Data, test: Data | None) -> dict[str, str]:
     """Of training and held-out data, where they lie in memory."""
     sets = {"data": data, "held-out data": test}
     known = {name: each for name, each in sets.items() if isinstance(each, TensorData)}
-    return {name: digest_of_rows(each.tensors()) for name, each in known.items()}
+    return {name: digest_of(each.tensors()) for name, each in known.items()}
 
 
 def outputs_of_first(data: Data, shown: Sequence[Shown], device: str) -> dict[str, Tensor]:
@@ -460,7 +460,7 @@ def check_loss_is_finite(
     for batch in unseen:
         for piece in batch.split(rows):
             check_finite(samples.batch(piece, learner.device)[0], piece)
-    if when == FIRST:
+    if when == FIRST and len(unseen) == 1:  # a card is looked at after several
         raise FloatingPointError(
             f"the loss of {learner.title} is {loss} for the first batch, before anything was "
             "trained: look at the loss, its parameters and what it is given"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from kpnb import distill
-from kpnb._training_checks import digest_of_rows
+from kpnb._signature import digest_of
 from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.distill import TensorData, seeded
 from kpnb.losses import (
@@ -895,17 +895,17 @@ def test_data_are_known_by_their_bits_however_they_lie_in_memory(tmp_path: Path)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 4, 6, 3, generator=generator)
     lying = x.contiguous(memory_format=torch.channels_last)
-    found = digest_of_rows({"x": x})
-    assert found == digest_of_rows({"x": lying})
-    assert found == digest_of_rows({"x": x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)})
+    found = digest_of({"x": x})
+    assert found == digest_of({"x": lying})
+    assert found == digest_of({"x": x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)})
     other = x.clone()
     other[-1, -1, -1, -1] += 1e-6
     others = [{"x": other}, {"y": x}, {"x": x.double()}, {"x": x[:8]}, {"x": x.flatten(1)}]
-    assert len({found, *map(digest_of_rows, others)}) == 6
+    assert len({found, *map(digest_of, others)}) == 6
     large = torch.zeros(1, 2**22 + 5, dtype=torch.uint8)  # a sample that is larger than a piece
     changed = large.clone()
     changed[0, -1] = 1
-    assert digest_of_rows({"x": large}) != digest_of_rows({"x": changed})
+    assert digest_of({"x": large}) != digest_of({"x": changed})
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
