@@ -118,6 +118,35 @@ def test_losses_are_ranked_by_what_they_share(complete):
     assert known["each other"] == pytest.approx(0.25)
 
 
+def test_added_points_lie_where_neither_teacher_nor_another_baseline_has_them():
+    """Two pictures of two by two cells, a third that has no points; two seeds."""
+    corners = torch.eye(4, dtype=torch.bool)
+    none = torch.zeros(1, 4, dtype=torch.bool)
+
+    def pack(*cells: int) -> str:  # the last row is of the undefined picture, all points
+        return packed(torch.cat([*(corners[[cell]] for cell in cells), ~none]))
+
+    rows = [(0, "baseline", pack(0, 1)), (0, "at", pack(2, 2)), (1, "at", pack(2, 3))]
+    key = [{"seed": seed, "layer": "FC1", "network": name} for seed, name, _ in rows]
+    others = {"taught": packed(torch.cat([corners[[0]], corners[[0]], none])), "other": pack(3, 3)}
+    places = [each | {"points": p} | others for each, (*_, p) in zip(key, rows, strict=True)]
+    samples = pd.DataFrame(
+        [
+            each | {"sample": n, "added_fg": np.nan if n == 2 else 1.0}
+            for each in key
+            for n in range(3)
+        ]
+    )
+    networks = pd.DataFrame(key).assign(accuracy=0.5)
+    places = pd.DataFrame(places).assign(**{f"cell{n}": 0 for n in range(4)})
+    shuffled = samples.sample(frac=1, random_state=0)
+    found = transfer.added_places(Stored("images", networks, shuffled, places, (), frozenset()))
+    assert {name: share.tolist() for name, share in found.items()} == {
+        "baseline": [[0, 0.5], [0, 0]],  # its first point is the teacher's
+        "at": [[0, 0], [0.75, 0]],  # one of four is the other baseline's
+    }
+
+
 def of_seeds(taught: Stored) -> dict[str, pd.DataFrame]:
     """What is judged, ``[seeds, networks]``: less that of the baseline of the same seed."""
     keys = {"index": "seed", "columns": "network"}
@@ -617,6 +646,9 @@ def test_pictures_are_those_of_the_tables_where_they_are_the_same(study, tmp_pat
     said = shown.in_words(own)["FC1"][101]
     assert f"Accuracy {100 * row['accuracy']:.1f} %, the baseline's " in said["feature"]
     assert said["baseline"].endswith(" %.")
+    added = own.samples.groupby("network")[["added_fg", "added_bg"]].mean().sum(axis=1)
+    for name, share in transfer.added_places(own).items():
+        assert share.sum() == pytest.approx(added[name])
     stored = transfer.stored(write(tmp_path, simulated(("at",), seeds=2)))
     assert [*transfer.pictures(study, own, stored, "FC1").of_first_seed("FC1")] == [*points]
     monkeypatch.setattr(transfer, "with_stored_pictures", lambda *given: study)

@@ -179,16 +179,20 @@ def replications(found: Mapping[str, Beside], metrics: Sequence[str] = NAMES) ->
 
 @styled
 def point_places(shares: Mapping[str, np.ndarray]) -> Figure:
-    """Where knowledge points lie on average, one map a network, on one colour scale.
+    """Where knowledge points lie on average, one map a network, on one colour scale; five in a row.
 
     shares   by network, ``[rows, columns]``: the share of images in which a cell is one
     """
-    figure, axes = plt.subplots(1, len(shares), figsize=(WIDE, 2.1), squeeze=False)
+    columns = min(5, len(shares))
+    rows = -(-len(shares) // columns)
+    size = (max(WIDE, 1.5 * columns + 0.9), 1.8 * rows + 0.3)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
     highest = max(float(share.max()) for share in shares.values())
-    for axis, (name, share) in zip(axes[0], shares.items(), strict=True):
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (name, share) in zip(axes.flat, shares.items(), strict=False):
         shown = axis.imshow(share, cmap="cividis", vmin=0, vmax=highest)
-        axis.set(xticks=[], yticks=[], title=name)
-        axis.spines[:].set_visible(False)
+        axis.set_title(name, fontsize=9)
     label = "share of images"
     bar = figure.colorbar(shown, ax=axes, label=label, shrink=0.85, format="{x:.0%}")
     bar.outline.set_visible(False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kpnb.losses import LOSSES
 from kpnb.metrics import BETTER, NAMES, SYMBOL
 from kpnb.stats import Difference
+from kpnb_book.figures.estimation import point_places
 from kpnb_book.figures.plots import (
     COLOUR,
     GREY,
@@ -126,6 +127,18 @@ def same_pictures(
     colours = [COLOUR["foreground"], COLOUR["background"]]
     legend_below(figure, ["on the object", "on the background"], colours, marker="s")
     return figure
+
+
+def added(taught: Stored) -> Figure | None:
+    """``transfer.added_places`` of the baseline and of every loss, with their mean number; None
+    where tables have no points.
+    """
+    shares = transfer.added_places(taught)
+    known = [name for name in ("baseline", *taught_by(taught)) if name in shares]
+    if not known:
+        return None
+    titles = {name: f"{known_as(name)}: {value(shares[name].sum(), 2)}" for name in known}
+    return point_places({titles[name]: shares[name] for name in known})
 
 
 @styled
@@ -379,8 +392,8 @@ def claim(found: pd.DataFrame, finished: bool) -> str:
 
 
 def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
-    """``transfer.ranking`` for the page; the baseline last. Intervals and what is judged by them
-    only once all seeds are there.
+    """``transfer.ranking`` for the page; last the baseline, and what two of them share. Intervals,
+    and what is judged by them, only once all seeds are there.
     """
     whole = transfer.finished(taught)
     table = pd.DataFrame({"student": order["loss"].map(known_as), "seeds": _seeds(order)})
@@ -401,7 +414,9 @@ def ranking_table(taught: Stored, order: pd.DataFrame) -> pd.DataFrame:
     last = {"student": "(baseline)", "seeds": taught.networks["seed"].nunique()}
     last |= {"shared with the teacher": mean["iou_teacher"], "by place alone": mean["iou_place"]}
     last |= {"added on the object (cells)": mean["added_fg"], "off it (cells)": mean["added_bg"]}
-    return pd.concat([table, pd.DataFrame([last])], ignore_index=True)
+    two = {"student": "(two baselines, with each other)", "seeds": last["seeds"]}
+    two |= {"shared with the teacher": mean["iou_baseline"]}
+    return pd.concat([table, pd.DataFrame([last, two])], ignore_index=True)
 
 
 def _seeds(order: pd.DataFrame) -> list[str]:

@@ -276,6 +276,29 @@ def at_every_layer(taught: Stored) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["network", "layer", *AT_LAYERS])
 
 
+def added_places(taught: Stored) -> dict[str, np.ndarray]:
+    """Where networks have points that neither the teacher nor a baseline of another seed has: on a
+    square grid ``[rows, columns]`` by network, the baseline first, the share of pictures (those
+    that count, of all seeds and layers) in which a cell is one.
+    """
+    cells = sum(column.startswith("cell") for column in taught.places)
+    rows = round(cells**0.5)
+    counted = taught.samples[taught.samples["added_fg"].notna()].groupby(KEY)["sample"]
+    seen = {key: samples.to_numpy() for key, samples in counted}
+    added: dict[str, list[np.ndarray]] = {}
+    for row in taught.places[taught.places["points"].notna()].to_dict("records"):
+        ours, teacher, other = (
+            losses.unpacked(row[name], cells).numpy() for name in ("points", "taught", "other")
+        )
+        here = (ours & ~teacher & ~other)[seen.get(tuple(row[key] for key in KEY), [])]
+        added.setdefault(row["network"], []).append(here)
+    means = {
+        name: np.concatenate(each).mean(0) for name, each in added.items() if any(map(len, each))
+    }
+    known = [name for name in ("baseline", *students_of(taught)) if name in means]
+    return {name: means[name].reshape(rows, rows) for name in known}
+
+
 # Whether accuracy goes with it.
 
 
