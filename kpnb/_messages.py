@@ -93,8 +93,9 @@ def check_units(units: object) -> None:
     methods = all(hasattr(units, name) for name in ("count", "spread", "gather"))
     if isinstance(units, type) or not methods:
         what = units.__name__ if isinstance(units, type) else f"{type(units).__name__} {units!r}"
-        if isinstance(units, Tensor):
-            what = f"a tensor {list(units.shape)}"
+        if isinstance(units, Tensor | np.ndarray):
+            kind = "a tensor" if isinstance(units, Tensor) else "an array"
+            what = f"{kind} {list(units.shape)}, which kpnb.Regions takes as labels"
         raise TypeError(
             f"units are an object such as kpnb.ImageGrid(16), kpnb.Tokens(mask) or "
             f"kpnb.Regions(labels); got {what}"

@@ -255,8 +255,10 @@ class Regions:
         labels = as_tensor(self.labels, "labels")
         numbers = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
         if numbers or not labels.numel():
+            two = "; mask.long() makes two units of a mask" if labels.dtype == torch.bool else ""
             raise ValueError(
-                f"labels are integers, the number of each element's unit; got {described(labels)}"
+                "labels are integers, the number of each element's unit; got "
+                f"{described(labels)}{two}"
             )
         whole(n=self.n)
         labels = labels.long()  # not all small types can be compared

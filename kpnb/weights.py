@@ -57,6 +57,16 @@ PLAIN_DATA = [
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
 """Classes allowed in a checkpoint beside tensors, because making them runs no foreign code."""
+OF_OTHERS = {
+    ".npz": "NumPy's",
+    ".npy": "NumPy's",
+    ".h5": "of Keras",
+    ".keras": "of Keras",
+    ".onnx": "of ONNX",
+    ".pb": "of TensorFlow",
+    ".gguf": "of llama.cpp",
+}
+"""Endings of files that PyTorch does not read, and whose they are."""
 
 
 def load_weights(
@@ -147,7 +157,7 @@ def read_weights(source: Source, *, entry: str | None = None) -> tuple[dict[str,
         raise ValueError(f"{where} holds a {kind}, not a state dict (names to tensors)")
     found = _state_dicts(content)
     if not found:
-        raise ValueError(f"{where} holds no tensors by name, but {listed(map(str, content))}")
+        raise ValueError(f"{where} holds no tensors by name, but {_held(content)}")
     chosen = entry if entry is not None else _plain_entry(found, where)
     if chosen not in found:
         raise ValueError(f"{where}: " + unknown("entry", chosen, found))
@@ -246,7 +256,17 @@ def _reason(path: Path, error: Exception) -> str:
     if foreign:
         what = f"objects of {listed(foreign)}, whose loading runs code"
         return f"{what}; save model.state_dict() alone"
+    if path.suffix in OF_OTHERS:
+        return f"{path.suffix} is {OF_OTHERS[path.suffix]}; torch.save(state_dict, path) of tensors"
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _held(content: Mapping[Any, Any]) -> str:
+    """What a mapping without tensors has, for an error."""
+    what = listed(map(str, content))
+    if any(isinstance(value, np.ndarray) for value in content.values()):
+        return f"NumPy arrays ({what}); torch.from_numpy makes a tensor of each"
+    return what
 
 
 def is_state(value: object) -> bool:

@@ -382,6 +382,11 @@ def test_a_models_own_error_says_what_it_was_called_with():
         ({"layers": []}, ValueError, "name at least one"),
         ({"units": 4}, TypeError, r"units are an object such as kpnb.ImageGrid\(16\).*int 4"),
         ({"units": ImageGrid}, TypeError, "units are an object .* got ImageGrid"),
+        (
+            {"units": np.zeros((8, 8), int)},
+            TypeError,
+            r"got an array \[8, 8\], which kpnb.Regions takes as labels",
+        ),
         ({"solver": "closed"}, TypeError, r"solver is ClosedForm\(\) or Stochastic"),
         ({"solver": ClosedForm}, TypeError, r"solver is ClosedForm\(\) or Stochastic"),
         ({"objective": -2.8}, TypeError, r"objective is Aligned\(\) or Converged"),

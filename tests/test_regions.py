@@ -134,7 +134,7 @@ def test_units_of_each_sample_stay_with_it():
     ("make", "message"),
     [
         (lambda: Regions(torch.rand(4, 4)), "labels are integers"),
-        (lambda: Regions(torch.ones(4, 4) > 0), "labels are integers"),
+        (lambda: Regions(torch.ones(4, 4) > 0), r"labels are integers.*mask\.long\(\) makes two"),
         (lambda: Regions(torch.full((4, 4), -1)), "all labels are negative: no element"),
         (lambda: Regions(torch.arange(4), n=3), "largest label is 3, the number of units n = 3"),
         (lambda: Regions(grid_labels(8, 2)).count(images()), r"\[8, 8\] do not broadcast"),

@@ -304,6 +304,15 @@ MISFITS = {
 }
 
 
+def test_weights_of_other_libraries_are_named(tmp_path):
+    arrays = {name: value.numpy() for name, value in net(1).state_dict().items()}
+    np.savez(tmp_path / "epoch.npz", **arrays)
+    with pytest.raises(ValueError, match=r"\.npz is NumPy's; torch\.save\(state_dict, path\)"):
+        load_weights(net(2), tmp_path / "epoch.npz")
+    with pytest.raises(ValueError, match=r"but NumPy arrays \(0\.weight, .*torch\.from_numpy"):
+        load_weights(net(2), arrays)
+
+
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("case", MISFITS)
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path, case, prefix):
