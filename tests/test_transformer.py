@@ -211,7 +211,7 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, p
     assert [*rows.networks.columns[: len(KEY) + len(NETWORK)]] == [*KEY, *NETWORK]
     assert rows.networks["Block4 gap"].notna().all()
     known = rows.networks.set_index("network")["accuracy"]
-    assert known[["baseline", *TAUGHT]].between(0, 1).all()
+    assert known[[*roles]].between(0, 1).all()
 
     # the tables' numbers are those of the networks
     training = transformer.network(study, "convolution", "cls", 0)
@@ -274,6 +274,26 @@ def test_tables_hold_patches_other_layers_and_what_teachers_share(evidence, stud
     }
 
 
+def test_tables_hold_blocks_of_teachers_too(evidence, study, planned):
+    rows = seed_rows(evidence, study, 0)
+    means = transformer.layer_means(rows.networks)
+    assert {*means["network"]} == {*evidence.roles, "teacher", "untrained teacher"}
+    at_block = means.set_index(["network", "layer"])["n_fg"].xs("Block2", level="layer")
+    for name, epoch in (("teacher", -1), ("untrained teacher", 0)):
+        H = measure.entropies(study, study.teacher(), "Block2", [epoch])["entropy"][0]
+        expected = measure.points(study, H).n_fg.nanmean().item()
+        assert at_block[name] == pytest.approx(expected, abs=1e-5)
+    mine = rows.places.set_index("network").loc["convolution"]
+    training = transformer.network(study, "convolution", "cls", 0)
+    for name, each in (("", training), ("transformer ", study.teacher())):
+        kept = losses.unpacked(mine[f"Block3 {name}points"], study.foreground.shape[1])
+        assert torch.equal(kept, losses.last_points(study, each, "Block3").points)
+    rates = rows.networks.set_index("network")["lr"]
+    settings = study.settings
+    assert rates["student"] == settings.student_lr
+    assert rates["convolution"] == settings.lr
+
+
 def test_tables_computed_again_are_the_same(evidence, study, planned, tmp_path):
     """Of the first samples alone, also what patches and the other kind of network give."""
     results = Results(tmp_path / evidence.name)
@@ -288,16 +308,16 @@ def test_tables_computed_again_are_the_same(evidence, study, planned, tmp_path):
 def test_accuracy_is_that_of_the_late_epochs(evidence, study, planned):
     rows = seed_rows(evidence, study, 0).networks.set_index("network")
     training = transformer.network(study, "outputs", "cls", 0)
-    head = study.head("cls", 0)
+    untaught = transformer.network(study, "untrained", "cls", 0)
     for role, network in (
         ("outputs", training),
-        ("student", head),
+        ("student", study.head("cls", 0)),
+        ("untrained", study.head("cls", 0, untaught)),
         ("baseline", study.baseline(0)),
     ):
         scores = [entry["test_accuracy"] for entry in network.log[1:][-losses.STEADY :]]
         assert rows.loc[role, "accuracy"] == pytest.approx(np.mean(scores))
         assert rows.loc[role, "last_accuracy"] == pytest.approx(scores[-1])
-    assert np.isnan(rows.loc["untrained", "accuracy"])
 
 
 def test_a_seed_of_which_a_student_diverges(evidence, study, planned, tmp_path):
@@ -308,8 +328,8 @@ def test_a_seed_of_which_a_student_diverges(evidence, study, planned, tmp_path):
     found = results.read()
     rows = found.networks.set_index("network")
     assert {*rows.index[rows["diverged"].notna()]} == {"student", "untrained"}
-    assert rows.loc["student", "accuracy"] == pytest.approx(1 / len(study.train.classes))
-    assert np.isnan(rows.loc["untrained", "accuracy"])
+    lost = rows.loc[["student", "untrained"], "accuracy"]
+    assert lost.tolist() == pytest.approx([1 / len(study.train.classes)] * 2)
     assert {*found.samples["network"]} == {*rows.index} - {"student", "untrained"}
     usual = seed_rows(evidence, study, 0, ["baseline", "outputs"]).samples
     kept = found.samples[found.samples["network"] == "outputs"]
@@ -330,10 +350,10 @@ def test_a_builds_own_networks_are_planned(study):
     own = transformer.own_table(study, 3)
     assert set(own["network"]) == {"baseline", "convolution"}
     everyone = transformer.own_table(study, 3, ["student", "untrained"]).set_index("network")
-    head = losses.accuracy(study.head("cls", 3))
-    assert everyone.loc["student", "accuracy"] == head
-    assert np.isnan(everyone.loc["untrained", "accuracy"])
-    planned = transformer.transformer_plan(study, 3, ["student"])
+    for role in ("student", "untrained"):
+        head = study.head("cls", 3, transformer.network(study, role, "cls", 3))
+        assert everyone.loc[role, "accuracy"] == losses.accuracy(head)
+    planned = transformer.transformer_plan(study, 3, ["student", "untrained"])
     assert not any(training.missing() for training in planned.everything().values())
     assert not any(
         measurement.missing(layer)
@@ -349,7 +369,7 @@ def test_the_chapter_has_a_plan():
     asked = {"profile": "smoke", "students": [*TAUGHT, *UNTRAINED.values()]}
     (more,) = plans_of(PAGE, asked)
     kinds = [training.kind for training in more.everything().values()]
-    assert (kinds.count("student"), kinds.count("head")) == (6, 1)
+    assert (kinds.count("student"), kinds.count("head")) == (6, 2)
     roles = {*TAUGHT, *UNTRAINED.values()}
     assert all(RULES["students"].fits([role]) for role in roles)
     assert not any(RULES["students"].fits([f"{role}s"]) for role in roles)

@@ -8,7 +8,6 @@ learns a feature of a transformer; the others learn what their teacher says, bes
 that of another transformer, or of the convolutional network of the other chapters.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -55,6 +54,8 @@ starts from weights that were learned elsewhere (``Study.untrained_teacher``).
 """
 CONTROL_OF = {control: taught for taught, control in UNTRAINED.items()}
 """What each of these is a control of."""
+OF_FEATURES = ("student", "untrained")
+"""Networks that learn a feature alone, and get a head afterwards."""
 SAME = (
     "dataset", "data_root", "size", "width", "hidden", "teacher_samples", "teacher_epochs",
     "share", "test_samples", "analysed", "grid", "device",
@@ -129,10 +130,11 @@ after the last epoch."""
 @dataclass(frozen=True)
 class TransformerEvidence(Evidence):
     """Besides the columns of all studies, of the last epoch: networks have for each layer what
-    ``by_layer`` says, as "Block1 n_fg"; samples have ``contrasts`` at each layer, as "Block1
+    ``by_layer`` says, as "Block1 n_fg", and what it says of the transformer's teacher, as "teacher
+    Block1 n_fg", and of the untrained one; samples have ``contrasts`` at each layer, as "Block1
     lambda", and with patches as units, as "patch lambda"; and what they have in common with either
-    teacher, ``SHARED``. All networks have their points by epoch, and how well they learned, as
-    those of losses; ``places`` the knowledge points of every sample, packed.
+    teacher, ``SHARED``. All networks have their points by epoch, their rate, and how well they
+    learned, as those of losses; ``places`` the knowledge points of every sample, packed.
     """
 
     @property
@@ -147,15 +149,13 @@ class TransformerEvidence(Evidence):
         return network(study, role, layer, seed)
 
     def whole(self, one: OneNetwork) -> Training:
-        if one.role != "student":
-            return one.training
-        return one.study.head(one.layer, one.seed, one.training)
+        return with_head(one.study, one.role, one.layer, one.seed, one.training)
 
     def diverged(self, one: OneNetwork, why: str) -> Rows:
-        """As of all studies; its accuracy, where it has one, is that of guessing."""
-        found, has_one = super().diverged(one, why), self.whole(one).objective.labels > 0
-        accuracy = losses.guessing(one.study) if has_one else math.nan
-        return replace(found, networks=found.networks.assign(accuracy=accuracy))
+        """As of all studies; its accuracy is that of guessing."""
+        found = super().diverged(one, why)
+        known = losses.trained_columns(one.training) | {"accuracy": losses.guessing(one.study)}
+        return replace(found, networks=found.networks.assign(**known))
 
     def completed(self, plan: Plan, roles: Collection[str], seed: int) -> Plan:
         study = plan.study
@@ -164,22 +164,28 @@ class TransformerEvidence(Evidence):
             Measurement(in_patches(study), each.training, each.layers, epochs=[-1])
             for each in plan.measurements
         ]
+        convolutions = convolutional(study)
+        first = convolutions.settings.layers[:1]
         last += [
-            Measurement(each, each.teacher(), each.settings.layers[:1], epochs=[-1])
-            for each in (study, convolutional(study))
+            *teachers(study).values(),
+            Measurement(convolutions, convolutions.teacher(), first, epochs=[-1]),
         ]
-        whole = super().completed(plan, roles, seed)
-        return replace(whole, measurements=(*whole.measurements, *last))
+        heads = [
+            with_head(study, role, layer, seed, network(study, role, layer, seed))
+            for role in OF_FEATURES
+            for layer in study.settings.layers
+            if role in roles
+        ]
+        return replace(plan.also(*heads), measurements=(*plan.measurements, *last))
 
     def rows(self, one: OneNetwork) -> Rows:
         study, layer, training = one.study, one.layer, one.training
         found, whole = super().rows(one), self.whole(one)
-        networks = found.networks.assign(
-            accuracy=losses.accuracy(whole),  # NaN of a control, which learns no labels
-            **losses.learned_columns(training, whole),
-            **by_layer(study, training),
-            **curve_columns(study, training, layer),
-        )
+        more = losses.trained_columns(training) | losses.learned_columns(training, whole)
+        more |= by_layer(study, last_epoch(study, training)) | teacher_columns(study)
+        more |= curve_columns(study, training, layer)
+        networks = found.networks.assign(accuracy=losses.accuracy(whole))
+        networks = pd.concat([networks, pd.DataFrame([more])], axis=1)
         patches = in_patches(study)
         H = measure.entropies(patches, training, layer, [-1])["entropy"][0]
         samples = found.samples.assign(
@@ -210,17 +216,39 @@ ON_PHOTOGRAPHS = replace(
 MEASURES = ("n_fg", "n_bg", "gap")
 
 
+def with_head(study: Study, role: str, layer: str, seed: int, learned: Training) -> Training:
+    """The network of a ``role`` whose accuracy counts: what has ``learned``, with a head if it has
+    learned a feature.
+    """
+    return study.head(layer, seed, learned) if role in OF_FEATURES else learned
+
+
 def last_epoch(study: Study, training: Training) -> Measurement:
     """The entropies of a network's last epoch at all of ``layers_of``."""
     return Measurement(study, training, layers_of(study), epochs=[-1])
 
 
-def by_layer(study: Study, training: Training) -> dict[str, float]:
-    """After the last epoch, means over the samples at each layer: ``MEASURES``, and ``linearity``
-    and ``error`` (nats) of the entropies.
+def teachers(study: Study) -> dict[str, Measurement]:
+    """The same of the transformers' teacher, and of the untrained one before its first epoch."""
+    before = Measurement(study, study.untrained_teacher(), layers_of(study), epochs=[0])
+    return {"teacher": last_epoch(study, study.teacher()), "untrained teacher": before}
+
+
+def teacher_columns(study: Study) -> dict[str, float]:
+    """What ``by_layer`` says of both, as "teacher Block1 gap"."""
+    return {
+        f"{name} {column}": value
+        for name, measured in teachers(study).items()
+        for column, value in by_layer(study, measured).items()
+    }
+
+
+def by_layer(study: Study, measured: Measurement) -> dict[str, float]:
+    """Means over the samples at each layer, of one epoch that is ``measured``: ``MEASURES``, and
+    ``linearity`` and ``error`` (nats) of the entropies.
     """
     found = {}
-    for layer, values in last_epoch(study, training).values().items():
+    for layer, values in measured.values().items():
         of_samples = contrasts(study, values["entropy"][0], layer)
         means = {name: of_samples[f"{layer} {name}"] for name in MEASURES}
         means |= {name: values[name].flatten().tolist() for name in ("linearity", "error")}
@@ -260,17 +288,22 @@ def contrasts_by_layer(study: Study, training: Training) -> dict[str, list[float
 def point_columns(study: Study, training: Training, layer: str) -> dict[str, str]:
     """Knowledge points of all samples after the last epoch, packed as those of losses: the
     network's, in cells ("points") and in patches ("patch points"), and those of both teachers, of
-    which ``SHARED`` are shares ("transformer points", "convolution points").
+    which ``SHARED`` are shares ("transformer points", "convolution points"). The network's and the
+    transformer's are there at the other layers, too ("Block1 points", "Block1 transformer points").
     """
-    convolutions = convolutional(study)
+    convolutions, teacher = convolutional(study), study.teacher()
     known = {
         "points": (study, training, layer),
         "patch points": (in_patches(study), training, layer),
-        "transformer points": (study, study.teacher(), layer),
+        "transformer points": (study, teacher, layer),
         "convolution points": (
             convolutions, convolutions.teacher(), convolutions.settings.layers[0]
         ),
     }  # fmt: skip
+    for other in layers_of(study):
+        if other != layer:
+            known[f"{other} points"] = study, training, other
+            known[f"{other} transformer points"] = study, teacher, other
     return {name: losses.packed(losses.last_points(*which).points) for name, which in known.items()}
 
 
@@ -346,16 +379,23 @@ def _others(against: str) -> dict[str, str]:
 
 
 def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
-    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for the baseline and
-    each student, and each layer, with the columns ``MEASURES``.
+    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for the baseline,
+    each student and control, and the teachers where they are there (``teachers``), and each layer,
+    with the columns ``MEASURES``.
     """
-    layers = [name.removesuffix(" gap") for name in networks if name.endswith(" gap")]
+    known = LAYERS[TRANSFORMER_EVIDENCE.settings.network]
+    layers = [name for name in known if f"{name} gap" in networks]
     means = networks.groupby("network").mean(numeric_only=True)
+    found = {
+        role: (means.loc[role], "") for role in TRANSFORMER_EVIDENCE.roles if role in means.index
+    }
+    for name in ("teacher", "untrained teacher"):
+        if f"{name} {layers[0]} gap" in networks:
+            found[name] = means.mean(), f"{name} "
     rows = [
         {"network": role, "layer": layer}
-        | {name: means.loc[role, f"{layer} {name}"] for name in MEASURES}
-        for role in ("baseline", *TAUGHT)
-        if role in means.index
+        | {name: of_role[f"{prefix}{layer} {name}"] for name in MEASURES}
+        for role, (of_role, prefix) in found.items()
         for layer in layers
     ]
     return pd.DataFrame(rows)
@@ -451,10 +491,8 @@ def last_points(
 
 
 def accuracy(study: Study, role: str, layer: str, seed: int, training: Training) -> float:
-    """Held-out accuracy, of the student by features with its head; NaN for its control, which has
-    none.
-    """
-    return losses.accuracy(study.head(layer, seed) if role == "student" else training)
+    """Held-out accuracy, of those that learn a feature with their heads."""
+    return losses.accuracy(with_head(study, role, layer, seed, training))
 
 
 def own_table(study: Study, seed: int, students: Iterable[str] | None = None) -> pd.DataFrame:
@@ -464,7 +502,7 @@ def own_table(study: Study, seed: int, students: Iterable[str] | None = None) ->
         {"network": role}
         | metrics(study, training, layer).row()
         | {"accuracy": accuracy(study, role, layer, seed, training)}
-        | by_layer(study, training)
+        | by_layer(study, last_epoch(study, training))
         for role, training in own_networks(study, seed, students).items()
     ]
     return pd.DataFrame(rows)
@@ -476,5 +514,5 @@ def transformer_plan(study: Study, seed: int, students: Iterable[str] | None = N
     (layer,) = study.settings.layers
     planned = Plan.measuring(study, [(each, layer) for each in networks.values()])
     last = [last_epoch(study, each) for each in networks.values()]
-    whole = replace(planned, measurements=(*planned.measurements, *last))
-    return whole.also(study.head(layer, seed)) if "student" in networks else whole
+    heads = [with_head(study, role, layer, seed, each) for role, each in networks.items()]
+    return replace(planned.also(*heads), measurements=(*planned.measurements, *last))
