@@ -5,6 +5,7 @@ the tables.
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from kpnb_book.networks.images import LAYERS, build, layer_path
 from kpnb_book.run.parameters import RULES
 from kpnb_book.run.plans import plans_of
 from kpnb_book.store import Store
-from kpnb_book.studies import losses, measure, transformer
+from kpnb_book.studies import kinds, losses, measure, transformer
 from kpnb_book.studies.again import again
 from kpnb_book.studies.collecting import collect, plan, seed_rows
 from kpnb_book.studies.evidence import PROFILE, TEACHER
@@ -31,7 +32,8 @@ from kpnb_book.studies.results import KEY, NETWORK, SAMPLE, Results, Rows
 from kpnb_book.studies.rows import OneNetwork
 from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import TEACHER_SEED
-from kpnb_book.studies.transformer import TAUGHT, TRANSFORMER_EVIDENCE, UNTRAINED
+from kpnb_book.studies.transformer import TAUGHT, TEACHERS, TRANSFORMER_EVIDENCE, UNTRAINED
+from kpnb_book.studies.verdicts import POINTS
 from tests.drawn import TINY, draw
 from tests.executed import executed
 from tests.simulated import tables
@@ -222,9 +224,9 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, p
 
     small = read_one(evidence, tmp_path)
     assert shown.state(small).startswith("Stored evidence has 1 of 2 seeds; nothing of it is shown")
-    assert not transformer.finished(small)
-    assert transformer.differences(small) == {}
-    means = transformer.layer_means(small.networks)
+    assert not kinds.finished(small)
+    assert kinds.differences(small) == {}
+    means = kinds.layer_means(small.networks)
     blocks = [f"Block{number}" for number in range(1, 5)]
     assert [*means["layer"].unique()] == [*blocks, "tokens", "cls", "mean"]
     figure = shown.by_layer(means)
@@ -276,7 +278,7 @@ def test_tables_hold_patches_other_layers_and_what_teachers_share(evidence, stud
 
 def test_tables_hold_blocks_of_teachers_too(evidence, study, planned):
     rows = seed_rows(evidence, study, 0)
-    means = transformer.layer_means(rows.networks)
+    means = kinds.layer_means(rows.networks)
     assert {*means["network"]} == {*evidence.roles, "teacher", "untrained teacher"}
     at_block = means.set_index(["network", "layer"])["n_fg"].xs("Block2", level="layer")
     for name, epoch in (("teacher", -1), ("untrained teacher", 0)):
@@ -379,44 +381,71 @@ def test_the_chapter_has_a_plan():
 # ---- what is said of tables
 
 
-def measured_elsewhere(networks, samples) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """With columns of other layers, units and teachers."""
-    samples = samples.assign(
-        **{f"patch {name}": samples[name] for name in transformer.POINTS},
+SAMPLES, CELLS = 40, 256
+LEARNED = {"convolution": 0.5, "outputs": 0.1}
+"""By student, the share of cells at which it has just what its teacher has."""
+
+
+def measured_elsewhere(rows: Rows) -> Rows:
+    """With columns of other layers, units and teachers, and points at every layer."""
+    samples = rows.samples.assign(
+        **{f"patch {name}": rows.samples[name] for name in POINTS},
         **dict.fromkeys(transformer.SHARED, 0.25),
     )
     blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
-    return networks.assign(**blocks, **{TEACHER: 0.5}), samples
+    blocks |= {f"teacher {name}": 2.0 for name in blocks}
+    networks = rows.networks.assign(**blocks, **{TEACHER: 0.5})
+    return Rows(networks, samples, planted_points(rows.networks))
+
+
+def planted_points(networks: pd.DataFrame) -> pd.DataFrame:
+    """A fifth of the cells are points, at random; those of ``LEARNED`` have some of a teacher."""
+    draw = torch.Generator().manual_seed(0)
+    random = lambda: torch.rand(SAMPLES, CELLS, generator=draw) < 0.2  # noqa: E731
+    teachers = {kind: random() for kind in TEACHERS}
+    places = []
+    for row in networks[KEY].to_dict("records"):
+        taught = teachers[kinds.TEACHER_OF.get(row["network"], "transformer")]
+        same = torch.rand(SAMPLES, CELLS, generator=draw) < LEARNED.get(row["network"], 0)
+        row["points"] = losses.packed(torch.where(same, taught, random()))
+        row |= {f"{kind} points": losses.packed(each) for kind, each in teachers.items()}
+        for other in transformer.LAYERS["vit_4_8"]:
+            row[f"{other} points"] = losses.packed(random())
+            row[f"{other} transformer points"] = losses.packed(random())
+        places.append(row)
+    return pd.DataFrame(places)
 
 
 def planted(effects: dict[str, dict[str, float]], seeds: int = 5) -> Stored:
     roles = [*TAUGHT, *UNTRAINED.values()]
     every = {role: effects.get(role, {}) for role in roles}
-    samples, networks = tables(every, seeds=seeds, samples=40, layers=("cls",))
-    networks, samples = measured_elsewhere(networks, samples)
+    samples, networks = tables(every, seeds=seeds, samples=SAMPLES, layers=("cls",))
+    rows = measured_elsewhere(_rows(samples, networks))
     stated = tuple(TRANSFORMER_EVIDENCE.seeds)
-    return Stored("images", networks, samples, networks[KEY], stated, frozenset(every))
+    frames = rows.networks, rows.samples, rows.places
+    return Stored("images", *frames, stated, frozenset(every))
 
 
 def test_students_are_judged_against_baseline_and_control():
     stored = planted({"convolution": {"n_fg": 8.0}, "untrained convolution": {"n_fg": 8.0}})
-    found = transformer.differences(stored)
+    found = kinds.differences(stored)
     assert found["convolution"]["n_fg"].verdict == "shows"
     assert found["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
     assert found["outputs"]["n_fg"].verdict != "shows"
-    beyond = transformer.differences(stored, "untrained")
+    beyond = kinds.differences(stored, "untrained")
     assert abs(beyond["convolution"]["n_fg"].value) < 2
     table = six_table(found, shown.known_as)
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
-    assert "that of a convolutional network shows" in shown.taught(found)
-    (kind,) = transformer.kind_of_teacher(stored).values()
+    said = shown.taught(stored)[-1]
+    assert said.startswith("The student taught a convolutional network's outputs: of 6 metrics 1 ")
+    assert "0 that *show* and 0 *opposite* against its control, which itself has 1 that" in said
+    (kind,) = kinds.kind_of_teacher(stored).values()
     assert kind["n_fg"].value == pytest.approx(8, abs=1.5)
     assert kind["n_fg"].verdict == "shows"
-    in_patches = transformer.differences_in_patches(stored)
-    assert set(in_patches["convolution"]) == set(transformer.POINTS)
+    in_patches = kinds.differences_in_patches(stored)
+    assert set(in_patches["convolution"]) == set(POINTS)
     assert in_patches["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
-    assert transformer.network_means(stored)["shared_convolution"].eq(0.25).all()
-    assert transformer.differences(planted({}, seeds=3)) == {}
+    assert kinds.differences(planted({}, seeds=3)) == {}
 
 
 def test_a_student_that_diverged_is_named_and_has_no_verdict():
@@ -426,32 +455,124 @@ def test_a_student_that_diverged_is_named_and_has_no_verdict():
     networks = stored.networks.assign(diverged=np.where(lost, "became nan", None))
     kept = ~((stored.samples["network"] == "outputs") & (stored.samples["seed"] == 1))
     stored = replace(stored, networks=networks, samples=stored.samples[kept])
-    assert transformer.finished(stored)
+    assert kinds.finished(stored)
     assert stored.diverged == ["outputs at cls, seed 1"]
-    assert {*transformer.differences(stored)} == {"student", "convolution"}
-    assert transformer.kind_of_teacher(stored) == {}
-    assert set(transformer.network_means(stored)["network"]) == {
-        "baseline",
-        *TAUGHT,
-        *UNTRAINED.values(),
+    assert {*kinds.differences(stored)} == {"student", "convolution"}
+    assert kinds.kind_of_teacher(stored) == {}
+    assert set(kinds.network_means(stored)["network"]) == {*TRANSFORMER_EVIDENCE.roles}
+    said = shown.unanswered(stored, kinds.differences(stored))
+    assert said.startswith("No answer for those taught a transformer's outputs: a seed is missing")
+    seeds = shown.means_table(stored).set_index("network")["seeds"]
+    assert seeds["taught a transformer's outputs"] == "5 (4 with points)"
+    assert seeds["from scratch"] == "5"
+    order = kinds.sharing(stored).set_index("network")
+    assert order.loc["outputs", "more_said"] == "not clear"
+    assert np.isnan(order.loc["outputs", "more_p"])
+
+
+def test_what_is_shared_is_judged_beyond_place():
+    """Planted: one student has half of its teacher's points, another a tenth."""
+    stored = planted({})
+    order = kinds.sharing(stored).set_index("network")
+    assert order["more_said"].to_dict() == {
+        "student": "not clear",
+        "outputs": "yes",
+        "convolution": "yes",
     }
+    table = kinds.by_seed(stored).set_index(["network", "seed"])
+    place = stored.places.set_index(["network", "seed"]).loc[("convolution", 3)]
+    ours, theirs = (
+        losses.unpacked(place[name], CELLS).numpy() for name in ("points", "convolution points")
+    )
+    iou = [(a & b).sum() / (a | b).sum() for a, b in zip(ours, theirs, strict=True)]
+    others = [
+        np.mean(
+            [
+                (a & b).sum() / (a | b).sum()
+                for a, b in zip(ours, np.roll(theirs, -n, 0), strict=True)
+            ]
+        )
+        for n in range(1, 16)
+    ]
+    row = table.loc[("convolution", 3)]
+    assert row["shared_convolution"] == pytest.approx(np.mean(iou))
+    assert row["place_convolution"] == pytest.approx(np.mean(others))
+    assert row["beyond_convolution"] == pytest.approx(np.mean(iou) - np.mean(others))
+    assert abs(row["beyond_transformer"]) < 0.02
+    more = kinds.compared(kinds.by_seed(stored), "convolution", "baseline")["more"]
+    wanted = table["beyond_convolution"]
+    expected = wanted["convolution"] - wanted["baseline"]
+    np.testing.assert_allclose(more, expected)
+    control = kinds.sharing(stored, "controls").set_index("network")
+    assert set(control["more_said"]) == {"not clear"}
+    assert kinds.sharing(stored, "untrained")["more_said"].tolist() == [*order["more_said"]]
+    chance = 0.2 * 0.2 / (1 - 0.8 * 0.8)
+    assert kinds.baselines_share(stored) == pytest.approx(chance, abs=0.02)
+
+
+def test_only_samples_with_points_are_shared():
+    stored = planted({})
+    gone = (stored.samples["network"] == "outputs") & (stored.samples["sample"] > 4)
+    samples = stored.samples.assign(n_fg=stored.samples["n_fg"].mask(gone))
+    table = kinds.by_seed(replace(stored, samples=samples)).set_index(["network", "seed"])
+    place = stored.places.set_index(["network", "seed"]).loc[("outputs", 1)]
+    ours, theirs = (
+        losses.unpacked(place[name], CELLS)[:5] for name in ("points", "transformer points")
+    )
+    expected = losses.iou(ours, theirs).mean().item()
+    assert table.loc[("outputs", 1), "shared_transformer"] == pytest.approx(expected)
+
+
+def test_sentences_carry_the_controls_and_what_is_shared():
+    stored = planted({})
+    said = " ".join(shown.headline(stored, {}))
+    assert "not judged before both have all seeds" in said
+    assert (
+        "Students taught a transformer's outputs, taught a convolutional network's outputs share "
+        "more with the teacher, beyond place, than the one from scratch (2 of 3 ways to teach); "
+        "for the others it is not clear." in said
+    )
+    assert "than the same student of an untrained teacher (2 of 3" in said
+    assert "Of these themselves 0 of 3 share less than the one from scratch, and 0 are" in said
+    kept = ~stored.networks["network"].isin(UNTRAINED.values())
+    early = replace(stored, networks=stored.networks[kept])
+    assert kinds.finished(early)
+    assert not kinds.controls_finished(early)
+    assert "untrained teacher" not in " ".join(shown.all_counted(early))
+    assert "compared once all" in shown.in_short(None, {})
+    assert "5 seeds of each network" in shown.in_short(stored, {})
+
+
+def test_the_view_shows_stored_points_of_every_layer():
+    stored = planted({})
+    pictures = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    inside = torch.rand(3, CELLS) < 0.3
+    measured = SimpleNamespace(images=pictures)
+    known = SimpleNamespace(
+        measured=measured, foreground=inside, units=SimpleNamespace(shape=(16, 16))
+    )
+    assert shown.explore(known, stored, torch.arange(0)) is None
+    html = shown.explore(known, stored, torch.arange(3)).html
+    for title in ("cls, transformer teacher", "cls, convolutional teacher", "Block2, transformer"):
+        assert title in html
+    words = shown.in_words(stored)["convolution", 2]
+    row = kinds.by_seed(stored).set_index(["network", "seed"]).loc[("convolution", 2)]
+    assert words["convolution"].startswith(f"Over all pictures {row['shared_convolution']:.2f}")
 
 
 @pytest.mark.parametrize(
-    ("effect", "said"), [(9.0, "keeps more points"), (-6.0, "keeps fewer points"), (0.0, "")]
+    ("effect", "said"), [(9.0, "more \\("), (-6.0, "fewer \\("), (0.0, "(about as many|more or)")]
 )
 def test_both_kinds_are_compared_on_the_same_pictures(effect, said, tmp_path):
     ours, _ = tables({}, seeds=5, samples=40, layers=("cls",), seed=1)
     theirs, _ = tables({}, seeds=7, samples=40, layers=("FC1", "FC2"), seed=2)
     ours = ours.assign(n_bg=ours["n_bg"] + effect)
-    frame = transformer.of_both_kinds(ours, theirs, "baseline")
+    frame = kinds.of_both_kinds(ours, theirs, kinds.OF_BOTH_KINDS["from scratch"])
     assert sorted(frame["seed"].unique()) == [*range(5)]
-    found = transformer.decided(frame, transformer.KINDS, {"n_bg": 1.0})
+    found = kinds.kinds({"from scratch": frame})["from scratch"]
     assert found["n_bg"].value == pytest.approx(effect, abs=1.5)
-    if said:
-        assert said in shown.background({"from scratch": found})
-    else:
-        assert "more points than" not in shown.background({"from scratch": found})
+    sentence = shown.background({"from scratch": frame})
+    assert re.search(rf"from scratch \d+\.\d+ against \d+\.\d+, {said}", sentence)
     assert "not judged" in shown.background({})
 
 
@@ -460,14 +581,15 @@ def test_other_pictures_are_not_compared(tmp_path):
     for name, measured in (("transformer", "a"), ("images", "b")):
         rows = Results(tmp_path / name)
         rows.add({"study": "ImageStudy", "measured": measured}, _rows(samples, networks))
-    assert transformer.kinds(tmp_path) == {}
+    assert kinds.both_kinds(tmp_path) == {}
+    assert kinds.convolutional_layers(tmp_path).empty
     again = Results(tmp_path / "again" / "transformer")
     again.add({"study": "ImageStudy", "measured": "b"}, _rows(samples, networks))
     Results(tmp_path / "again" / "images").add(
         {"study": "ImageStudy", "measured": "b"}, _rows(samples, networks)
     )
-    found = transformer.kinds(tmp_path / "again")
-    assert set(found["from scratch"]) == set(transformer.POINTS)
+    found = kinds.kinds(kinds.both_kinds(tmp_path / "again"))
+    assert set(found["from scratch"]) == set(POINTS)
 
 
 def test_students_of_both_kinds_are_compared_too(tmp_path):
@@ -477,7 +599,7 @@ def test_students_of_both_kinds_are_compared_too(tmp_path):
     for name, table in (("transformer", samples.assign(n_bg=more)), ("images", samples)):
         rows = Results(tmp_path / name)
         rows.add({"study": "ImageStudy", "measured": "a"}, _rows(table, networks))
-    found = transformer.kinds(tmp_path)
+    found = kinds.kinds(kinds.both_kinds(tmp_path))
     assert [*found] == ["from scratch", "taught by features"]
     assert found["taught by features"]["n_bg"].value == pytest.approx(9)
     assert found["from scratch"]["n_bg"].value == pytest.approx(0)
@@ -487,7 +609,35 @@ def test_students_of_both_kinds_are_compared_too(tmp_path):
     rows.add({"study": "ImageStudy", "measured": "a"}, _rows(samples[~late], networks[kept]))
     rows = Results(tmp_path / "late" / "images")
     rows.add({"study": "ImageStudy", "measured": "a"}, _rows(samples, networks))
-    assert [*transformer.kinds(tmp_path / "late")] == ["from scratch"]
+    assert [*kinds.both_kinds(tmp_path / "late")] == ["from scratch"]
+
+
+def test_students_of_the_same_convolutional_teacher_are_compared(tmp_path):
+    """Planted: a transformer that learns its outputs has more points than a network that does."""
+    samples, networks = tables({"convolution": {}}, seeds=5, samples=40, layers=("cls",))
+    losing, taught = tables({"soft_targets": {}}, seeds=5, samples=40, layers=("FC1", "FC2"))
+    more = samples["n_bg"] + 9.0 * (samples["network"] == "convolution")
+    losing = losing.assign(**{"Conv n_fg": 7.0, "Conv n_bg": 3.0})
+    way, settings = losses.way_of("soft_targets"), losses.LOSSES_EVIDENCE.settings
+    rates = {"lr": way.lr(settings), "weight": way.weight_of("soft_targets"), "labels": way.labels}
+    taught = taught.assign(**rates)
+    for name, frames in (
+        ("transformer", (samples.assign(n_bg=more), networks)),
+        ("losses", (losing, taught)),
+    ):
+        Results(tmp_path / name).add({"study": "ImageStudy", "measured": "a"}, _rows(*frames))
+    found = kinds.kinds(kinds.both_kinds(tmp_path))
+    assert [*found] == ["taught by the same outputs"]
+    assert found["taught by the same outputs"]["n_bg"].value == pytest.approx(9, abs=1.5)
+    row = {"network": "convolutional", "layer": "Conv", "n_fg": 7.0, "n_bg": 3.0}
+    beside = kinds.convolutional_layers(tmp_path)
+    assert beside.to_dict("records") == [row]
+    means = kinds.layer_means(planted({}).networks)
+    figure = shown.by_layer(means, beside)
+    ticks = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert ticks == ["block 1", "Conv"]
+    table = shown.layers_table(means).set_index("network")
+    assert table.loc["the transformer's teacher", "Block1"] == "2 / 2"
 
 
 # ---- the page
@@ -507,10 +657,10 @@ def write(folder: Path, seeds: int) -> Path:
     effects = {role: {} for role in (*TAUGHT, *UNTRAINED.values())}
     effects["convolution"] = {"n_bg": 5.0}
     samples, networks = tables(effects, seeds=seeds, samples=40, layers=("cls",))
-    networks, samples = measured_elsewhere(networks, samples)
+    rows = measured_elsewhere(_rows(samples, networks))
     for each in (TRANSFORMER_EVIDENCE, transformer.ON_PHOTOGRAPHS):
         settings = ImageStudy.resolve(PROFILE, **each.overrides)
-        Results(folder / each.name).add(each.stated(settings), _rows(samples, networks))
+        Results(folder / each.name).add(each.stated(settings), rows)
     return folder
 
 
@@ -525,20 +675,21 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
         report.GLUED.clear()
         texts.append(on_tables(study, folder, ["untrained"]))
         glued.append({**report.GLUED})
-        assert "of its own kind, by features, untrained teacher" in texts[-1]
-        assert "This run's own\n> networks (data set `folder`, feature cls, one seed" in texts[-1]
+        assert "taught an untrained transformer's feature" in texts[-1]
+        assert "> This run's own networks (data set `folder`, feature cls, one seed" in texts[-1]
     none, some, complete = texts
     assert "There is no stored evidence of transformers on `emoji` yet." in none
     assert "Stored evidence has 3 of 5 seeds; nothing of it is shown before all" in some
     for text in (none, some):
         assert "Nothing of stored evidence is shown before all of its seeds are there." in text
-        assert "The transformer that learns from scratch has" not in text
-    assert "Stored evidence of 5 seeds, on `emoji`: The transformer that learns from" in complete
+        assert "against the one from scratch, 0 that" not in text
+    assert "Stored evidence of 5 seeds, on `emoji`." in complete
+    assert "> - The student taught a transformer's feature: of 6 metrics " in complete
     assert "Nothing of stored evidence" not in complete
     assert "There is no stored evidence of transformers on `tiny-20` yet." in none
     assert some.count("Stored evidence has 3 of 5 seeds") == 2
     assert complete.count("Stored evidence") == 1
-    assert complete.count("share of path, mean") == 3  # drawings, beyond a target, photographs
+    assert complete.count("share of path, mean") == 4  # two of students, controls, photographs
     own = transformer.own_table(study, 101, ["untrained"]).set_index("network")
     for each in glued:
         assert each["vi_taught"] == pytest.approx(own.loc["convolution", "n_bg"], nan_ok=True)
@@ -549,7 +700,8 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
 def test_every_network_has_its_name_above_a_picture():
     names = [*shown.columns(dict.fromkeys(TRANSFORMER_EVIDENCE.roles))]
     assert len({*names}) == len(TRANSFORMER_EVIDENCE.roles)
-    assert "own features, untrained" in names
+    assert "feature, untrained" in names
+    assert {*shown.KNOWN_AS} > {*TRANSFORMER_EVIDENCE.roles}
 
 
 def test_the_sweep_trains_every_student_and_its_control():

@@ -348,21 +348,36 @@ COUNTED = {
 """What ``counted`` says of ``transfer.JUDGED``, of students and another network."""
 
 
-def counted(order: pd.DataFrame, name: str, other: str = "the baseline") -> str:
+def counted(
+    order: pd.DataFrame,
+    name: str,
+    other: str = "the baseline",
+    *,
+    known_as: Callable[[str], str] = known_as,
+    by: str = "by ",
+    of: str = "losses",
+) -> str:
     """Students of how many losses are judged to do one of ``COUNTED``, and which are not; of
     ``ranking`` against the ``other`` network.
+
+    known_as, by, of   what a page calls a student, the word before it, and what they are students
+                       of
     """
     said, (does, less) = order[f"{name}_said"], COUNTED[name]
     does, every = does.format(other), len(order)
-    yes, no = (order.loc[said == answer, "loss"].tolist() for answer in ("yes", "no: less"))
-    if len(yes) == every:
-        return f"Students of all {every} losses {does}."
-    parts = [f"That students {does} is clear for none of {every} losses"]
+    yes, no = (
+        ", ".join(map(known_as, order.loc[said == answer, "loss"]))
+        for answer in ("yes", "no: less")
+    )
+    clear = {answer: int((said == answer).sum()) for answer in ("yes", "no: less")}
+    if clear["yes"] == every:
+        return f"Students of all {every} {of} {does}."
+    parts = [f"That students {does} is clear for none of {every} {of}"]
     if yes:
-        parts = [f"Students by {_named(yes)} {does} ({len(yes)} of {every} losses)"]
+        parts = [f"Students {by}{yes} {does} ({clear['yes']} of {every} {of})"]
     if no:
-        parts.append(f"{less}: {_named(no)}")
-    if 0 < len(yes) + len(no) < every:
+        parts.append(f"{less}: {no}")
+    if 0 < sum(clear.values()) < every:
         parts.append("for the others it is not clear")
     return "; ".join(parts) + "."
 

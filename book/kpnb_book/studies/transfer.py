@@ -19,6 +19,7 @@ from kpnb.losses import LOSSES
 from kpnb.stats import LEVEL, Difference, holm_values
 from kpnb_book.networks.images import LAYERS
 from kpnb_book.studies import losses, paper
+from kpnb_book.studies.evidence import Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     AT_LAYERS,
@@ -158,15 +159,29 @@ def ranking(
     against   "baseline", or "untrained": the same student of the untrained teacher
     """
     table, others = by_network(taught), _others(taught, against)
+    found = {
+        loss: compared(table, loss, others.get(loss, "baseline"))
+        for loss in students or taught_by(taught)
+    }
+    every = judged(found).rename(columns={"network": "loss"})
+    return every.sort_values("beyond", ascending=False, ignore_index=True)
+
+
+def judged(found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """``found`` is for each network, seed by seed, at least "beyond", "more" and "gain" as in
+    ``compared``; a row for each, with the means of its columns over the seeds, intervals of
+    "beyond" and ``JUDGED``, and for these "more_p" and "more_said" as in ``ranking``.
+
+    Columns besides: network, seeds, with_points (how many seeds have any).
+    """
     rows = []
-    for loss in students or taught_by(taught):
-        found = compared(table, loss, others.get(loss, "baseline"))
-        counts = {"seeds": found["gain"].count(), "with_points": found["beyond"].count()}
-        row = {"loss": loss, **counts, **found.mean()}
+    for network, of_seeds in found.items():
+        counts = {"seeds": of_seeds["gain"].count(), "with_points": of_seeds["beyond"].count()}
+        row = {"network": network, **counts, **of_seeds.mean()}
         for name in ("beyond", *JUDGED):
-            _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(found[name])
-        row |= {f"{name}_p": no_difference(found[name]) for name in JUDGED}
-        if found["more"].isna().any():  # the training of a seed diverged, or has no points
+            _, row[f"{name}_low"], row[f"{name}_high"] = mean_interval(of_seeds[name])
+        row |= {f"{name}_p": no_difference(of_seeds[name]) for name in JUDGED}
+        if of_seeds["more"].isna().any():  # the training of a seed diverged, or has no points
             row |= dict.fromkeys(["more_p", "more_low", "more_high"], np.nan)
         rows.append(row)
     every = pd.DataFrame(rows)
@@ -174,7 +189,7 @@ def ranking(
         every[f"{name}_p"] = holm_values(every[f"{name}_p"], len(every))
         pairs = zip(every[name], every[f"{name}_p"], strict=True)
         every[f"{name}_said"] = [_said(mean, p) for mean, p in pairs]
-    return every.sort_values("beyond", ascending=False, ignore_index=True)
+    return every
 
 
 def no_difference(values: pd.Series) -> float:
@@ -406,7 +421,8 @@ def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) 
     same pictures, else those of its own.
     """
     taught = own
-    if stored is not None and (whole := with_stored_pictures(study, stored, layer)):
+    known = stored is not None and layer in set(stored.places["layer"])
+    if known and (whole := with_stored_pictures(study, stored)):
         study, taught = whole, stored
     chosen, units = study.shown(PICTURES), study.foreground.shape[1]
     points: dict[str, dict[int, dict[str, Tensor]]] = {}
@@ -417,11 +433,17 @@ def pictures(study: ImageStudy, own: Stored, stored: Stored | None, layer: str) 
     return Pictures(images, foreground, study.units.shape, points, taught)
 
 
-def with_stored_pictures(study: ImageStudy, stored: Stored, layer: str) -> ImageStudy | None:
-    """A study that measures what is stored, if ``study`` is about the same pictures."""
-    wanted = LOSSES_EVIDENCE.settings
-    same = all(getattr(study.settings, name) == getattr(wanted, name) for name in SAME)
-    if not same or layer not in set(stored.places["layer"]):
+def with_stored_pictures(
+    study: ImageStudy,
+    stored: Stored,
+    evidence: Evidence = LOSSES_EVIDENCE,
+    same: Collection[str] = SAME,
+) -> ImageStudy | None:
+    """A study that measures what is ``stored`` of the ``evidence``, if ``study`` is about the same
+    pictures, which depends on the ``same`` settings.
+    """
+    wanted = evidence.settings
+    if any(getattr(study.settings, name) != getattr(wanted, name) for name in same):
         return None
-    whole = LOSSES_EVIDENCE.study(study.store)
+    whole = evidence.study(study.store)
     return whole if digest(whole.measured.config)[:20] == stored.measured else None

@@ -10,7 +10,6 @@ that of another transformer, or of the convolutional network of the other chapte
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -19,29 +18,17 @@ from torch import Tensor
 from kpnb._messages import one_of
 from kpnb.losses import TrainingObjective
 from kpnb.points import background_level
-from kpnb.stats import Difference
 from kpnb_book.networks.images import LAYERS, TRANSFORMERS
-from kpnb_book.studies import losses, measure, paper
+from kpnb_book.studies import losses, measure
 from kpnb_book.studies.curves import curve_columns
-from kpnb_book.studies.evidence import ENOUGH, STUDIES, TEACHER, Evidence
+from kpnb_book.studies.evidence import ENOUGH, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import Measurement, metrics
 from kpnb_book.studies.plan import Plan
 from kpnb_book.studies.results import Rows
 from kpnb_book.studies.rows import OneNetwork
-from kpnb_book.studies.stored import Stored, read_one
 from kpnb_book.studies.study import Study
 from kpnb_book.studies.training import Training
-from kpnb_book.studies.verdicts import (
-    POINTS,
-    SIX,
-    Question,
-    all_decided,
-    answers,
-    decided,
-    means,
-    of_path,
-)
 
 TAUGHT = ("student", "outputs", "convolution")  # by a feature; by outputs, of either teacher
 UNTRAINED = {
@@ -122,6 +109,8 @@ def network(study: Study, role: str, layer: str, seed: int) -> Training:
     return by_outputs(study, teachers, seed, untrained)
 
 
+TEACHERS = ("transformer", "convolution")
+"""Kinds of teacher, as in names of columns."""
 SHARED = ("shared_transformer", "shared_convolution")
 """Columns of samples: of the points that a network or that teacher has, the share that both have,
 after the last epoch."""
@@ -318,146 +307,6 @@ def shared_columns(study: Study, training: Training, layer: str) -> dict[str, li
         both = losses.iou(ours.points, theirs.points)
         found[name] = both.where(ours.defined & theirs.defined, torch.nan).tolist()
     return found
-
-
-# --------------------------------------------------------------------------- what the tables say
-
-
-def seeds_of_all(stored: Stored) -> int:
-    """Of how many stated seeds the tables have baseline and every student, also where a training
-    diverged.
-    """
-    seeds = stored.networks.groupby("network")["seed"].nunique()
-    return int(seeds.reindex(["baseline", *TAUGHT], fill_value=0).min())
-
-
-def finished(stored: Stored) -> bool:
-    """Whether they have those of all stated seeds; before that nothing of them is shown."""
-    return seeds_of_all(stored) == len(stored.stated) > 1
-
-
-def differences(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """By student, its difference from another network in the six metrics, where all seeds that
-    were stated are there, and both networks have points enough (``verdicts.answers``).
-
-    against   "baseline", or "untrained": the same student of the untrained teacher
-    """
-    delta = paper.deltas(paper.read(), "images", means(stored.samples))
-    asked = {role: Question(role, role, other, SIX) for role, other in _others(against).items()}
-    return all_decided(stored.samples, asked, stored.stated, delta)
-
-
-def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """As ``differences``, of the share of its own path at which a network has the most points."""
-    asked = {role: of_path(role, other) for role, other in _others(against).items()}
-    return all_decided(stored.samples, asked, stored.stated)
-
-
-KIND_OF_TEACHER = Question("kind of teacher", "convolution", "outputs", SIX)
-"""Two students by outputs: of a convolutional network, less that of a transformer."""
-
-
-def kind_of_teacher(stored: Stored) -> dict[str, dict[str, Difference]]:
-    """As ``differences``, of ``KIND_OF_TEACHER`` alone, by what is subtracted."""
-    delta = paper.deltas(paper.read(), "images", means(stored.samples))
-    asked = {"convolution - transformer": KIND_OF_TEACHER}
-    return all_decided(stored.samples, asked, stored.stated, delta)
-
-
-def differences_in_patches(stored: Stored) -> dict[str, dict[str, Difference]]:
-    """As ``differences``, in ``POINTS`` with patches as units. There is no delta for these: the
-    paper's tables count cells.
-    """
-    columns = {metric: f"patch {metric}" for metric in POINTS}
-    asked = {role: Question(role, role, "baseline", columns, POINTS) for role in TAUGHT}
-    return all_decided(stored.samples, asked, stored.stated)
-
-
-def _others(against: str) -> dict[str, str]:
-    """By student, the network that is subtracted from it."""
-    return UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
-
-
-def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
-    """What ``by_layer`` has added to ``networks``, means over the seeds: a row for the baseline,
-    each student and control, and the teachers where they are there (``teachers``), and each layer,
-    with the columns ``MEASURES``.
-    """
-    known = LAYERS[TRANSFORMER_EVIDENCE.settings.network]
-    layers = [name for name in known if f"{name} gap" in networks]
-    means = networks.groupby("network").mean(numeric_only=True)
-    found = {
-        role: (means.loc[role], "") for role in TRANSFORMER_EVIDENCE.roles if role in means.index
-    }
-    for name in ("teacher", "untrained teacher"):
-        if f"{name} {layers[0]} gap" in networks:
-            found[name] = means.mean(), f"{name} "
-    rows = [
-        {"network": role, "layer": layer}
-        | {name: of_role[f"{prefix}{layer} {name}"] for name in MEASURES}
-        for role, (of_role, prefix) in found.items()
-        for layer in layers
-    ]
-    return pd.DataFrame(rows)
-
-
-def network_means(stored: Stored) -> pd.DataFrame:
-    """The six metrics, ``SHARED`` and held-out accuracy of every network that all stated seeds
-    have, and that of its teacher, means over the seeds.
-    """
-    accuracies = stored.networks.groupby("network")[["accuracy", TEACHER]].mean()
-    shared = stored.samples.groupby("network")[[*SHARED]].mean().to_dict("index")
-    rows = [
-        {"network": role}
-        | means(stored.samples, role)
-        | shared[role]
-        | accuracies.loc[role].to_dict()
-        for role in TRANSFORMER_EVIDENCE.roles
-        if role in stored.complete and role in shared
-    ]
-    return pd.DataFrame(rows)
-
-
-KINDS = Question("kinds", "transformer", "convolution", {m: SIX[m] for m in POINTS}, POINTS)
-"""Networks of both kinds; distances and detours depend on how a kind is trained."""
-OF_BOTH_KINDS = {"from scratch": "baseline", "taught by features": "student"}
-"""Networks that there are of both kinds, each taught by a teacher of its own."""
-
-
-def kinds(folder: str | Path | None = None) -> dict[str, dict[str, Difference]]:
-    """Transformer minus convolutional network, for each of ``OF_BOTH_KINDS``, in the metrics of
-    ``KINDS``, from the tables in ``folder`` (default ``book/results``); without those of which not
-    both kinds have all seeds that were stated for transformers, and empty unless they measured the
-    same pictures.
-    """
-    ours = read_one(TRANSFORMER_EVIDENCE, folder)
-    theirs = ours and read_one(STUDIES["images"], folder)
-    if not theirs or not ours.measured or ours.measured != theirs.measured:
-        return {}
-    found = {}
-    for name, role in OF_BOTH_KINDS.items():
-        frame = of_both_kinds(ours.samples, theirs.samples, role)
-        if answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
-            delta = paper.deltas(paper.read(), "images", means(frame, "convolution"))
-            found[name] = decided(frame, KINDS, delta)
-    return found
-
-
-def of_both_kinds(
-    transformers: pd.DataFrame, convolutions: pd.DataFrame, role: str = "baseline"
-) -> pd.DataFrame:
-    """Samples of the networks of a ``role`` of both kinds, of the seeds that both have, means over
-    each one's layers; for ``KINDS``.
-    """
-    tables = {"transformer": transformers, "convolution": convolutions}
-    parts = []
-    for name, samples in tables.items():
-        chosen = samples[samples["network"] == role]
-        means = chosen.groupby(["seed", "sample"])[[*SIX.values()]].mean().reset_index()
-        parts.append(means.assign(layer="all", network=name))
-    both = set(parts[0]["seed"]) & set(parts[1]["seed"])
-    frame = pd.concat(parts, ignore_index=True)
-    return frame[frame["seed"].isin(both)]
 
 
 # ------------------------------------------------------------------------ a build's own networks

@@ -1,0 +1,339 @@
+"""What transformers are taught, by which kind of teacher, and how they differ from convolutional
+networks: read from the tables of ``transformer``, beside those of images and of losses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from kpnb.stats import Difference
+from kpnb_book.networks.images import LAYERS
+from kpnb_book.studies import losses, paper, transfer
+from kpnb_book.studies.evidence import STUDIES, TEACHER
+from kpnb_book.studies.images import ImageStudy
+from kpnb_book.studies.losses import LOSSES_EVIDENCE
+from kpnb_book.studies.rows import shifts
+from kpnb_book.studies.stored import Stored, read_one
+from kpnb_book.studies.transfer import SAME, judged
+from kpnb_book.studies.transformer import (
+    CONTROL_OF,
+    MEASURES,
+    TAUGHT,
+    TEACHERS,
+    TRANSFORMER_EVIDENCE,
+    UNTRAINED,
+)
+from kpnb_book.studies.verdicts import (
+    POINTS,
+    SIX,
+    Question,
+    all_decided,
+    answers,
+    decided,
+    means,
+    of_path,
+)
+
+TEACHER_OF = {"student": "transformer", "outputs": "transformer", "convolution": "convolution"}
+"""By student, the kind of its teacher."""
+
+
+def seeds_of_all(stored: Stored) -> int:
+    """Of how many stated seeds the tables have baseline and every student, also where a training
+    diverged.
+    """
+    return _seeds(stored, ("baseline", *TAUGHT))
+
+
+def finished(stored: Stored) -> bool:
+    """Whether they have those of all stated seeds; before that nothing of them is shown."""
+    return seeds_of_all(stored) == len(stored.stated) > 1
+
+
+def controls_finished(stored: Stored) -> bool:
+    """Whether the students of untrained teachers have all seeds too."""
+    every = _seeds(stored, TRANSFORMER_EVIDENCE.roles)
+    return finished(stored) and every == len(stored.stated)
+
+
+def _seeds(stored: Stored, roles: tuple[str, ...]) -> int:
+    seeds = stored.networks.groupby("network")["seed"].nunique()
+    return int(seeds.reindex([*roles], fill_value=0).min())
+
+
+# ------------------------------------------------------------------------- the paper's six metrics
+
+
+def differences(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
+    """By student, its difference from another network in the six metrics, where all seeds that
+    were stated are there, and both networks have points enough (``verdicts.answers``).
+
+    against   "baseline"; "untrained": the same student of the untrained teacher; or "controls":
+              these students less the baseline
+    """
+    delta = paper.deltas(paper.read(), "images", means(stored.samples))
+    asked = {role: Question(role, *pair, SIX) for role, pair in _pairs(against).items()}
+    return all_decided(stored.samples, asked, stored.stated, delta)
+
+
+def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
+    """As ``differences``, of the share of its own path at which a network has the most points."""
+    asked = {role: of_path(*pair) for role, pair in _pairs(against).items()}
+    return all_decided(stored.samples, asked, stored.stated)
+
+
+def _pairs(against: str) -> dict[str, tuple[str, str]]:
+    """By student, which network is compared with which."""
+    if against == "controls":
+        return {role: (UNTRAINED[role], "baseline") for role in TAUGHT}
+    other = UNTRAINED if against == "untrained" else dict.fromkeys(TAUGHT, against)
+    return {role: (role, other[role]) for role in TAUGHT}
+
+
+KIND_OF_TEACHER = Question("kind of teacher", "convolution", "outputs", SIX)
+"""Two students by outputs: of a convolutional network, less that of a transformer."""
+
+
+def kind_of_teacher(stored: Stored) -> dict[str, dict[str, Difference]]:
+    """As ``differences``, of ``KIND_OF_TEACHER`` alone, by what is subtracted."""
+    delta = paper.deltas(paper.read(), "images", means(stored.samples))
+    asked = {"convolution - transformer": KIND_OF_TEACHER}
+    return all_decided(stored.samples, asked, stored.stated, delta)
+
+
+def differences_in_patches(stored: Stored) -> dict[str, dict[str, Difference]]:
+    """As ``differences``, in ``POINTS`` with patches as units. There is no delta for these: the
+    paper's tables count cells.
+    """
+    columns = {metric: f"patch {metric}" for metric in POINTS}
+    asked = {role: Question(role, role, "baseline", columns, POINTS) for role in TAUGHT}
+    return all_decided(stored.samples, asked, stored.stated)
+
+
+# ------------------------------------------------------------------- what is shared with a teacher
+
+
+def by_seed(stored: Stored) -> pd.DataFrame:
+    """A row for each network and seed, with its accuracy and means over the samples.
+
+    Columns: network, seed, accuracy; and for each kind of teacher, as "place_transformer":
+
+    shared    knowledge points shared with it, of those that either has
+    place     the same with its points in other samples, as for losses
+    beyond    shared, less by place
+
+    Undefined where a training diverged.
+    """
+    cells = TRANSFORMER_EVIDENCE.settings.grid**2
+    counted = stored.samples[stored.samples["n_fg"].notna()].groupby(["network", "seed"])["sample"]
+    defined = {key: torch.tensor(samples.to_numpy()) for key, samples in counted}
+    rows = []
+    for each in stored.networks[["network", "seed", "accuracy"]].to_dict("records"):
+        at = (stored.places["network"] == each["network"]) & (stored.places["seed"] == each["seed"])
+        samples = defined.get((each["network"], each["seed"]))
+        if at.any() and samples is not None:
+            (place,) = stored.places[at].to_dict("records")
+            ours = losses.unpacked(place["points"], cells)[samples]
+            for kind in TEACHERS:
+                theirs = losses.unpacked(place[f"{kind} points"], cells)
+                each |= _shared(ours, theirs, samples, kind)
+        rows.append(each)
+    columns = [f"{name}_{kind}" for kind in TEACHERS for name in ("shared", "place", "beyond")]
+    return pd.DataFrame(rows).reindex(columns=["network", "seed", "accuracy", *columns])
+
+
+def _shared(
+    ours: torch.Tensor, theirs: torch.Tensor, samples: torch.Tensor, kind: str
+) -> dict[str, float]:
+    """The columns of one kind of teacher, of a network's points bool ``[K, n]`` in some
+    ``samples [K]``, and the teacher's in all, ``[N, n]``.
+    """
+    shared = losses.iou(ours, theirs[samples]).nanmean().item()
+    others = [losses.iou(ours, theirs.roll(-n, 0)[samples]) for n in shifts(len(theirs))]
+    place = torch.stack(others).nanmean(0).nanmean().item()
+    return {f"shared_{kind}": shared, f"place_{kind}": place, f"beyond_{kind}": shared - place}
+
+
+def compared(table: pd.DataFrame, role: str, other: str) -> pd.DataFrame:
+    """For each seed of ``by_seed``, as ``transfer.compared``: what a student or its control shares
+    with that kind of teacher, and less what the ``other`` network shares with it, all beyond place.
+    """
+    kind = TEACHER_OF[CONTROL_OF.get(role, role)]
+    ours, theirs = (table[table["network"] == name].set_index("seed") for name in (role, other))
+    theirs = theirs.reindex(ours.index)
+    return pd.DataFrame(
+        {
+            "shared": ours[f"shared_{kind}"],
+            "place": ours[f"place_{kind}"],
+            "beyond": ours[f"beyond_{kind}"],
+            "more": ours[f"beyond_{kind}"] - theirs[f"beyond_{kind}"],
+            "gain": ours["accuracy"] - theirs["accuracy"],
+        }
+    )
+
+
+def sharing(stored: Stored, against: str = "baseline") -> pd.DataFrame:
+    """A row for each student: ``transfer.judged`` of what it shares with its teacher and of its
+    accuracy; ``against`` as in ``differences``.
+    """
+    table = by_seed(stored)
+    return judged({role: compared(table, *pair) for role, pair in _pairs(against).items()})
+
+
+def baselines_share(stored: Stored) -> float:
+    """Knowledge points that baselines of different seeds share, mean over samples and neighbouring
+    seeds; NaN without two.
+    """
+    cells = TRANSFORMER_EVIDENCE.settings.grid**2
+    here = stored.places[stored.places["network"] == "baseline"].sort_values("seed")
+    points = [losses.unpacked(each, cells) for each in here["points"]]
+    pairs = [losses.iou(one, other).nanmean() for one, other in pairwise(points)]
+    return float(torch.stack(pairs).mean()) if pairs else float("nan")
+
+
+# ----------------------------------------------------------------------------------- what is shown
+
+
+def network_means(stored: Stored) -> pd.DataFrame:
+    """A row for every network that all stated seeds have: ``seeds``, how many of them have points,
+    the six metrics, ``by_seed`` and held-out accuracy, and that of its teacher, means over the
+    seeds.
+    """
+    of_seeds = by_seed(stored).groupby("network")
+    shared = of_seeds.mean(numeric_only=True).drop(columns="seed")
+    counts = of_seeds["shared_transformer"].count()
+    teachers = stored.networks.groupby("network")[TEACHER].mean()
+    rows = [
+        {"network": role, "seeds": int(counts[role])}
+        | means(stored.samples, role)
+        | shared.loc[role].to_dict()
+        | {TEACHER: teachers[role]}
+        for role in TRANSFORMER_EVIDENCE.roles
+        if role in stored.complete
+    ]
+    return pd.DataFrame(rows)
+
+
+def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
+    """Points and gaps after the last epoch (``MEASURES``), means over the seeds: a row for the
+    baseline, each student and control, and the teachers where ``networks`` have them, and each
+    layer.
+    """
+    known = LAYERS[TRANSFORMER_EVIDENCE.settings.network]
+    layers = [name for name in known if f"{name} gap" in networks]
+    means = networks.groupby("network").mean(numeric_only=True)
+    found = {
+        role: (means.loc[role], "") for role in TRANSFORMER_EVIDENCE.roles if role in means.index
+    }
+    for name in ("teacher", "untrained teacher"):
+        if f"{name} {layers[0]} gap" in networks:
+            found[name] = means.mean(), f"{name} "
+    rows = [
+        {"network": role, "layer": layer}
+        | {name: of_role[f"{prefix}{layer} {name}"] for name in MEASURES}
+        for role, (of_role, prefix) in found.items()
+        for layer in layers
+    ]
+    return pd.DataFrame(rows)
+
+
+def with_stored_pictures(study: ImageStudy, stored: Stored) -> ImageStudy | None:
+    """As that of ``transfer``, of transformers, which a build trains on fewer images."""
+    same = [name for name in SAME if name != "share"]
+    return transfer.with_stored_pictures(study, stored, TRANSFORMER_EVIDENCE, same)
+
+
+# ------------------------------------------------------------------------ two kinds of networks
+
+KINDS = Question("kinds", "transformer", "convolution", {m: SIX[m] for m in POINTS}, POINTS)
+"""Networks of both kinds; distances and detours depend on how a kind is trained."""
+
+
+@dataclass(frozen=True)
+class Both:
+    """Networks that there are of both kinds: the transformer's role, and the convolutional
+    network's in the tables of ``study``.
+    """
+
+    transformer: str
+    convolution: str
+    study: str = "images"
+
+
+OF_BOTH_KINDS = {
+    "from scratch": Both("baseline", "baseline"),
+    "taught by features": Both("student", "student"),  # each of a teacher of its own kind
+    "taught by the same outputs": Both("convolution", "soft_targets", LOSSES_EVIDENCE.name),
+}
+
+
+def both_kinds(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """For each of ``OF_BOTH_KINDS`` the samples of "transformer" and "convolution", means over each
+    one's layers, from the tables in ``folder`` (default ``book/results``); without those of which
+    not both kinds have all seeds that were stated for transformers, and empty unless they measured
+    the same pictures.
+    """
+    ours = read_one(TRANSFORMER_EVIDENCE, folder)
+    if not ours or not ours.measured:
+        return {}
+    known = {"images": STUDIES["images"], LOSSES_EVIDENCE.name: LOSSES_EVIDENCE}
+    tables = {name: read_one(evidence, folder) for name, evidence in known.items()}
+    found = {}
+    for name, both in OF_BOTH_KINDS.items():
+        theirs = tables[both.study]
+        if theirs is None or theirs.measured != ours.measured:
+            continue
+        frame = of_both_kinds(ours.samples, theirs.samples, both)
+        if answers(frame, KINDS, TRANSFORMER_EVIDENCE.seeds):
+            found[name] = frame
+    return found
+
+
+def of_both_kinds(
+    transformers: pd.DataFrame, convolutions: pd.DataFrame, both: Both
+) -> pd.DataFrame:
+    """Samples of two networks of both kinds, of the seeds that both have, means over each one's
+    layers; for ``KINDS``.
+    """
+    parts = []
+    for name, samples in {"transformer": transformers, "convolution": convolutions}.items():
+        chosen = samples[samples["network"] == getattr(both, name)]
+        means = chosen.groupby(["seed", "sample"])[[*SIX.values()]].mean().reset_index()
+        parts.append(means.assign(layer="all", network=name))
+    common = set(parts[0]["seed"]) & set(parts[1]["seed"])
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[frame["seed"].isin(common)]
+
+
+def kinds(frames: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, Difference]]:
+    """Transformer minus convolutional network in the metrics of ``KINDS``, for each of
+    ``both_kinds``.
+    """
+    tables = paper.read()
+    return {
+        name: decided(frame, KINDS, paper.deltas(tables, "images", means(frame, "convolution")))
+        for name, frame in frames.items()
+    }
+
+
+def convolutional_layers(folder: str | Path | None = None) -> pd.DataFrame:
+    """``layer_means`` of the convolutional network from scratch ("convolutional"), which stored
+    evidence of losses has by layer; its gap is not known. Empty without it, or where it measured
+    other pictures.
+    """
+    ours, theirs = (read_one(each, folder) for each in (TRANSFORMER_EVIDENCE, LOSSES_EVIDENCE))
+    if not ours or not theirs or not ours.measured or ours.measured != theirs.measured:
+        return pd.DataFrame()
+    chosen = theirs.samples[theirs.samples["network"] == "baseline"]
+    known = LAYERS[LOSSES_EVIDENCE.settings.network]
+    rows = [
+        {"network": "convolutional", "layer": layer}
+        | {name: chosen[f"{layer} {name}"].mean() for name in ("n_fg", "n_bg")}
+        for layer in known
+        if layer != "FC3" and f"{layer} n_fg" in chosen
+    ]
+    return pd.DataFrame(rows)
