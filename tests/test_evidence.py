@@ -28,7 +28,7 @@ from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.clouds import CloudStudy
 from kpnb_book.studies.collecting import collect, networks, plans, seed_rows
 from kpnb_book.studies.controls import random_labels_teacher
-from kpnb_book.studies.evidence import BY_HEART, CONSTANT, TEACHER, Evidence
+from kpnb_book.studies.evidence import BY_HEART, CONSTANT, FITTED, NETWORKS, TEACHER, Evidence
 from kpnb_book.studies.forecast import forecast
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.results import (
@@ -89,9 +89,18 @@ def test_every_network_has_its_rows(rows, study):
 def test_what_teachers_learned_is_stored(rows, study):
     """Of the classes on held-out samples; of labels in random order on those that it learned."""
     known = rows.networks.set_index("network")
-    assert known[TEACHER].dropna().to_dict() == {"student": study.teacher().accuracy}
+    by_heart = random_labels_teacher(study)
+    assert known[TEACHER].dropna().to_dict() == {
+        "student": study.teacher().accuracy,
+        "equal-rate": study.teacher().accuracy,
+        "random-labels": by_heart.accuracy,
+    }
+    for role in ("student", *CONTROLS):
+        training = NETWORKS[role](study, "FC1", 0)
+        assert known.loc[role, FITTED] == training.log[-1]["feature_error"]
+    assert math.isnan(known.loc["baseline", FITTED])
     assert known[BY_HEART].dropna().to_dict() == {
-        "random-labels": pytest.approx(random_labels_teacher(study).log[-1]["accuracy"])
+        "random-labels": pytest.approx(by_heart.log[-1]["accuracy"])
     }
 
 
@@ -306,7 +315,7 @@ def role_of(rows: Rows, *names: str) -> Rows:
 
 
 def test_rows_name_what_determines_them(rows, study, tables):
-    assert list(rows.networks) == [*KEY, *NETWORK, TEACHER, CONSTANT, BY_HEART]
+    assert {*rows.networks} == {*KEY, *NETWORK, TEACHER, CONSTANT, BY_HEART, FITTED}
     student = study.student("FC1", 0)
     entropies = measure.Measurement(study, student, ("FC1",)).run("FC1")
     mine = of(rows.networks, "student").iloc[0]

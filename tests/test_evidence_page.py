@@ -289,10 +289,11 @@ def test_words_are_those_of_the_board(asked, stored):
     assert sentences.place(asked).count("left for the object") == 4
     smooth = sentences.smooth(asked, stored)
     assert "\n  - Student of an untrained teacher against baseline: $D_{mean}$ shows" in smooth
-    assert "- **images**\n  - Student against baseline: $N^{fg}$" in smooth
+    who = "student of an untrained teacher"
+    assert f"- **images**, {who}\n  - Student against baseline: $N^{{fg}}$" in smooth
     assert smooth.count("\n  - Student against the student of an untrained teacher: ") == 1
     paths = sentences.path(asked, board.finished(stored))
-    assert paths.count("\n  - $D_{mean}$ at equal rates: ") == 1
+    assert paths.count("\n  - At equal rates: $D_{mean}$ ") == 1
     assert "- **images**, student minus baseline:\n  - $D_{mean}$: -0.20" in paths
     for part in ("Length of the path: ", "Share of the path: ", "$D_{var}$: "):
         assert paths.count(f"\n  - {part}") == len(board.finished(stored))
@@ -472,7 +473,15 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     assert opening["data"] == "the embedded images"
     itself = asked[(asked["question"] == "smooth target") & (asked["study"] == "images")]
     count = (itself["verdict"] == "shows").sum()
-    assert f"as the hypotheses want in {count} of 6 metrics." in opening["control"]
+    left = asked[(asked["question"] == "beyond a smooth target") & (asked["study"] == "images")]
+    real = (left["verdict"] == "shows").sum()
+    said = f"as the hypotheses want in {count} of 6 metrics; from that student the real one does so"
+    assert f"{said} in {real} of 6." in opening["control"]
+    assert ("nobody can tell" in opening["control"]) == (real == 0 < count)
+    none = asked.assign(verdict="negligible")
+    none.loc[asked["question"] == "smooth target", "verdict"] = "shows"
+    assert "6 of 6 metrics; from that" in (said := front.opening(none, stored)["control"])
+    assert said.endswith("from what any smooth target does.")
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
 
@@ -525,7 +534,7 @@ def test_sentences_count_the_24_cells(asked, stored):
     assert untaught.endswith(f"those students themselves show in {itself} of 6.")
     assert re.search(r"distances\): on all, \d of 8 comparisons shows?\b", share)
     page = front.findings(asked, stored)
-    assert page.count("<li>") == len(front.ASKED)
+    assert page.count("<li>") == len(front.ASKED) - 1  # one is asked of photographs alone
     assert f"on the embedded data, {counts['shows']} of 24 comparisons show" in page
     assert "<li>" not in front.findings(pd.DataFrame(), {})
 

@@ -147,6 +147,27 @@ def test_added_points_lie_where_neither_teacher_nor_another_baseline_has_them():
     }
 
 
+def test_what_repeats_on_photographs_is_said(complete):
+    """Planted: on the second set AT shares no more, and SP is more accurate."""
+    rows = simulated(untrained=True)
+    sample, network = rows.samples["network"], rows.networks["network"]
+    shared = rows.samples["iou_teacher"].mask(sample == "at", 0.3)
+    gained = rows.networks["accuracy"] + 0.2 * (network == "sp")
+    samples = rows.samples.assign(iou_teacher=shared)
+    networks = rows.networks.assign(accuracy=gained)
+    other = as_read(replace(rows, samples=samples, networks=networks), SEEDS)
+    more, gain = shown.on_both(complete, other)
+    assert more.endswith("; on drawings alone AT.")
+    assert "is clear on drawings and on photographs CRD in batch" in more
+    assert gain.endswith("; on photographs alone SP.")
+    said = shown.in_short(complete, other)
+    assert said.count("<p>") == 3
+    assert "On the paper's photographs (<code>tiny-20</code>), 5 seeds" in said
+    assert shown.in_short(complete).count("<p>") == 1
+    none = other.samples.assign(iou_teacher=0.3)
+    assert "clear of none on either" in shown.on_both(*[replace(other, samples=none)] * 2)[0]
+
+
 def of_seeds(taught: Stored) -> dict[str, pd.DataFrame]:
     """What is judged, ``[seeds, networks]``: less that of the baseline of the same seed."""
     keys = {"index": "seed", "columns": "network"}
@@ -205,7 +226,7 @@ def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
     names = transfer.leading(unsure, "beyond")
     assert {"at", "sp"} <= {*names}
     assert names[0] == transfer.ranking(unsure)["loss"][0]
-    said = shown.headline(unsure, transfer.ranking(unsure))
+    said = " ".join(shown.headline(unsure, transfer.ranking(unsure)))
     first, *others = (shown.known_as(name) for name in names)
     assert f"The student by {first} shares most knowledge points with the teacher beyond" in said
     assert len(others) == len(LOSSES) - 1  # which all have the noise of the first
@@ -213,7 +234,7 @@ def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
     equal = with_shared({"at": 0.6, "sp": 0.6})
     first, second = transfer.leading(equal, "beyond")
     assert {first, second} == {"at", "sp"}
-    said = shown.headline(equal, transfer.ranking(equal))
+    said = " ".join(shown.headline(equal, transfer.ranking(equal)))
     assert f" in all), and cannot be told apart from those by {second.upper()}." in said
     alone = as_read(simulated(("at", "sp"), seeds=1))
     assert {*transfer.leading(alone, "beyond")} == {"at", "sp"}  # one seed tells nothing apart
@@ -249,7 +270,7 @@ def test_many_points_make_no_loss_lead():
     order = transfer.ranking(taught)
     assert order["loss"][0] == "sp"
     assert transfer.leading(taught, "beyond") == ["sp"]
-    assert shown.headline(taught, order).startswith("The student by SP shares most")
+    assert " ".join(shown.headline(taught, order)).startswith("The student by SP shares most")
 
 
 def test_the_headline_where_nothing_is_gained():
@@ -257,14 +278,14 @@ def test_the_headline_where_nothing_is_gained():
     worse = rows.networks["network"] != "baseline"
     networks = rows.networks.assign(accuracy=rows.networks["accuracy"] - 0.2 * worse)
     taught = as_read(replace(rows, networks=networks), SEEDS)
-    said = shown.headline(taught, transfer.ranking(taught))
+    said = " ".join(shown.headline(taught, transfer.ranking(taught)))
     assert "None is on average more accurate than the baseline; that by" in said
     none = "That students are more accurate than the baseline is clear for none of 9 losses; less "
     assert none in said
     pointless = rows.samples.assign(iou_teacher=np.nan)  # a diverged seed in every loss
     none = as_read(replace(rows, samples=pointless), SEEDS)
     assert transfer.leading(none, "beyond") == []
-    said = shown.headline(none, transfer.ranking(none))
+    said = " ".join(shown.headline(none, transfer.ranking(none)))
     assert said.startswith("No loss has points in every seed. Left out, for a seed without points:")
 
 
@@ -435,7 +456,7 @@ def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, dive
 
 def test_a_diverged_student_is_shown_for_what_it_has(complete, diverged):
     order = transfer.ranking(diverged)
-    assert "Left out, for a seed without points: AT." in shown.headline(diverged, order)
+    assert "Left out, for a seed without points: AT." in " ".join(shown.headline(diverged, order))
     table = shown.ranking_table(diverged, order).set_index("student")
     assert table.loc["AT", "seeds"] == "5 (4 with points)"
     assert table.loc["AT", "above: 95 % interval"] == ""
@@ -462,10 +483,10 @@ def test_controls_are_compared_with_their_own_student(complete):
     ours, base = (transfer.by_seed(table, name) for name in (f"{UNTRAINED}at", "baseline"))
     row = alone.set_index("loss").loc[f"{UNTRAINED}at"]
     assert row["gain"] == pytest.approx((ours - base)["accuracy"].mean())
-    said = shown.headline(complete, transfer.ranking(complete))
+    said = " ".join(shown.headline(complete, transfer.ranking(complete)))
     assert "beyond place, than the same student of an untrained teacher" in said
     without = as_read(simulated(), SEEDS)
-    assert "untrained teacher" not in shown.headline(without, transfer.ranking(without))
+    assert "untrained teacher" not in " ".join(shown.headline(without, transfer.ranking(without)))
     early = simulated(untrained=True)
     late = (early.networks["network"] == f"{UNTRAINED}at") & (early.networks["seed"] == 4)
     kept = early.networks[~late]
@@ -576,7 +597,7 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     monkeypatch.setenv("KPNB_STORE", str(tmp_path / "store"))
     text = on_tables(study, tmp_path / "none")
     assert "There is no stored evidence of losses on `emoji` yet." in text
-    assert "(data set `folder`, one\n> seed, epochs: 2) decide nothing" in text
+    assert "(data set `folder`, one seed, epochs: 2) decide\n> nothing" in text
     assert "students of 2 losses" in text
 
     text = on_tables(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
@@ -628,7 +649,7 @@ def test_a_run_of_ones_own_is_on_the_page_whatever_is_stored(study, tmp_path, mo
         assert set(each["losses"]["network"]) == {"baseline", *losses}
         shared = transfer.by_network(own).set_index("network").loc["pkt", "iou_teacher"]
         assert each["lo_shared"] == pytest.approx(shared, nan_ok=True)
-    differing = {"lo_state", "lo_headline", "lo_related"}
+    differing = {"lo_state", "lo_list", "lo_related"}
     values = [{k: v for k, v in each.items() if k not in {*differing, "losses"}} for each in glued]
     assert values[0].keys() == values[1].keys()
     assert all(str(values[0][name]) == str(values[1][name]) for name in values[0])

@@ -11,14 +11,14 @@ import torch
 
 from kpnb.metrics import BETTER, NAMES
 from kpnb_book.figures import official as shown
-from kpnb_book.figures import plots
+from kpnb_book.figures import plots, sentences, stored_tables
 from kpnb_book.figures.report import six_table
 from kpnb_book.numbers import interval
 from kpnb_book.store import Store
-from kpnb_book.studies import board, fine_tuning, official, paper, replication
+from kpnb_book.studies import board, fine_tuning, official, paper, replication, verdicts
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import seed_rows
-from kpnb_book.studies.evidence import BY_HEART, OFFICIAL, STUDIES
+from kpnb_book.studies.evidence import BY_HEART, OFFICIAL, STUDIES, TEACHER
 from kpnb_book.studies.experiments import SomeClasses
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
 from kpnb_book.studies.images import ImageStudy
@@ -200,6 +200,26 @@ def test_a_page_says_how_well_labels_in_random_order_were_learned(stored):
     poor = replace(known, networks=known.networks.assign(**{BY_HEART: 0.08}))
     said = shown.by_heart({"tiny-imagenet-vgg11": poor}, TINY_IMAGENET)
     assert "has not learned them, and is no control" in said
+    asked = verdicts.verdicts(poor.samples, poor.networks, "images", paper.read(), poor.stated)
+    assert not asked["question"].str.contains("random order").any()
+    asked = verdicts.verdicts(known.samples, known.networks, "images", paper.read(), poor.stated)
+    assert "beyond labels in random order" in set(asked["question"])
+    said = sentences.smooth(asked.assign(study="tiny"), {"tiny": poor})
+    assert "- **tiny**: the teacher of labels in random order has not learned them" in said
+
+
+def test_a_teacher_that_was_trained_again_is_told(stored):
+    each = stored["tiny-imagenet-vgg11"]
+    role, seed = each.networks["network"], each.networks["seed"]
+    known = np.where(role.isin(["student", "equal-rate"]), 0.548, np.nan)
+    known[role == "random-labels"] = 0.05
+    same = replace(each, networks=each.networks.assign(**{TEACHER: known}))
+    assert stored_tables.remarks({"tiny": same, "none": None}) == ""
+    again = np.where((role == "equal-rate") & (seed > 2), 0.551, known)
+    other = replace(each, networks=each.networks.assign(**{TEACHER: again}))
+    assert "The teacher of *student* of `tiny` was trained" in stored_tables.remarks(
+        {"tiny": other}
+    )
 
 
 def test_each_layer_is_judged_beside_the_papers_pair(stored):
@@ -250,8 +270,8 @@ def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path
     assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
     assert f"of 120 {ONE_EACH}" in text  # none of the two seeds
     assert "untrained teacher - baseline" in text
-    assert "- **tiny-imagenet-vgg11**\n  - Student against baseline: " in text
-    assert "$D_{mean}$ at equal rates: " in text
+    assert "- **tiny-imagenet-vgg11**, student of an untrained teacher\n  - Student against" in text
+    assert "At equal rates: $D_{mean}$ " in text
     assert "in the mean of 20 baselines" in text
     assert "Of their changes from one epoch to the next it is " in text
     assert "Here they are not." in text  # drawn shapes

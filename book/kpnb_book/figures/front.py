@@ -10,7 +10,7 @@ import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked
+from kpnb_book.figures.sentences import PLACED, TARGETS, absent, answered, is_asked
 from kpnb_book.figures.stored_tables import number, seeds
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
@@ -60,23 +60,33 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def _control(board: pd.DataFrame, study: str) -> str:
-    """What the student of an untrained teacher shows against the baseline, in a sentence."""
-    who = "The student of a teacher that was never trained, which has nothing to hand on,"
-    shown = _untaught(board, [study])
-    if not shown:
-        return f"{who} is still to be compared with the same baseline."
-    return f"{who} differs from the same baseline as the hypotheses want in {shown} metrics."
-
-
-def _untaught(board: pd.DataFrame, studies: Sequence[str]) -> str:
-    """In how many comparisons students of untrained teachers show against the baseline: "6 of 6";
-    "" where none is answered.
+    """What the student of an untrained teacher shows against the baseline, what is left of the
+    student against it, and what follows.
     """
-    rows = answered(board, "smooth target")
+    who = "The student of a teacher that was never trained, which has nothing to hand on,"
+    itself, every = _showing(board, [study], "smooth target")
+    if not every:
+        return f"{who} is still to be compared with the same baseline."
+    said = f"{who} differs from the same baseline as the hypotheses want in {itself} of {every} "
+    left, every = _showing(board, [study], "beyond a smooth target")
+    if not every:
+        return f"{said}metrics."
+    said += f"metrics; from that student the real one does so in {left} of {every}."
+    if itself and not left:
+        said += (
+            " So by these metrics alone nobody can tell what a teacher knows from what any smooth "
+            "target does."
+        )
+    return said
+
+
+def _showing(board: pd.DataFrame, studies: Sequence[str], question: str) -> tuple[int, int]:
+    """How many comparisons of a question show, in these studies, and how many are answered."""
+    rows = answered(board, question)
     if not len(rows):
-        return ""
+        return 0, 0
     rows = rows[rows.index.get_level_values("study").isin(studies)]
-    return f"{(rows['verdict'] == 'shows').sum()} of {len(rows)}" if len(rows) else ""
+    return int((rows["verdict"] == "shows").sum()), len(rows)
 
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -147,6 +157,10 @@ ASKED = {
         "points on the object and of their share)",
     ),
     "beyond a smooth target": ("Against the student of a teacher that was never trained", ""),
+    "beyond labels in random order": (
+        "Against the student of a teacher of labels in random order",
+        ", which knows its images and nothing of the classes",
+    ),
     "share of the path": (
         "By the share of a network's own path",
         ", which tells sooner learning from a shorter path (asked of the two distances)",
@@ -164,8 +178,8 @@ def sentences(board: pd.DataFrame, found: Mapping[str, Stored], data: Data) -> d
         counted = [
             _counted(board, found, question, name, studies) for name, studies in data.items()
         ]
-        listed = "; ".join(part for part in counted if part)
-        said[lead] = f"{what}: {listed or 'nothing is asked'}."
+        if listed := "; ".join(part for part in counted if part):
+            said[lead] = f"{what}: {listed}."
     return said
 
 
@@ -202,9 +216,11 @@ def _counted(
     said = f"{name}, {shows} of {whole} comparisons {number(shows, 'shows', 'show')}"
     said += _of_these(small["shows"], shows)
     said += f" ({listed})" if listed else ""
-    if question == "beyond a smooth target" and (untaught := _untaught(board, studies)):
+    of_control = {beyond: itself for itself, beyond in TARGETS.values()}.get(question, "")
+    itself, every = _showing(board, studies, of_control)
+    if every:
         one = number(len(studies), "that student itself shows", "those students themselves show")
-        said += f", while against the baseline {one} in {untaught}"
+        said += f", while against the baseline {one} in {itself} of {every}"
     return said
 
 

@@ -33,6 +33,7 @@ from kpnb_book.studies import transfer
 from kpnb_book.studies.losses import (
     AT_LAYERS,
     LOSSES_EVIDENCE,
+    ON_PHOTOGRAPHS,
     UNTRAINED,
     LossesEvidence,
     way_of,
@@ -257,21 +258,20 @@ def state(stored: Stored | None, evidence: LossesEvidence = LOSSES_EVIDENCE) -> 
     )
 
 
-def headline(taught: Stored, order: pd.DataFrame) -> str:
-    """What tables with all seeds say in short. That one student is ahead is said only where it can
-    be told apart from all others (``transfer.leading``).
+def headline(taught: Stored, order: pd.DataFrame) -> list[str]:
+    """What tables with all seeds say in short, in sentences. That one student is ahead is said only
+    where it can be told apart from all others (``transfer.leading``).
 
     order   ``transfer.ranking``
     """
     known = baselines(taught)
-    parts = [
+    return [
         f"{_first_in_sharing(taught, order)} The baseline shares {value(known['teacher'], 2)} with "
         f"the teacher ({value(known['beyond'], 2)} beyond place), and two baselines share "
         f"{value(known['each other'], 2)}.",
         _first_in_accuracy(taught, order),
         *_all_counted(taught, order),
     ]
-    return " ".join(parts)
 
 
 def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
@@ -313,13 +313,46 @@ def _beside(others: Sequence[str], losses: int) -> str:
     return f", and cannot be told apart from those by {_named(others)}"
 
 
-def in_short(taught: Stored | None) -> str:
-    """What the front page says of all losses, in HTML."""
+def in_short(taught: Stored | None, photographs: Stored | None = None) -> str:
+    """What the front page says of all losses, in HTML; of the paper's ``photographs`` too, once all
+    of their seeds are there.
+    """
     if taught is None or not transfer.finished(taught):
         return "<p>They are compared once all of their seeds are there.</p>"
-    order, dataset = transfer.ranking(taught), LOSSES_EVIDENCE.settings.dataset
-    about = f"On the embedded images (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
-    return f"<p>{about} of {len(order)} losses. {' '.join(_all_counted(taught, order))}</p>"
+    said = [_about("the embedded images", LOSSES_EVIDENCE, taught)]
+    if photographs is not None and transfer.finished(photographs):
+        said.append(_about("the paper's photographs", ON_PHOTOGRAPHS, photographs))
+        said.append(" ".join(on_both(taught, photographs)))
+    return "".join(f"<p>{each}</p>" for each in said)
+
+
+def _about(data: str, evidence: LossesEvidence, taught: Stored) -> str:
+    order, dataset = transfer.ranking(taught), evidence.settings.dataset
+    about = f"On {data} (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
+    return f"{about} of {len(order)} losses. {' '.join(_all_counted(taught, order))}"
+
+
+def on_both(taught: Stored, photographs: Stored) -> list[str]:
+    """Which losses do what is judged on both sets, and which on one of them alone; a sentence for
+    each question.
+    """
+    orders = [transfer.ranking(each).set_index("loss") for each in (taught, photographs)]
+    said = []
+    for name in transfer.JUDGED:
+        does, _ = COUNTED[name]
+        drawings, others = (
+            {loss for loss in LOSSES if order[f"{name}_said"].get(loss) == "yes"}
+            for order in orders
+        )
+        parts = {
+            "on drawings and on photographs": drawings & others,
+            "on drawings alone": drawings - others,
+            "on photographs alone": others - drawings,
+        }
+        listed = [f"{where} {_named(sorted(found))}" for where, found in parts.items() if found]
+        answer = "; ".join(listed) or "of none on either set"
+        said.append(f"That students {does.format('the baseline')} is clear {answer}.")
+    return said
 
 
 def _all_counted(taught: Stored, order: pd.DataFrame) -> list[str]:

@@ -20,10 +20,10 @@ from kpnb_book.figures.plots import (
 from kpnb_book.figures.report import HTML
 from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import contrasts, paper, transfer
-from kpnb_book.studies.evidence import BY_HEART, STUDIES
+from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.official import DataSet
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.verdicts import KIND
+from kpnb_book.studies.verdicts import BY_HEART, KIND, fits
 
 CONTROLS = {
     "smooth target": "untrained teacher - baseline",
@@ -34,8 +34,6 @@ CONTROLS = {
     "beyond labels in random order": "student - random labels'",
 }
 """Headings of the questions about students that are taught nothing of the classes."""
-FITS = 0.95
-"""Of its labels in random order, what a teacher has to have right to be a control."""
 COLOURS = (COLOUR["foreground"], COLOUR["background"], GREY)
 
 
@@ -168,7 +166,7 @@ def by_heart(found: Mapping[str, Stored], data: DataSet) -> str:
         return ""
     evidence = STUDIES[data.main]
     what = "it knows its samples one by one"
-    if known.mean() < FITS:
+    if not fits(found[data.main].networks):
         what = "it has not learned them, and is no control"
     return (
         f"The teacher of labels in random order has {known.mean():.1%} of them right at the end: "

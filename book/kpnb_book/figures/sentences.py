@@ -13,7 +13,8 @@ from kpnb_book.figures.report import HTML, decided_as
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import paper
 from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting
-from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined
+from kpnb_book.studies.evidence import STUDIES
+from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined, fits
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
@@ -91,8 +92,9 @@ def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
 
 
 def is_asked(found: Mapping[str, Stored], study: str, question: str) -> bool:
-    """Whether the networks that a question is about are part of a study, or it is not there yet."""
-    return study not in found or found[study].roles.issuperset(QUESTIONS[question].roles)
+    """Whether the networks that a question is about are part of a study, be it there or not."""
+    known = found if study in found else STUDIES
+    return study in known and {*QUESTIONS[question].roles} <= {*known[study].roles}
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -236,12 +238,15 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
     control, paper = answered(board, question), answered(board, "paper")
     if study not in paper.index.unique("study"):
         return _undefined(study)
+    if role == "random-labels" and not fits(found.networks):
+        unfit = "the teacher of labels in random order has not learned them, and is no control"
+        return f"- **{study}**: {unfit}."
     if study in control.index.unique("study"):
         rows = (paper, control, answered(board, beyond))
         shown, alike, left = (_showing(each.loc[study]) for each in rows)
         said = KNOWN_AS[role]
         lines = [
-            f"- **{study}**",
+            f"- **{study}**, {said}",
             f"Student against baseline: {shown}.",
             f"{said[0].upper()}{said[1:]} against baseline: {alike}.",
             f"Student against the {said}: {left}.",
@@ -317,7 +322,8 @@ def path(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
         if "equal rates" in rows.index:
             untaught = _untaught(of_roles.loc["equal-rate"])
             parts.append(
-                f"{SYMBOL['d_mean']} at equal rates: {outcome(rows.loc['equal rates'])}{untaught}."
+                f"At equal rates: {SYMBOL['d_mean']} {outcome(rows.loc['equal rates'])}; "
+                f"{SYMBOL['d_var']} {outcome(spread.loc['equal rates'])}{untaught}."
             )
         alike = f"{SYMBOL['d_mean']} at equal length of the path"
         if "equal length of the path" in rows.index:

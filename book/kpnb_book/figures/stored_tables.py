@@ -4,9 +4,11 @@ they are of other samples. Markdown for the pages that quote them.
 
 from collections.abc import Iterable, Mapping
 
+from kpnb_book.figures.estimation import KNOWN_AS
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored
 from kpnb_book.studies.catalogue import every
+from kpnb_book.studies.evidence import TEACHER
 from kpnb_book.studies.verdicts import QUESTIONS
 
 
@@ -45,7 +47,7 @@ def _warned(found: Mapping[str, Stored]) -> list[str]:
 
 def remarks(found: Mapping[str, Stored | None]) -> str:
     """What is to be known of tables before they are read; "" when there is nothing."""
-    said = stale(found), of_other_samples(found), diverged(found)
+    said = stale(found), of_other_samples(found), diverged(found), of_other_teachers(found)
     return "\n\n".join(filter(None, said))
 
 
@@ -57,6 +59,28 @@ def diverged(found: Mapping[str, Stored | None]) -> str:
     return (
         f"> **Diverged.** The loss or the weights of these did not stay finite: {'. '.join(lines)}."
         " None was trained again. What is asked of such a network's points has no verdict."
+    )
+
+
+def of_other_teachers(found: Mapping[str, Stored | None]) -> str:
+    """A remark on students whose teacher was trained more than once: a store that was lost, and
+    another processor, which rounds otherwise, make another network of the same settings.
+    """
+    lines = []
+    for name, each in found.items():
+        known = each.networks.get(TEACHER) if each else None
+        if known is None:
+            continue
+        role = each.networks["network"].replace("equal-rate", "student")  # they have one teacher
+        scores = known.groupby(role).agg(lambda of_role: len({*of_role.dropna().round(6)}))
+        lines += [
+            f"*{KNOWN_AS.get(which, which)}* of `{name}`" for which in scores.index[scores > 1]
+        ]
+    if not lines:
+        return ""
+    return (
+        f"> **Another teacher.** The teacher of {' and '.join(lines)} was trained again in "
+        "between, and is not the same network for all of them."
     )
 
 

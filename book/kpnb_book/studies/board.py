@@ -140,7 +140,8 @@ def learned(each: Stored) -> pd.DataFrame:
     found = networks.groupby("network")[columns].mean()
     found = found[found.index.isin(each.complete)]
     if TEACHER in each.networks:
-        found.loc["teacher", "accuracy"] = each.networks[TEACHER].mean()
+        of_students = each.networks["network"] == "student"
+        found.loc["teacher", "accuracy"] = each.networks.loc[of_students, TEACHER].mean()
     return found
 
 

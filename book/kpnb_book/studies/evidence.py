@@ -23,6 +23,7 @@ from kpnb_book.studies.study import Study
 from kpnb_book.studies.targets import constant_error
 from kpnb_book.studies.text import QuestionStudy, TextStudy
 from kpnb_book.studies.training import Training
+from kpnb_book.studies.verdicts import BY_HEART
 
 METHOD = 1
 """Raise it when the numbers change though no setting does: stored evidence is stale then."""
@@ -67,7 +68,7 @@ class Evidence:
     @property
     def taught(self) -> tuple[str, ...]:
         """Those beside which the accuracy of their teacher is stored."""
-        return ("student",)
+        return "student", "equal-rate", "random-labels"
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -92,8 +93,10 @@ class Evidence:
         more: dict[str, float] = {}
         if one.role in self.taught:
             more[TEACHER] = training.teacher.accuracy
-        elif one.role == "random-labels":
+        if one.role == "random-labels":
             more[BY_HEART] = training.teacher.log[-1]["accuracy"]
+        if (error := training.log[-1].get("feature_error")) is not None:
+            more[FITTED] = error
         if training.teacher_source is not None:
             more[CONSTANT] = constant_error(training)
         return replace(found, networks=found.networks.assign(**more))
@@ -180,9 +183,9 @@ NETWORKS: dict[str, Callable[[Study, str, int], Training]] = {
 
 TEACHER = "teacher_accuracy"
 """Column of networks, of those in ``Evidence.taught``: held-out accuracy of their teacher."""
-BY_HEART = "learned_by_heart"
-"""Column of networks: of how many labels in random order the teacher has learned each, in its last
-epoch. A teacher that does not fit them is no control of one that fits its own.
+FITTED = "train_feature_error"
+"""Column of networks: the relative feature error on the images that a student learned from, which
+are measured; it tells what was not learned from what was not generalised.
 """
 CONSTANT = "constant_error"
 """Column of networks: the feature error of a constant, for the target that they have."""
