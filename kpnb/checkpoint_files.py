@@ -138,6 +138,8 @@ def _natural(files: list[Path], pattern: str, first: bool = True) -> list[Path]:
             "or give a list"
         )
     columns, counters = _columns(files)
+    if not counters and len(runs := [each for each in columns if _is_run(each)]) == 1:
+        columns, counters = runs, True  # the others are scores, as in epoch 3 with loss 0.25
     rows = list(zip(*columns, strict=True)) or [()]
     places = sorted(range(len(files)), key=rows.__getitem__)
     agree = counters or all(_rising([column[place] for place in places]) for column in columns)
@@ -172,6 +174,14 @@ def _columns(files: Sequence[str | os.PathLike[str]]) -> tuple[list[list[int]], 
     rows = counters if named else [_numbers(file) for file in files]
     columns = [list(column) for column in zip(*rows, strict=True)]
     return [column for column in columns if len({*column}) > 1], named
+
+
+def _is_run(numbers: Sequence[int]) -> bool:
+    """Whether these are 0, 1, 2, ... or 1, 2, 3, ... in any order, and more than by chance."""
+    return len(numbers) > 3 and sorted(numbers) in (
+        [*range(len(numbers))],
+        [*range(1, len(numbers) + 1)],
+    )
 
 
 def _rising(values: list[Any]) -> bool:

@@ -1,5 +1,6 @@
 """Eq. 1-4: how much of each input unit's information a layer discards, as one call."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from kpnb.energy import ClosedForm, UnitEnergy, unit_energies
 from kpnb.features import Forward, Key, Network, call, for_layer, layer_names
 from kpnb.inputs import read_inputs
 from kpnb.objectives import Aligned, Objective, entropy_of, solve
-from kpnb.perturb import Perturbation
+from kpnb.perturb import LINEARITY, Perturbation
 from kpnb.sampling import Stochastic, learn_sigma
 from kpnb.trial import place, try_layers
 from kpnb.units import Units, on_device, read_units
@@ -29,7 +30,7 @@ Fields = dict[str, Tensor]
 """The tensors of an ``Entropy`` by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Entropy:
     """Information discarding of one layer for N samples of n units.
 
@@ -59,6 +60,14 @@ class Entropy:
     rank: Tensor
     settings: dict[str, Any]
 
+    def __repr__(self) -> str:
+        samples, units = self.entropy.shape
+        known = self.entropy[self.entropy.isfinite()]
+        ends = (f"{end:.2f}" for end in (known.min(), known.max())) if len(known) else ("?", "?")
+        found = f"Entropy({samples} x {units} units: {' to '.join(ends)} nats"
+        linear = self.linearity.nanmedian().item()
+        return f"{found}; linearity {linear:.2f})" if math.isfinite(linear) else f"{found})"
+
     def tensors(self) -> Fields:
         """The result's tensors by name, for storing."""
         return {name: getattr(self, name) for name in TENSORS}
@@ -79,7 +88,7 @@ def _linearity(
     x = perturbation.x
     # a sample without any energy is NaN, which networks may refuse
     still = sigma.nan_to_num().to(x.dtype)
-    noise = perturbation.units.spread(still, x) * perturbation.normal(check, stream=2)
+    noise = perturbation.units.spread(still, x) * perturbation.normal(check, LINEARITY)
     with torch.no_grad():
         parts = [part[layer] - found.feature for part in perturbation.features([layer], noise)]
     measured = sum(widest(part).square().sum(-1).sum(0) for part in parts) / check

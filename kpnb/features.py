@@ -304,10 +304,12 @@ class Network:
         return {name: self.samples_first(feature, name, rows) for name, feature in found.items()}
 
     def samples_first(self, feature: Tensor, name: str, rows: int) -> Tensor:
-        """The ``feature`` with its samples in front; ``ValueError`` unless there are ``rows``."""
+        """The ``feature`` with its samples in front, and a dimension at least for each one's
+        numbers; ``ValueError`` unless there are ``rows``.
+        """
         dim = for_layer(self.batch_dim, name) or 0
         if -feature.dim() <= dim < feature.dim() and feature.shape[dim] == rows:
-            return feature.movedim(dim, 0)
+            return feature.movedim(dim, 0) if feature.dim() > 1 else feature[:, None]
         fits = [d for d, size in enumerate(feature.shape) if size == rows]
         remedy = f"pass batch_dim={fits[0]}" if fits else "it has no dimension of the samples"
         raise ValueError(

@@ -26,7 +26,7 @@ from kpnb.features import (
     unnamed_run,
 )
 from kpnb.inputs import read_inputs
-from kpnb.perturb import Perturbation
+from kpnb.perturb import LIPSCHITZ, Perturbation
 from kpnb.trial import place, try_layers
 from kpnb.units import Units, on_device, read_units
 
@@ -161,7 +161,7 @@ def lipschitz(
             problems = try_layers(perturbation, list(dict.fromkeys([layer, ""]))) if check else {}
             if problems:
                 raise ValueError("; ".join(problems.values()))
-            noise = perturbation.normal(samples, stream=3)
+            noise = perturbation.normal(samples, LIPSCHITZ)
             results = []
             for start in range(0, len(inputs), perturbation.max_batch):
                 rows = slice(start, start + perturbation.max_batch)

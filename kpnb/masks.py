@@ -72,6 +72,8 @@ def _remedy(values: list[float]) -> str:
         )
     if any(value % 1 for value in values):
         return "say where the foreground begins, for example masks > 0.5"
+    if len(values) > 16 and max(values) > 127:  # edges that are blurred
+        return "say where the foreground begins, for example masks > 127"
     return "say which are foreground, for example masks == 1, and void= which belong to neither"
 
 

@@ -13,6 +13,12 @@ from kpnb.objectives import SIGMA_0
 from kpnb.units import Units, units_of
 
 POSITIONS = 16  # of a sequence, whose noise is drawn together
+LINEARITY = 0x6C696E65
+LIPSCHITZ = 0x6B617070
+"""Streams of noise far from the seeds that people choose: weights or data that were drawn with the
+seed of a stream are that very noise, and a network does not move along its own weights as it does
+along others.
+"""
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -89,7 +89,7 @@ class VarianceComponents:
         return float(optimize.brentq(lambda level: self.half_width(level) - abs(value), 1e-9, 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Difference:
     """Student minus baseline: the value, its 95 % interval, and the numbers of images and of
     trainings behind it.
@@ -127,6 +127,13 @@ class Difference:
     delta: float = NAN
     spread: VarianceComponents | None = None
     tests: int = 1
+
+    def __repr__(self) -> str:
+        ends = f"95 % interval {self.low:+.3g} to {self.high:+.3g}, p {self.p:.2g}"
+        if np.isnan(self.low):
+            ends = "no interval"
+        behind = f"{self.images} images, trainings: {self.seeds}"
+        return f"Difference({self.metric} {self.value:+.3g}, {ends}, {self.verdict}; {behind})"
 
     @property
     def verdict(self) -> str:
@@ -273,9 +280,11 @@ def _difference(
     known = ~np.isnan(values)
     values = values[known.any(1)][:, known.any(0)]
     seeds, many = values.shape
-    if many < 2:
+    if not many:
         return Difference(metric, NAN, NAN, NAN, many, seeds, delta=delta)
     value = float(_mean(values, 1).mean())
+    if many == 1:  # no spread over images
+        return Difference(metric, value, NAN, NAN, many, seeds, delta=delta)
     images = round(1 / np.square(_weights(values)).sum())
     base = Difference(metric, value, value, value, images, seeds, delta=delta)
     rng = np.random.default_rng(seed)

@@ -37,7 +37,7 @@ from kpnb.weights import Source, loaded
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """What one layer of a network knew from its untrained state (epoch 0) to its last epoch M.
 
@@ -55,6 +55,12 @@ class Trajectory:
     background: Tensor | None
     choices: Choices
     settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        epochs, samples, units = self.entropy.shape
+        row = ", ".join(f"{name} {value:.3g}" for name, value in self.row().items())
+        layer = self.settings.get("layer", "a layer")
+        return f"Trajectory({layer}, epochs 0 to {epochs - 1}, {samples} x {units} units: {row})"
 
     @property
     def entropy(self) -> Tensor:
@@ -113,7 +119,8 @@ class Recorder:
 
     It measures the model where it stands and leaves it, and the random numbers, as they are; it
     keeps one copy of the parameters, on the CPU, for the length of the next step. Arguments
-    (``layer``, ``choices`` and ``background`` too) and errors are those of ``trajectory``, and:
+    (``layer``, ``choices`` and ``background`` too, but no ``progress``, which is the training's to
+    show) and errors are those of ``trajectory``, and:
 
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
@@ -253,6 +260,7 @@ class Recorder:
             name = f"{self._name(weights)}-{number}"
             item = self._artefacts.read(name)
             if item is None:
+                self._artefacts.discard(name)  # which says so where it is damaged
                 break
             if _is_of_function(item, signatures(*item.info)):
                 if [*item.info] == self.layers:

@@ -108,6 +108,8 @@ class ImageGrid:
         if x.dim() != 4:
             one_image = x.dim() == 3 and len(x) in (1, 3)
             alone = "x[None] is a batch of one image; " if one_image else ""
+            if x.dim() == 3 and not one_image:
+                alone = "x[:, None] are grey images, if it is of these; "
             raise ValueError(
                 f"an image batch has the shape [B, C, H, W]; got {tuple(x.shape)} ({alone}inputs "
                 "that are no images need units=: kpnb.Tokens() for sequences [B, T, E], "

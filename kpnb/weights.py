@@ -470,5 +470,5 @@ def _advice(prefixes: Sequence[str]) -> str:
         return ""
     choice = " or ".join(f"prefix={prefix!r}" for prefix in prefixes[:4])
     if len(prefixes) == 1:
-        return f"All of it lies under one prefix: pass {choice}. "
-    return f"All of it lies under each of {len(prefixes)} prefixes: pass {choice}. "
+        return f"All that the model needs lies under one prefix: pass {choice}. "
+    return f"All that the model needs lies under each of {len(prefixes)} prefixes: pass {choice}. "

@@ -309,6 +309,47 @@ def test_linearity_is_one_for_a_linear_network():
     assert torch.allclose(found.linearity, torch.ones(4, dtype=torch.float64), atol=0.1)
 
 
+def test_a_layer_of_one_number_for_each_sample_is_measured():
+    """A squeezed logit is the same feature as a column of one."""
+
+    class Logit(nn.Module):
+        def __init__(self, squeezed: bool) -> None:
+            super().__init__()
+            self.net, self.squeezed = small_net().double(), squeezed
+
+        def forward(self, x):
+            out = self.net(x)[:, :1]
+            return out[:, 0] if self.squeezed else out
+
+    plain, squeezed = (Logit(each).eval() for each in (False, True))
+    squeezed.load_state_dict(plain.state_dict())
+    for solver in (ClosedForm(), Stochastic(steps=3, samples=2)):
+        found = [
+            entropy(each, images(), "", units=GRID, solver=solver) for each in (plain, squeezed)
+        ]
+        assert torch.equal(found[0].entropy, found[1].entropy)
+
+
+def test_linearity_is_no_matter_of_the_seed_that_others_use_too():
+    """Weights and images that were drawn with small seeds are no noise of ours."""
+    for number in range(5):
+        torch.manual_seed(number)
+        model = Linear(432, 20)
+        torch.nn.init.normal_(model.f.weight)
+        torch.manual_seed(number)
+        x = torch.randn(1, 3, 12, 12)
+        solver = ClosedForm(rank=None, check=1)
+        found = [entropy(model, x, "f", units=GRID, solver=solver, seed=seed) for seed in range(3)]
+        assert all(0.3 < each.linearity.item() < 3 for each in found)
+
+
+def test_results_say_in_a_line_what_they_are():
+    found = entropy(small_net().double(), images(), "8", units=GRID)
+    known = found.entropy
+    assert repr(found).startswith(f"Entropy(4 x {known.shape[1]} units: {known.min():.2f} to ")
+    assert len(repr(found)) < 80
+
+
 def test_lipschitz_constant_of_a_linear_head_is_its_spectral_norm():
     model, x = Linear(432, 20).double(), images()
     sigma = entropy(model, x, "f", units=GRID).sigma

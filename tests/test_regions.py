@@ -377,7 +377,7 @@ def test_masks_that_do_not_fit_are_named():
     ("shape", "remedy"),
     [
         ((3, 32, 32), r"x\[None\] is a batch of one image; .*kpnb\.Tokens\(\) for sequences"),
-        ((4, 12, 5), r"\(4, 12, 5\) \(inputs that are no images .*kpnb\.Tokens\(\) for sequences"),
+        ((4, 12, 5), r"\(4, 12, 5\) \(x\[:, None\] are grey .*kpnb\.Tokens\(\) for sequences"),
         ((4, 7), r"kpnb\.Regions\(labels\) for anything"),
     ],
 )

@@ -112,6 +112,14 @@ def test_a_bootstrap_without_undefined_seeds_is_that_of_scipy():
     assert [found.low, found.high] == pytest.approx([interval.low, interval.high], rel=1e-12)
 
 
+def test_one_image_has_a_difference_and_no_interval():
+    found = judge({"n_bg": [[np.nan, -5.0, np.nan]], "n_fg": [[np.nan] * 3]})
+    one, none = found["n_bg"], found["n_fg"]
+    assert (one.value, one.images, one.verdict) == (-5.0, 1, "open")
+    assert np.isnan([one.low, one.high, one.p, none.value]).all()
+    assert repr(one).startswith("Difference(n_bg -5, no interval, open; 1 images")
+
+
 def test_identical_networks_are_open():
     found = compare(metrics(3), metrics(3))
     assert {d.verdict for d in found.values()} == {"open"}

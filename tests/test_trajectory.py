@@ -446,6 +446,22 @@ def test_epochs_that_are_not_gone_on_after_are_told(tmp_path, caplog):
     assert not caplog.messages
 
 
+def test_a_damaged_measurement_is_told_and_made_anew(trained, tmp_path, caplog):
+    states, _ = trained
+    measure = lambda: kpnb.trajectory(net(9), states, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)  # noqa: E731
+    plain = measure()
+    broken = sorted(tmp_path.glob("entropy-*.safetensors"))[1]
+    broken.write_bytes(broken.read_bytes()[:-1] + b"?")
+    caplog.clear()
+    assert equal(measure(), plain)
+    assert f"{broken} is damaged: it is computed again" in caplog.text
+    caplog.clear()
+    assert equal(measure(), plain)
+    assert not caplog.messages
+    assert repr(plain).startswith(f"Trajectory(8, epochs 0 to {len(states) - 1}, {len(X)} x ")
+    assert repr(plain).count(",") < 10
+
+
 def test_solvers_are_not_compared_with_each_other(trained):
     states, _ = trained
     draft, usual = (
@@ -906,6 +922,8 @@ def test_a_folder_that_is_full_of_something_else_says_of_what(
         ["ema0.9_global_step0.pt", "ema0.5_global_step500.pt"],
         ["step_2/9.pt", "step_2/10.pt"],
         ["0-0.pt", "500-1.pt", "1000-2.pt"],
+        ["0_loss0.90.pt", "1_loss0.85.pt", "2_loss1.20.pt", "3_loss0.70.pt"],
+        ["0.7-1.pt", "0.9-2.pt", "0.8-3.pt", "0.85-4.pt"],
     ],
 )
 def test_epochs_are_ordered_by_the_number_that_counts_them(names, tmp_path, caplog):

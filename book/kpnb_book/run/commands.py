@@ -231,7 +231,7 @@ def list_notebooks(options: argparse.Namespace) -> int:
         for name, known in parameters_of(path).items():
             print(f"  {f'{name} = {known.default}':<22}  {known.help}".rstrip())
         return 0
-    for path in notebooks_of(root):
+    for path in sorted(notebooks_of(root), key=lambda path: path.name):
         if path.is_file():
             print(_about(path))
     print("\nParameters of one of them: kpnb list 10")
