@@ -164,6 +164,11 @@ def test_what_repeats_on_photographs_is_said(complete):
     assert said.count("<p>") == 3
     assert "On the paper's photographs (<code>tiny-20</code>), 5 seeds" in said
     assert shown.in_short(complete).count("<p>") == 1
+    lines = shown.takeaway(complete, other).splitlines()
+    assert len(lines) == 2 * len(shown.headline(complete, transfer.ranking(complete))) + 2
+    assert all(line.startswith("> - ") for line in lines)
+    assert "photographs" not in shown.takeaway(complete, None)
+    assert shown.takeaway(None, None) == ">"
     none = other.samples.assign(iou_teacher=0.3)
     assert "clear of none on either" in shown.on_both(*[replace(other, samples=none)] * 2)[0]
 

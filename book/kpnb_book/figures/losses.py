@@ -274,6 +274,19 @@ def headline(taught: Stored, order: pd.DataFrame) -> list[str]:
     ]
 
 
+def takeaway(taught: Stored | None, photographs: Stored | None) -> str:
+    """``headline`` of both sets, as far as they have all seeds (None: not yet), and which losses do
+    the same on both: Markdown, a list in a quotation.
+    """
+    said = headline(taught, transfer.ranking(taught)) if taught else []
+    if photographs:
+        there = headline(photographs, transfer.ranking(photographs))
+        said += [f"On photographs: {each}" for each in there]
+    if taught and photographs:
+        said += on_both(taught, photographs)
+    return "\n".join(f"> - {each}" for each in said) or ">"
+
+
 def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
     """Whose student shares most with the teacher beyond place, in a sentence."""
     leading = transfer.leading(taught, "beyond")
