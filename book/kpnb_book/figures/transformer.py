@@ -67,6 +67,17 @@ AXIS = {
     "gap": "nats discarded:\nbackground - object",
 }
 
+(_FEATURE,) = TRANSFORMER_EVIDENCE.settings.layers
+_TEACHERS_AT = {
+    f"{_FEATURE}, transformer teacher": (_FEATURE, "transformer"),
+    f"{_FEATURE}, convolutional teacher": (_FEATURE, "convolution"),
+} | {
+    f"{layer}, transformer teacher": (layer, "transformer")
+    for layer in LAYERS[TRANSFORMER_EVIDENCE.settings.network]
+    if layer not in (_FEATURE, "FC3")
+}
+"""Layer and kind of teacher, by what the view calls them."""
+
 
 def known_as(network: str) -> str:
     """What the page calls a network."""
@@ -143,18 +154,6 @@ def explore(study: ImageStudy, stored: Stored, chosen: Tensor) -> View | None:
     alt = "Pictures with the knowledge points of a transformer and a teacher, by layer and seed"
     images, inside = study.measured.images[chosen], study.foreground[chosen]
     return sharing(images, points, said, inside, study.units.shape, names, alt)
-
-
-(_FEATURE,) = TRANSFORMER_EVIDENCE.settings.layers
-_TEACHERS_AT = {
-    f"{_FEATURE}, transformer teacher": (_FEATURE, "transformer"),
-    f"{_FEATURE}, convolutional teacher": (_FEATURE, "convolution"),
-} | {
-    f"{layer}, transformer teacher": (layer, "transformer")
-    for layer in LAYERS[TRANSFORMER_EVIDENCE.settings.network]
-    if layer not in (_FEATURE, "FC3")
-}
-"""Layer and kind of teacher, by what the view calls them."""
 
 
 # ---- words
@@ -275,6 +274,10 @@ def _counted(by_metric: Mapping[str, Difference]) -> str:
     return f"{shows} that *show* and {opposite} *opposite*"
 
 
+counted = partial(of_losses.counted, known_as=known_as, by="", of="ways to teach")
+"""``losses.counted``, of the students of transformers."""
+
+
 def all_counted(stored: Stored) -> list[str]:
     """Which students share more with their teacher beyond place, and which are more accurate, than
     the one from scratch; and than their controls, with what becomes of these themselves.
@@ -294,10 +297,6 @@ def all_counted(stored: Stored) -> list[str]:
             f"scratch, and {less['gain']} are less accurate."
         )
     return said
-
-
-counted = partial(of_losses.counted, known_as=known_as, by="", of="ways to teach")
-"""``losses.counted``, of the students of transformers."""
 
 
 def unanswered(stored: Stored, found: Iterable[str]) -> str:
