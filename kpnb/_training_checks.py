@@ -89,6 +89,11 @@ def check_samples_first(feature: Tensor, what: str, samples: int) -> None:
             f"{what} is {list(feature.shape)} for {samples} samples: to be compared sample by "
             "sample, they have to be its first dimension; choose another layer"
         )
+    if feature.dim() == 1:
+        raise ValueError(
+            f"{what} is {list(feature.shape)}, one number for each sample: losses take it as "
+            f"[{samples}, 1]"
+        )
 
 
 def what_determines(

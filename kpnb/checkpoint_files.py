@@ -32,6 +32,9 @@ Checkpoint = Source | Callable[[], Source]
 COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", re.IGNORECASE)
 """A number in the name of a file that is said to count epochs or steps."""
 
+SCORE = re.compile(r"\d+\.\d+")
+"""A number in the name of a file that counts nothing."""
+
 BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24}(-\d+)?)\.safetensors")
 """What kpnb itself writes into a folder of checkpoints that is none of them."""
 
@@ -43,8 +46,9 @@ def in_order(
     """One entry for each epoch: patterns and a folder become their files, in natural order.
 
     A number behind "epoch", "ep", "iter" or "step" orders them; without these, all numbers have to
-    agree. A list is taken at its word; files whose numbers do not grow with it are logged. What
-    else kpnb has written beside checkpoints is left out.
+    agree, or all but one are scores such as 0.25, and that one counts from 0 or 1. A list is taken
+    at its word; files whose numbers do not grow with it are logged. What else kpnb has written
+    beside checkpoints is left out.
 
     Raises ``FileNotFoundError`` for a pattern or folder without files and for a file that is not
     there, ``ValueError`` when files differ in more than numbers, when these do not agree, when
@@ -138,8 +142,10 @@ def _natural(files: list[Path], pattern: str, first: bool = True) -> list[Path]:
             "or give a list"
         )
     columns, counters = _columns(files)
-    if not counters and len(runs := [each for each in columns if _is_run(each)]) == 1:
-        columns, counters = runs, True  # the others are scores, as in epoch 3 with loss 0.25
+    if not counters and any(map(SCORE.search, map(str, files))):
+        without, _ = _columns([SCORE.sub("", str(file)) for file in files])
+        if len(without) == 1 and _is_run(without[0]):  # as in 3_loss0.25
+            columns, counters = without, True
     rows = list(zip(*columns, strict=True)) or [()]
     places = sorted(range(len(files)), key=rows.__getitem__)
     agree = counters or all(_rising([column[place] for place in places]) for column in columns)

@@ -1,6 +1,5 @@
 """Eq. 1-4: how much of each input unit's information a layer discards, as one call."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -61,12 +60,10 @@ class Entropy:
     settings: dict[str, Any]
 
     def __repr__(self) -> str:
-        samples, units = self.entropy.shape
+        shape = " x ".join(map(str, self.entropy.shape))
         known = self.entropy[self.entropy.isfinite()]
         ends = (f"{end:.2f}" for end in (known.min(), known.max())) if len(known) else ("?", "?")
-        found = f"Entropy({samples} x {units} units: {' to '.join(ends)} nats"
-        linear = self.linearity.nanmedian().item()
-        return f"{found}; linearity {linear:.2f})" if math.isfinite(linear) else f"{found})"
+        return f"Entropy({shape} units: {' to '.join(ends)} nats)"
 
     def tensors(self) -> Fields:
         """The result's tensors by name, for storing."""

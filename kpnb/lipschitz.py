@@ -55,7 +55,6 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     network = perturbation.network
     module, run = layer_at(network.model, layer)
     select = for_layer(network.select, layer)
-    dim = for_layer(network.batch_dim, layer) or 0
     leaves: list[Tensor] = []
     runs = 0
 
@@ -76,10 +75,12 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     if several := unnamed_run(network.model, layer, runs):
         raise ValueError(several)
     feature = leaves[0]
-    _check_finite(feature.movedim(dim, 0), y, layer)
-    rows = [_row(y[:, c], feature, layer).movedim(dim, 0).flatten(1) for c in range(y.shape[1])]
+    flat = network.samples_first(feature, layer, len(x)).flatten(1)
+    _check_finite(flat, y, layer)
+    parts = (_row(y[:, c], feature, layer) for c in range(y.shape[1]))
+    rows = [network.samples_first(part, layer, len(x)).flatten(1) for part in parts]
     norm = torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
-    return feature.detach().movedim(dim, 0).flatten(1), y.detach(), norm
+    return flat.detach(), y.detach(), norm
 
 
 def _check_finite(feature: Tensor, y: Tensor, layer: str) -> None:

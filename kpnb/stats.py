@@ -95,7 +95,7 @@ class Difference:
     trainings behind it.
 
     metric       its name, as in ``metrics.NAMES``
-    low, high    the 95 % interval
+    low, high    the 95 % interval (NaN: of one image there is none)
     images       how many count: those with a value, fewer where some have one in few trainings only
     seeds        how many trainings count
     p            of a test of no difference (NaN: none was made)
@@ -283,7 +283,8 @@ def _difference(
     if not many:
         return Difference(metric, NAN, NAN, NAN, many, seeds, delta=delta)
     value = float(_mean(values, 1).mean())
-    if many == 1:  # no spread over images
+    if many == 1:  # no spread over images, and no variance
+        value = NAN if metric == "d_var" else value
         return Difference(metric, value, NAN, NAN, many, seeds, delta=delta)
     images = round(1 / np.square(_weights(values)).sum())
     base = Difference(metric, value, value, value, images, seeds, delta=delta)

@@ -58,9 +58,8 @@ class Trajectory:
 
     def __repr__(self) -> str:
         epochs, samples, units = self.entropy.shape
-        row = ", ".join(f"{name} {value:.3g}" for name, value in self.row().items())
         layer = self.settings.get("layer", "a layer")
-        return f"Trajectory({layer}, epochs 0 to {epochs - 1}, {samples} x {units} units: {row})"
+        return f"Trajectory({layer}, epochs 0 to {epochs - 1}, {samples} x {units} units)"
 
     @property
     def entropy(self) -> Tensor:

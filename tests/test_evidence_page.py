@@ -453,6 +453,29 @@ def test_undecided_cells_say_what_would_decide(needed, said):
     assert cell == f"+0.10 undecided {said}"
 
 
+def test_the_first_paragraph_says_what_follows_from_the_control(asked, stored):
+    opening = front.opening(asked, stored)
+    itself = asked[(asked["question"] == "smooth target") & (asked["study"] == "images")]
+    count = (itself["verdict"] == "shows").sum()
+    left = asked[(asked["question"] == "beyond a smooth target") & (asked["study"] == "images")]
+    real = (left["verdict"] == "shows").sum()
+    said = f"as the hypotheses want in {count} of 6 metrics; from that student the real one does so"
+    assert f"{said} in {real} of 6" in opening["control"]
+    trace = "So what speaks for the hypotheses here is no trace of what the teacher knows"
+    assert (trace in opening["control"]) == (real == 0 < count)
+    none = asked.assign(verdict="negligible")
+    none.loc[asked["question"] == "smooth target", "verdict"] = "shows"
+    said = front.opening(none, stored)["control"]
+    assert said.endswith(
+        f"6 of 6 metrics; from that student the real one does so in 0 of 6. {trace}."
+    )
+    beyond = none["question"] == "beyond a smooth target"
+    none.loc[beyond & none["metric"].isin(["rho", "d_mean"]), "verdict"] = "opposite"
+    none.loc[beyond & (none["metric"] == "n_bg"), "verdict"] = "undecided"
+    said = front.opening(none, stored)["control"]
+    assert f"in 0 of 6, and the opposite in 2. {trace}, as far as these seeds tell." in said
+
+
 def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     words = front.hypotheses(asked, stored).set_index("data")
     assert (words.loc["clouds"] == "no seed yet").all()
@@ -471,17 +494,6 @@ def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
     mean, variance = (shares["verdict"]["images", name] for name in ("d_mean", "d_var"))
     assert words.loc["images", front.BY_SHARE] == f"mean {mean}, variance {variance}"
     assert opening["data"] == "the embedded images"
-    itself = asked[(asked["question"] == "smooth target") & (asked["study"] == "images")]
-    count = (itself["verdict"] == "shows").sum()
-    left = asked[(asked["question"] == "beyond a smooth target") & (asked["study"] == "images")]
-    real = (left["verdict"] == "shows").sum()
-    said = f"as the hypotheses want in {count} of 6 metrics; from that student the real one does so"
-    assert f"{said} in {real} of 6." in opening["control"]
-    assert ("nobody can tell" in opening["control"]) == (real == 0 < count)
-    none = asked.assign(verdict="negligible")
-    none.loc[asked["question"] == "smooth target", "verdict"] = "shows"
-    assert "6 of 6 metrics; from that" in (said := front.opening(none, stored)["control"])
-    assert said.endswith("from what any smooth target does.")
     assert opening["seeds"] == "20"
     assert float(opening["points"]) == pytest.approx(6, abs=1)
 

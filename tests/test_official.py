@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from kpnb.metrics import BETTER, NAMES
+from kpnb_book.figures import front, plots, sentences, stored_tables
 from kpnb_book.figures import official as shown
-from kpnb_book.figures import plots, sentences, stored_tables
 from kpnb_book.figures.report import six_table
 from kpnb_book.numbers import interval
 from kpnb_book.store import Store
@@ -206,20 +206,33 @@ def test_a_page_says_how_well_labels_in_random_order_were_learned(stored):
     assert "beyond labels in random order" in set(asked["question"])
     said = sentences.smooth(asked.assign(study="tiny"), {"tiny": poor})
     assert "- **tiny**: the teacher of labels in random order has not learned them" in said
+    name = "tiny-imagenet-vgg11"
+    counted = front.on_one(board.board({name: poor}), {name: poor}, name)
+    assert "(6 not asked, as that teacher has not learned its labels)" in counted
+    assert sentences.absent({name: poor}, name, "beyond labels in random order") == "no control"
 
 
 def test_a_teacher_that_was_trained_again_is_told(stored):
-    each = stored["tiny-imagenet-vgg11"]
+    name = "tiny-imagenet-vgg11"
+    each = stored[name]
     role, seed = each.networks["network"], each.networks["seed"]
     known = np.where(role.isin(["student", "equal-rate"]), 0.548, np.nan)
     known[role == "random-labels"] = 0.05
     same = replace(each, networks=each.networks.assign(**{TEACHER: known}))
-    assert stored_tables.remarks({"tiny": same, "none": None}) == ""
+    assert stored_tables.remarks({name: same, "none": None}) == ""
     again = np.where((role == "equal-rate") & (seed > 2), 0.551, known)
     other = replace(each, networks=each.networks.assign(**{TEACHER: again}))
-    assert "The teacher of *student* of `tiny` was trained" in stored_tables.remarks(
-        {"tiny": other}
-    )
+    assert f"its students: the teacher of `{name}`." in stored_tables.remarks({name: other})
+
+
+@pytest.mark.parametrize(("role", "told"), [("outputs", True), ("convolution", False)])
+def test_teachers_of_transformers_are_of_two_kinds(stored, role, told):
+    each = stored["tiny-imagenet-vgg11"]
+    networks = each.networks[each.networks["network"].isin(["student", "equal-rate"])]
+    scores = networks["network"].map({"student": 0.5, "equal-rate": 0.6})
+    names = networks["network"].replace("equal-rate", role)
+    found = replace(each, networks=networks.assign(network=names, **{TEACHER: scores}))
+    assert bool(stored_tables.remarks({"transformer": found})) == told
 
 
 def test_each_layer_is_judged_beside_the_papers_pair(stored):

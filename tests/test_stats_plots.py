@@ -117,6 +117,7 @@ def test_one_image_has_a_difference_and_no_interval():
     one, none = found["n_bg"], found["n_fg"]
     assert (one.value, one.images, one.verdict) == (-5.0, 1, "open")
     assert np.isnan([one.low, one.high, one.p, none.value]).all()
+    assert np.isnan(judge({"d_var": [[0.0]]})["d_var"].value)
     assert repr(one).startswith("Difference(n_bg -5, no interval, open; 1 images")
 
 

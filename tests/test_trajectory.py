@@ -459,7 +459,7 @@ def test_a_damaged_measurement_is_told_and_made_anew(trained, tmp_path, caplog):
     assert equal(measure(), plain)
     assert not caplog.messages
     assert repr(plain).startswith(f"Trajectory(8, epochs 0 to {len(states) - 1}, {len(X)} x ")
-    assert repr(plain).count(",") < 10
+    assert len(repr(plain)) < 60
 
 
 def test_solvers_are_not_compared_with_each_other(trained):
@@ -945,6 +945,9 @@ def test_epochs_are_ordered_by_the_number_that_counts_them(names, tmp_path, capl
     [
         ["0.9-0.pt", "0.8-1.pt", "1.2-2.pt"],
         ["12-10_1.pt", "11-30_2.pt"],
+        ["w-100-2.pt", "w-200-1.pt", "w-300-3.pt", "w-400-4.pt"],
+        ["top1_87.pt", "top2_86.pt", "top3_88.pt", "top4_83.pt"],
+        ["0.5_10_4.pt", "0.4_20_3.pt", "0.3_30_1.pt", "0.2_40_2.pt"],
         ["seed1/epoch-0.pt", "seed1/epoch-1.pt", "seed2/epoch-0.pt", "seed2/epoch-1.pt"],
     ],
 )

@@ -388,14 +388,23 @@ LEARNED = {"convolution": 0.5, "outputs": 0.1}
 
 def measured_elsewhere(rows: Rows) -> Rows:
     """With columns of other layers, units and teachers, and points at every layer."""
-    samples = rows.samples.assign(
-        **{f"patch {name}": rows.samples[name] for name in POINTS},
-        **dict.fromkeys(transformer.SHARED, 0.25),
-    )
+    places = planted_points(rows.networks)
+    patches = {f"patch {name}": rows.samples[name] for name in POINTS}
+    samples = rows.samples.assign(**patches)
+    at = places.set_index(["network", "seed"]).sort_index()
+    for kind, column in zip(TEACHERS, transformer.SHARED, strict=True):
+        shared = {key: planted_iou(at.loc[key], kind) for key in at.index}
+        found = samples[["network", "seed", "sample"]].to_numpy()
+        samples[column] = [shared[network, seed][sample] for network, seed, sample in found]
     blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
     blocks |= {f"teacher {name}": 2.0 for name in blocks}
     networks = rows.networks.assign(**blocks, **{TEACHER: 0.5})
-    return Rows(networks, samples, planted_points(rows.networks))
+    return Rows(networks, samples, places)
+
+
+def planted_iou(place: pd.Series, kind: str) -> list[float]:
+    both = (losses.unpacked(place[name], CELLS) for name in ("points", f"{kind} points"))
+    return losses.iou(*both).tolist()
 
 
 def planted_points(networks: pd.DataFrame) -> pd.DataFrame:
@@ -412,7 +421,7 @@ def planted_points(networks: pd.DataFrame) -> pd.DataFrame:
         for other in transformer.LAYERS["vit_4_8"]:
             row[f"{other} points"] = losses.packed(random())
             row[f"{other} transformer points"] = losses.packed(random())
-        places.append(row)
+        places.append(row | {f"cell{number}": 0 for number in range(CELLS)})
     return pd.DataFrame(places)
 
 
@@ -438,7 +447,7 @@ def test_students_are_judged_against_baseline_and_control():
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
     said = shown.taught(stored)[-1]
     assert said.startswith("The student taught a convolutional network's outputs: of 6 metrics 1 ")
-    assert "0 that *show* and 0 *opposite* against its control, which itself has 1 that" in said
+    assert "0 that *show* and 0 *opposite* against its control; its control itself has 1" in said
     (kind,) = kinds.kind_of_teacher(stored).values()
     assert kind["n_fg"].value == pytest.approx(8, abs=1.5)
     assert kind["n_fg"].verdict == "shows"
@@ -513,27 +522,32 @@ def test_what_is_shared_is_judged_beyond_place():
 def test_only_samples_with_points_are_shared():
     stored = planted({})
     gone = (stored.samples["network"] == "outputs") & (stored.samples["sample"] > 4)
-    samples = stored.samples.assign(n_fg=stored.samples["n_fg"].mask(gone))
+    column = "shared_transformer"
+    samples = stored.samples.assign(**{column: stored.samples[column].mask(gone)})
     table = kinds.by_seed(replace(stored, samples=samples)).set_index(["network", "seed"])
     place = stored.places.set_index(["network", "seed"]).loc[("outputs", 1)]
     ours, theirs = (
         losses.unpacked(place[name], CELLS)[:5] for name in ("points", "transformer points")
     )
     expected = losses.iou(ours, theirs).mean().item()
-    assert table.loc[("outputs", 1), "shared_transformer"] == pytest.approx(expected)
+    row = table.loc[("outputs", 1)]
+    assert row["shared_transformer"] == pytest.approx(expected)
+    whole = losses.unpacked(place["transformer points"], CELLS)
+    others = [losses.iou(ours, whole.roll(-n, 0)[:5]).mean().item() for n in range(1, 16)]
+    assert row["place_transformer"] == pytest.approx(np.mean(others))
 
 
 def test_sentences_carry_the_controls_and_what_is_shared():
     stored = planted({})
     said = " ".join(shown.headline(stored, {}))
-    assert "not judged before both have all seeds" in said
+    assert "not judged without all seeds of both" in said
     assert (
         "Students taught a transformer's outputs, taught a convolutional network's outputs share "
         "more with the teacher, beyond place, than the one from scratch (2 of 3 ways to teach); "
         "for the others it is not clear." in said
     )
     assert "than the same student of an untrained teacher (2 of 3" in said
-    assert "Of these themselves 0 of 3 share less than the one from scratch, and 0 are" in said
+    assert "Of the 3 students of untrained teachers 0 share more than the one from scratch" in said
     kept = ~stored.networks["network"].isin(UNTRAINED.values())
     early = replace(stored, networks=stored.networks[kept])
     assert kinds.finished(early)
@@ -636,6 +650,10 @@ def test_students_of_the_same_convolutional_teacher_are_compared(tmp_path):
     figure = shown.by_layer(means, beside)
     ticks = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
     assert ticks == ["block 1", "Conv"]
+    deeper = planted({}).networks
+    block = [f"{of}Block12 {name}" for of in ("", "teacher ") for name in transformer.MEASURES]
+    deeper = deeper.assign(**dict.fromkeys(block, 3.0))
+    assert [*kinds.layer_means(deeper)["layer"].unique()] == ["Block1", "Block12"]
     table = shown.layers_table(means).set_index("network")
     assert table.loc["the transformer's teacher", "Block1"] == "2 / 2"
 
@@ -688,6 +706,7 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     assert "Nothing of stored evidence" not in complete
     assert "There is no stored evidence of transformers on `tiny-20` yet." in none
     assert some.count("Stored evidence has 3 of 5 seeds") == 2
+    assert "> - Whether a transformer keeps more background" in some
     assert complete.count("Stored evidence") == 1
     assert complete.count("share of path, mean") == 4  # two of students, controls, photographs
     own = transformer.own_table(study, 101, ["untrained"]).set_index("network")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.figures.sentences import PLACED, TARGETS, absent, answered, is_asked
+from kpnb_book.figures.sentences import PLACED, TARGETS, absent, answered, is_asked, is_unfit
 from kpnb_book.figures.stored_tables import number, seeds
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
@@ -71,22 +71,29 @@ def _control(board: pd.DataFrame, study: str) -> str:
     left, every = _showing(board, [study], "beyond a smooth target")
     if not every:
         return f"{said}metrics."
-    said += f"metrics; from that student the real one does so in {left} of {every}."
+    opposite, open_ = (
+        _showing(board, [study], "beyond a smooth target", words)[0]
+        for words in (["opposite"], ["undecided", "open"])
+    )
+    said += f"metrics; from that student the real one does so in {left} of {every}"
+    said += f", and the opposite in {opposite}." if opposite else "."
     if itself and not left:
-        said += (
-            " So by these metrics alone nobody can tell what a teacher knows from what any smooth "
-            "target does."
-        )
+        said += " So what speaks for the hypotheses here is no trace of what the teacher knows"
+        said += ", as far as these seeds tell." if open_ else "."
     return said
 
 
-def _showing(board: pd.DataFrame, studies: Sequence[str], question: str) -> tuple[int, int]:
-    """How many comparisons of a question show, in these studies, and how many are answered."""
+def _showing(
+    board: pd.DataFrame, studies: Sequence[str], question: str, words: Sequence[str] = ("shows",)
+) -> tuple[int, int]:
+    """How many comparisons of a question have one of these verdicts, in these studies, and how many
+    are answered.
+    """
     rows = answered(board, question)
     if not len(rows):
         return 0, 0
     rows = rows[rows.index.get_level_values("study").isin(studies)]
-    return int((rows["verdict"] == "shows").sum()), len(rows)
+    return int(rows["verdict"].isin(words).sum()), len(rows)
 
 
 def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -201,7 +208,8 @@ def _counted(
     small = Counter(row["verdict"] for row in rows if row.get("small", False))
     answering = {row["study"] for row in rows}
     waits = sum(bool(waiting(found, study, question)) for study in {*studies} - answering)
-    silent = len({*studies} - answering) - waits
+    unfit = sum(is_unfit(found, study, question) for study in {*studies} - answering)
+    silent = len({*studies} - answering) - waits - unfit
     if waits == len(studies):
         return f"{name}, none is judged yet"
     others = {
@@ -210,6 +218,7 @@ def _counted(
         "undecided": counts["undecided"] + counts["open"],
         number(waits * len(metrics), "waits for seeds", "wait for seeds"): waits * len(metrics),
         "cannot be compared, for want of points": silent * len(metrics),
+        "not asked, as that teacher has not learned its labels": unfit * len(metrics),
     }
     listed = ", ".join(f"{count} {said}" for said, count in others.items() if count)
     shows = counts["shows"]

@@ -23,7 +23,7 @@ from kpnb_book.studies import contrasts, paper, transfer
 from kpnb_book.studies.evidence import STUDIES
 from kpnb_book.studies.official import DataSet
 from kpnb_book.studies.stored import Stored
-from kpnb_book.studies.verdicts import BY_HEART, KIND, fits
+from kpnb_book.studies.verdicts import BY_HEART, KIND, QUESTIONS, is_control
 
 CONTROLS = {
     "smooth target": "untrained teacher - baseline",
@@ -166,7 +166,7 @@ def by_heart(found: Mapping[str, Stored], data: DataSet) -> str:
         return ""
     evidence = STUDIES[data.main]
     what = "it knows its samples one by one"
-    if not fits(found[data.main].networks):
+    if not is_control(found[data.main].networks, QUESTIONS["labels in random order"]):
         what = "it has not learned them, and is no control"
     return (
         f"The teacher of labels in random order has {known.mean():.1%} of them right at the end: "

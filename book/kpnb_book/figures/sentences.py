@@ -14,7 +14,7 @@ from kpnb_book.numbers import interval, value
 from kpnb_book.studies import paper
 from kpnb_book.studies.board import Stored, learned, samples_defining, standing, waiting
 from kpnb_book.studies.evidence import STUDIES
-from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined, fits
+from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, defined, is_control
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
@@ -79,7 +79,14 @@ def absent(found: Mapping[str, Stored], study: str, question: str) -> str:
     """What stands in the place of an answer that is not there."""
     roles = found[study].roles if study in found else frozenset()
     undefined = "no points" if roles.issuperset(QUESTIONS[question].roles) else ""
+    if is_unfit(found, study, question):
+        undefined = "no control"
     return waiting(found, study, question) or undefined
+
+
+def is_unfit(found: Mapping[str, Stored], study: str, question: str) -> bool:
+    """Whether a question is not asked of a study, because of ``verdicts.is_control``."""
+    return study in found and not is_control(found[study].networks, QUESTIONS[question])
 
 
 def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
@@ -238,7 +245,7 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
     control, paper = answered(board, question), answered(board, "paper")
     if study not in paper.index.unique("study"):
         return _undefined(study)
-    if role == "random-labels" and not fits(found.networks):
+    if not is_control(found.networks, QUESTIONS[question]):
         unfit = "the teacher of labels in random order has not learned them, and is no control"
         return f"- **{study}**: {unfit}."
     if study in control.index.unique("study"):

@@ -4,7 +4,6 @@ they are of other samples. Markdown for the pages that quote them.
 
 from collections.abc import Iterable, Mapping
 
-from kpnb_book.figures.estimation import KNOWN_AS
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored
 from kpnb_book.studies.catalogue import every
@@ -68,19 +67,18 @@ def of_other_teachers(found: Mapping[str, Stored | None]) -> str:
     """
     lines = []
     for name, each in found.items():
-        known = each.networks.get(TEACHER) if each else None
-        if known is None:
+        if each is None or TEACHER not in each.networks:
             continue
-        role = each.networks["network"].replace("equal-rate", "student")  # they have one teacher
-        scores = known.groupby(role).agg(lambda of_role: len({*of_role.dropna().round(6)}))
-        lines += [
-            f"*{KNOWN_AS.get(which, which)}* of `{name}`" for which in scores.index[scores > 1]
-        ]
+        expected = every().get(name)
+        of_role = expected.teacher_of if expected else str
+        taught = each.networks[each.networks[TEACHER].notna()]
+        scores = taught[TEACHER].round(6).groupby(taught["network"].map(of_role)).nunique()
+        lines += [f"the {teacher} of `{name}`" for teacher in scores.index[scores > 1]]
     if not lines:
         return ""
     return (
-        f"> **Another teacher.** The teacher of {' and '.join(lines)} was trained again in "
-        "between, and is not the same network for all of them."
+        f"> **Another teacher.** Trained again in between, and so not the same network for all of "
+        f"its students: {', '.join(lines)}."
     )
 
 

@@ -224,7 +224,7 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
     if "from scratch" not in found:
         return (
             "Whether a transformer keeps more background than a convolutional network is not "
-            "judged before both have all seeds, of the same pictures."
+            "judged without all seeds of both, with points, of the same pictures."
         )
     parts = []
     for name, by_metric in found.items():
@@ -253,7 +253,7 @@ def taught(stored: Stored) -> list[str]:
         name: kinds.differences(stored, name) for name in ("baseline", "untrained", "controls")
     }
     if not found["baseline"]:
-        return ["No student has points enough to be judged."]
+        return ["No student is judged: each lacks a seed, or points."]
     said = []
     for role, by_metric in found["baseline"].items():
         sentence = (
@@ -263,7 +263,7 @@ def taught(stored: Stored) -> list[str]:
         if role in found["untrained"]:
             sentence += f", {_counted(found['untrained'][role])} against its control"
         if role in found["controls"]:
-            sentence += f", which itself has {_counted(found['controls'][role])}"
+            sentence += f"; its control itself has {_counted(found['controls'][role])}"
         said.append(f"{sentence}.")
     return said
 
@@ -291,10 +291,11 @@ def all_counted(stored: Stored) -> list[str]:
         said.append(" ".join(counted(order, name, other) for name in transfer.JUDGED))
     if "untrained" in asked:
         alone = kinds.sharing(stored, "controls")
-        less = {name: (alone[f"{name}_said"] == "no: less").sum() for name in transfer.JUDGED}
+        more, gain = (alone[f"{name}_said"] for name in transfer.JUDGED)
         said[-1] += (
-            f" Of these themselves {less['more']} of {len(alone)} share less than the one from "
-            f"scratch, and {less['gain']} are less accurate."
+            f" Of the {len(alone)} students of untrained teachers {(more == 'yes').sum()} share "
+            f"more than the one from scratch and {(more == 'no: less').sum()} less; "
+            f"{(gain == 'yes').sum()} are more accurate and {(gain == 'no: less').sum()} less."
         )
     return said
 

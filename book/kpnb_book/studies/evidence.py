@@ -70,6 +70,10 @@ class Evidence:
         """Those beside which the accuracy of their teacher is stored."""
         return "student", "equal-rate", "random-labels"
 
+    def teacher_of(self, role: str) -> str:
+        """Which teacher one of ``taught`` has; those that have the same one answer the same."""
+        return role if role == "random-labels" else "teacher"
+
     @property
     def undecided(self) -> tuple[str, ...]:
         """Settings that have to be chosen before anything is counted, in words."""

@@ -126,36 +126,25 @@ def by_seed(stored: Stored) -> pd.DataFrame:
     place     the same with its points in other samples, as for losses
     beyond    shared, less by place
 
-    Undefined where a training diverged.
+    Over the samples in which the points of both are defined; undefined where a training diverged.
     """
-    cells = TRANSFORMER_EVIDENCE.settings.grid**2
-    counted = stored.samples[stored.samples["n_fg"].notna()].groupby(["network", "seed"])["sample"]
-    defined = {key: torch.tensor(samples.to_numpy()) for key, samples in counted}
+    keys, cells = ["network", "seed"], losses.cells_of(stored.places)
+    places = stored.places.set_index(keys).sort_index()
     rows = []
-    for each in stored.networks[["network", "seed", "accuracy"]].to_dict("records"):
-        at = (stored.places["network"] == each["network"]) & (stored.places["seed"] == each["seed"])
-        samples = defined.get((each["network"], each["seed"]))
-        if at.any() and samples is not None:
-            (place,) = stored.places[at].to_dict("records")
-            ours = losses.unpacked(place["points"], cells)[samples]
-            for kind in TEACHERS:
-                theirs = losses.unpacked(place[f"{kind} points"], cells)
-                each |= _shared(ours, theirs, samples, kind)
-        rows.append(each)
-    columns = [f"{name}_{kind}" for kind in TEACHERS for name in ("shared", "place", "beyond")]
-    return pd.DataFrame(rows).reindex(columns=["network", "seed", "accuracy", *columns])
-
-
-def _shared(
-    ours: torch.Tensor, theirs: torch.Tensor, samples: torch.Tensor, kind: str
-) -> dict[str, float]:
-    """The columns of one kind of teacher, of a network's points bool ``[K, n]`` in some
-    ``samples [K]``, and the teacher's in all, ``[N, n]``.
-    """
-    shared = losses.iou(ours, theirs[samples]).nanmean().item()
-    others = [losses.iou(ours, theirs.roll(-n, 0)[samples]) for n in shifts(len(theirs))]
-    place = torch.stack(others).nanmean(0).nanmean().item()
-    return {f"shared_{kind}": shared, f"place_{kind}": place, f"beyond_{kind}": shared - place}
+    for key, samples in stored.samples.groupby(keys):
+        row = dict(zip(keys, key, strict=True))
+        for kind in TEACHERS:
+            known = samples[samples[f"shared_{kind}"].notna()]
+            at = torch.tensor(known["sample"].to_numpy(int))
+            both = (places.loc[key, name] for name in ("points", f"{kind} points"))
+            ours, theirs = (losses.unpacked(each, cells) for each in both)
+            others = [losses.iou(ours, theirs.roll(-n, 0))[at] for n in shifts(len(theirs))]
+            row[f"shared_{kind}"] = known[f"shared_{kind}"].mean()
+            row[f"place_{kind}"] = torch.stack(others).nanmean(0).nanmean().item()
+            row[f"beyond_{kind}"] = row[f"shared_{kind}"] - row[f"place_{kind}"]
+        rows.append(row)
+    accuracies = stored.networks[[*keys, "accuracy"]]
+    return accuracies.merge(pd.DataFrame(rows), on=keys, how="left")
 
 
 def compared(table: pd.DataFrame, role: str, other: str) -> pd.DataFrame:
@@ -188,10 +177,18 @@ def baselines_share(stored: Stored) -> float:
     """Knowledge points that baselines of different seeds share, mean over samples and neighbouring
     seeds; NaN without two.
     """
-    cells = TRANSFORMER_EVIDENCE.settings.grid**2
+    cells = losses.cells_of(stored.places)
     here = stored.places[stored.places["network"] == "baseline"].sort_values("seed")
+    samples = stored.samples[stored.samples["network"] == "baseline"].sort_values("sample")
     points = [losses.unpacked(each, cells) for each in here["points"]]
-    pairs = [losses.iou(one, other).nanmean() for one, other in pairwise(points)]
+    defined = [
+        torch.tensor(samples.loc[samples["seed"] == seed, "n_fg"].notna().to_numpy())
+        for seed in here["seed"]
+    ]
+    pairs = [
+        losses.iou(one, other)[both & also].nanmean()
+        for (one, other), (both, also) in zip(pairwise(points), pairwise(defined), strict=True)
+    ]
     return float(torch.stack(pairs).mean()) if pairs else float("nan")
 
 
@@ -206,7 +203,7 @@ def network_means(stored: Stored) -> pd.DataFrame:
     of_seeds = by_seed(stored).groupby("network")
     shared = of_seeds.mean(numeric_only=True).drop(columns="seed")
     counts = of_seeds["shared_transformer"].count()
-    teachers = stored.networks.groupby("network")[TEACHER].mean()
+    teachers = stored.networks.groupby("network")[TEACHER].mean()  # NaN of those without one
     rows = [
         {"network": role, "seeds": int(counts[role])}
         | means(stored.samples, role)
@@ -223,14 +220,14 @@ def layer_means(networks: pd.DataFrame) -> pd.DataFrame:
     baseline, each student and control, and the teachers where ``networks`` have them, and each
     layer.
     """
-    known = LAYERS[TRANSFORMER_EVIDENCE.settings.network]
-    layers = [name for name in known if f"{name} gap" in networks]
+    gaps = [name.removesuffix(" gap") for name in networks if name.endswith(" gap")]
+    layers = [name for name in gaps if "teacher " not in name]
     means = networks.groupby("network").mean(numeric_only=True)
     found = {
         role: (means.loc[role], "") for role in TRANSFORMER_EVIDENCE.roles if role in means.index
     }
     for name in ("teacher", "untrained teacher"):
-        if f"{name} {layers[0]} gap" in networks:
+        if f"{name} {layers[0]}" in gaps:
             found[name] = means.mean(), f"{name} "
     rows = [
         {"network": role, "layer": layer}

@@ -418,6 +418,11 @@ def unpacked(text: str, cells: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(rows, axis=1, count=cells)).bool()
 
 
+def cells_of(places: pd.DataFrame) -> int:
+    """How many cells a picture has there."""
+    return sum(column.startswith("cell") for column in places)
+
+
 def points_of(places: pd.DataFrame, layer: str, seed: int, cells: int) -> dict[str, Tensor]:
     """The stored points bool ``[N, cells]`` at a layer, by network; first those of the teacher, the
     baseline, and students in the order of ``LOSSES``.

@@ -296,7 +296,9 @@ def added_places(taught: Stored) -> dict[str, np.ndarray]:
     square grid ``[rows, columns]`` by network, the baseline first, the share of pictures (those
     that count, of all seeds and layers) in which a cell is one.
     """
-    cells = sum(column.startswith("cell") for column in taught.places)
+    if "points" not in taught.places:
+        return {}
+    cells = losses.cells_of(taught.places)
     rows = round(cells**0.5)
     counted = taught.samples[taught.samples["added_fg"].notna()].groupby(KEY)["sample"]
     seen = {key: samples.to_numpy() for key, samples in counted}

@@ -134,6 +134,9 @@ class TransformerEvidence(Evidence):
     def taught(self) -> tuple[str, ...]:
         return TAUGHT
 
+    def teacher_of(self, role: str) -> str:
+        return "convolutional teacher" if role == "convolution" else "teacher"
+
     def training(self, study: Study, role: str, layer: str, seed: int) -> Training:
         return network(study, role, layer, seed)
 

@@ -229,17 +229,18 @@ def verdicts(
     delta = paper.deltas(tables, kind, means(table))
     rows = []
     for question in QUESTIONS.values():
-        if not fits(networks) and "random-labels" in question.roles:
-            continue
-        if answers(table, question, stated):
+        if is_control(networks, question) and answers(table, question, stated):
             rows += [_row(question, d) for d in decided(table, question, delta).values()]
     return pd.DataFrame(rows)
 
 
-def fits(networks: pd.DataFrame) -> bool:
-    """Whether the teacher of labels in random order has learned them, as far as is known."""
+def is_control(networks: pd.DataFrame, question: Question) -> bool:
+    """False of a question about students of labels in random order, if their teacher has not
+    learned these (``FITS``).
+    """
     known = networks.get(BY_HEART, pd.Series(dtype=float)).dropna()
-    return known.empty or float(known.mean()) >= FITS
+    fits = known.empty or float(known.mean()) >= FITS
+    return fits or "random-labels" not in question.roles
 
 
 def _row(question: Question, d: Difference) -> dict[str, Any]:
