@@ -4,6 +4,7 @@ the tables.
 
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -399,6 +400,8 @@ def measured_elsewhere(rows: Rows) -> Rows:
     blocks = {f"Block1 {name}": 1.0 for name in transformer.MEASURES}
     blocks |= {f"teacher {name}": 2.0 for name in blocks}
     networks = rows.networks.assign(**blocks, **{TEACHER: 0.5})
+    for number, name in product(range(3), ("n_fg", "n_bg", "lambda", "accuracy")):
+        networks[f"epoch {number} {name}"] = number + networks["seed"] / 10
     return Rows(networks, samples, places)
 
 
@@ -714,6 +717,14 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
         assert each["vi_taught"] == pytest.approx(own.loc["convolution", "n_bg"], nan_ok=True)
         assert each["vi_before"] == pytest.approx(100 * own.loc["baseline", "accuracy"])
         assert set(each["transformers"]["network"]) == {*own.index}
+
+
+def test_curves_are_means_over_the_seeds():
+    figure = shown.by_epoch(planted({}).networks)
+    points, _, accuracy = figure.axes
+    assert len(points.lines) == len(TRANSFORMER_EVIDENCE.roles)
+    for line, percent in ((points.lines[2], 1), (accuracy.lines[2], 100)):
+        np.testing.assert_allclose(line.get_ydata(), percent * (np.arange(3) + 0.2))
 
 
 def test_every_network_has_its_name_above_a_picture():

@@ -18,6 +18,7 @@ from kpnb_book.figures.views import View, sharing
 from kpnb_book.networks.images import LAYERS
 from kpnb_book.numbers import interval, value
 from kpnb_book.studies import kinds, losses, transfer
+from kpnb_book.studies.curves import curves
 from kpnb_book.studies.evidence import TEACHER
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.stored import Stored
@@ -128,6 +129,28 @@ def _along(axis: Axes, rows: pd.DataFrame, name: str, layers: list[str], aside: 
     for part, joined in ((rows[~alone], True), (rows[alone], False)):
         places = [layers.index(layer) + aside for layer in part["layer"]]
         axis.plot(places, part[name], **look | ({} if joined else {"lw": 0, "ls": "none"}))
+
+
+@styled
+def by_epoch(networks: pd.DataFrame) -> Figure:
+    """Knowledge points and held-out accuracy after every epoch, means over the seeds; controls are
+    dashed. What learns a feature has no accuracy before its head.
+
+    networks   of the tables, with the columns of ``studies.curves``
+    """
+    means = curves(networks).groupby(["network", "epoch"])[["n_fg", "n_bg", "accuracy"]].mean()
+    known = [name for name in TRANSFORMER_EVIDENCE.roles if name in means.index]
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.6))
+    labels = {"n_fg": SYMBOL["n_fg"], "n_bg": SYMBOL["n_bg"], "accuracy": "held-out accuracy, %"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for network in known:
+            values = means.loc[network, name] * (100 if name == "accuracy" else 1)
+            axis.plot(values.index, values, **LOOK[network])
+        axis.set(xlabel="epoch", ylabel=label)
+    lines = [plt.Line2D([], [], **LOOK[name]) for name in known]
+    names = [known_as(name) for name in known]
+    figure.legend(lines, names, loc="outside lower center", ncols=2, fontsize=8)
+    return figure
 
 
 def explore(study: ImageStudy, stored: Stored, chosen: Tensor) -> View | None:
