@@ -22,7 +22,7 @@ from kpnb_book.studies.board import stored
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import collect, plan, seed_rows
 from kpnb_book.studies.curves import CURVES
-from kpnb_book.studies.evidence import CONSTANT, TEACHER, Evidence
+from kpnb_book.studies.evidence import CONSTANT, FITTED, TEACHER, Evidence
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import (
     AT_LAYERS,
@@ -159,7 +159,16 @@ def test_a_loss_of_ones_own_is_a_function_and_a_line(study, monkeypatch):
 
 def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
     curves = [f"epoch {k} {name}" for name in CURVES for k in range(study.settings.epochs + 1)]
-    assert set(rows.networks) == {*KEY, *NETWORK, *TRAINED, *LEARNED, *curves, TEACHER, CONSTANT}
+    assert set(rows.networks) == {
+        *KEY,
+        *NETWORK,
+        *TRAINED,
+        *LEARNED,
+        *curves,
+        TEACHER,
+        FITTED,
+        CONSTANT,
+    }
     taught = rows.networks.set_index("network")[TEACHER].dropna()
     assert taught.to_dict() == dict.fromkeys(ROLES[1:5], study.teacher().accuracy)
     assert list(rows.samples) == [*KEY, "sample", *SAMPLE, *OVERLAP, *EVERYWHERE]
@@ -181,7 +190,7 @@ def test_rows_have_the_columns_of_all_studies_and_more(rows, study):
 def test_other_studies_have_no_more_columns(study, tmp_path):
     usual = Evidence("usual", ImageStudy, {}, controls=())
     found = seed_rows(usual, study, 0)
-    assert list(found.networks) == [*KEY, *NETWORK, TEACHER, CONSTANT]
+    assert list(found.networks) == [*KEY, *NETWORK, TEACHER, FITTED, CONSTANT]
     assert list(found.samples) == [*KEY, "sample", *SAMPLE]
     assert not {"points", "taught"} & {*found.places}
 
