@@ -255,7 +255,7 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
         ours, theirs = (
             means(frames[name], kind)["n_bg"] for kind in ("transformer", "convolution")
         )
-        word = SAID.get(d.verdict, "more or fewer, which is not decided")
+        word = SAID.get(d.verdict, "which has more is not decided")
         word += ", surely by little" * (d.small and d.verdict in ("shows", "opposite"))
         ends = interval(d.low, d.high, 1, True)
         parts.append(
