@@ -659,7 +659,7 @@ def test_students_of_the_same_convolutional_teacher_are_compared(tmp_path):
     deeper = deeper.assign(**dict.fromkeys(block, 3.0))
     assert [*kinds.layer_means(deeper)["layer"].unique()] == ["Block1", "Block12"]
     table = shown.layers_table(means).set_index("network")
-    assert table.loc["the transformer's teacher", "Block1"] == "2 / 2"
+    assert table.loc["the transformer's teacher", "Block1"] == "2.0 / 2.0"
 
 
 # ---- the page

@@ -257,7 +257,7 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
         )
         word = SAID.get(d.verdict, "which has more is not decided")
         word += ", surely by little" * (d.small and d.verdict in ("shows", "opposite"))
-        ends = interval(d.low, d.high, 1, True)
+        ends = interval(d.low, d.high, 2, True)
         parts.append(
             f"{name} {value(ours, 3)} against {value(theirs, 3)}, {word} "
             f"({value(d.value, 1, sign=True)}, 95 % interval {ends})"
@@ -376,7 +376,7 @@ def layers_table(means: pd.DataFrame) -> pd.DataFrame:
     """``kinds.layer_means`` for the page: points on the object and on the background at each layer,
     a row for each network.
     """
-    both = [f"{value(on, 3)} / {value(off, 3)}" for on, off in means[["n_fg", "n_bg"]].to_numpy()]
+    both = [f"{on:.1f} / {off:.1f}" for on, off in means[["n_fg", "n_bg"]].to_numpy()]
     wide = means.assign(both=both).pivot(index="network", columns="layer", values="both")
     wide = wide.loc[list(dict.fromkeys(means["network"])), list(dict.fromkeys(means["layer"]))]
     return wide.rename(index=known_as).rename_axis(columns=None).reset_index()
