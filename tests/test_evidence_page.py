@@ -315,9 +315,8 @@ def test_a_control_without_points_is_named(stored):
     table = sentences.words(asked, found, ["images"])
     assert (table["against untrained's"] == "no points").all()
     said = front.on_one(asked, found, "images")
-    nothing = "never trained**: over all layers of `images`, 0 of 6 comparisons show (6 cannot be "
-    assert f"{nothing}compared, " in said
-    assert "wait" not in said
+    assert "**Against that student**: no points." in said
+    assert "seed" not in said
     assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
 
 
@@ -369,7 +368,8 @@ def test_a_study_whose_student_has_no_points_is_named_and_not_judged(stored):
     assert "images" in board.estimated(stored)
     assert "images" not in board.estimated(found)  # nor does the figure judge it
     assert front.opening(asked, found)["points"] == DASH
-    assert "on the embedded data, 0 of 24 comparisons show" in front.findings(asked, found)
+    counted = front.counts(asked, found).set_index("data")
+    assert counted.loc["images", "as the paper asks"] == "no points"
 
 
 def test_paths_of_which_one_outruns_the_other_are_not_compared_at_equal_length(stored):
@@ -525,35 +525,31 @@ def test_24_cells_whatever_there_is(stored):
     assert (table.loc[place, "beyond place"] != "").all()
 
 
-def test_sentences_count_the_24_cells(asked, stored):
+def test_counts_are_those_of_the_verdicts(asked, stored):
     """Images and questions are there, sentiment in part, clouds not at all."""
-    embedded = {"on all": list(board.standing().values())}
-    first, place, untaught, share = front.sentences(asked, stored, embedded).values()
-    rows = asked[asked["study"].isin(["images", "questions"])].set_index(["question", "metric"])
-    counts = Counter(rows.loc["paper", "verdict"])
-    assert counts["shows"] > 1 < counts["undecided"]
-    assert re.search(rf"baseline: on all, {counts['shows']} of 24 comparisons show\b", first)
-    assert f"{counts['undecided']} undecided, 12 wait for seeds)" in first
-    left = Counter(rows.loc["beyond place", "verdict"])
-    assert left["shows"] > 1
-    assert re.search(rf"share\): on all, {left['shows']} of 8 comparisons show\b", place)
-    assert "4 wait for seeds)" in place
-    images = rows.loc["beyond a smooth target", "verdict"]
-    shows = (images == "shows").sum()
-    assert re.match(rf": on all, {shows} of 24 comparisons shows?\b", untaught)
-    assert "18 wait for seeds)" in untaught
-    itself = (rows.loc["smooth target", "verdict"] == "shows").sum()
-    assert untaught.endswith(f"those students themselves show in {itself} of 6.")
-    assert re.search(r"distances\): on all, \d of 8 comparisons shows?\b", share)
-    page = front.findings(asked, stored)
-    assert page.count("<li>") == len(front.ASKED) - 1  # one is asked of photographs alone
-    assert f"on the embedded data, {counts['shows']} of 24 comparisons show" in page
-    assert "<li>" not in front.findings(pd.DataFrame(), {})
+    table = front.counts(asked, stored).set_index("data")
+    for question, said in front.ASKED.items():
+        for kind, name in board.standing().items():
+            here = asked[(asked["study"] == name) & (asked["question"] == question)]
+            here = here[here["metric"].isin(sentences.PLACED.get(question, NAMES))]
+            cell = table.loc[kind, said]
+            counts = Counter(here["verdict"])
+            if len(here):
+                assert re.match(rf"{counts['shows']} of {len(here)} shows?\b", cell)
+                for word in ("opposite", "negligible", "undecided"):
+                    assert (f"{counts[word]} {word}" in cell) == (counts[word] > 0)
+    assert (table.loc["sentiment", ["as the paper asks", "beyond place"]] == "4 of 20 seeds").all()
+    assert table.loc["clouds", "as the paper asks"] == "no seed yet"
+    assert table.loc["questions", "against that student"] == "0 of 20 seeds"
+    assert table.loc["images", "by share of path"].split()[2] == "2"  # D_mean and D_var
+    labels = table[front.ASKED["beyond labels in random order"]]
+    assert labels[[*board.standing()]].isna().all()  # asked of the paper's own data alone
+    assert table.index.tolist() == [*board.PAPERS_OWN, *board.standing()]
 
 
 def test_nothing_is_counted_before_anything_is_judged():
-    said = front.sentences(pd.DataFrame(), {}, {"on all": ["images"]}).values()
-    assert all(each.endswith(": on all, none is judged yet.") for each in said)
+    table = front.counts(pd.DataFrame(), {}).drop(columns="data")
+    assert {*table.stack().dropna()} == {"no seed yet"}
 
 
 def test_what_is_there_may_be_small(stored):
@@ -561,16 +557,20 @@ def test_what_is_there_may_be_small(stored):
     rows = [{"study": "images", "question": "paper", "metric": "n_fg", "value": 2.0}]
     rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
-    one = {"on images": ["images"]}
-    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first.endswith(": on images, 1 of 6 comparisons shows, too little to matter.")
+
+    def counted():
+        table = front.counts(pd.DataFrame(rows), {}).set_index("data")
+        return table.loc["images", "as the paper asks"]
+
+    assert counted() == "1 of 1 shows (1 small)"
     rows += [rows[0] | {"metric": "n_bg", "small": False}, rows[0] | {"metric": "rho"}]
-    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first.endswith(": on images, 3 of 6 comparisons show, 2 of them too little to matter.")
+    assert counted() == "3 of 3 show (2 small)"
+    rows += [rows[0] | {"metric": "d_var", "verdict": "opposite"}]
+    rows += [rows[0] | {"metric": "d_mean", "verdict": "opposite", "small": False}]
+    assert counted() == "3 of 5 show (2 small); 2 opposite (1 small)"
     rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
-    first, *_ = front.sentences(pd.DataFrame(rows), {}, one).values()
-    assert first.endswith(": on images, 0 of 6 comparisons show (1 negligible).")
+    assert counted() == "0 of 1 show; 1 negligible"
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
@@ -602,7 +602,6 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     words = front.hypotheses(asked, stored)
     assert words["data"].tolist() == [*board.PAPERS_OWN, *board.standing()]
     assert (words.set_index("data").loc["Tiny-ImageNet with VGG-11"] == "no seed yet").all()
-    assert "Tiny-ImageNet" not in front.findings(asked, stored)
     write(tmp_path / "tiny-imagenet-vgg11", "ImageStudy", {"student": {"n_fg": 6.0}}, seeds=20)
     found = stored | board.stored(tmp_path)
     asked = board.board(found)
@@ -611,18 +610,18 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     assert opening["verdict"].startswith("as the hypothesis wants")
     assert {*front.WANTED} == {*VERDICT}
     assert float(opening["points"]) == pytest.approx(6, abs=1)
-    page = front.findings(asked, found)
-    assert re.search(r"on Tiny-ImageNet with VGG-11, [1-6] of 6 comparisons shows?", page)
-    assert "SST-2" not in page
+    table = front.counts(asked, found).set_index("data")["as the paper asks"]
+    assert re.match("[1-6] of 6 show", table["Tiny-ImageNet with VGG-11"])
+    assert table["SST-2"] == "no seed yet"
 
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = sum(rows["paper"] == "shows")
-    assert f"asks**, student against baseline: over all layers of `images`, {shows} of 6 " in said
+    assert f"**As the paper asks**: {shows} of 6 show" in said
     left = sum(rows["beyond place"] == "shows")
-    assert f"their share): over all layers of `images`, {left} of 2 comparisons show" in said
+    assert f"**Beyond place**: {left} of 2 show" in said
     assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 

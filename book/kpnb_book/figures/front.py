@@ -4,19 +4,25 @@ three hypotheses in a word each, and a sentence for each question.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 
 import pandas as pd
 
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
-from kpnb_book.figures.sentences import PLACED, TARGETS, absent, answered, is_asked, is_unfit
+from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked
 from kpnb_book.figures.stored_tables import number, seeds
 from kpnb_book.numbers import DASH, interval, value
-from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
+from kpnb_book.studies.board import PAPERS_OWN, Stored, standing
 from kpnb_book.studies.verdicts import SPEED
 
 BY_SHARE = "H2 by share"
+HEADINGS = {
+    "H1": "more (H1)",
+    "H2": "sooner, and together (H2)",
+    BY_SHARE: "sooner, by share of the path",
+    "H3": "fewer detours (H3)",
+}
+"""What the front page calls the columns of ``hypotheses``."""
 CAPTION = """<p><em>Student minus baseline. Upper dots are the paper's pairs, lower dots our seeds,
 the bar is the 95 % interval of their mean. Within the grey band a difference is too small to
 matter, and the arrow points where the hypothesis wants the student to be. <strong>Small</strong>:
@@ -64,15 +70,15 @@ def _control(board: pd.DataFrame, study: str) -> str:
     student against it, and what follows.
     """
     who = "The student of a teacher that was never trained, which has nothing to hand on,"
-    itself, every = _showing(board, [study], "smooth target")
+    itself, every = _showing(board, study, "smooth target")
     if not every:
         return f"{who} is still to be compared with the same baseline."
     said = f"{who} differs from the same baseline as the hypotheses want in {itself} of {every} "
-    left, every = _showing(board, [study], "beyond a smooth target")
+    left, every = _showing(board, study, "beyond a smooth target")
     if not every:
         return f"{said}metrics."
     opposite, open_ = (
-        _showing(board, [study], "beyond a smooth target", words)[0]
+        _showing(board, study, "beyond a smooth target", words)[0]
         for words in (["opposite"], ["undecided", "open"])
     )
     said += f"metrics; from that student the real one does so in {left} of {every}"
@@ -84,15 +90,15 @@ def _control(board: pd.DataFrame, study: str) -> str:
 
 
 def _showing(
-    board: pd.DataFrame, studies: Sequence[str], question: str, words: Sequence[str] = ("shows",)
+    board: pd.DataFrame, study: str, question: str, words: Sequence[str] = ("shows",)
 ) -> tuple[int, int]:
-    """How many comparisons of a question have one of these verdicts, in these studies, and how many
-    are answered.
+    """How many metrics of a study have one of these verdicts in a question, and how many are
+    answered.
     """
     rows = answered(board, question)
     if not len(rows):
         return 0, 0
-    rows = rows[rows.index.get_level_values("study").isin(studies)]
+    rows = rows[rows.index.get_level_values("study") == study]
     return int(rows["verdict"].isin(words).sum()), len(rows)
 
 
@@ -118,27 +124,40 @@ def hypotheses(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame
     return pd.DataFrame(rows)[["data", "H1", "H2", BY_SHARE, "H3"]]
 
 
-def findings(board: pd.DataFrame, found: Mapping[str, Stored]) -> str:
-    """``sentences`` on the paper's own data and on the embedded data, and ``progress``, in HTML.
-    While no study has all of its seeds, ``progress`` alone: there is nothing yet to count.
+ASKED = {
+    "paper": "as the paper asks",
+    "smooth target": "untrained teacher's student",
+    "beyond a smooth target": "against that student",
+    "beyond labels in random order": "against random labels' student",
+    "beyond place": "beyond place",
+    "share of the path": "by share of path",
+}
+"""Questions whose answers are counted, and what a page calls them."""
+
+
+def counts(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:
+    """Of how many metrics each question of ``ASKED`` shows what the hypotheses want: a row for each
+    study of ``hypotheses``, columns data and the questions; None where it is not asked.
     """
-    if not any(each.finished() for each in found.values()):
-        return "<p>No study is judged before all of its seeds are there.</p>" + progress(found)
-    judged = answered(board, "paper").index.unique("study")
-    own = {name: study for name, study in PAPERS_OWN.items() if study in judged}
-    data = {f"on {name}": [study] for name, study in own.items()}
-    data["on the embedded data"] = list(standing().values())
-    said = sentences(board, found, data)
-    lines = (f"<li><strong>{lead}</strong>{escape(rest)}</li>" for lead, rest in said.items())
-    return f"<ol>{''.join(lines)}</ol>{progress(found)}"
+    rows = [
+        {"data": data} | {said: _counted(board, found, study, each) for each, said in ASKED.items()}
+        for data, study in {**PAPERS_OWN, **standing()}.items()
+    ]
+    return pd.DataFrame(rows)
 
 
 def on_one(board: pd.DataFrame, found: Mapping[str, Stored], study: str) -> str:
-    """``sentences`` on one study in Markdown; "" before all of its seeds are there."""
+    """The ``counts`` of one study, over all of its layers, in Markdown; "" before all of its seeds
+    are there.
+    """
     if study not in found or not found[study].finished():
         return ""
-    said = sentences(board, found, {f"over all layers of `{study}`": [study]})
-    return " ".join(f"**{lead}**{rest}" for lead, rest in said.items())
+    counted = {said: _counted(board, found, study, each) for each, said in ASKED.items()}
+    parts = [
+        f"**{said[0].upper()}{said[1:]}**: {count}." for said, count in counted.items() if count
+    ]
+    whole = f"Metrics of `{study}` that show what the hypotheses want, over all layers."
+    return " ".join([whole, *parts])
 
 
 def progress(found: Mapping[str, Stored]) -> str:
@@ -154,86 +173,32 @@ def progress(found: Mapping[str, Stored]) -> str:
     return f"<p>Stored so far: {'; '.join(parts) or 'nothing'}.</p>"
 
 
-Data = Mapping[str, Sequence[str]]
-"""Studies by the words with which a sentence counts them together: "on the embedded data"."""
-ASKED = {
-    "paper": ("As the paper asks", ", student against baseline"),
-    "beyond place": (
-        "Beyond place",
-        ", when what a mere liking for the places of objects gives is subtracted (asked of the "
-        "points on the object and of their share)",
-    ),
-    "beyond a smooth target": ("Against the student of a teacher that was never trained", ""),
-    "beyond labels in random order": (
-        "Against the student of a teacher of labels in random order",
-        ", which knows its images and nothing of the classes",
-    ),
-    "share of the path": (
-        "By the share of a network's own path",
-        ", which tells sooner learning from a shorter path (asked of the two distances)",
-    ),
-}
-"""How the sentence on each question begins: what it is called, and what that is."""
-
-
-def sentences(board: pd.DataFrame, found: Mapping[str, Stored], data: Data) -> dict[str, str]:
-    """For each question of ``ASKED``, how many metrics show, and how many do not: the rest of each
-    sentence, by what the question is called.
-    """
-    said = {}
-    for question, (lead, what) in ASKED.items():
-        counted = [
-            _counted(board, found, question, name, studies) for name, studies in data.items()
-        ]
-        if listed := "; ".join(part for part in counted if part):
-            said[lead] = f"{what}: {listed}."
-    return said
-
-
 def _counted(
-    board: pd.DataFrame,
-    found: Mapping[str, Stored],
-    question: str,
-    name: str,
-    studies: Sequence[str],
-) -> str:
-    """ "on A, 9 of 24 comparisons show, 6 of them too little to matter (8 opposite, 4 wait)"."""
-    metrics = PLACED.get(question, NAMES)
-    studies = [study for study in studies if is_asked(found, study, question)]
-    if not studies:
-        return ""
-    rows = [] if board.empty else board[board["question"] == question].to_dict("records")
-    rows = [row for row in rows if row["study"] in studies and row["metric"] in metrics]
-    counts, whole = Counter(row["verdict"] for row in rows), len(studies) * len(metrics)
-    small = Counter(row["verdict"] for row in rows if row.get("small", False))
-    answering = {row["study"] for row in rows}
-    waits = sum(bool(waiting(found, study, question)) for study in {*studies} - answering)
-    unfit = sum(is_unfit(found, study, question) for study in {*studies} - answering)
-    silent = len({*studies} - answering) - waits - unfit
-    if waits == len(studies):
-        return f"{name}, none is judged yet"
+    board: pd.DataFrame, found: Mapping[str, Stored], study: str, question: str
+) -> str | None:
+    """ "2 of 6 show (1 small); 3 opposite, 1 undecided"; what ``sentences.absent`` says where there
+    is no answer, and None where the question is not asked.
+    """
+    if not is_asked(found, study, question):
+        return None
+    rows = answered(board, question)
+    if not len(rows) or study not in rows.index.unique("study"):
+        return absent(found, study, question)
+    rows = rows.loc[study]
+    rows = rows.loc[rows.index.intersection(PLACED.get(question, NAMES))]
+    verdicts = Counter(rows["verdict"])
+    small = Counter(rows["verdict"][rows["small"]])
+    shows = verdicts["shows"]
+    said = f"{shows} of {len(rows)} {number(shows, 'shows', 'show')}{_small(small['shows'])}"
+    undecided = verdicts["undecided"] + verdicts["open"]
     others = {
-        f"opposite{_of_these(small['opposite'], counts['opposite'])}": counts["opposite"],
-        "negligible": counts["negligible"],
-        "undecided": counts["undecided"] + counts["open"],
-        number(waits * len(metrics), "waits for seeds", "wait for seeds"): waits * len(metrics),
-        "cannot be compared, for want of points": silent * len(metrics),
-        "not asked, as that teacher has not learned its labels": unfit * len(metrics),
+        f"opposite{_small(small['opposite'])}": verdicts["opposite"],
+        "negligible": verdicts["negligible"],
+        "undecided": undecided,
     }
-    listed = ", ".join(f"{count} {said}" for said, count in others.items() if count)
-    shows = counts["shows"]
-    said = f"{name}, {shows} of {whole} comparisons {number(shows, 'shows', 'show')}"
-    said += _of_these(small["shows"], shows)
-    said += f" ({listed})" if listed else ""
-    of_control = {beyond: itself for itself, beyond in TARGETS.values()}.get(question, "")
-    itself, every = _showing(board, studies, of_control)
-    if every:
-        one = number(len(studies), "that student itself shows", "those students themselves show")
-        said += f", while against the baseline {one} in {itself} of {every}"
-    return said
+    listed = ", ".join(f"{count} {word}" for word, count in others.items() if count)
+    return f"{said}; {listed}" if listed else said
 
 
-def _of_these(small: int, count: int) -> str:
-    """How many of some differences are surely too small to matter."""
-    of_them = "" if small == count else f"{small} of them "
-    return f", {of_them}too little to matter" if small else ""
+def _small(count: int) -> str:
+    return f" ({count} small)" if count else ""
