@@ -97,6 +97,7 @@ def test_clean_does_not_go_on_when_nobody_can_answer(store, monkeypatch, capsys)
 def test_clean_wants_to_know_what(store, capsys):
     add(store, "teacher", 1)
     assert main(["clean"]) == 2
+    assert main(["clean", "--older-than", "-1", "--yes"]) == 2
     assert main(["clean", "teahcer"]) == 2
     assert "did you mean 'teacher'" in capsys.readouterr().err
     assert len(folders(store.root)) == 1

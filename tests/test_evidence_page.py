@@ -194,9 +194,7 @@ def test_there_is_no_verdict_before_all_stated_seeds(asked, stored):
     assert list(board.finished(stored)) == ["images", "dgcnn", "questions", "another"]
     assert {*asked["study"]} == {"images", "dgcnn", "questions", "another"}
     said = stored_tables.which(stored, ())
-    assert (
-        "**sentiment** (sentiment): 4 of 20 seeds, 12 samples, Conv, FC1; the verdict wait" in said
-    )
+    assert "**sentiment** (sentiment): 4 of 20 seeds, 12 samples, Conv, FC1; no verdict\n" in said
     assert "**pointconv** (clouds): 1 of 10 seeds" in said
 
 
@@ -214,7 +212,7 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     of_control = (networks["network"] == "untrained") & (networks["seed"] > 17)
     one = board.Stored(
         "images",
-        networks,
+        networks[~of_control],
         samples[~lacking],
         networks.iloc[:0],
         tuple(range(20)),
@@ -225,9 +223,11 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     assert not {"smooth target", "beyond a smooth target"} & {*asked["question"]}
     table = sentences.scoreboard(asked, {"images": one})
     assert (table["against untrained's"][:6] == "18 of 20 seeds").all()
-    means = board.seed_means(replace(one, networks=networks[~of_control]), ("student", "untrained"))
+    means = board.seed_means(one, ("student", "untrained"))
     assert {*means["network"]} == {"student"}
-    assert "18 of 20 seeds for *beyond a smooth target*" in stored_tables.which({"images": one}, ())
+    said = stored_tables.which({"images": one}, ())
+    assert "no verdict on *smooth target* (18 of 20 seeds), " in said
+    assert "*beyond a smooth target* (18 of 20 seeds)" in said
 
 
 def test_stale_tables_are_told_wherever_they_are_quoted(tmp_path):
@@ -535,13 +535,13 @@ def test_counts_are_those_of_the_verdicts(asked, stored):
             cell = table.loc[kind, said]
             counts = Counter(here["verdict"])
             if len(here):
-                assert re.match(rf"{counts['shows']} of {len(here)} shows?\b", cell)
+                assert re.match(rf"{counts['shows']} of {len(here)}\b", cell)
                 for word in ("opposite", "negligible", "undecided"):
-                    assert (f"{counts[word]} {word}" in cell) == (counts[word] > 0)
+                    assert (f"{counts[word]}\xa0{word}" in cell) == (counts[word] > 0)
     assert (table.loc["sentiment", ["as the paper asks", "beyond place"]] == "4 of 20 seeds").all()
     assert table.loc["clouds", "as the paper asks"] == "no seed yet"
     assert table.loc["questions", "against that student"] == "0 of 20 seeds"
-    assert table.loc["images", "by share of path"].split()[2] == "2"  # D_mean and D_var
+    assert re.match("[0-2] of 2", table.loc["images", "by share of path"])  # D_mean and D_var
     labels = table[front.ASKED["beyond labels in random order"]]
     assert labels[[*board.standing()]].isna().all()  # asked of the paper's own data alone
     assert table.index.tolist() == [*board.PAPERS_OWN, *board.standing()]
@@ -560,17 +560,17 @@ def test_what_is_there_may_be_small(stored):
 
     def counted():
         table = front.counts(pd.DataFrame(rows), {}).set_index("data")
-        return table.loc["images", "as the paper asks"]
+        return table.loc["images", "as the paper asks"].replace("\xa0", " ")
 
-    assert counted() == "1 of 1 shows (1 small)"
+    assert counted() == "1 of 1 (1 small)"
     rows += [rows[0] | {"metric": "n_bg", "small": False}, rows[0] | {"metric": "rho"}]
-    assert counted() == "3 of 3 show (2 small)"
+    assert counted() == "3 of 3 (2 small)"
     rows += [rows[0] | {"metric": "d_var", "verdict": "opposite"}]
     rows += [rows[0] | {"metric": "d_mean", "verdict": "opposite", "small": False}]
-    assert counted() == "3 of 5 show (2 small); 2 opposite (1 small)"
+    assert counted() == "3 of 5 (2 small); 2 opposite (1 small)"
     rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
     assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
-    assert counted() == "0 of 1 show; 1 negligible"
+    assert counted() == "0 of 1; 1 negligible"
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
     assert axis.texts[1].get_text().endswith("opposite, small")
@@ -611,17 +611,45 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     assert {*front.WANTED} == {*VERDICT}
     assert float(opening["points"]) == pytest.approx(6, abs=1)
     table = front.counts(asked, found).set_index("data")["as the paper asks"]
-    assert re.match("[1-6] of 6 show", table["Tiny-ImageNet with VGG-11"])
+    assert re.match("[1-6] of 6", table["Tiny-ImageNet with VGG-11"])
     assert table["SST-2"] == "no seed yet"
+
+
+def test_what_is_small_is_called_so_wherever_its_verdict_stands(asked):
+    """Planted: every difference is surely too small to matter."""
+    for small, said in ((False, "**shows**"), (True, "**shows, small**")):
+        rows = asked.assign(verdict="shows", small=small)
+        assert said in sentences.place(rows)
+        assert said in sentences.outcome(rows.iloc[0])
+
+
+def test_a_study_that_waits_for_nothing_is_not_said_to_wait(stored):
+    """A student that diverged keeps its place, without samples; and a study of a single seed."""
+    images = stored["images"]
+    lost = (images.samples["network"] == "student") & (images.samples["seed"] == 3)
+    found = {"images": replace(images, samples=images.samples[~lost])}
+    assert found["images"].lacks() == "a training diverged"
+    assert "images** (images): a training diverged, 12 samples" in stored_tables.which(found, [])
+    assert "images a training diverged, no verdict" in front.progress(found)
+    counted = front.counts(board.board(found), found).set_index("data").loc["images"]
+    assert counted["as the paper asks"] == "a training diverged"
+    left_out = {name: frame[frame["seed"] != 3] for name, frame in vars(images).items() if name in (
+        "networks", "samples", "places")}  # fmt: skip
+    assert replace(images, **left_out).lacks() == "19 of 20 seeds"
+    one = {name: frame[frame["seed"] == 3] for name, frame in vars(images).items() if name in (
+        "networks", "samples", "places")}  # fmt: skip
+    alone = {"images": replace(images, **one, stated=(3,))}
+    assert alone["images"].lacks() == "a single seed"
+    assert "a single seed" in front.progress(alone)
 
 
 def test_of_one_study_is_said_what_shows_and_what_is_left(asked, stored):
     said = front.on_one(asked, stored, "images")
     rows = asked[asked["study"] == "images"].set_index(["question", "metric"])["verdict"]
     shows = sum(rows["paper"] == "shows")
-    assert f"**As the paper asks**: {shows} of 6 show" in said
+    assert f"**As the paper asks**: {shows} of 6" in said
     left = sum(rows["beyond place"] == "shows")
-    assert f"**Beyond place**: {left} of 2 show" in said
+    assert f"**Beyond place**: {left} of 2" in said
     assert front.on_one(asked, stored, "clouds") == front.on_one(pd.DataFrame(), {}, "images") == ""
 
 
@@ -629,9 +657,14 @@ def test_own_seeds_are_told_with_how_many_are_stored():
     before = by_seed(tables(seeds=7)[0])
     own = by_seed(tables({"student": {"n_fg": 90.0}}, seeds=1, first=100, seed=3)[0])
     both = Beside("images", before, own, 30, 20)
-    text = reliability.replicated({"": both}, ["n_fg"])
+    text = reliability.replicated({"": both}, ["n_fg", "rho"])
     assert text.startswith("1 seed of this build beside 7 of 20 seeds of the [stored evidence]")
     assert "all but $N^{fg}$ lie in the 95 % prediction interval" in text
+    far = by_seed(tables({"student": {"n_fg": 90.0, "n_bg": 90.0}}, seeds=1, first=100)[0])
+    said = reliability.replicated({"": Beside("images", before, far, 30, 20)}, ["n_fg", "n_bg"])
+    assert ": none of its metrics lies in the 95 % prediction interval." in said
+    alone = reliability.replicated({"": both}, ["n_fg"])
+    assert ": $N^{fg}$ does not lie in the 95 % prediction interval." in alone
     old = Beside("pointnet", pd.DataFrame(), pd.DataFrame(), 0, 20, ("method was 1, is 2",))
     text = reliability.replicated({"images": both, "clouds": old})
     assert text.startswith("images: 1 seed")

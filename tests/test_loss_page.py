@@ -157,9 +157,9 @@ def test_what_repeats_on_photographs_is_said(complete):
     networks = rows.networks.assign(accuracy=gained)
     other = as_read(replace(rows, samples=samples, networks=networks), SEEDS)
     more, gain = shown.on_both(complete, other)
-    assert more.endswith("; on drawings alone AT.")
-    assert "is clear on drawings and on photographs CRD in batch" in more
-    assert gain.endswith("; on photographs alone SP.")
+    assert more.endswith("; on drawings alone of those by AT.")
+    assert "is clear on drawings and on photographs of those by CRD in batch" in more
+    assert gain.endswith("; on photographs alone of those by SP.")
     said = shown.in_short(complete, other)
     assert said.count("<p>") == 3
     assert "On the paper's photographs (<code>tiny-20</code>), 5 seeds" in said
@@ -291,7 +291,7 @@ def test_the_headline_where_nothing_is_gained():
     none = as_read(replace(rows, samples=pointless), SEEDS)
     assert transfer.leading(none, "beyond") == []
     said = " ".join(shown.headline(none, transfer.ranking(none)))
-    assert said.startswith("No loss has points in every seed. Left out, for a seed without points:")
+    assert said.startswith("No loss has points in every seed. The baseline shares ")
 
 
 def test_the_first_is_compared_with_each_other_by_hand(complete):
@@ -459,6 +459,14 @@ def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, dive
     assert stored_tables.remarks({"losses": complete}) == ""
 
 
+def test_a_network_without_points_is_said_to_have_none(diverged):
+    said = shown.in_words(diverged)["FC1"][2]["at"]
+    assert said.startswith("It has no points that could be shared. Accuracy 8.3 %, the baseline's")
+    assert "at" in transfer.measured(diverged)  # of other seeds
+    kept = diverged.samples[diverged.samples["network"] != "at"]
+    assert "at" not in transfer.measured(replace(diverged, samples=kept))
+
+
 def test_a_diverged_student_is_shown_for_what_it_has(complete, diverged):
     order = transfer.ranking(diverged)
     assert "Left out, for a seed without points: AT." in " ".join(shown.headline(diverged, order))
@@ -603,10 +611,10 @@ def test_the_page_in_every_state_of_the_tables(study, tmp_path, monkeypatch):
     text = on_tables(study, tmp_path / "none")
     assert "There is no stored evidence of losses on `emoji` yet." in text
     assert "(data set `folder`, one seed, epochs: 2) decide\n> nothing" in text
-    assert "students of 2 losses" in text
+    assert "Too few students have points to ask whether accuracy goes with them." in text
 
     text = on_tables(study, write(tmp_path / "some", simulated(("at", "rkd"), seeds=2)))
-    assert "Stored evidence has 2 of 5 seeds of every loss that it knows (AT, RKD)" in text
+    assert "Stored evidence waits for seeds of baseline, feature, KD, hints, AT, DKD," in text
     assert "nothing of it is shown before all are there" in text
     assert not re.search("shares most|are more accurate", text)
     assert "They are judged against the baseline once all seeds are there." in text
@@ -647,7 +655,7 @@ def test_a_run_of_ones_own_is_on_the_page_whatever_is_stored(study, tmp_path, mo
         text = on_tables(study, folder, losses)
         glued.append({**report.GLUED})
         assert text.count("untrained PKT") >= 2  # in both tables of this run
-        assert "over 1 students of 1 losses" in text
+        assert "Too few students have points to ask whether accuracy goes with them." in text
     own = transfer.own(study, 101, losses)
     for each in glued:
         assert each["lo_set"] == "folder"

@@ -46,6 +46,8 @@ def test_value_by_hand(number, text):
         (NAN, 1.5, False, "– to 1.50"),
         (0.0, 0.0, False, "0 to 0"),
         (-99.96, 1, False, "-100 to 1"),
+        (-1.3142, -1.3128, False, "-1.314 to -1.313"),  # not alike
+        (1.0, 1.0 + 1e-12, False, "1.000000 to 1.000000"),
     ],
 )
 def test_interval_by_hand(low, high, sign, text):

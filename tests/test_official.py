@@ -139,8 +139,8 @@ def test_a_page_says_what_is_too_small_to_matter():
 
 def test_nothing_is_judged_before_all_seeds_are_there(stored):
     said = shown.state(stored, TINY_IMAGENET.studies)
-    assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in said
-    assert "`tiny-imagenet-alexnet` has 0 of 5 seeds" in said
+    assert "`tiny-imagenet-vgg16` (2 of 5 seeds)" in said
+    assert "`tiny-imagenet-alexnet` (no seed)" in said
     assert "vgg11" not in said
     asked = board.board(stored)
     assert set(asked["study"]) == {"tiny-imagenet-vgg11"}
@@ -149,10 +149,9 @@ def test_nothing_is_judged_before_all_seeds_are_there(stored):
     assert TINY_IMAGENET.estimated(fewer) == {}
     assert official.by_rule(stored["tiny-imagenet-vgg16"]).empty
     assert shown.intervals_table(pd.DataFrame()).empty
-    assert shown.controls_table(pd.DataFrame(), "sst2").empty
-    assert shown.controls_table(asked, "sst2").empty
-    alone = asked[asked["question"] == "paper"]
-    assert shown.controls_table(alone, "tiny-imagenet-vgg11").empty
+    for board_, found in ((pd.DataFrame(), {}), (asked, stored)):
+        waits = shown.controls_table(board_, found, "sst2").drop(columns="metric")
+        assert {*waits.stack()} == {"no seed yet"}
 
 
 def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
@@ -168,7 +167,7 @@ def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
     assert some.complete == each.complete - {"untrained"}
     one = {"tiny-imagenet-vgg11": replace(some, roles=each.complete)}
     said = shown.state(one, one)
-    assert "controls wait for theirs (1 of `tiny-imagenet-vgg11`)" in said
+    assert "Controls wait for their seeds (1 of `tiny-imagenet-vgg11`)" in said
     whole = {"tiny-imagenet-vgg11": replace(each, roles=each.complete)}
     assert shown.state(whole, whole) == "Stored evidence is complete."
     assert {*board.learned(each).index} - {*board.learned(some).index} == {"untrained"}
@@ -179,7 +178,7 @@ def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
 
 def test_controls_stand_beside_the_verdict(stored):
     asked = board.board(stored)
-    table = shown.controls_table(asked, "tiny-imagenet-vgg11").set_index("metric")
+    table = shown.controls_table(asked, stored, "tiny-imagenet-vgg11").set_index("metric")
     known = [title for question, title in shown.CONTROLS.items() if "encoder" not in question]
     assert [*table] == ["student - baseline", *known]
     row = table.iloc[NAMES.index("d_mean")]
@@ -276,11 +275,11 @@ def study(tmp_path_factory) -> ImageStudy:
 def test_the_page_on_photographs_with_and_without_tables(study, folder, tmp_path, monkeypatch):
     page, own = PAGES / "13_tiny_imagenet.ipynb", {"study": study, "first": "FC1", "seed": 101}
     text = executed(page, {"results": str(tmp_path), "profile": "smoke"}, **own)
-    assert "`tiny-imagenet-vgg11` has 0 of 20 seeds" in text
+    assert "does not judge `tiny-imagenet-alexnet` (no seed), `tiny-imagenet-vgg11` (no" in text
     assert "Not judged before all seeds are there." in text
     assert "There is no evidence with accuracies by epoch yet." in text
     text = executed(page, {"results": str(folder), "profile": "smoke"}, **own)
-    assert "`tiny-imagenet-vgg16` has 2 of 5 seeds" in text
+    assert "`tiny-imagenet-vgg16` (2 of 5 seeds)" in text
     assert f"of 120 {ONE_EACH}" in text  # none of the two seeds
     assert "untrained teacher - baseline" in text
     assert "- **tiny-imagenet-vgg11**, student of an untrained teacher\n  - Student against" in text
@@ -314,7 +313,7 @@ def test_the_page_on_sentences_with_and_without_tables(folder, tmp_path):
     study = TextStudy("smoke", store=Store(tmp_path / "store"), **sst2, **SHORT)
     page = PAGES / "33_sst2.ipynb"
     text = executed(page, {"results": str(folder), "profile": "smoke"}, study=study)
-    assert "`sst2` has 3 of 20 seeds" in text
+    assert "`sst2` (3 of 20 seeds)" in text
     assert ONE_EACH not in text
     samples_of = {"student": {}, "untrained": {}, "pretrained": {}, "random-labels": {}}
     planted(tmp_path / "all", "sst2", samples_of | {"equal-rate": {}}, 20, ("feature",))

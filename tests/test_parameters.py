@@ -97,7 +97,7 @@ def test_a_text_on_the_command_line_is_that_text():
     }
     for text, value in given.items():
         assert read_assignments([f"x={text}"]) == {"x": value}
-    for bad in ("epochs", "=3", "a b=1", "x=[1", "x={1: ["):
+    for bad in ("epochs", "=3", "a b=1", "x=[1", "x={1: [", "x={[1]: 2}"):
         with pytest.raises(UsageError, match="-p "):
             read_assignments([bad])
 

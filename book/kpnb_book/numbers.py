@@ -18,8 +18,10 @@ def value(number: float, digits: int = 3, sign: bool = False) -> str:
 
 
 def interval(low: float, high: float, digits: int = 3, sign: bool = False) -> str:
-    """``low to high``, where the end further from zero has ``digits`` significant ones."""
-    places = decimals([low, high], digits)
+    """``low to high``, where the end further from zero has ``digits`` significant ones, and more
+    where both would be written alike.
+    """
+    places = max(decimals([low, high], digits), min(decimals([high - low], 1), SMALLEST))
     ends = [written(end, places, sign) for end in (low, high)]
     return DASH if ends == [DASH, DASH] else " to ".join(ends)
 

@@ -10,7 +10,6 @@ import pandas as pd
 from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
 from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked
-from kpnb_book.figures.stored_tables import number, seeds
 from kpnb_book.numbers import DASH, interval, value
 from kpnb_book.studies.board import PAPERS_OWN, Stored, standing
 from kpnb_book.studies.verdicts import SPEED
@@ -165,8 +164,7 @@ def progress(found: Mapping[str, Stored]) -> str:
     page.
     """
     parts = [
-        f"{name} {seeds(each.seeds(), len(each.stated))}"
-        f"{'' if each.finished() else ', the verdict waits for all'}"
+        f"{name} {f'{lacks}, no verdict' if (lacks := each.lacks()) else f'{each.seeds()} seeds'}"
         f"{' (<strong>stale</strong>)' if each.outdated else ''}"
         for name, each in found.items()
     ]
@@ -176,8 +174,8 @@ def progress(found: Mapping[str, Stored]) -> str:
 def _counted(
     board: pd.DataFrame, found: Mapping[str, Stored], study: str, question: str
 ) -> str | None:
-    """ "2 of 6 show (1 small); 3 opposite, 1 undecided"; what ``sentences.absent`` says where there
-    is no answer, and None where the question is not asked.
+    """ "2 of 6 (1 small); 3 opposite, 1 undecided"; what ``sentences.absent`` says where there is
+    no answer, and None where the question is not asked.
     """
     if not is_asked(found, study, question):
         return None
@@ -187,18 +185,20 @@ def _counted(
     rows = rows.loc[study]
     rows = rows.loc[rows.index.intersection(PLACED.get(question, NAMES))]
     verdicts = Counter(rows["verdict"])
-    small = Counter(rows["verdict"][rows["small"]])
-    shows = verdicts["shows"]
-    said = f"{shows} of {len(rows)} {number(shows, 'shows', 'show')}{_small(small['shows'])}"
-    undecided = verdicts["undecided"] + verdicts["open"]
-    others = {
-        f"opposite{_small(small['opposite'])}": verdicts["opposite"],
+    small = Counter(rows["verdict"][rows["small"] & rows["verdict"].isin(["shows", "opposite"])])
+    counts = {
+        "opposite": verdicts["opposite"],
         "negligible": verdicts["negligible"],
-        "undecided": undecided,
+        "undecided": verdicts["undecided"] + verdicts["open"],
     }
-    listed = ", ".join(f"{count} {word}" for word, count in others.items() if count)
+    said = f"{verdicts['shows']} of {len(rows)}{_small(small['shows'])}"
+    listed = ", ".join(
+        f"{count}\N{NO-BREAK SPACE}{word}{_small(small[word])}"
+        for word, count in counts.items()
+        if count
+    )
     return f"{said}; {listed}" if listed else said
 
 
 def _small(count: int) -> str:
-    return f" ({count} small)" if count else ""
+    return f" ({count}\N{NO-BREAK SPACE}small)" if count else ""

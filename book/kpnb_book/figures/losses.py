@@ -70,10 +70,11 @@ def known_as(network: str) -> str:
 
 def _strip(axis: Axes, row: float, values: np.ndarray, ends: tuple[float, float]) -> None:
     """A dot for each seed, their mean, and its interval if there is one."""
-    axis.scatter(values, [row] * len(values), s=22, color=COLOUR["student"], alpha=0.5, lw=0)
-    axis.plot(
-        [np.nanmean(values)], [row], "o", color=COLOUR["student"], ms=7, mec="white", zorder=3
-    )
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return
+    axis.scatter(known, [row] * len(known), s=22, color=COLOUR["student"], alpha=0.5, lw=0)
+    axis.plot([known.mean()], [row], "o", color=COLOUR["student"], ms=7, mec="white", zorder=3)
     if np.isfinite(ends).all():
         axis.plot(ends, [row, row], color=COLOUR["student"], lw=3, alpha=0.7)
 
@@ -233,8 +234,8 @@ def in_words(taught: Stored) -> dict[str, dict[int, dict[str, str]]]:
     for (layer, seed), rows in table.set_index("network").groupby(["layer", "seed"]):
         base = 100 * rows.loc["baseline", "accuracy"]
         said = {
-            name: f"Over all pictures {value(row['iou_teacher'], 2)}, by place alone "
-            f"{value(row['iou_place'], 2)}. Accuracy {100 * row['accuracy']:.1f} %"
+            name: f"{over_all(row['iou_teacher'], row['iou_place'])} "
+            f"Accuracy {100 * row['accuracy']:.1f} %"
             + ("." if name == "baseline" else f", the baseline's {base:.1f} %.")
             for name, row in rows.iterrows()
         }
@@ -242,19 +243,26 @@ def in_words(taught: Stored) -> dict[str, dict[int, dict[str, str]]]:
     return found
 
 
+def over_all(shared: float, by_place: float) -> str:
+    """What a network shares with a teacher, in a sentence."""
+    if not np.isfinite(shared):
+        return "It has no points that could be shared."
+    return f"Over all pictures {value(shared, 2)}, by place alone {value(by_place, 2)}."
+
+
 def state(stored: Stored | None, evidence: LossesEvidence = LOSSES_EVIDENCE) -> str:
     """How far stored evidence is."""
+    dataset = evidence.settings.dataset
     if stored is None:
-        return f"There is no stored evidence of losses on `{evidence.settings.dataset}` yet."
-    known = taught_by(stored)
-    late = stored.networks.groupby("network")["seed"].nunique()[known].min()
-    stated = len(stored.stated)
+        return f"There is no stored evidence of losses on `{dataset}` yet."
+    wanted, stated = ("baseline", *evidence.losses), len(stored.stated)
     if transfer.finished(stored):
-        dataset = evidence.settings.dataset
-        return f"Stored evidence of {stated} seeds, and {len(known)} losses, on `{dataset}`."
+        return f"Stored evidence of {stated} seeds, and {len(wanted) - 1} losses, on `{dataset}`."
+    seeds = stored.networks.groupby("network")["seed"].nunique()
+    late = [name for name in wanted if seeds.get(name, 0) < stated]
     return (
-        f"Stored evidence has {late} of {stated} seeds of every loss that it knows "
-        f"({_named(known)}); nothing of it is shown before all are there."
+        f"Stored evidence waits for seeds of {_named(late)}; nothing of it is shown before all are "
+        "there."
     )
 
 
@@ -293,7 +301,7 @@ def _first_in_sharing(taught: Stored, order: pd.DataFrame) -> str:
     left_out = [*order.loc[order["with_points"] < order["seeds"], "loss"]]
     without = f" Left out, for a seed without points: {_named(left_out)}." if left_out else ""
     if not leading:
-        return f"No loss has points in every seed.{without}"
+        return "No loss has points in every seed."
     first, *others = leading
     row = order.set_index("loss").loc[first]
     return (
@@ -358,9 +366,9 @@ def on_both(taught: Stored, photographs: Stored) -> list[str]:
             for order in orders
         )
         parts = {
-            "on drawings and on photographs": drawings & others,
-            "on drawings alone": drawings - others,
-            "on photographs alone": others - drawings,
+            "on drawings and on photographs of those by": drawings & others,
+            "on drawings alone of those by": drawings - others,
+            "on photographs alone of those by": others - drawings,
         }
         listed = [f"{where} {_named(sorted(found))}" for where, found in parts.items() if found]
         answer = "; ".join(listed) or "of none on either set"
@@ -442,6 +450,8 @@ def claim(found: pd.DataFrame, finished: bool) -> str:
             said += f" ({between} between losses, p {value(row['p'], 2)}: *{row['verdict']}*)"
         parts.append(said)
     first = found.iloc[0]
+    if not found["rho"].notna().any():
+        return "Too few students have points to ask whether accuracy goes with them."
     over = f"{first['trainings']} students of {first['losses']} losses"
     return (
         f"Rank correlation of accuracy with each of {len(parts)} quantities, over {over}, at each "
@@ -512,8 +522,8 @@ def unanswered(taught: Stored, found: Mapping[str, Mapping[str, Difference]]) ->
     if not missing:
         return ""
     return (
-        f"No answer for {_named(missing)}: a seed is missing, or one of both networks has points "
-        "in too few images."
+        f"No answer for {_named(missing)}: a seed is missing or diverged, or one of both networks "
+        "has points in too few images."
     )
 
 

@@ -17,7 +17,8 @@ from kpnb_book.figures.plots import (
     square_panels,
     styled,
 )
-from kpnb_book.figures.report import HTML
+from kpnb_book.figures.report import HTML, decided_as
+from kpnb_book.figures.sentences import is_asked, words
 from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import contrasts, paper, transfer
 from kpnb_book.studies.evidence import STUDIES
@@ -41,23 +42,17 @@ def state(found: Mapping[str, Stored], names: Iterable[str]) -> str:
     """How far the evidence is, in a sentence for the top of a page."""
     parts, late = [], []
     for name in names:
-        stated = len(STUDIES[name].seeds)
-        seeds = found[name].seeds() if name in found else 0
-        if seeds < stated:
-            parts.append(f"`{name}` has {seeds} of {stated} seeds")
+        lacks = found[name].lacks() if name in found else "no seed"
+        if lacks:
+            parts.append(f"`{name}` ({lacks})")
         elif missing := found[name].roles - found[name].complete:
             late.append(f"{len(missing)} of `{name}`")
+    said = []
     if parts:
-        return (
-            f"Stored evidence is not complete: {', '.join(parts)}; nothing of these is judged "
-            "before."
-        )
+        said.append(f"Stored evidence does not judge {', '.join(parts)}.")
     if late:
-        return (
-            "Students and baselines have all of their seeds; controls wait for theirs "
-            f"({', '.join(late)}), and nothing of them is shown before."
-        )
-    return "Stored evidence is complete."
+        said.append(f"Controls wait for their seeds ({', '.join(late)}), and are not shown before.")
+    return " ".join(said) or "Stored evidence is complete."
 
 
 def counted(signs: pd.DataFrame, data: DataSet) -> str:
@@ -124,7 +119,7 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
             "difference": value(row["value"], 2, sign=True),
             "95 % interval": interval(row["low"], row["high"], 2, True),
             "p (Holm)": p_value(row["p"]),
-            "verdict": row["verdict"],
+            "verdict": decided_as(row["verdict"], row["small"]),
             "seeds": row["seeds"],
         }
         for row in by_layer.to_dict("records")
@@ -134,25 +129,13 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def controls_table(asked: pd.DataFrame, study: str) -> pd.DataFrame:
-    """Value and verdict of each metric for the questions of ``CONTROLS`` and the paper's; empty
-    while none of the former is answered.
+def controls_table(asked: pd.DataFrame, found: Mapping[str, Stored], study: str) -> pd.DataFrame:
+    """``sentences.words`` on the paper's question, and on those of ``CONTROLS`` that are asked of a
+    study.
     """
-    if asked.empty:
-        return pd.DataFrame()
-    known = asked[asked["study"] == study].set_index(["question", "metric"])
-    if not {*CONTROLS} & {*known.index.unique("question")}:
-        return pd.DataFrame()
-    headings = {"paper": "student - baseline", **CONTROLS}
-    answered = [question for question in headings if question in known.index.unique("question")]
-    rows = []
-    for metric in NAMES:
-        row = {"metric": HTML[metric]}
-        for question in answered:
-            cell = known.loc[(question, metric)]
-            row[headings[question]] = f"{value(cell['value'], 2, sign=True)} {cell['verdict']}"
-        rows.append(row)
-    return pd.DataFrame(rows)
+    controls = {name: said for name, said in CONTROLS.items() if is_asked(found, study, name)}
+    headings = {"paper": "student - baseline"} | controls
+    return words(asked, found, [study], headings).drop(columns="study")
 
 
 def by_heart(found: Mapping[str, Stored], data: DataSet) -> str:
@@ -182,7 +165,8 @@ def rules_table(rows: pd.DataFrame) -> pd.DataFrame:
     cells = rows.assign(
         said=[
             f"{value(row['value'], 2, sign=True)} "
-            f"({interval(row['low'], row['high'], 2, True)}) {row['verdict']}"
+            f"({interval(row['low'], row['high'], 2, True)}) "
+            f"{decided_as(row['verdict'], row['small'])}"
             for row in rows.to_dict("records")
         ]
     )

@@ -60,6 +60,8 @@ def _replicated(each: replication.Beside, rows: pd.DataFrame) -> str:
     stored = seeds(len(each.stored), each.stated)
     own = "seed" if len(each.own) == 1 else "seeds"
     where = f"all but {', '.join(outside)} lie" if outside else "every metric lies"
+    if len(outside) == len(rows):
+        where = "none of its metrics lies" if len(rows) > 1 else f"{outside[0]} does not lie"
     return (
         f"{len(each.own)} {own} of this build beside {stored} of the [stored "
         f"evidence](80_evidence.ipynb), on the {each.samples} samples that both have: {where} in "

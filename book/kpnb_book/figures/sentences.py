@@ -37,7 +37,8 @@ PLACED = {"beyond place": BEYOND, "length of the path": ("d_mean",), "share of t
 def outcome(row: Mapping[str, float]) -> str:
     """A row of ``board.board``: value, interval, verdict."""
     ends = interval(row["low"], row["high"], digits=2, sign=True)
-    return f"{value(row['value'], 2, sign=True)} ({ends}), **{row['verdict']}**"
+    verdict = decided_as(row["verdict"], row.get("small", False))
+    return f"{value(row['value'], 2, sign=True)} ({ends}), **{verdict}**"
 
 
 def tallied(verdicts: Iterable[str]) -> str:
@@ -53,11 +54,16 @@ def answered(board: pd.DataFrame, question: str) -> pd.DataFrame:
     return board[board["question"] == question].set_index(["study", "metric"])
 
 
-def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[str]) -> pd.DataFrame:
+def words(
+    board: pd.DataFrame,
+    found: Mapping[str, Stored],
+    studies: Iterable[str],
+    headings: Mapping[str, str] = LEFT,
+) -> pd.DataFrame:
     """Value and verdict, a row for each metric of each of the ``studies``, a column for each
-    question of ``LEFT``; where it is undecided, the number of seeds that would decide in brackets,
-    and where seeds are still to be computed, how many there are. "no points": one of the networks
-    has hardly any, so that not all metrics are defined.
+    question of ``headings``; where it is undecided, the number of seeds that would decide in
+    brackets, and where seeds are still to be computed, how many there are. "no points": one of the
+    networks has hardly any, so that not all metrics are defined.
     """
     cells = {
         (row["study"], row["metric"], row["question"]): _cell(row)
@@ -67,7 +73,7 @@ def words(board: pd.DataFrame, found: Mapping[str, Stored], studies: Iterable[st
     for study in studies:
         for metric in NAMES:
             row = {"study": study, "metric": HTML[metric]}
-            for question, heading in LEFT.items():
+            for question, heading in headings.items():
                 asked = metric in PLACED.get(question, NAMES)
                 nothing = absent(found, study, question) if asked else ""
                 row[heading] = cells.get((study, metric, question), nothing)
@@ -262,11 +268,14 @@ def _of_control(board: pd.DataFrame, study: str, found: Stored, role: str) -> st
         return "\n  - ".join(filter(None, lines))
     points = found.samples.groupby("network")["n_fg"].mean()
     few = [name for name, column in SIX.items() if defined(found.samples, role, column) < LEAST]
+    rarely = f"hardly ever defines {', '.join(SYMBOL[name] for name in few)}"
+    if not few:
+        rarely = "defines some metric in one seed only"
     return (
         f"- **{study}**: the {KNOWN_AS[role]} has hardly any knowledge points on the object, "
         f"{value(points[role], 3)} in a sample on average; the student has "
         f"{value(points['student'], 2)} and the baseline {value(points['baseline'], 2)}. So it "
-        f"hardly ever defines {', '.join(SYMBOL[name] for name in few)}, and nothing is compared."
+        f"{rarely}, and nothing is compared."
     )
 
 

@@ -23,19 +23,18 @@ def which(found: Mapping[str, Stored], missing: Iterable[str]) -> str:
 
 
 def _state(each: Stored) -> str:
-    """How many seeds, samples and layers, and what waits for more."""
+    """How many seeds, samples and layers, and what has no verdict."""
     layers = ", ".join(sorted(each.samples["layer"].unique()))
     size = f"{each.samples['sample'].nunique()} samples, {layers}"
-    if not each.finished():
-        count = seeds(each.seeds(), len(each.stated))
-        return f"{count}, {size}; the verdict waits for all"
+    if lacks := each.lacks():
+        return f"{lacks}, {size}; no verdict"
     late = [
-        f"{each.seeds(question)} of {len(each.stated)} seeds for *{question.name}*"
+        f"*{question.name}* ({lacks})"
         for question in QUESTIONS.values()
-        if each.roles.issuperset(question.roles) and not each.finished(question)
+        if each.roles.issuperset(question.roles) and (lacks := each.lacks(question))
     ]
     said = f"{len(each.stated)} seeds, {size}"
-    return f"{said}; so far {', '.join(late)}; these wait for all" if late else said
+    return f"{said}; no verdict on {', '.join(late)}" if late else said
 
 
 def _warned(found: Mapping[str, Stored]) -> list[str]:
@@ -109,8 +108,10 @@ def stale(found: Mapping[str, Stored | replication.Beside | None]) -> str:
     head = (
         "> **Stale.** These tables belong to other settings, or to another version of the method:"
     )
-    anew = " and ".join(f"`{command} --replace`" for command in _commands(outdated))
-    tail = f"> What they say is about those. {anew} computes them anew."
+    commands = _commands(outdated)
+    anew = " and ".join(f"`{command} --replace`" for command in commands)
+    compute = number(len(commands), "computes", "compute")
+    tail = f"> What they say is about those. {anew} {compute} them anew."
     return "\n".join([head, ">", *lines, ">", tail])
 
 
@@ -125,7 +126,9 @@ def _commands(studies: Iterable[str]) -> list[str]:
 
 def seeds(count: int, stated: int) -> str:
     """ "20 seeds"; "7 of 20 seeds" while some are still to be computed."""
-    return f"{count} seeds" if count >= stated else f"{count} of {stated} seeds"
+    if count < stated:
+        return f"{count} of {stated} seeds"
+    return f"{count} {number(count, 'seed', 'seeds')}"
 
 
 def number(count: int, one: str, more: str) -> str:

@@ -190,8 +190,7 @@ def in_words(stored: Stored) -> dict[tuple[str, int], dict[str, str]]:
     for row in kinds.by_seed(stored).to_dict("records"):
         accuracy = f"Accuracy {100 * row['accuracy']:.1f} %."
         found[row["network"], int(row["seed"])] = {"elsewhere": accuracy} | {
-            kind: f"Over all pictures {value(row[f'shared_{kind}'], 2)}, by place alone "
-            f"{value(row[f'place_{kind}'], 2)}. {accuracy}"
+            kind: f"{of_losses.over_all(row[f'shared_{kind}'], row[f'place_{kind}'])} {accuracy}"
             for kind in TEACHERS
         }
     return found
@@ -288,12 +287,14 @@ def taught(stored: Stored) -> list[str]:
         if role in found["controls"]:
             sentence += f"; its control itself has {_counted(found['controls'][role])}"
         said.append(f"{sentence}.")
-    return said
+    return [*said, *filter(None, [unanswered(stored, found["baseline"])])]
 
 
 def _counted(by_metric: Mapping[str, Difference]) -> str:
     words = [d.verdict for d in by_metric.values()]
     shows, opposite = words.count("shows"), words.count("opposite")
+    if not shows and not opposite:
+        return "none that *shows* or is *opposite*"
     return f"{shows} that *show* and {opposite} *opposite*"
 
 
@@ -316,9 +317,9 @@ def all_counted(stored: Stored) -> list[str]:
         alone = kinds.sharing(stored, "controls")
         more, gain = (alone[f"{name}_said"] for name in transfer.JUDGED)
         said[-1] += (
-            f" Of the {len(alone)} students of untrained teachers {(more == 'yes').sum()} share "
-            f"more than the one from scratch and {(more == 'no: less').sum()} less; "
-            f"{(gain == 'yes').sum()} are more accurate and {(gain == 'no: less').sum()} less."
+            f" Of the {len(alone)} students of untrained teachers, beside the one from scratch: "
+            f"share more {(more == 'yes').sum()}, less {(more == 'no: less').sum()}; more accurate "
+            f"{(gain == 'yes').sum()}, less {(gain == 'no: less').sum()}."
         )
     return said
 

@@ -69,14 +69,14 @@ def read_value(text: str) -> Any:
     """
     try:
         value = ast.literal_eval(text)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
         value = ...
     if isinstance(value, bool | int | float | str | list | tuple | dict | None):
         return list(value) if isinstance(value, tuple) else value
     if text.startswith(("[", "{")):
         try:
             return read_yaml(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, TypeError) as error:  # the latter of a list as a key
             raise UsageError(f"the value {text} is neither a Python literal nor YAML") from error
     loader = Plain("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))

@@ -128,7 +128,7 @@ def clean(options: argparse.Namespace) -> int:
     found = folders(root)
     for kind in set(options.kinds) - set(found["kind"]):
         raise UsageError(unknown("kind", kind, found["kind"].unique()))
-    if not (options.kinds or options.older_than or options.everything):
+    if not (options.kinds or options.older_than > 0 or options.everything):
         raise UsageError("say what to remove: KIND, --older-than DAYS or --everything")
     found = found[
         (found["days"] >= options.older_than)

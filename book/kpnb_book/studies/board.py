@@ -88,15 +88,15 @@ def board(found: Mapping[str, Stored]) -> pd.DataFrame:
 
 
 def waiting(found: Mapping[str, Stored], name: str, question: str) -> str:
-    """Why a question to the study of that ``name`` has no answer yet: "no seed yet", "7 of 20
-    seeds"; "" when nothing is waited for.
+    """Why a question to the study of that ``name`` has no answer: "no seed yet", or what
+    ``Stored.lacks`` says; "" when nothing is lacking.
     """
     if name not in found:
         return "no seed yet"
     study = found[name]
     for each in (BY_PAPER, QUESTIONS[question]):
-        if study.roles.issuperset(each.roles) and not study.finished(each):
-            return f"{study.seeds(each)} of {len(study.stated)} seeds"
+        if study.roles.issuperset(each.roles) and (lacks := study.lacks(each)):
+            return lacks
     return ""
 
 

@@ -45,7 +45,8 @@ def collect(
 
     Returns the seeds that were computed; one that another process computes is left to it. A seed
     that was interrupted goes on where it stopped. Raises ``Stale`` when the tables belong to other
-    settings or other code, and ValueError while something is still to be chosen.
+    settings or other code, ValueError while something is still to be chosen, and after the last
+    seed ``FloatingPointError`` that names those whose baseline diverged.
     """
     if evidence.undecided:
         raise ValueError(f"still to be chosen: {', '.join(evidence.undecided)}")
@@ -53,21 +54,27 @@ def collect(
     study = evidence.study(store, **overrides)
     check(evidence, study, results, renew)
     todo = left(evidence, seeds, results, store, only)
-    done = []
+    done, lost = [], []
     with Progress(len(todo), f"seeds of {evidence.name}", "seed", hidden=not todo) as bar:
         for number, seed in enumerate(todo, 1):
-            start = time.perf_counter()
+            start, what = time.perf_counter(), "is computed by another process"
             with of_one_seed(store, f"{evidence.name}-{seed}") as apart:
                 # Another process may have written it in the meantime.
                 roles = lacking(evidence, seed, results, only)
+                what = what if apart is None else "is done"
                 if apart is not None and roles:
                     own = evidence.study(apart, **overrides)
-                    results.add(evidence.origin(own), seed_rows(evidence, own, seed, roles))
-                    done.append(seed)
+                    try:
+                        results.add(evidence.origin(own), seed_rows(evidence, own, seed, roles))
+                        done.append(seed)
+                    except FloatingPointError as error:  # the others need not wait for it
+                        lost.append(str(error))
+                        what = "is lost"
             bar.step()
-            what = "is computed by another process" if apart is None else "is done"
             took = f"{time.perf_counter() - start:.0f} s, {number} of {len(todo)}"
             print(f"{evidence.name}: seed {seed} {what} ({took})", flush=True)
+    if lost:
+        raise FloatingPointError("; ".join(lost))
     return done
 
 

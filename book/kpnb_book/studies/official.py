@@ -117,7 +117,7 @@ class DataSet:
         seeds, and beside it what the paper's pair of these networks has at that layer (NaN where it
         has none). Tests are corrected for the six metrics of a layer.
 
-        Columns: study, layer, metric, paper, value, low, high, p, verdict, seeds.
+        Columns: study, layer, metric, paper, value, low, high, p, verdict, small, seeds.
         """
         theirs, tables = self._paper_pairs(), paper.read()
         rows = []
@@ -131,7 +131,8 @@ class DataSet:
                 rows += [
                     {"study": name, "layer": layer, "metric": metric}
                     | {"paper": pair.get(metric, float("nan")), "value": d.value, "low": d.low}
-                    | {"high": d.high, "p": d.p, "verdict": d.verdict, "seeds": d.seeds}
+                    | {"high": d.high, "p": d.p, "verdict": d.verdict, "small": d.small}
+                    | {"seeds": d.seeds}
                     for metric, d in decided(samples, BY_PAPER, delta).items()
                 ]
         return pd.DataFrame(rows)
@@ -337,7 +338,7 @@ def by_rule(each: Stored) -> pd.DataFrame:
         if answers(each.samples, question):
             rows += [
                 {"rule": title, "metric": metric, "value": d.value}
-                | {"low": d.low, "high": d.high, "verdict": d.verdict}
+                | {"low": d.low, "high": d.high, "verdict": d.verdict, "small": d.small}
                 for metric, d in decided(each.samples, question, delta).items()
             ]
     return pd.DataFrame(rows)

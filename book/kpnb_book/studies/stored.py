@@ -59,6 +59,18 @@ class Stored:
         """Whether all stated seeds have them, and there are two at least."""
         return self.seeds(question) == len(self.stated) > 1
 
+    def lacks(self, question: Question = BY_PAPER) -> str:
+        """What a question is not ``finished`` for: "7 of 20 seeds", or that nothing is left to be
+        computed; "" when it is.
+        """
+        if self.finished(question):
+            return ""
+        if len(self.stated) == 1 and self.seeds(question):
+            return "a single seed"
+        if {*question.roles} <= self.complete:
+            return "a training diverged"
+        return f"{self.seeds(question)} of {len(self.stated)} seeds"
+
 
 def read(
     evidence: Mapping[str, Evidence | None], folder: str | Path | None = None

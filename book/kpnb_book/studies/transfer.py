@@ -68,6 +68,12 @@ def students_of(taught: Stored) -> list[str]:
     return taught_by(taught) + [name for loss in LOSSES if (name := f"{UNTRAINED}{loss}") in known]
 
 
+def measured(taught: Stored) -> list[str]:
+    """``students_of`` whose training stayed finite, so that they have points."""
+    known = set(taught.samples["network"])
+    return [name for name in students_of(taught) if name in known]
+
+
 def question(loss: str, other: str = "baseline") -> Question:
     """The paper's, of the student of a loss."""
     return Question(loss, loss, other, BY_PAPER.columns)
