@@ -452,7 +452,7 @@ def test_a_diverged_student_counts_with_its_accuracy_and_is_named(complete, dive
     assert order.loc["at", "more_said"] == "not clear"
     assert np.isnan(order.loc["at", "more_p"])
     assert "at" not in transfer.leading(taught, "beyond")
-    found = transfer.differences(taught)
+    found = transfer.differences(taught).six
     assert {*found} == {*LOSSES} - {"at"}
     assert shown.unanswered(taught, found).startswith("No answer for AT: a seed is missing")
     assert "`losses`: at at FC1, seed 2; at at FC2" in stored_tables.remarks({"losses": taught})
@@ -509,17 +509,16 @@ def test_controls_are_compared_with_their_own_student(complete):
 
 
 def test_the_six_metrics_wait_for_all_seeds(complete):
-    found = transfer.differences(complete)
+    found = transfer.differences(complete).six
     assert list(found) == list(LOSSES)
     assert found["at"]["n_fg"].verdict == "shows"
     assert found["at"]["n_fg"].seeds == 5
-    beyond = transfer.differences(complete, "untrained")["at"]["n_fg"]
+    beyond = transfer.differences(complete, "untrained").six["at"]["n_fg"]
     assert beyond.value == pytest.approx(6, abs=2)  # its control is as the baseline
     early = as_read(simulated(seeds=4), complete.stated)
-    assert transfer.differences(early) == {}
-    assert transfer.shares(early) == {}
+    assert transfer.differences(early) == transfer.differences(None) == ({}, {})
     assert not transfer.finished(early)
-    assert transfer.differences(early, "untrained") == {}
+    assert transfer.differences(early, "untrained") == ({}, {})
 
 
 def test_tables_of_other_students_are_told(tmp_path):
@@ -547,14 +546,14 @@ def test_distances_have_the_share_of_the_path_beside_them(complete):
     longer = rows.samples["network"] == "pkt"
     samples = rows.samples.assign(d=rows.samples["d"].where(~longer, 4 * rows.samples["d"]))
     taught = as_read(replace(rows, samples=samples), complete.stated)
-    found, shares = transfer.differences(taught), transfer.shares(taught)
+    found, shares = gaps = transfer.differences(taught)
     assert found["pkt"]["d_mean"].value > 1
     assert list(shares) == list(LOSSES)
     assert list(shares["pkt"]) == ["d_mean", "d_var"]
     ours, theirs = (samples[samples["network"] == name] for name in ("pkt", "baseline"))
     gap = ours["share"].mean() - theirs["share"].mean()
     assert shares["pkt"]["d_mean"].value == pytest.approx(gap)
-    table = shown.with_shares(found, shares).set_index("student")
+    table = shown.with_shares(gaps).set_index("student")
     assert table.loc["PKT", shown.SHARE["d_mean"]].endswith(shares["pkt"]["d_mean"].verdict)
     means = shown.means_table(taught).set_index("student")
     assert means.loc["PKT", "share of the path"] == pytest.approx(ours["share"].mean())
@@ -578,10 +577,10 @@ def test_figures_show_what_they_were_given(complete):
 
     related = shown.related(complete, transfer.correlations(complete))
     assert sum(len(dots.get_offsets()) for dots in related.axes[0].collections) == 90
-    six = shown.six_by_loss(transfer.differences(complete), (2, 3))
+    gaps, shares = transfer.differences(complete)
+    six = shown.six_by_loss(gaps, (2, 3))
     assert len(six.axes) == len(NAMES)
-    shares = transfer.shares(complete)
-    more = shown.six_by_loss(transfer.differences(complete), (2, 4), shares)
+    more = shown.six_by_loss(gaps, (2, 4), shares)
     assert [axis.get_title() for axis in more.axes[len(NAMES) :]] == [*shown.SHARE.values()]
     drawn = [line.get_xdata()[0] for line in more.axes[-2].lines if line.get_marker() == "o"]
     assert drawn == pytest.approx([by_metric["d_mean"].value for by_metric in shares.values()])

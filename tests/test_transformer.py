@@ -226,7 +226,7 @@ def test_tables_hold_every_network_at_every_feature_and_block(evidence, study, p
     small = read_one(evidence, tmp_path)
     assert shown.state(small).startswith("Stored evidence has 1 of 2 seeds; nothing of it is shown")
     assert not kinds.finished(small)
-    assert kinds.differences(small) == {}
+    assert kinds.differences(small) == ({}, {})
     means = kinds.layer_means(small.networks)
     blocks = [f"Block{number}" for number in range(1, 5)]
     assert [*means["layer"].unique()] == [*blocks, "tokens", "cls", "mean"]
@@ -440,11 +440,11 @@ def planted(effects: dict[str, dict[str, float]], seeds: int = 5) -> Stored:
 
 def test_students_are_judged_against_baseline_and_control():
     stored = planted({"convolution": {"n_fg": 8.0}, "untrained convolution": {"n_fg": 8.0}})
-    found = kinds.differences(stored)
+    found = kinds.differences(stored).six
     assert found["convolution"]["n_fg"].verdict == "shows"
     assert found["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
     assert found["outputs"]["n_fg"].verdict != "shows"
-    beyond = kinds.differences(stored, "untrained")
+    beyond = kinds.differences(stored, "untrained").six
     assert abs(beyond["convolution"]["n_fg"].value) < 2
     table = six_table(found, shown.known_as)
     assert table["student"].tolist() == [shown.known_as(role) for role in TAUGHT]
@@ -457,7 +457,7 @@ def test_students_are_judged_against_baseline_and_control():
     in_patches = kinds.differences_in_patches(stored)
     assert set(in_patches["convolution"]) == set(POINTS)
     assert in_patches["convolution"]["n_fg"].value == pytest.approx(8, abs=1.5)
-    assert kinds.differences(planted({}, seeds=3)) == {}
+    assert kinds.differences(planted({}, seeds=3)) == ({}, {})
 
 
 def test_a_student_that_diverged_is_named_and_has_no_verdict():
@@ -469,10 +469,10 @@ def test_a_student_that_diverged_is_named_and_has_no_verdict():
     stored = replace(stored, networks=networks, samples=stored.samples[kept])
     assert kinds.finished(stored)
     assert stored.diverged == ["outputs at cls, seed 1"]
-    assert {*kinds.differences(stored)} == {"student", "convolution"}
+    assert {*kinds.differences(stored).six} == {"student", "convolution"}
     assert kinds.kind_of_teacher(stored) == {}
     assert set(kinds.network_means(stored)["network"]) == {*TRANSFORMER_EVIDENCE.roles}
-    said = shown.unanswered(stored, kinds.differences(stored))
+    said = shown.unanswered(stored, kinds.differences(stored).six)
     assert said.startswith("No answer for those taught a transformer's outputs: a seed is missing")
     seeds = shown.means_table(stored).set_index("network")["seeds"]
     assert seeds["taught a transformer's outputs"] == "5 (4 with points)"

@@ -54,7 +54,7 @@ KNOWN_AS = {
     "crd_in_batch": "CRD in batch",
 }
 SHARE = {"d_mean": "share of path, mean", "d_var": "share of path, var."}
-"""What ``transfer.shares`` has by these names."""
+"""What the shares of ``transfer.Gaps`` have by these names."""
 AXIS = {"iou_teacher": "shared with the teacher"} | {name: SYMBOL[name] for name in NAMES}
 
 
@@ -185,7 +185,7 @@ def six_by_loss(
     verdict.
 
     counts  rows and columns of panels
-    shares  ``transfer.shares``, which have two more panels (None: no such panels)
+    shares  those of ``transfer.Gaps``, which have two more panels (None: no such panels)
     """
     expected = {name: "more" if BETTER[name] > 0 else "less" for name in NAMES}
     panels = [(f"{SYMBOL[name]}: {expected[name]} expected", found, name) for name in NAMES]
@@ -583,17 +583,13 @@ def means_by_layer(taught: Stored) -> pd.DataFrame:
     return table.rename(columns={"iou_teacher": "shared", "iou_place": "by place alone"})
 
 
-def with_shares(
-    found: Mapping[str, Mapping[str, Difference]],
-    shares: Mapping[str, Mapping[str, Difference]],
-    named: Callable[[str], str] = known_as,
-) -> pd.DataFrame:
-    """``six_table`` of ``transfer.differences``, and ``transfer.shares`` beside it; ``named`` is
-    what the page calls a student.
+def with_shares(gaps: transfer.Gaps, named: Callable[[str], str] = known_as) -> pd.DataFrame:
+    """``six_table`` of the six metrics, and the shares of the path beside it; ``named`` is what the
+    page calls a student.
     """
-    table = six_table(found, named)
+    table = six_table(gaps.six, named)
     for metric, heading in SHARE.items():
-        given = [shares[loss][metric] if loss in shares else None for loss in found]
+        given = [gaps.shares[loss][metric] if loss in gaps.shares else None for loss in gaps.six]
         table[heading] = [
             "" if d is None else f"{value(d.value, 2, sign=True)} {decided_as(d.verdict, d.small)}"
             for d in given

@@ -120,7 +120,6 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
             "95 % interval": interval(row["low"], row["high"], 2, True),
             "p (Holm)": p_value(row["p"]),
             "verdict": decided_as(row["verdict"], row["small"]),
-            "seeds": row["seeds"],
         }
         for row in by_layer.to_dict("records")
     )

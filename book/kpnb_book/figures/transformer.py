@@ -272,7 +272,7 @@ def taught(stored: Stored) -> list[str]:
     against the one from scratch, against its control, and that control itself; a sentence each.
     """
     found = {
-        name: kinds.differences(stored, name) for name in ("baseline", "untrained", "controls")
+        name: kinds.differences(stored, name).six for name in ("baseline", "untrained", "controls")
     }
     if not found["baseline"]:
         return ["No student is judged: each lacks a seed, or points."]

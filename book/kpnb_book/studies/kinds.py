@@ -18,7 +18,7 @@ from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.losses import LOSSES_EVIDENCE
 from kpnb_book.studies.rows import shifts
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.transfer import SAME, judged
+from kpnb_book.studies.transfer import SAME, Gaps, gaps_of, judged
 from kpnb_book.studies.transformer import (
     CONTROL_OF,
     MEASURES,
@@ -35,7 +35,6 @@ from kpnb_book.studies.verdicts import (
     answers,
     decided,
     means,
-    of_path,
 )
 
 TEACHER_OF = {"student": "transformer", "outputs": "transformer", "convolution": "convolution"}
@@ -68,22 +67,13 @@ def _seeds(stored: Stored, roles: tuple[str, ...]) -> int:
 # ------------------------------------------------------------------------- the paper's six metrics
 
 
-def differences(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """By student, its difference from another network in the six metrics, where all seeds that
-    were stated are there, and both networks have points enough (``verdicts.answers``).
+def differences(stored: Stored | None, against: str = "baseline") -> Gaps:
+    """By student, ``transfer.Gaps``; none without tables.
 
     against   "baseline"; "untrained": the same student of the untrained teacher; or "controls":
               these students less the baseline
     """
-    delta = paper.deltas(paper.read(), "images", means(stored.samples))
-    asked = {role: Question(role, *pair, SIX) for role, pair in _pairs(against).items()}
-    return all_decided(stored.samples, asked, stored.stated, delta)
-
-
-def shares(stored: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """As ``differences``, of the share of its own path at which a network has the most points."""
-    asked = {role: of_path(*pair) for role, pair in _pairs(against).items()}
-    return all_decided(stored.samples, asked, stored.stated)
+    return gaps_of(stored, _pairs(against)) if stored else Gaps({}, {})
 
 
 def _pairs(against: str) -> dict[str, tuple[str, str]]:
@@ -94,15 +84,11 @@ def _pairs(against: str) -> dict[str, tuple[str, str]]:
     return {role: (role, other[role]) for role in TAUGHT}
 
 
-KIND_OF_TEACHER = Question("kind of teacher", "convolution", "outputs", SIX)
-"""Two students by outputs: of a convolutional network, less that of a transformer."""
-
-
 def kind_of_teacher(stored: Stored) -> dict[str, dict[str, Difference]]:
-    """As ``differences``, of ``KIND_OF_TEACHER`` alone, by what is subtracted."""
-    delta = paper.deltas(paper.read(), "images", means(stored.samples))
-    asked = {"convolution - transformer": KIND_OF_TEACHER}
-    return all_decided(stored.samples, asked, stored.stated, delta)
+    """Of two students by outputs that of a convolutional network, less that of a transformer, in
+    the six metrics; by what is subtracted.
+    """
+    return gaps_of(stored, {"convolution - transformer": ("convolution", "outputs")}).six
 
 
 def differences_in_patches(stored: Stored) -> dict[str, dict[str, Difference]]:

@@ -117,7 +117,7 @@ class DataSet:
         seeds, and beside it what the paper's pair of these networks has at that layer (NaN where it
         has none). Tests are corrected for the six metrics of a layer.
 
-        Columns: study, layer, metric, paper, value, low, high, p, verdict, small, seeds.
+        Columns: study, layer, metric, paper, value, low, high, p, verdict, small.
         """
         theirs, tables = self._paper_pairs(), paper.read()
         rows = []
@@ -132,7 +132,6 @@ class DataSet:
                     {"study": name, "layer": layer, "metric": metric}
                     | {"paper": pair.get(metric, float("nan")), "value": d.value, "low": d.low}
                     | {"high": d.high, "p": d.p, "verdict": d.verdict, "small": d.small}
-                    | {"seeds": d.seeds}
                     for metric, d in decided(samples, BY_PAPER, delta).items()
                 ]
         return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from kpnb_book.studies.losses import (
 )
 from kpnb_book.studies.results import KEY
 from kpnb_book.studies.stored import Stored, read_one
-from kpnb_book.studies.verdicts import BY_PAPER, SIX, Question, all_decided, means, of_path
+from kpnb_book.studies.verdicts import SIX, Question, all_decided, means, of_path
 
 CLAIM = ("lambda", "n_fg", "iou_teacher")
 """What accuracy should go with: the paper's Fig. 2 says it of lambda."""
@@ -45,9 +46,8 @@ def stored(
     a baseline and a student.
     """
     found = read_one(evidence, folder)
-    return (
-        found if found and any(found.seeds(question(loss)) for loss in taught_by(found)) else None
-    )
+    networks = {*found.networks["network"]} if found else set()
+    return found if "baseline" in networks and networks.intersection(LOSSES) else None
 
 
 def own(study: ImageStudy, seed: int, names: Collection[str]) -> Stored:
@@ -72,11 +72,6 @@ def measured(taught: Stored) -> list[str]:
     """``students_of`` whose training stayed finite, so that they have points."""
     known = set(taught.samples["network"])
     return [name for name in students_of(taught) if name in known]
-
-
-def question(loss: str, other: str = "baseline") -> Question:
-    """The paper's, of the student of a loss."""
-    return Question(loss, loss, other, BY_PAPER.columns)
 
 
 def finished(taught: Stored) -> bool:
@@ -243,27 +238,43 @@ def baselines(taught: Stored) -> dict[str, float]:
     }
 
 
-def differences(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """By loss, its student minus another network in the six metrics, with intervals over samples
-    and seeds, for losses that have all seeds that were stated, and of which both networks have
-    points enough (``verdicts.answers``).
-
-    against   "baseline", or "untrained": the same student of the untrained teacher
-    """
-    delta = paper.deltas(paper.read(), "images", means(taught.samples))
-    asked = {loss: question(loss, other) for loss, other in _others(taught, against).items()}
-    return all_decided(taught.samples, asked, taught.stated, delta)
-
-
-def shares(taught: Stored, against: str = "baseline") -> dict[str, dict[str, Difference]]:
-    """As ``differences``, of the share of its own path at which a network has the most points: mean
-    and variance, corrected for the two.
+class Gaps(NamedTuple):
+    """Networks minus others, by student: in the ``six`` metrics, and in the ``shares`` of their own
+    paths at which they have the most points, mean and variance, corrected for the two.
 
     A distance is that share times the length of the path. Learning rates of losses are far apart,
     and with them the lengths, so that distances alone say little of what is taught.
     """
-    asked = {loss: of_path(loss, other) for loss, other in _others(taught, against).items()}
-    return all_decided(taught.samples, asked, taught.stated)
+
+    six: dict[str, dict[str, Difference]]
+    shares: dict[str, dict[str, Difference]]
+
+
+def gaps_of(taught: Stored, pairs: Mapping[str, tuple[str, str]]) -> Gaps:
+    """The gaps, over samples and seeds, of ``pairs`` that have all seeds that were stated, and both
+    points enough (``verdicts.answers``).
+
+    pairs   by student, a network and what is subtracted from it
+    """
+    delta = paper.deltas(paper.read(), "images", means(taught.samples))
+    six = {name: Question(name, *pair, SIX) for name, pair in pairs.items()}
+    path = {name: of_path(*pair) for name, pair in pairs.items()}
+    return Gaps(
+        all_decided(taught.samples, six, taught.stated, delta),
+        all_decided(taught.samples, path, taught.stated),
+    )
+
+
+def differences(taught: Stored | None, against: str = "baseline") -> Gaps:
+    """By loss, the gaps between its student and another network; none without tables.
+
+    against   "baseline", or "untrained": the same student of the untrained teacher
+    """
+    if taught is None:
+        return Gaps({}, {})
+    return gaps_of(
+        taught, {loss: (loss, other) for loss, other in _others(taught, against).items()}
+    )
 
 
 def _others(taught: Stored, against: str) -> dict[str, str]:
