@@ -33,7 +33,7 @@ PAPERS_OWN = {
     "SST-2": "sst2",
 }
 """The studies on data sets of the paper's own, by set and network."""
-SHOWN = ("student", "baseline", "untrained")
+SHOWN = ("student", "baseline", "untrained", "random-labels")
 """Networks whose points are shown where they lie."""
 
 
