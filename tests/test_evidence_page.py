@@ -474,6 +474,12 @@ def test_the_first_paragraph_says_what_follows_from_the_control(asked, stored):
     none.loc[beyond & (none["metric"] == "n_bg"), "verdict"] = "undecided"
     said = front.opening(none, stored)["control"]
     assert f"in 0 of 6, and the opposite in 2. {trace}, as far as these seeds tell." in said
+    assert "labels in random order" not in said
+    pairs = {"labels in random order": "shows", "beyond labels in random order": "negligible"}
+    rows = asked[(asked["study"] == "images") & (asked["question"] == "paper")]
+    both = [rows.assign(question=name, verdict=word) for name, word in pairs.items()]
+    said = front.opening(pd.concat([asked, *both]), stored)["control"]
+    assert said.endswith("as they want in 6 of 6; from it the real one does so in 0 of 6.")
 
 
 def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):

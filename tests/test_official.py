@@ -207,7 +207,7 @@ def test_a_page_says_how_well_labels_in_random_order_were_learned(stored):
     assert "- **tiny**: the teacher of labels in random order has not learned them" in said
     name = "tiny-imagenet-vgg11"
     counted = front.on_one(board.board({name: poor}), {name: poor}, name)
-    assert "**Against random labels' student**: no control." in counted
+    assert "**Against this student**: no control." in counted
     assert sentences.absent({name: poor}, name, "beyond labels in random order") == "no control"
 
 

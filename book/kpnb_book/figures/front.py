@@ -38,10 +38,10 @@ WANTED = {
 
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     """What the first paragraph of the book quotes: the data, the difference in foreground points,
-    its interval, its verdict, the number of seeds, a word for each hypothesis, and a sentence on
-    the student of an untrained teacher ("control"). It is about the paper's photographs once all
-    seeds of these are there, and about the embedded images before; dashes until that is answered
-    too.
+    its interval, its verdict, the number of seeds, a word for each hypothesis, and sentences on
+    students whose teacher knows nothing of the classes ("control"). It is about the paper's
+    photographs once all seeds of these are there, and about the embedded images before; dashes
+    until that is answered too.
     """
     asked = answered(board, "paper")
     where, data, named = (standing()["images"], "n_fg"), "images", "the embedded images"
@@ -85,7 +85,22 @@ def _control(board: pd.DataFrame, study: str) -> str:
     if itself and not left:
         said += " So what speaks for the hypotheses here is no trace of what the teacher knows"
         said += ", as far as these seeds tell." if open_ else "."
-    return said
+    return f"{said}{_memorising(board, study)}"
+
+
+def _memorising(board: pd.DataFrame, study: str) -> str:
+    """The same of the student of a teacher of labels in random order; "" where it is not judged."""
+    itself, every = _showing(board, study, "labels in random order")
+    left, asked = _showing(board, study, "beyond labels in random order")
+    if not asked:
+        return ""
+    opposite, _ = _showing(board, study, "beyond labels in random order", ["opposite"])
+    return (
+        " The student of a teacher that learned labels in random order, and nothing of the "
+        f"classes, differs from the baseline as they want in {itself} of {every}; from it the real "
+        f"one does so in {left} of {asked}"
+        + (f", and the opposite in {opposite}." if opposite else ".")
+    )
 
 
 def _showing(
@@ -127,7 +142,8 @@ ASKED = {
     "paper": "as the paper asks",
     "smooth target": "untrained teacher's student",
     "beyond a smooth target": "against that student",
-    "beyond labels in random order": "against random labels' student",
+    "labels in random order": "random labels' student",
+    "beyond labels in random order": "against this student",
     "beyond place": "beyond place",
     "share of the path": "by share of path",
 }
