@@ -4,7 +4,7 @@ counts.
 
 import csv
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -229,3 +229,6 @@ def test_outcome_says_which_way_a_mixed_hypothesis_goes():
     assert outcome([found(1, -1, 0)], HYPOTHESES["H1"]) == "partly supported (2 of 3 show)"
     assert outcome([found(1, -1, 1)], HYPOTHESES["H1"]) == "supported"
     assert outcome([found(0, 0, 0)], HYPOTHESES["H1"]) == "open"
+    sure = {m: replace(d, delta=9.0, low90=-1.0, high90=1.0) for m, d in found(0, 0, 0).items()}
+    assert outcome([sure], HYPOTHESES["H1"]) == "negligible"
+    assert outcome([sure, found(0, 0, 0)], HYPOTHESES["H1"]) == "open"

@@ -444,7 +444,7 @@ def test_what_follows_for_hypothesis_2(distance, share, length, said):
 
 
 @pytest.mark.parametrize(
-    ("needed", "said"), [(31.0, "(31 seeds)"), (float("inf"), "(no number of seeds)")]
+    ("needed", "said"), [(31.0, "(31 seeds)"), (float("inf"), "(more seeds would not help)")]
 )
 def test_undecided_cells_say_what_would_decide(needed, said):
     row = {"study": "images", "question": "paper", "metric": "rho", "value": 0.1}
@@ -459,27 +459,29 @@ def test_the_first_paragraph_says_what_follows_from_the_control(asked, stored):
     count = (itself["verdict"] == "shows").sum()
     left = asked[(asked["question"] == "beyond a smooth target") & (asked["study"] == "images")]
     real = (left["verdict"] == "shows").sum()
-    said = f"as the hypotheses want in {count} of 6 metrics; from that student the real one does so"
-    assert f"{said} in {real} of 6" in opening["control"]
-    trace = "So what speaks for the hypotheses here is no trace of what the teacher knows"
+    said = f"shows {count} of 6 metrics against the same baseline; against it the real one shows "
+    assert f"{said}{real}" in opening["control"]
+    trace = "What a student of an untrained teacher shows as well is no trace of what a teacher"
     assert (trace in opening["control"]) == (real == 0 < count)
     none = asked.assign(verdict="negligible")
     none.loc[asked["question"] == "smooth target", "verdict"] = "shows"
     said = front.opening(none, stored)["control"]
-    assert said.endswith(
-        f"6 of 6 metrics; from that student the real one does so in 0 of 6. {trace}."
-    )
+    assert said.endswith(f"baseline; against it the real one shows 0. {trace} knows.")
     beyond = none["question"] == "beyond a smooth target"
     none.loc[beyond & none["metric"].isin(["rho", "d_mean"]), "verdict"] = "opposite"
     none.loc[beyond & (none["metric"] == "n_bg"), "verdict"] = "undecided"
     said = front.opening(none, stored)["control"]
-    assert f"in 0 of 6, and the opposite in 2. {trace}, as far as these seeds tell." in said
-    assert "labels in random order" not in said
+    assert said.endswith(
+        f"shows 0, and the opposite in 2. {trace} knows, as far as these seeds tell."
+    )
     pairs = {"labels in random order": "shows", "beyond labels in random order": "negligible"}
     rows = asked[(asked["study"] == "images") & (asked["question"] == "paper")]
     both = [rows.assign(question=name, verdict=word) for name, word in pairs.items()]
-    said = front.opening(pd.concat([asked, *both]), stored)["control"]
-    assert said.endswith("as they want in 6 of 6; from it the real one does so in 0 of 6.")
+    said = front.opening(pd.concat([none, *both]), stored)["control"]
+    assert (
+        "That of a teacher of labels in random order shows 6 of 6; against it the real one shows 0."
+        in said
+    )
 
 
 def test_a_word_for_each_hypothesis_is_that_of_its_verdicts(asked, stored):
@@ -544,9 +546,10 @@ def test_counts_are_those_of_the_verdicts(asked, stored):
                 assert re.match(rf"{counts['shows']} of {len(here)}\b", cell)
                 for word in ("opposite", "negligible", "undecided"):
                     assert (f"{counts[word]}\xa0{word}" in cell) == (counts[word] > 0)
-    assert (table.loc["sentiment", ["as the paper asks", "beyond place"]] == "4 of 20 seeds").all()
-    assert table.loc["clouds", "as the paper asks"] == "no seed yet"
-    assert table.loc["questions", "against that student"] == "0 of 20 seeds"
+    both = table.loc["sentiment", ["as the paper asks", "beyond place"]]
+    assert (both == "not yet: 4 of 20 seeds").all()
+    assert table.loc["clouds", "as the paper asks"] == "not yet: no seed yet"
+    assert table.loc["questions", "against that student"] == "not yet: 0 of 20 seeds"
     assert re.match("[0-2] of 2", table.loc["images", "by share of path"])  # D_mean and D_var
     labels = table[front.ASKED["beyond labels in random order"]]
     assert labels[[*board.standing()]].isna().all()  # asked of the paper's own data alone
@@ -555,7 +558,7 @@ def test_counts_are_those_of_the_verdicts(asked, stored):
 
 def test_nothing_is_counted_before_anything_is_judged():
     table = front.counts(pd.DataFrame(), {}).drop(columns="data")
-    assert {*table.stack().dropna()} == {"no seed yet"}
+    assert {*table.stack().dropna()} == {"not yet: no seed yet"}
 
 
 def test_what_is_there_may_be_small(stored):
@@ -618,7 +621,7 @@ def test_the_papers_own_data_come_first(asked, stored, tmp_path):
     assert float(opening["points"]) == pytest.approx(6, abs=1)
     table = front.counts(asked, found).set_index("data")["as the paper asks"]
     assert re.match("[1-6] of 6", table["Tiny-ImageNet with VGG-11"])
-    assert table["SST-2"] == "no seed yet"
+    assert table["SST-2"] == "not yet: no seed yet"
 
 
 def test_what_is_small_is_called_so_wherever_its_verdict_stands(asked):
@@ -638,7 +641,7 @@ def test_a_study_that_waits_for_nothing_is_not_said_to_wait(stored):
     assert "images** (images): a training diverged, 12 samples" in stored_tables.which(found, [])
     assert "images a training diverged, no verdict" in front.progress(found)
     counted = front.counts(board.board(found), found).set_index("data").loc["images"]
-    assert counted["as the paper asks"] == "a training diverged"
+    assert counted["as the paper asks"] == "not yet: a training diverged"
     left_out = {name: frame[frame["seed"] != 3] for name, frame in vars(images).items() if name in (
         "networks", "samples", "places")}  # fmt: skip
     assert replace(images, **left_out).lacks() == "19 of 20 seeds"

@@ -149,9 +149,10 @@ def test_nothing_is_judged_before_all_seeds_are_there(stored):
     assert TINY_IMAGENET.estimated(fewer) == {}
     assert official.by_rule(stored["tiny-imagenet-vgg16"]).empty
     assert shown.intervals_table(pd.DataFrame()).empty
-    for board_, found in ((pd.DataFrame(), {}), (asked, stored)):
-        waits = shown.controls_table(board_, found, "sst2").drop(columns="metric")
-        assert {*waits.stack()} == {"no seed yet"}
+    assert shown.controls_table(pd.DataFrame(), {}, "sst2").empty
+    assert shown.controls_table(asked, stored, "sst2").empty
+    alone = asked[asked["question"] == "paper"]
+    assert shown.controls_table(alone, stored, "tiny-imagenet-vgg11").empty
 
 
 def test_of_networks_that_not_all_seeds_have_nothing_is_shown(stored):
@@ -351,6 +352,8 @@ def test_curves_are_those_of_the_tables(stored):
     first = interval(0.9 - half, 0.9 + half, 2, True)
     assert f"+0.90 ({first}) in the mean of 3 baselines" in said
     assert f"it is +0.00 ({interval(-half, half, 2, True)})." in said
+    assert "Whatever rises with training gives that." in said
+    assert "So it falls while accuracy rises" in shown.correlated(-several)
 
 
 def test_changes_correlate_only_where_they_go_together(stored):

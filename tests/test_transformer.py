@@ -585,13 +585,17 @@ def test_the_view_shows_stored_points_of_every_layer():
 def test_both_kinds_are_compared_on_the_same_pictures(effect, said, tmp_path):
     ours, _ = tables({}, seeds=5, samples=40, layers=("cls",), seed=1)
     theirs, _ = tables({}, seeds=7, samples=40, layers=("FC1", "FC2"), seed=2)
-    ours = ours.assign(n_bg=ours["n_bg"] + effect)
+    ours = ours.assign(n_bg=ours["n_bg"] + effect, n_fg=ours["n_fg"] - effect)
     frame = kinds.of_both_kinds(ours, theirs, kinds.OF_BOTH_KINDS["from scratch"])
     assert sorted(frame["seed"].unique()) == [*range(5)]
     found = kinds.kinds({"from scratch": frame})["from scratch"]
     assert found["n_bg"].value == pytest.approx(effect, abs=1.5)
     sentence = shown.background({"from scratch": frame})
-    assert re.search(rf"from scratch \d+\.\d+ against \d+\.\d+, {said}", sentence)
+    background, on_object = sentence.split("On the object: ")
+    assert re.search(rf"from scratch \d+\.\d+ against \d+\.\d+, {said}", background)
+    other = {"more": "fewer", "fewer": "more"}
+    for word in set(other) & {said.split()[0]}:
+        assert f", {other[word]} (" in on_object
     assert "not judged" in shown.background({})
 
 

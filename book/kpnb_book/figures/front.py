@@ -11,14 +11,14 @@ from kpnb.metrics import NAMES
 from kpnb_book.figures.scoreboard import HYPOTHESES, outcome
 from kpnb_book.figures.sentences import PLACED, absent, answered, is_asked
 from kpnb_book.numbers import DASH, interval, value
-from kpnb_book.studies.board import PAPERS_OWN, Stored, standing
+from kpnb_book.studies.board import PAPERS_OWN, Stored, standing, waiting
 from kpnb_book.studies.verdicts import SPEED
 
 BY_SHARE = "H2 by share"
 HEADINGS = {
     "H1": "more (H1)",
     "H2": "sooner, and together (H2)",
-    BY_SHARE: "sooner, by share of the path",
+    BY_SHARE: "sooner, and together, by share of the path",
     "H3": "fewer detours (H3)",
 }
 """What the front page calls the columns of ``hypotheses``."""
@@ -65,42 +65,37 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def _control(board: pd.DataFrame, study: str) -> str:
-    """What the student of an untrained teacher shows against the baseline, what is left of the
-    student against it, and what follows.
+    """What students whose teacher knows nothing of the classes show against the baseline, what is
+    left of the student against them, and what follows of the untrained one.
     """
-    who = "The student of a teacher that was never trained, which has nothing to hand on,"
+    who = "The student of a teacher that was never trained"
     itself, every = _showing(board, study, "smooth target")
     if not every:
         return f"{who} is still to be compared with the same baseline."
-    said = f"{who} differs from the same baseline as the hypotheses want in {itself} of {every} "
-    left, every = _showing(board, study, "beyond a smooth target")
-    if not every:
-        return f"{said}metrics."
-    opposite, open_ = (
-        _showing(board, study, "beyond a smooth target", words)[0]
-        for words in (["opposite"], ["undecided", "open"])
-    )
-    said += f"metrics; from that student the real one does so in {left} of {every}"
-    said += f", and the opposite in {opposite}." if opposite else "."
-    if itself and not left:
-        said += " So what speaks for the hypotheses here is no trace of what the teacher knows"
-        said += ", as far as these seeds tell." if open_ else "."
-    return f"{said}{_memorising(board, study)}"
-
-
-def _memorising(board: pd.DataFrame, study: str) -> str:
-    """The same of the student of a teacher of labels in random order; "" where it is not judged."""
-    itself, every = _showing(board, study, "labels in random order")
-    left, asked = _showing(board, study, "beyond labels in random order")
+    said = f"{who} shows {itself} of {every} metrics against the same baseline"
+    left, asked = _showing(board, study, "beyond a smooth target")
     if not asked:
-        return ""
-    opposite, _ = _showing(board, study, "beyond labels in random order", ["opposite"])
-    return (
-        " The student of a teacher that learned labels in random order, and nothing of the "
-        f"classes, differs from the baseline as they want in {itself} of {every}; from it the real "
-        f"one does so in {left} of {asked}"
-        + (f", and the opposite in {opposite}." if opposite else ".")
+        return f"{said}."
+    said = f"{said}{_left(board, study, 'beyond a smooth target')}."
+    itself_too, memorising = _showing(board, study, "labels in random order")
+    if memorising:
+        said += f" That of a teacher of labels in random order shows {itself_too} of {memorising}"
+        said += f"{_left(board, study, 'beyond labels in random order')}."
+    if itself and not left:
+        open_, _ = _showing(board, study, "beyond a smooth target", ["undecided", "open"])
+        said += " What a student of an untrained teacher shows as well is no trace of what a "
+        said += "teacher knows"
+        said += ", as far as these seeds tell." if open_ else "."
+    return said
+
+
+def _left(board: pd.DataFrame, study: str, question: str) -> str:
+    """What the student shows against a control."""
+    shows, opposite = (
+        _showing(board, study, question, [word])[0] for word in ("shows", "opposite")
     )
+    against = f"; against it the real one shows {shows}"
+    return f"{against}, and the opposite in {opposite}" if opposite else against
 
 
 def _showing(
@@ -190,14 +185,15 @@ def progress(found: Mapping[str, Stored]) -> str:
 def _counted(
     board: pd.DataFrame, found: Mapping[str, Stored], study: str, question: str
 ) -> str | None:
-    """ "2 of 6 (1 small); 3 opposite, 1 undecided"; what ``sentences.absent`` says where there is
-    no answer, and None where the question is not asked.
+    """ "2 of 6 (1 small); 3 opposite, 1 undecided"; why where there is no answer (``absent``), and
+    None where the question is not asked.
     """
     if not is_asked(found, study, question):
         return None
     rows = answered(board, question)
     if not len(rows) or study not in rows.index.unique("study"):
-        return absent(found, study, question)
+        lacks = waiting(found, study, question)
+        return f"not yet: {lacks}" if lacks else absent(found, study, question)
     rows = rows.loc[study]
     rows = rows.loc[rows.index.intersection(PLACED.get(question, NAMES))]
     verdicts = Counter(rows["verdict"])

@@ -18,7 +18,7 @@ from kpnb_book.figures.plots import (
     styled,
 )
 from kpnb_book.figures.report import HTML, decided_as
-from kpnb_book.figures.sentences import is_asked, words
+from kpnb_book.figures.sentences import words
 from kpnb_book.numbers import interval, p_value, value
 from kpnb_book.studies import contrasts, paper, transfer
 from kpnb_book.studies.evidence import STUDIES
@@ -62,7 +62,7 @@ def counted(signs: pd.DataFrame, data: DataSet) -> str:
     known = signs.groupby("source")[["wanted", "pairs"]].sum()
     theirs = known.loc["paper"]
     said = (
-        "Over all metrics, the student is what the hypotheses want in "
+        f"Over all metrics at {data.layer} alone, the student is what the hypotheses want in "
         f"{theirs['wanted']} of {theirs['pairs']} comparisons of the paper's table"
     )
     if data.main not in known.index:
@@ -124,15 +124,19 @@ def intervals_table(by_layer: pd.DataFrame) -> pd.DataFrame:
         for row in by_layer.to_dict("records")
     )
     if len(table) and by_layer["paper"].isna().all():
-        return table.drop(columns="paper")
-    return table
+        table = table.drop(columns="paper")
+    one_layer = len(table) and by_layer["layer"].nunique() == 1
+    return table.drop(columns="layer") if one_layer else table
 
 
 def controls_table(asked: pd.DataFrame, found: Mapping[str, Stored], study: str) -> pd.DataFrame:
-    """``sentences.words`` on the paper's question, and on those of ``CONTROLS`` that are asked of a
-    study.
+    """``sentences.words`` on the paper's question, and on those of ``CONTROLS`` that are answered
+    of a study; empty while none is.
     """
-    controls = {name: said for name, said in CONTROLS.items() if is_asked(found, study, name)}
+    known = {*asked.loc[asked["study"] == study, "question"]} if len(asked) else {}
+    controls = {name: said for name, said in CONTROLS.items() if name in known}
+    if not controls:
+        return pd.DataFrame()
     headings = {"paper": "student - baseline"} | controls
     return words(asked, found, [study], headings).drop(columns="study")
 
@@ -208,8 +212,18 @@ def correlated(found: pd.DataFrame) -> str:
         said[name] = f"{mean:+.2f} ({interval(low, high, 2, True)})"
     return (
         f"Over the epochs of one training the rank correlation of the two is {said['levels']} in "
-        f"the mean of {len(known)} baselines. Whatever rises with training gives that. Of their "
+        f"the mean of {len(known)} baselines. {_with_training(known['levels'].mean())} Of their "
         f"changes from one epoch to the next it is {said['changes']}."
+    )
+
+
+def _with_training(mean: float) -> str:
+    """What a rank correlation with accuracy over the epochs of a training says of itself."""
+    if mean > 0:
+        return "Whatever rises with training gives that."
+    return (
+        "So it falls while accuracy rises, which is not what the paper's figure shows; whatever "
+        "falls with training gives that."
     )
 
 

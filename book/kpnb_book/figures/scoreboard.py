@@ -77,9 +77,12 @@ def outcome(pairs: Sequence[Mapping[str, Difference]], metrics: Sequence[str]) -
     comparisons, of each of the ``pairs`` in each of its ``metrics``, go which way.
 
     "partly supported (1 of 3 shows)" where nothing is opposite, "partly contradicted (2 of 3
-    opposite)" where nothing shows, else "mixed (1 of 3 shows, 1 opposite)".
+    opposite)" where nothing shows, else "mixed (1 of 3 shows, 1 opposite)"; "negligible" where all
+    comparisons are.
     """
     word = verdict(pairs, metrics)
+    if pairs and all(pair[m].verdict == "negligible" for pair in pairs for m in metrics):
+        return "negligible"
     if word != "mixed":
         return word
     counts = sum((tally(pairs, metric) for metric in metrics), Counter())

@@ -115,7 +115,8 @@ def _cell(row: Mapping[str, Any]) -> str:
     found = f"{value(row['value'], 2, sign=True)} {verdict}"
     if row["verdict"] not in ("undecided", "open") or pd.isna(needed):
         return found
-    return f"{found} ({f'{needed:,.0f}' if isfinite(needed) else 'no number of'} seeds)"
+    would = f"{needed:,.0f} seeds" if isfinite(needed) else "more seeds would not help"
+    return f"{found} ({would})"
 
 
 def total(board: pd.DataFrame, question: str) -> str:

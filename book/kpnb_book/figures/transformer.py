@@ -229,18 +229,17 @@ def in_short(stored: Stored | None, frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 SAID = {
-    "shows": "fewer",
-    "opposite": "more",
-    "negligible": "about as many",
+    "n_fg": {"shows": "more", "opposite": "fewer", "negligible": "about as many"},
+    "n_bg": {"shows": "fewer", "opposite": "more", "negligible": "about as many"},
 }
-"""Of a transformer's points on the background, by the verdict on less background as the paper wants
-it of students.
+"""Of a transformer's points, by the verdict on what the paper wants of students: more of them on
+the object, and fewer on the background.
 """
 
 
 def background(frames: Mapping[str, pd.DataFrame]) -> str:
-    """Whether a transformer keeps more of the background than a convolutional network, from scratch
-    and taught; of ``kinds.both_kinds``.
+    """Whether a transformer keeps more of the background than a convolutional network, and of the
+    object, from scratch and taught; of ``kinds.both_kinds``.
     """
     found = kinds.kinds(frames)
     if "from scratch" not in found:
@@ -248,22 +247,28 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
             "Whether a transformer keeps more background than a convolutional network is not "
             "judged without all seeds of both, with points, of the same pictures."
         )
-    parts = []
-    for name, by_metric in found.items():
-        d = by_metric["n_bg"]
-        ours, theirs = (
-            means(frames[name], kind)["n_bg"] for kind in ("transformer", "convolution")
+    of_whom = "of a transformer (at cls) against a convolutional network (FC1 and FC2)"
+    background, on_object = (
+        "; ".join(
+            f"{name} {_points_of_kinds(by_metric[metric], frames[name])}"
+            for name, by_metric in found.items()
         )
-        word = SAID.get(d.verdict, "which has more is not decided")
-        word += ", surely by little" * (d.small and d.verdict in ("shows", "opposite"))
-        ends = interval(d.low, d.high, 2, True)
-        parts.append(
-            f"{name} {value(ours, 3)} against {value(theirs, 3)}, {word} "
-            f"({value(d.value, 1, sign=True)}, 95 % interval {ends})"
-        )
+        for metric in ("n_bg", "n_fg")
+    )
     return (
-        "Knowledge points on the background of an image, of a transformer (at cls) against a "
-        f"convolutional network (FC1 and FC2): {'; '.join(parts)}."
+        f"Knowledge points on the background of an image, {of_whom}: {background}. On the object: "
+        f"{on_object}."
+    )
+
+
+def _points_of_kinds(d: Difference, frame: pd.DataFrame) -> str:
+    """Points of both kinds of networks, in one metric, and which has more."""
+    ours, theirs = (means(frame, kind)[d.metric] for kind in ("transformer", "convolution"))
+    word = SAID[d.metric].get(d.verdict, "which has more is not decided")
+    word += ", surely by little" * (d.small and d.verdict in ("shows", "opposite"))
+    return (
+        f"{value(ours, 3)} against {value(theirs, 3)}, {word} ({value(d.value, 2, sign=True)}, "
+        f"95 % interval {interval(d.low, d.high, 2, True)})"
     )
 
 
