@@ -85,14 +85,9 @@ def absent(found: Mapping[str, Stored], study: str, question: str) -> str:
     """What stands in the place of an answer that is not there."""
     roles = found[study].roles if study in found else frozenset()
     undefined = "no points" if roles.issuperset(QUESTIONS[question].roles) else ""
-    if is_unfit(found, study, question):
+    if study in found and not is_control(found[study].networks, QUESTIONS[question]):
         undefined = "no control"
     return waiting(found, study, question) or undefined
-
-
-def is_unfit(found: Mapping[str, Stored], study: str, question: str) -> bool:
-    """Whether a question is not asked of a study, because of ``verdicts.is_control``."""
-    return study in found and not is_control(found[study].networks, QUESTIONS[question])
 
 
 def scoreboard(board: pd.DataFrame, found: Mapping[str, Stored]) -> pd.DataFrame:

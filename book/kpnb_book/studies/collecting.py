@@ -61,7 +61,8 @@ def collect(
             with of_one_seed(store, f"{evidence.name}-{seed}") as apart:
                 # Another process may have written it in the meantime.
                 roles = lacking(evidence, seed, results, only)
-                what = what if apart is None else "is done"
+                if apart is not None:
+                    what = "is done"
                 if apart is not None and roles:
                     own = evidence.study(apart, **overrides)
                     try:
