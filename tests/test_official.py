@@ -18,7 +18,7 @@ from kpnb_book.store import Store
 from kpnb_book.studies import board, fine_tuning, official, paper, replication, verdicts
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.collecting import seed_rows
-from kpnb_book.studies.evidence import BY_HEART, OFFICIAL, STUDIES, TEACHER
+from kpnb_book.studies.evidence import BY_HEART, CONSTANT, OFFICIAL, STUDIES, TEACHER
 from kpnb_book.studies.experiments import SomeClasses
 from kpnb_book.studies.fine_tuning import FINE_TUNING_EVIDENCE
 from kpnb_book.studies.images import ImageStudy
@@ -223,6 +223,18 @@ def test_a_teacher_that_was_trained_again_is_told(stored):
     again = np.where((role == "equal-rate") & (seed > 2), 0.551, known)
     other = replace(each, networks=each.networks.assign(**{TEACHER: again}))
     assert f"its students: the teacher of `{name}`." in stored_tables.remarks({name: other})
+
+
+def test_a_student_that_imitates_no_better_than_a_constant_is_told(stored):
+    name = "tiny-imagenet-vgg11"
+    each = stored[name]
+    role, seed = each.networks["network"], each.networks["seed"]
+    taught = each.networks.assign(feature_error=0.4, **{CONSTANT: 0.7})
+    assert "Nothing learned" not in stored_tables.remarks({name: replace(each, networks=taught)})
+    of_seeds = (role == "student") & seed.isin([1, 3]) & (each.networks["layer"] == "Conv")
+    lost = taught.assign(feature_error=np.where(of_seeds | (role == "untrained"), 0.7, 0.4))
+    said = stored_tables.remarks({name: replace(each, networks=lost)})
+    assert f"samples: `{name}` at Conv, seeds 1 and 3. They" in said
 
 
 @pytest.mark.parametrize(("role", "told"), [("outputs", True), ("convolution", False)])

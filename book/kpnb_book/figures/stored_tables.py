@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from kpnb_book.studies import replication
 from kpnb_book.studies.board import Stored
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import TEACHER
+from kpnb_book.studies.evidence import CONSTANT, TEACHER
 from kpnb_book.studies.verdicts import QUESTIONS
 
 
@@ -45,8 +45,8 @@ def _warned(found: Mapping[str, Stored]) -> list[str]:
 
 def remarks(found: Mapping[str, Stored | None]) -> str:
     """What is to be known of tables before they are read; "" when there is nothing."""
-    said = stale(found), of_other_samples(found), diverged(found), of_other_teachers(found)
-    return "\n\n".join(filter(None, said))
+    said = (stale, of_other_samples, diverged, untaught, of_other_teachers)
+    return "\n\n".join(filter(None, (remark(found) for remark in said)))
 
 
 def diverged(found: Mapping[str, Stored | None]) -> str:
@@ -57,6 +57,29 @@ def diverged(found: Mapping[str, Stored | None]) -> str:
     return (
         f"> **Diverged.** The loss or the weights of these did not stay finite: {'. '.join(lines)}."
         " None was trained again. What is asked of such a network's points has no verdict."
+    )
+
+
+def untaught(found: Mapping[str, Stored | None]) -> str:
+    """A remark on the teacher's students whose feature is no nearer to its target than the best
+    constant; "" when there are none.
+    """
+    lines = []
+    for name, each in found.items():
+        if each is None or CONSTANT not in each.networks:
+            continue
+        students = each.networks[each.networks["network"] == "student"]
+        lost = students[students["feature_error"] >= students[CONSTANT]]
+        lines += [
+            f"`{name}` at {layer}, {number(len(rows), 'seed', 'seeds')} "
+            + " and ".join(str(seed) for seed in rows["seed"])
+            for layer, rows in lost.groupby("layer")
+        ]
+    if not lines:
+        return ""
+    return (
+        "> **Nothing learned.** Students of the teacher that imitate it no better than a constant "
+        f"would, on held-out samples: {'; '.join(lines)}. They count like all others."
     )
 
 
