@@ -270,6 +270,9 @@ def test_one_study_stands_for_a_kind_of_data(stored):
     assert list(found) == ["images", "questions"]
     seeds = by_seed(stored["images"].samples)
     assert found["images"][0].seeds == pytest.approx(seeds["n_fg"].to_numpy())
+    own = {"sst2": stored["questions"], "tiny-imagenet-alexnet": stored["images"]}
+    titles = [*board.estimated({**stored, **own})]
+    assert titles == ["SST-2", "images", "questions"]  # AlexNet has fewer seeds than these
 
 
 def test_words_are_those_of_the_board(asked, stored):

@@ -348,9 +348,19 @@ def in_short(taught: Stored | None, photographs: Stored | None = None) -> str:
 
 
 def _about(data: str, evidence: LossesEvidence, taught: Stored) -> str:
-    order, dataset = transfer.ranking(taught), evidence.settings.dataset
+    losses, dataset = len(taught_by(taught)), evidence.settings.dataset
     about = f"On {data} (<code>{dataset}</code>), {len(taught.stated)} seeds of each"
-    return f"{about} of {len(order)} losses. {' '.join(_all_counted(taught, order))}"
+    return " ".join([f"{about} of {losses} losses.", *_controls_alone(taught)])
+
+
+def in_short_table(taught: Stored | None) -> pd.DataFrame:
+    """``judged_in_words`` of all losses for the front page, empty before all seeds are there."""
+    if taught is None or not transfer.finished(taught):
+        return pd.DataFrame()
+    orders = {"the baseline": transfer.ranking(taught)}
+    if transfer.controls_finished(taught):
+        orders["its control"] = transfer.ranking(taught, against="untrained")
+    return judged_in_words(orders)
 
 
 def on_both(taught: Stored, photographs: Stored) -> list[str]:
@@ -386,13 +396,19 @@ def _all_counted(taught: Stored, order: pd.DataFrame) -> list[str]:
         controls = transfer.ranking(taught, against="untrained")
         other = "the same student of an untrained teacher"
         parts += [counted(controls, name, other) for name in transfer.JUDGED]
-        alone = transfer.ranking(taught, [f"{UNTRAINED}{name}" for name in taught_by(taught)])
-        less = {name: (alone[f"{name}_said"] == "no: less").sum() for name in transfer.JUDGED}
-        parts.append(
-            f"Those of an untrained teacher themselves share less than the baseline for "
-            f"{less['more']} of {len(alone)} losses, and are less accurate for {less['gain']}."
-        )
-    return parts
+    return parts + _controls_alone(taught)
+
+
+def _controls_alone(taught: Stored) -> list[str]:
+    """What becomes of the controls themselves, in a sentence; none before they have all seeds."""
+    if not transfer.controls_finished(taught):
+        return []
+    alone = transfer.ranking(taught, [f"{UNTRAINED}{name}" for name in taught_by(taught)])
+    less = {name: (alone[f"{name}_said"] == "no: less").sum() for name in transfer.JUDGED}
+    return [
+        f"Those of an untrained teacher themselves share less than the baseline for "
+        f"{less['more']} of {len(alone)} losses, and are less accurate for {less['gain']}."
+    ]
 
 
 COUNTED = {
@@ -516,6 +532,32 @@ def controls_table(order: pd.DataFrame, other: str = "its control") -> pd.DataFr
     )
 
 
+def judged_in_words(
+    orders: Mapping[str, pd.DataFrame], known_as: Callable[[str], str] = known_as
+) -> pd.DataFrame:
+    """What is judged of students, "+0.058: yes", a row for each, against each of the others.
+
+    orders   by the other network, ``transfer.ranking`` of the same students against it
+    """
+    first = next(iter(orders.values()))
+    table = pd.DataFrame({"student": first["loss"].map(known_as)})
+    for other, order in orders.items():
+        rows = order.set_index("loss").loc[first["loss"]]
+        for name, (heading, scale) in _JUDGED.items():
+            table[heading.format(other)] = [
+                f"{value(scale * mean, 2, sign=True)}: {said}"
+                for mean, said in rows[[name, f"{name}_said"]].to_numpy()
+            ]
+    return table
+
+
+_JUDGED = {
+    "more": ("shares more than {}", 1),
+    "gain": ("more accurate than {}", 100),
+}
+"""Headings of ``judged_in_words``, and the units of its numbers."""
+
+
 def unanswered(taught: Stored, found: Mapping[str, Mapping[str, Difference]]) -> str:
     """Which losses have students here and no verdict; "" where all have one."""
     missing = [name for name in taught_by(taught) if name not in found]
@@ -548,7 +590,9 @@ def _intervals(order: pd.DataFrame, name: str, scale: float = 1) -> list[str]:
     """Those of one column of ``transfer.ranking`` in words, with the corrected p."""
     columns = [f"{name}_low", f"{name}_high", f"{name}_p"]
     return [
-        f"{interval(scale * low, scale * high, 2, True)} (p {p_value(p)})" if low == low else ""
+        f"{interval(scale * low, scale * high, 2, True)} (p\N{NO-BREAK SPACE}{p_value(p)})"
+        if low == low
+        else ""
         for low, high, p in order[columns].to_numpy()
     ]
 

@@ -141,13 +141,6 @@ def show(table: pd.DataFrame, precision: int = 2) -> Styler:
     return style
 
 
-def in_words(table: pd.DataFrame) -> Styler:
-    """``show`` for words instead of numbers: cells take several lines sooner than the table is too
-    wide.
-    """
-    return show(table).set_table_attributes('class="kpnb-words"')
-
-
 def table_rows(study: Study, setting: str = "", choices: Choices | None = None) -> pd.DataFrame:
     """``tables.table5`` in the columns of the paper's tables, where the network is the
     architecture.

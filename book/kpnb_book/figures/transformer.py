@@ -1,6 +1,6 @@
 """The chapter on transformers: its figures, and what it says of tables in any state."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -225,7 +225,40 @@ def in_short(stored: Stored | None, frames: Mapping[str, pd.DataFrame]) -> str:
         return "<p>They are compared once all of their seeds are there.</p>"
     dataset = TRANSFORMER_EVIDENCE.settings.dataset
     about = f"On the embedded images (<code>{dataset}</code>), {len(stored.stated)} seeds of each"
-    return f"<p>{about} network. {' '.join([background(frames), *all_counted(stored)])}</p>"
+    waits = "" if kinds.kinds(frames) else background(frames)
+    said = " ".join(filter(None, [f"{about} network.", *_controls_alone(stored), waits]))
+    return f"<p>{said}</p>"
+
+
+def in_short_table(stored: Stored | None) -> pd.DataFrame:
+    """What students share and their accuracy for the front page, empty before all seeds are
+    there.
+    """
+    if stored is None or not kinds.finished(stored):
+        return pd.DataFrame()
+    against = {"the one from scratch": "baseline"}
+    if kinds.controls_finished(stored):
+        against["its control"] = "untrained"
+    orders = {
+        other: kinds.sharing(stored, name).rename(columns={"network": "loss"})
+        for other, name in against.items()
+    }
+    return of_losses.judged_in_words(orders, known_as)
+
+
+def points_table(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """``background`` as a table, a row for each of ``kinds.both_kinds``; empty before it is
+    judged.
+    """
+    found = kinds.kinds(frames)
+    rows = []
+    for name, by_metric in found.items():
+        row = {"student": name}
+        for metric, where in (("n_bg", "on the background"), ("n_fg", "on the object")):
+            both, word, _ = _points_of_kinds(by_metric[metric], frames[name])
+            row[f"points {where}, transformer / convolutional"] = f"{' / '.join(both)}: {word}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 SAID = {
@@ -250,7 +283,7 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
     of_whom = "of a transformer (at cls) against a convolutional network (FC1 and FC2)"
     background, on_object = (
         "; ".join(
-            f"{name} {_points_of_kinds(by_metric[metric], frames[name])}"
+            f"{name} {_against(*_points_of_kinds(by_metric[metric], frames[name]))}"
             for name, by_metric in found.items()
         )
         for metric in ("n_bg", "n_fg")
@@ -261,15 +294,17 @@ def background(frames: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
-def _points_of_kinds(d: Difference, frame: pd.DataFrame) -> str:
-    """Points of both kinds of networks, in one metric, and which has more."""
-    ours, theirs = (means(frame, kind)[d.metric] for kind in ("transformer", "convolution"))
-    word = SAID[d.metric].get(d.verdict, "which has more is not decided")
+def _points_of_kinds(d: Difference, frame: pd.DataFrame) -> tuple[list[str], str, str]:
+    """Points of both kinds of networks in one metric, which has more, and the difference."""
+    both = [value(means(frame, kind)[d.metric], 3) for kind in ("transformer", "convolution")]
+    word = SAID[d.metric].get(d.verdict, "not decided")
     word += ", surely by little" * (d.small and d.verdict in ("shows", "opposite"))
-    return (
-        f"{value(ours, 3)} against {value(theirs, 3)}, {word} ({value(d.value, 2, sign=True)}, "
-        f"95 % interval {interval(d.low, d.high, 2, True)})"
-    )
+    ends = interval(d.low, d.high, 2, True)
+    return both, word, f"{value(d.value, 2, sign=True)}, 95 % interval {ends}"
+
+
+def _against(both: Sequence[str], word: str, difference: str) -> str:
+    return f"{' against '.join(both)}, {word} ({difference})"
 
 
 def taught(stored: Stored) -> list[str]:
@@ -318,15 +353,20 @@ def all_counted(stored: Stored) -> list[str]:
     for against, other in asked.items():
         order = kinds.sharing(stored, against).rename(columns={"network": "loss"})
         said.append(" ".join(counted(order, name, other) for name in transfer.JUDGED))
-    if "untrained" in asked:
-        alone = kinds.sharing(stored, "controls")
-        more, gain = (alone[f"{name}_said"] for name in transfer.JUDGED)
-        said[-1] += (
-            f" Of the {len(alone)} students of untrained teachers, beside the one from scratch: "
-            f"share more {(more == 'yes').sum()}, less {(more == 'no: less').sum()}; more accurate "
-            f"{(gain == 'yes').sum()}, less {(gain == 'no: less').sum()}."
-        )
-    return said
+    return said + _controls_alone(stored)
+
+
+def _controls_alone(stored: Stored) -> list[str]:
+    """What becomes of the controls themselves, in a sentence; none before they have all seeds."""
+    if not kinds.controls_finished(stored):
+        return []
+    alone = kinds.sharing(stored, "controls")
+    more, gain = (alone[f"{name}_said"] for name in transfer.JUDGED)
+    return [
+        f"Of the {len(alone)} students of untrained teachers, beside the one from scratch: share "
+        f"more {(more == 'yes').sum()}, less {(more == 'no: less').sum()}; more accurate "
+        f"{(gain == 'yes').sum()}, less {(gain == 'no: less').sum()}."
+    ]
 
 
 def unanswered(stored: Stored, found: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
-from kpnb_book.studies.evidence import CONSTANT, STUDIES, TEACHER
+from kpnb_book.studies.evidence import CONSTANT, SEEDS, STUDIES, TEACHER
 from kpnb_book.studies.replication import concerns
 from kpnb_book.studies.results import KEY, RESULTS
 from kpnb_book.studies.stored import Stored, read
@@ -101,13 +101,15 @@ def waiting(found: Mapping[str, Stored], name: str, question: str) -> str:
 
 
 def estimated(found: Mapping[str, Stored]) -> dict[str, list[Estimate]]:
-    """``verdicts.estimates`` of the studies that stand for a kind of data, by kind, where they are
-    finished and both networks have points enough (``verdicts.answers``).
+    """``verdicts.estimates`` of those of ``PAPERS_OWN`` that have as many seeds as embedded data,
+    and of the studies that stand for a kind of these, by title; where they are finished and both
+    networks have points enough (``verdicts.answers``).
     """
     tables, ready = paper.read(), finished(found)
+    own = {title: name for title, name in PAPERS_OWN.items() if STUDIES[name].seeds == SEEDS}
     return {
-        kind: estimates(ready[name].samples, kind, tables)
-        for kind, name in standing().items()
+        title: estimates(ready[name].samples, ready[name].kind, tables)
+        for title, name in {**own, **standing()}.items()
         if name in ready and answers(ready[name].samples, BY_PAPER, ready[name].stated)
     }
 
