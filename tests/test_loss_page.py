@@ -246,6 +246,14 @@ def test_a_loss_is_said_to_lead_only_where_it_can_be_told_apart():
     assert {*transfer.leading(alone, "beyond")} == {"at", "sp"}  # one seed tells nothing apart
 
 
+def test_how_often_chance_alone_fills_a_table_is_said():
+    """Simulated: two families of tests a row, each of which errs in one of twenty cases."""
+    draws = np.random.default_rng(0).random((20_000, 9, 2)) < 0.05
+    (said,) = re.findall(r"up to (\d+)% of such tables", shown.uncorrected(9))
+    assert float(said) == pytest.approx(100 * draws.any((1, 2)).mean(), abs=1.5)
+    assert "up to 10% of" in shown.uncorrected(1)
+
+
 def test_the_front_page_counts_losses_once_all_are_there(complete):
     waits = "They are compared once all of their seeds are there."
     early = as_read(simulated(seeds=4), SEEDS)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kpnb.losses import LOSSES
 from kpnb.metrics import BETTER, NAMES, SYMBOL
-from kpnb.stats import Difference
+from kpnb.stats import LEVEL, Difference
 from kpnb_book.figures.estimation import point_places
 from kpnb_book.figures.plots import (
     COLOUR,
@@ -625,6 +625,16 @@ def means_by_layer(taught: Stored) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows)
     return table.rename(columns={"iou_teacher": "shared", "iou_place": "by place alone"})
+
+
+def uncorrected(students: int) -> str:
+    """What the tests in ``with_shares`` of so many students are corrected for, and what not."""
+    chance = 1 - (1 - LEVEL) ** (2 * students)  # the six metrics, and the two shares
+    return (
+        f"Each row is corrected for its six metrics, and for its two shares of the path; not for "
+        f"the number of rows. Were none of these {students} students different, up to {chance:.0%} "
+        "of such tables would have a difference in them that shows, or is opposite, by chance."
+    )
 
 
 def with_shares(gaps: transfer.Gaps, named: Callable[[str], str] = known_as) -> pd.DataFrame:

@@ -52,12 +52,13 @@ def markdown(text: str) -> Markdown | None:
 
 
 REMINDER = (
-    "By [the rule](../book/verdicts.md), stated before any result but for two conditions on what "
-    "is judged at all, a metric *shows* when its 95 % interval and its test, corrected for the "
-    "number of metrics, both put the difference on the side that the hypothesis wants. It is "
-    "*opposite* when both put it on the other side; else it is *open*: these trainings do not "
-    "decide. In stored evidence, wherever it is known how large a difference matters, *open* is "
-    "split into *negligible*, too small to matter, and *undecided*, for want of seeds."
+    "By [the rule](../book/verdicts.md), a metric *shows* when its 95 % interval and its test, "
+    "corrected for the number of metrics, both put the difference on the side that the hypothesis "
+    "wants. It is *opposite* when both put it on the other side; else it is *open*: these "
+    "trainings do not decide. (The rule was stated before any result; when something is judged at "
+    "all was narrowed later, twice.) In stored evidence, wherever it is known how large a "
+    "difference matters, *open* is split into *negligible*, too small to matter, and *undecided*, "
+    "for want of seeds."
 )
 """One line for pages with verdicts; what it says in short, book/verdicts.md says in full."""
 OF_PAIRS = (
