@@ -21,7 +21,9 @@ from kpnb_book.numbers import DASH, value
 from kpnb_book.studies import board, paper
 from kpnb_book.studies import stored as tables_of
 from kpnb_book.studies.evidence import STUDIES, TEACHER
+from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.replication import Beside
+from kpnb_book.studies.text import TextStudy
 from kpnb_book.studies.verdicts import BEYOND, Estimate, by_seed
 from tests.executed import executed
 from tests.simulated import tables, write
@@ -273,6 +275,20 @@ def test_one_study_stands_for_a_kind_of_data(stored):
     own = {"sst2": stored["questions"], "tiny-imagenet-alexnet": stored["images"]}
     titles = [*board.estimated({**stored, **own})]
     assert titles == ["SST-2", "images", "questions"]  # AlexNet has fewer seeds than these
+
+
+def test_a_chapter_finds_what_the_tables_of_its_settings_decide(asked, stored, monkeypatch):
+    fresh = {name: replace(each, outdated=()) for name, each in stored.items()}
+    monkeypatch.setattr(board, "stored", lambda: fresh)
+    found = board.decided_about([ImageStudy("laptop")])
+    assert list(found) == ["images"]
+    rows = asked[(asked["study"] == "images") & (asked["question"] == "paper")].set_index("metric")
+    assert {m: d.verdict for m, d in found["images"].items()} == rows["verdict"].to_dict()
+    assert found["images"]["n_fg"].verdict == "shows"  # as planted
+    assert board.decided_about([ImageStudy("laptop", b=0.3)]) == {}
+    assert board.decided_about([TextStudy("laptop")]) == {}  # four seeds of twenty
+    fresh["images"] = replace(fresh["images"], outdated=("settings.b",))
+    assert board.decided_about([ImageStudy("laptop")]) == {}
 
 
 def test_words_are_those_of_the_board(asked, stored):

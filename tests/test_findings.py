@@ -3,6 +3,7 @@ written in a sentence; parameters in their places.
 """
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -132,6 +133,19 @@ def test_a_conclusion_says_each_difference_and_what_words_mean():
     assert report.GLUED["h1_n_fg_interval"] == "1.75 to 2.75"
     assert report.GLUED["h1_verdict"] == "partly supported (1 of 3 shows)"
     assert (report.GLUED["h1_pair_n_bg_shows"], report.GLUED["h1_pair_n_bg_opposite"]) == (1, 1)
+
+
+def test_a_conclusion_has_stored_evidence_first():
+    stored = points(-1, 1, 0, seeds=20)
+    stored["n_bg"] = replace(stored["n_bg"], delta=2.0, low90=0.6, high90=1.4)
+    text = findings.conclusion("h1", replace(TWO, evidence={"images": stored})).data
+    first, second, _ = text.split("\n>\n> ")
+    assert first.startswith("> **Takeaway.** [Stored evidence](80_evidence.ipynb)")
+    assert "over images and 20 training seeds: -1 in" in first
+    assert "*opposite, small*" in first
+    assert first.endswith("Hypothesis 1 is **partly contradicted (2 of 3 opposite)** there.")
+    assert "over images and 2 training seeds: +2.25 in" in second
+    assert second.endswith("Hypothesis 1 is **partly supported (1 of 3 shows)** by these.")
 
 
 def test_a_conclusion_of_one_training_says_so():

@@ -20,6 +20,7 @@ from kpnb_book import numbers
 from kpnb_book.figures import estimation, reliability, sentences
 from kpnb_book.figures.report import (
     REMINDER,
+    decided_as,
     difference_table,
     glue,
     glue_pairs,
@@ -44,6 +45,7 @@ class Found:
     alone       by study, each pair of a student and a baseline judged over its samples, by title
     overall     by study, what decides: over all its layers, seeds and samples
     stored      by study, its own seeds beside stored ones, where there are any
+    evidence    by name of the stored study with the same settings, what all of its seeds decide
 
     The name of a single study is "".
     """
@@ -53,6 +55,7 @@ class Found:
     alone: Mapping[str, Mapping[str, By]]
     overall: Mapping[str, By]
     stored: Mapping[str, Beside] = field(default_factory=dict)
+    evidence: Mapping[str, By] = field(default_factory=dict)
 
     @classmethod
     def of(cls, hypothesis: str, samples: str, studies: Mapping[str, Study]) -> "Found":
@@ -62,7 +65,8 @@ class Found:
             for name, study in studies.items()
         }
         overall = {name: tables.overall(study) for name, study in studies.items()}
-        return cls(hypothesis, samples, alone, overall, every_beside(studies))
+        evidence = board.decided_about(studies.values())
+        return cls(hypothesis, samples, alone, overall, every_beside(studies), evidence)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -103,23 +107,35 @@ def titled(study: str, title: str) -> str:
 
 
 def conclusion(prefix: str, found: Found) -> Markdown:
-    """The takeaway of a chapter: differences, intervals, verdicts, and what verdicts mean."""
+    """The takeaway of a chapter: differences, intervals and verdicts, of stored evidence first
+    where there is any, then of the chapter's own networks; and what verdicts mean.
+    """
     glue_pairs(f"{prefix}_pair", found.pairs.values(), found.metrics)
     glue_pairs(prefix, found.overall.values(), found.metrics)
+    own = f"Student minus baseline, with 95 % intervals over {_concluded(found, found.overall)}"
+    where = "these networks" if len(found.overall) > 1 else "this network"
+    own = f"{own} on this data set and {where}."
+    if found.evidence:
+        stored = _concluded(found, found.evidence)
+        own = (
+            "[Stored evidence](80_evidence.ipynb) of these settings, student minus baseline, with "
+            f"95 % intervals over {stored} there.\n>\n> The seeds of this build alone, in the same "
+            f"way, over {_concluded(found, found.overall)} by these."
+        )
+    return Markdown(f"> **Takeaway.** {own}\n>\n> {REMINDER}")
+
+
+def _concluded(found: Found, overall: Mapping[str, By]) -> str:
+    """What the metrics of a hypothesis are over which samples and seeds, and a word for it."""
     said = {
         name: ", ".join(_said(by_metric[metric]) for metric in found.metrics)
-        for name, by_metric in found.overall.items()
+        for name, by_metric in overall.items()
     }
-    seeds = max(d.seeds for by_metric in found.overall.values() for d in by_metric.values())
+    seeds = max(d.seeds for by_metric in overall.values() for d in by_metric.values())
     over = f"{found.samples} and {seeds} training seeds"
     over = over if seeds > 1 else f"{found.samples}, for a single training seed"
-    word = outcome([*found.overall.values()], found.metrics)
-    where = "these networks" if len(said) > 1 else "this network"
-    return Markdown(
-        f"> **Takeaway.** Student minus baseline, with 95 % intervals over {over}:{_listed(said)}"
-        f"Hypothesis {found.hypothesis[1:]} is **{word}** on this data set and {where}.\n"
-        f">\n> {REMINDER}"
-    )
+    word = outcome([*overall.values()], found.metrics)
+    return f"{over}:{_listed(said)}Hypothesis {found.hypothesis[1:]} is **{word}**"
 
 
 def _listed(said: Mapping[str, str]) -> str:
@@ -136,7 +152,7 @@ def _said(d: Difference) -> str:
 
 
 def _sure(d: Difference) -> str:
-    return f"({interval(d)}: *{d.verdict}*)"
+    return f"({interval(d)}: *{decided_as(d.verdict, d.small)}*)"
 
 
 def counted(found: Found) -> Markdown:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kpnb.stats import Difference
 from kpnb_book.studies import paper
 from kpnb_book.studies.catalogue import every
 from kpnb_book.studies.evidence import CONSTANT, SEEDS, STUDIES, TEACHER
@@ -23,6 +24,7 @@ from kpnb_book.studies.verdicts import (
     SIX,
     Estimate,
     answers,
+    as_the_paper_asks,
     estimates,
     verdicts,
 )
@@ -54,6 +56,18 @@ def about(studies: Iterable[Study]) -> dict[str, Stored]:
         name: each
         for name, each in stored().items()
         if name in STUDIES and any(concerns(STUDIES[name], study) for study in studies)
+    }
+
+
+def decided_about(studies: Iterable[Study]) -> dict[str, dict[str, Difference]]:
+    """What the paper asks of the book's tables ``about`` these studies, by name; of those that are
+    finished, not stale, and have points enough (``verdicts.answers``).
+    """
+    tables = paper.read()
+    return {
+        name: as_the_paper_asks(each.samples, each.kind, tables)
+        for name, each in finished(about(studies)).items()
+        if not each.outdated and answers(each.samples, BY_PAPER, each.stated)
     }
 
 

@@ -195,6 +195,13 @@ def decided(
     return holm(judge(gaps(samples, question), delta=delta if question.same_units else None))
 
 
+def as_the_paper_asks(
+    samples: pd.DataFrame, kind: str, tables: pd.DataFrame
+) -> dict[str, Difference]:
+    """``decided`` of the paper's question, with delta from its ``tables`` for that kind of data."""
+    return decided(samples, BY_PAPER, paper.deltas(tables, kind, means(samples)))
+
+
 def all_decided(
     samples: pd.DataFrame,
     questions: Mapping[str, Question],
@@ -320,7 +327,7 @@ def estimates(
         for found in (paper.differences(beside), paper.proportions(beside))
     )
     found = []
-    for metric, d in decided(samples, BY_PAPER, paper.deltas(tables, kind, ours)).items():
+    for metric, d in as_the_paper_asks(samples, kind, tables).items():
         relative = metric in paper.scaled(kind)
         unit = ours[metric] if relative else 1.0
         theirs = (ratios if relative else plain)[metric].dropna().to_numpy()
