@@ -18,8 +18,8 @@ from kpnb_book.studies.verdicts import BEYOND, LEAST, QUESTIONS, SIX, SPEED, def
 
 WORDS = {"shows": "show", "opposite": "opposite", "negligible": "negligible"}
 WORDS |= {"undecided": "undecided"}
-LEFT = {"paper": "paper", "beyond place": "beyond place"}
-LEFT |= {"beyond a smooth target": "against untrained's"}
+LEFT = {"paper": "as the paper asks", "beyond place": "beyond place"}
+LEFT |= {"beyond a smooth target": "against the untrained teacher's student"}
 LEFT |= {"length of the path": "length of path", "share of the path": "share of path"}
 """The paper's question, and what is left against each control: headings by question."""
 NOTHING_JUDGED = "No study has all its seeds yet, so nothing is judged."
