@@ -550,7 +550,7 @@ def test_sentences_carry_the_controls_and_what_is_shared():
         "for the others it is not clear." in said
     )
     assert "than the same student of an untrained teacher (2 of 3" in said
-    alone = "Of the 3 students of untrained teachers, beside the one from scratch: share more 0, "
+    alone = "Of the 3 controls themselves, beside the one from scratch, 0 share more and "
     assert alone in said
     kept = ~stored.networks["network"].isin(UNTRAINED.values())
     early = replace(stored, networks=stored.networks[kept])

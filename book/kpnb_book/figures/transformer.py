@@ -363,9 +363,9 @@ def _controls_alone(stored: Stored) -> list[str]:
     alone = kinds.sharing(stored, "controls")
     more, gain = (alone[f"{name}_said"] for name in transfer.JUDGED)
     return [
-        f"Of the {len(alone)} students of untrained teachers, beside the one from scratch: share "
-        f"more {(more == 'yes').sum()}, less {(more == 'no: less').sum()}; more accurate "
-        f"{(gain == 'yes').sum()}, less {(gain == 'no: less').sum()}."
+        f"Of the {len(alone)} controls themselves, beside the one from scratch, "
+        f"{(more == 'yes').sum()} share more and {(more == 'no: less').sum()} less; "
+        f"{(gain == 'yes').sum()} are more accurate and {(gain == 'no: less').sum()} less."
     ]
 
 
