@@ -335,8 +335,15 @@ def test_evidence_of_other_code_is_stale(shapes, study, rows, store, tables, wha
     monkeypatch.setattr(collecting, "seed_rows", lambda *_: rows)
     with pytest.raises(Stale, match=rf"{what} of the untrained at FC1, seed 0, was student/0, is "):
         collect(shapes, [0], tables, store)
+    with pytest.raises(Stale):
+        next(plans(shapes, [0], tables, store))
+    (whole,) = plans(shapes, [0], tables, store, renew=True)
+    assert tables.seeds() == [0]  # a forecast removes nothing
     assert collect(shapes, [0], tables, store, renew=True) == [0]
     assert collect(shapes, [0], tables, store) == []
+    tables.remove()
+    (anew,) = plans(shapes, [0], tables, store)
+    assert [*anew.everything()] == [*whole.everything()]
 
 
 def test_tables_without_addresses_are_stale(shapes, study, rows, store, tmp_path):
@@ -352,7 +359,7 @@ def test_networks_are_added_to_a_seed(shapes, study, rows, store, tmp_path):
     assert collect(shapes, [0], parts, store, only=["equal-rate"]) == [0]
     assert parts.origin["networks"] == ["equal-rate"]
     names = ["baseline", "student", "untrained", "random-labels"]
-    assert sorted(collecting.lacking(shapes, 0, parts)) == sorted(names)
+    assert sorted(collecting.lacking(shapes, 0, parts.networks())) == sorted(names)
     assert collect(shapes, [0], parts, store, only=["equal-rate"]) == []
     parts.add(shapes.origin(study), role_of(rows, *names))
     whole.add(shapes.origin(study), rows)
@@ -551,7 +558,7 @@ def test_the_command_hands_its_options_over(tmp_path, monkeypatch, capsys):
     assert main(["evidence", "images", "--forecast", *where]) == 0
     (((one, seeds, results), how),) = asked["plans"]
     assert (one.name, seeds) == ("images", one.seeds)  # all that were stated
-    assert how == {"only": ["untrained", "student"], "epochs": 3}
+    assert how == {"only": ["untrained", "student"], "renew": False, "epochs": 3}
     assert len(asked["collect"]) == 2
 
 

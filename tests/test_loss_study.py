@@ -320,10 +320,10 @@ def test_a_loss_of_a_readers_own_stops_no_evidence(
     """Registering it, the chapter's exercise, leaves complete tables complete."""
     results = Results(tmp_path / "shapes")
     results.add(shapes.origin(study), rows)
-    missing = collecting.lacking(shapes, 0, results)
+    missing = collecting.lacking(shapes, 0, results.networks())
     monkeypatch.setitem(LOSSES, "cosine", Loss(cosine_distance))
     assert shapes.undecided == ()
-    assert collecting.lacking(shapes, 0, results) == missing
+    assert collecting.lacking(shapes, 0, results.networks()) == missing
     assert shapes.outdated(results) == []
     collecting.check(shapes, study, results)
 

@@ -109,7 +109,8 @@ def _run_one(evidence: "Evidence", options: argparse.Namespace) -> None:
     only = None if options.only is None else options.only.split(",")
     if options.forecast:
         print(evidence.name)
-        print(forecast(plans(evidence, seeds, results, only=only, **overrides)))
+        todo = plans(evidence, seeds, results, only=only, renew=options.replace, **overrides)
+        print(forecast(todo))
         return
     done = collect(evidence, seeds, results, only=only, renew=options.replace, **overrides)
     print(f"{len(done)} seeds computed, {len(results.seeds())} in {results.folder}")

@@ -60,7 +60,7 @@ def collect(
             start, what = time.perf_counter(), "is computed by another process"
             with of_one_seed(store, f"{evidence.name}-{seed}") as apart:
                 # Another process may have written it in the meantime.
-                roles = lacking(evidence, seed, results, only)
+                roles = lacking(evidence, seed, results.networks(), only)
                 if apart is not None:
                     what = "is done"
                 if apart is not None and roles:
@@ -80,12 +80,16 @@ def collect(
 
 
 def lacking(
-    evidence: Evidence, seed: int, results: Results, only: Collection[str] | None = None
+    evidence: Evidence,
+    seed: int,
+    known: Collection[tuple[int, str]],
+    only: Collection[str] | None = None,
 ) -> tuple[str, ...]:
-    """Roles whose networks the tables lack of a ``seed``; of these alone with ``only``."""
+    """Roles whose networks of a ``seed`` are not among the ``known`` ones (``Results.networks``);
+    of these alone with ``only``.
+    """
     for role in only or ():
         one_of("network", role, evidence.roles)
-    known = results.networks()
     wanted = [role for role in evidence.roles if only is None or role in only]
     return tuple(role for role in wanted if (seed, role) not in known)
 
@@ -101,14 +105,16 @@ def left(
     the process was killed before that.
     """
 
+    known = results.networks()
+
     def has_remains(seed: int) -> bool:
         folder = folder_of(store, f"{evidence.name}-{seed}")
-        return folder.exists() and not lacking(evidence, seed, results)
+        return folder.exists() and not lacking(evidence, seed, known)
 
     return [
         seed
         for seed in sorted(set(seeds))
-        if lacking(evidence, seed, results, only) or has_remains(seed)
+        if lacking(evidence, seed, known, only) or has_remains(seed)
     ]
 
 
@@ -118,14 +124,21 @@ def plans(
     results: Results,
     store: Store | None = None,
     only: Collection[str] | None = None,
+    renew: bool = False,
     **overrides: Any,
 ) -> Iterator[Plan]:
-    """What ``collect`` would do, seed by seed. Raises ``Stale`` as it does."""
+    """What ``collect`` would do, seed by seed; nothing is removed. Raises ``Stale`` as it does."""
     store = store or Store()
     study = evidence.study(store, **overrides)
-    check(evidence, study, results)
+    known = results.networks()
+    try:
+        check(evidence, study, results)
+    except Stale:
+        if not renew:
+            raise
+        known = set()
     for seed in sorted(set(seeds)):
-        if roles := lacking(evidence, seed, results, only):
+        if roles := lacking(evidence, seed, known, only):
             begun = folder_of(store, f"{evidence.name}-{seed}")
             own = evidence.study(Store(begun), **overrides) if begun.exists() else study
             yield plan(evidence, own, seed, roles)
