@@ -63,7 +63,9 @@ class Entropy:
         shape = " x ".join(map(str, self.entropy.shape))
         known = self.entropy[self.entropy.isfinite()]
         ends = (f"{end:.2f}" for end in (known.min(), known.max())) if len(known) else ("?", "?")
-        return f"Entropy({shape} units: {' to '.join(ends)} nats)"
+        linear = self.linearity.nanmedian()
+        checked = f", linearity {linear:.2g}" if linear.isfinite() else ""
+        return f"Entropy({shape} units: {' to '.join(ends)} nats{checked})"
 
     def tensors(self) -> Fields:
         """The result's tensors by name, for storing."""
@@ -225,6 +227,25 @@ def _report(problems: Mapping[str, str], layers: Sequence[str]) -> None:
         warnings.warn(f"left out {', '.join(map(repr, problems))}: {text}", stacklevel=3)
 
 
+def _warn_of_scale(results: Mapping[str, Entropy], perturbation: Perturbation) -> None:
+    """Warn where ``scale`` is not that of the input, and a feature changes by far more or less at
+    sigma than its derivative says: it is not the network that is measured then.
+    """
+    spread = float(widest(perturbation.x).std(correction=0))
+    if 1 / 5 <= spread / perturbation.scale <= 5:
+        return
+    medians = {layer: float(found.linearity.nanmedian()) for layer, found in results.items()}
+    far = [f"{v:.2g} at layer {layer!r}" for layer, v in medians.items() if v < 0.1 or v > 10]
+    if far:
+        warnings.warn(
+            f"scale={perturbation.scale:g}, while the input has the standard deviation "
+            f"{spread:.3g}: the squared feature change is {', '.join(far)} times what the "
+            f"derivative predicts, so that these entropies say little; pass scale={spread:.2g}, "
+            "or what the spread of the data is",
+            stacklevel=3,
+        )
+
+
 class HowMeasured(TypedDict, total=False):
     """Keyword arguments of ``entropy`` that are the same for a whole training."""
 
@@ -366,7 +387,8 @@ def entropy(
                 them NaN
     check       look first, in two small passes, whether the feature is the same each time, is that
                 of each sample alone (not with ``max_batch=1``), and has a derivative; and warn of
-                half precision, whose rounding moves entropies by about 0.01 nats
+                half precision, whose rounding moves entropies by about 0.01 nats, and afterwards of
+                a ``scale`` so far from that of the input that ``linearity`` is far from 1
     progress    show it where it takes long
 
     Raises ``LookupError`` for an unknown layer or input, ``RuntimeError`` for a layer that the pass
@@ -403,6 +425,8 @@ def entropy(
         for name in names
         if name not in problems
     }
+    if check:
+        _warn_of_scale(results, perturbation)
     return results[layers] if isinstance(layers, str) else results
 
 

@@ -115,7 +115,8 @@ def _region(name: str, region: Any, entropy: Tensor) -> Tensor:
         raise ValueError(
             f"{name} must be bool with the shape {tuple(entropy.shape[-2:])} of the entropy's "
             f"images and units [..., N, n]; got {described(region)}. "
-            "kpnb.foreground_units(coverage) makes it of shares"
+            "kpnb.covered_units(units, x, masks) makes both regions of masks, "
+            "kpnb.foreground_units(coverage) one of shares"
         )
     return region.to(entropy.device)
 

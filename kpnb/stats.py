@@ -359,6 +359,9 @@ def compare(
     """``student`` minus ``baseline`` for each of the six metrics, measured on the same images: for
     these two trainings.
 
+    Intervals are those of a bootstrap over the images, p of flipping the signs of their
+    differences. Of fewer than six images p cannot be as small as 0.05, so that nothing "shows".
+
     seed    of the bootstrap over images and of the sign flips
     delta   by metric, a difference that is too small to matter; without it none is negligible
 

@@ -125,11 +125,13 @@ def _noted_features(
     layers: Sequence[str],
     runs: dict[str, int] | None = None,
 ) -> dict[str, Tensor]:
-    """``_features``; an error of the model's own says how its inputs were cut."""
+    """``_features``; an error of the model's own says what it was given, and how that was cut."""
     try:
         return _features(perturbation, shown, layers, runs)
     # what sizes that do not fit raise
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        given = tuple(perturbation.x.shape)
+        error.add_note(f"in a pass of {len(shown)} of the {given[0]} samples of x {given}")
         if guessed := _guessed(perturbation.inputs):
             error.add_note(_rows_of(guessed))
         raise

@@ -343,6 +343,23 @@ def test_linearity_is_no_matter_of_the_seed_that_others_use_too():
         assert all(0.2 < each.linearity.item() < 5 for each in found)  # 24 of its own weights
 
 
+@pytest.mark.parametrize("layers", ["2", ["0", "2"]])
+def test_noise_far_beyond_the_linear_range_is_warned_of(layers):
+    """Planted: a network for inputs of 0.001, where noise in units of 1 saturates a tanh."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Tanh(), torch.nn.Flatten())
+    net[0].weight.data *= 1000
+    x = 1e-3 * torch.randn(2, 3, 12, 12)
+    said = r"^scale=1, while .* deviation 0.00\d+: .* 0.0\d+ at layer '2' times .* scale=0.00"
+    with pytest.warns(UserWarning, match=said):
+        far = entropy(net, x, layers, units=GRID)
+    entropy(net, x, layers, units=GRID, check=False)  # quiet
+    near = entropy(net, x, layers, units=GRID, scale=1e-3)
+    far, near = (each["2"] if isinstance(each, dict) else each for each in (far, near))
+    assert "linearity 0.0" in repr(far)
+    assert near.linearity == pytest.approx(torch.ones(2), rel=0.3)
+
+
 def test_results_say_in_a_line_what_they_are():
     found = entropy(small_net().double(), images(), "8", units=GRID)
     known = found.entropy

@@ -369,7 +369,8 @@ def test_a_models_own_error_says_what_it_was_called_with():
     with pytest.raises(RuntimeError, match="to have 3 channels") as raised:
         entropy(small_net().double(), images()[:, :1], "8", units=GRID)
     assert raised.value.__notes__ == [
-        "the model was called with torch.float64 (3, 1, 12, 12), samples first"
+        "the model was called with torch.float64 (3, 1, 12, 12), samples first",
+        "in a pass of 3 of the 4 samples of x (4, 1, 12, 12)",
     ]
 
 

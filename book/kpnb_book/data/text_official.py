@@ -26,12 +26,14 @@ SST2 = "8d51e7e4887a4caaa95b3fbebbf53c0490b58bbb"  # the commit to download, whi
 
 def _file(wanted: Request, *names: str) -> Path:
     """The first file of the split that is there, of ``names`` for training and testing in turn."""
-    root = Path(wanted.root or "root=").expanduser()
+    remedy = f"root= (data_root= of a command) names the folder of {names[0]} and {names[1]}"
+    if wanted.root is None:
+        raise FileNotFoundError(f"the data set {wanted.dataset!r} has no folder: {remedy}")
+    root = Path(wanted.root).expanduser()
     asked = names[wanted.split == "test" :: 2]
     for name in asked:
         if (root / name).is_file():
             return root / name
-    remedy = f"root= names the folder that holds {names[0]} and {names[1]}"
     raise FileNotFoundError(f"{root / asked[0]} is missing; {remedy}")
 
 
