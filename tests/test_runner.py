@@ -232,6 +232,11 @@ def test_what_has_not_changed_is_not_executed_again(tmp_path, monkeypatch, dask_
     for name in "12":
         source = f"with open('../ran', 'a') as file: file.write('{name}')"
         write(root / "notebooks" / {"1": "10_first.ipynb", "2": "11_second.ipynb"}[name], source)
+    with pytest.raises(
+        UsageError, match=r"others 1 have never been executed \(11_second, .* run 10"
+    ):
+        runs(only=["10"])
+    assert (root / "ran").read_text() == ""
     assert runs() == "12"
     with monkeypatch.context() as without:
         without.setattr(build.engine, "cluster", None)  # which is not needed

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 when a notebook fails, 2 when called wrongly, 130 after
     Ctrl-C, 141 when nobody reads on, as behind ``| head``.
     """
-    options = parser().parse_args(arguments)
+    options = _options(arguments)
     _see_search_path_from_here()
     try:
         code = options.do(options)
@@ -47,6 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command that is called; of a parameter without -p, the remedy is named."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest:
+        meant = next((word for word in rest if "=" in word and not word.startswith("-")), None)
+        remedy = f"; did you mean -p {meant}?" if meant else ""
+        top.error(f"unrecognized arguments: {' '.join(rest)}{remedy}")
+    return options
 
 
 def _see_search_path_from_here() -> None:

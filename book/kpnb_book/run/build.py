@@ -10,7 +10,7 @@ from typing import Any
 from kpnb_book.run import engine
 from kpnb_book.run.chapters import chapter_of, notebooks_of
 from kpnb_book.run.checks import check_run
-from kpnb_book.run.errors import NotebookError
+from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.notebooks import find_notebook, run_notebook
 from kpnb_book.run.origin import origin
 from kpnb_book.run.provenance import signed
@@ -33,14 +33,15 @@ def build_book(
     passes no parameter, so that no additional cell shows in the book; nor does the paper's where a
     chapter has none. ``workers`` and ``scheduler`` are those of
     :func:`kpnb_book.run.engine.cluster`. Raises UsageError where a chapter could not run, as in the
-    paper's size where it needs data, and NotebookError at the first notebook that fails, or when
-    Jupyter Book reports an error or a warning.
+    paper's size where it needs data, or has no copy and is not among ``only``, and NotebookError at
+    the first notebook that fails, or when Jupyter Book reports an error or a warning.
     """
     chosen = [find_notebook(name, root) for name in only] if only else notebooks_of(root)
     for path in chosen:  # all of them before the first kernel starts
         if not path.is_file():
             raise NotebookError(f"_toc.yml lists {path.relative_to(root)}, which does not exist")
         check_run(path, _parameters(path, profile), here=not scheduler)
+    _check_others(root, chosen)
     tasks = [chapter(path, root, _parameters(path, profile)) for path in chosen]
     if not only:
         tasks = [task for task in tasks if not _unchanged(task)]
@@ -49,6 +50,19 @@ def build_book(
     if tasks:
         _execute(tasks, workers, scheduler)
     return build_pages(root)
+
+
+def _check_others(root: Path, chosen: Sequence[Path]) -> None:
+    """Raise UsageError when pages would have holes, as what is not ``chosen`` has no copy yet."""
+    rest = [path for path in notebooks_of(root) if path not in chosen]
+    missing = [path.stem for path in rest if not (root / EXECUTED / path.name).is_file()]
+    if missing:
+        alone = chosen[0].stem.split("_")[0]
+        raise UsageError(
+            f"the pages need every notebook, and of the others {len(missing)} have never been "
+            f"executed ({missing[0]}, ...): build once without --only; or run one notebook alone, "
+            f"kpnb run {alone}"
+        )
 
 
 def _parameters(path: Path, profile: str) -> dict[str, Any]:
