@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from kpnb._messages import named_samples
 from kpnb._models import private_copy
-from kpnb._precision import widest
+from kpnb._precision import at_least_single, widest
 from kpnb._tensors import described
 from kpnb._untouched import explaining
 from kpnb.checkpoints import HELPER, digest, with_prefix
@@ -24,6 +24,7 @@ from kpnb.features import (
     count_runs,
     depended_on,
     device_of,
+    differentiable,
     parameters_below,
 )
 from kpnb.losses import IGNORED, TrainingObjective, cross_entropy
@@ -330,8 +331,8 @@ def scores(
             found["accuracy"] = (right.sum(), counted.sum())
     if objective.loss and objective.definition.same_shape:
         pairs = [(outputs[name], t) for name, t in zip(objective.layers, targets, strict=True)]
-        errors = [widest((ours - theirs).square().sum()) for ours, theirs in pairs]
-        sizes = [widest(t.square().sum()) for _, t in pairs]
+        errors = [widest(at_least_single(ours - theirs).square().sum()) for ours, theirs in pairs]
+        sizes = [widest(at_least_single(t).square().sum()) for _, t in pairs]
         found["feature_error"] = (sum(errors), sum(sizes))
     return found
 
@@ -361,7 +362,7 @@ def parameters_of_output(model: nn.Module, x: NetworkInput) -> set[str]:
     """Names of the parameters that anything depends on that the network puts out at ``x``; of all
     where it cannot be run to its end.
     """
-    parameters = dict(model.named_parameters())
+    parameters = differentiable(model)
     with explaining(model, device_of(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)

@@ -1,5 +1,6 @@
-"""Double precision where the device has it."""
+"""Numbers of other precision: double where the device has it, single at least."""
 
+import torch
 from torch import Tensor
 
 from kpnb._memory import out_of_memory
@@ -13,3 +14,8 @@ def widest(values: Tensor) -> Tensor:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         return values.float()
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """``values`` in float32 where they have fewer digits: sums of their squares overflow."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

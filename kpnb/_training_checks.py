@@ -43,6 +43,11 @@ def check_arguments(
     check_model(model)
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule is a kpnb.schedule.Schedule; got {type(schedule).__name__}")
+    if not isinstance(objective, TrainingObjective):
+        raise TypeError(
+            "objective is a kpnb.losses.TrainingObjective, such as feature_at('fc1'); got "
+            f"{type(objective).__name__}"
+        )
     if teacher is not None:
         check_model(teacher, "the teacher")
     for name, given in (("data", data), ("test", data if test is None else test)):

@@ -36,7 +36,7 @@ from kpnb._learner import (
 from kpnb._memory import fitting
 from kpnb._messages import unknown
 from kpnb._models import private_copy
-from kpnb._precision import widest
+from kpnb._precision import at_least_single, widest
 from kpnb._progress import Progress
 from kpnb._signature import digest_of
 from kpnb._tensors import as_tensor, described, moved
@@ -56,7 +56,7 @@ from kpnb._training_checks import (
 from kpnb.checkpoints import Artefacts, Checkpoints
 from kpnb.features import capture, check_runs
 from kpnb.learning import step_norms
-from kpnb.losses import TrainingObjective, known_labels, labels_only
+from kpnb.losses import TrainingObjective, check_every_label, known_labels, labels_only
 from kpnb.schedule import Schedule
 
 Folder = str | os.PathLike[str] | Artefacts | None
@@ -351,6 +351,8 @@ def prepare(learner: Learner, samples: Samples) -> None:
         check_labels(outputs[""], labels)
         if isinstance(samples.data, TensorData):
             check_classes(samples.data.y, outputs[""].shape[1])
+    if learner.objective.loss == "dkd" and isinstance(samples.data, TensorData):
+        check_every_label(samples.data.y, outputs[learner.objective.layers[0]].shape[1])
     check_shapes(learner, outputs, targets)
     check_batch_of_one(learner, samples.data)
     learner.constants = learner.objective.constants(samples.targets)
@@ -553,12 +555,14 @@ def with_targets(sets: Sequence[Data], answers: Answers, learner: Learner) -> li
 def teacher_targets(
     answers: Answers, layers: Sequence[str], data: Data, device: str, rows: int
 ) -> list[Tensor]:
-    """What the teacher puts out at ``layers`` for all samples, ``[N, ...]`` each, on the CPU."""
+    """What the teacher puts out at ``layers`` for all samples, ``[N, ...]`` each, on the CPU and in
+    float32 at least.
+    """
     parts: list[list[Tensor]] = [[] for _ in layers]
     for index in torch.arange(len(data)).split(rows):
         x, _ = data.batch(index, device)
         found = capture(answers.teacher, x, layers, select=answers.select)
         for some, layer in zip(parts, layers, strict=True):
             check_samples_first(found[layer], f"the teacher's {layer or 'output'!r}", len(index))
-            some.append(found[layer].cpu())
+            some.append(at_least_single(found[layer].cpu()))
     return [torch.cat(some) for some in parts]

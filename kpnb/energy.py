@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kpnb._messages import plain_numbers, whole
+from kpnb._precision import at_least_single
 from kpnb.perturb import Perturbation
 from kpnb.sketch import directions_to_take, largest, probes_beyond, rescaled, shrunk
 from kpnb.units import Units
@@ -144,7 +145,7 @@ class Jacobian:
                 "quantised numbers, does not have any"
             )
         # squares of half precision would overflow, or vanish
-        return self.units.gather(_at_least_single(product).square()) * self.exists
+        return self.units.gather(at_least_single(product).square()) * self.exists
 
 
 def _coordinates(jacobian: Jacobian, changes: Tensor | None) -> Iterator[Tensor]:
@@ -197,7 +198,7 @@ def sketched_energies(
     probes together span the feature.
     """
     rank = solver.rank or 0
-    leading = directions_to_take(_at_least_single(jacobian.flat), changes, rank)  # Q of Hutch++
+    leading = directions_to_take(at_least_single(jacobian.flat), changes, rank)  # Q of Hutch++
     directions, times = probes_beyond(leading, changes, gaussian)
     energies = torch.stack([jacobian.energy(v) for v in directions.unbind(-1)])
     size = largest(energies, (0, 2))  # [1, B, 1], of each sample; errors have its square
@@ -229,12 +230,7 @@ def feature_changes(
     }
     # a feature that overflows is reported elsewhere, by sample; here it must not spoil the others
     # nor is there a factorisation of half precision
-    return {name: _at_least_single(one).nan_to_num_(0, 0, 0) for name, one in changes.items()}
-
-
-def _at_least_single(values: Tensor) -> Tensor:
-    """Half precision in float32; all else as it is."""
-    return values.float() if values.dtype.itemsize < 4 else values
+    return {name: at_least_single(one).nan_to_num_(0, 0, 0) for name, one in changes.items()}
 
 
 def jacobians(perturbation: Perturbation, layers: Sequence[str]) -> dict[str, Jacobian]:

@@ -101,6 +101,8 @@ def _closed_form(
     results = {}
     for layer, found in unit_energies(perturbation, layers, solver).items():
         sigma, error = solve(found.energy, found.deviation, objective, perturbation.tau)
+        finite = found.finite[:, None]
+        sigma, error = sigma.where(finite, torch.nan), error.where(finite, torch.nan)
         delta_f2 = perturbation.tau**2 * widest(found.energy).nansum(-1)
         results[layer] = {
             "entropy": entropy_of(sigma),
@@ -216,6 +218,15 @@ def _problem(fields: Fields, layer: str, objective: Objective) -> str:
         f"{named_samples(where)}: {reason}; choose another layer, or pass dead='nan' to go on "
         "with NaN there"
     )
+
+
+def _check_units(perturbation: Perturbation) -> None:
+    """Raise ``ValueError`` that names samples without any unit."""
+    if (empty := ~perturbation.exists().any(-1)).any():
+        raise ValueError(
+            f"{named_samples(empty)}: no unit at all, so there is nothing to perturb; check the "
+            "mask or the labels of the units, or pass dead='nan' to go on with NaN there"
+        )
 
 
 def _report(problems: Mapping[str, str], layers: Sequence[str]) -> None:
@@ -407,6 +418,8 @@ def entropy(
     solver, objective = how.solver, how.objective
     with torch.inference_mode(False):
         perturbation = how.perturbation(model, x)
+        if dead == "raise":
+            _check_units(perturbation)
         with explaining(model, perturbation.x.device):
             problems = try_layers(perturbation, names) if check else {}
             good = [name for name in names if name not in problems]

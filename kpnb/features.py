@@ -338,11 +338,20 @@ def parameters_below(
     """Names of the parameters that the feature of ``layer`` at the input ``x [B, ...]`` depends
     on.
     """
-    parameters = dict(model.named_parameters())
+    parameters = differentiable(model)
     with explaining(model, device_of(model)), torch.enable_grad():
         for parameter in parameters.values():
             parameter.requires_grad_(True)
         return depended_on([capture(model, x, [layer], select=select)[layer]], parameters)
+
+
+def differentiable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by name, without those of integers, which have no derivative."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() or parameter.is_complex()
+    }
 
 
 def depended_on(ends: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:

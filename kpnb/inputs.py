@@ -1,5 +1,6 @@
 """What a network is called with: one tensor that is perturbed, and others that are not."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -224,6 +225,8 @@ def embedded(
         )
     table = model.get_input_embeddings()
     ids = _token_ids(input_ids, table)
+    if getattr(table, "max_norm", None) is not None:
+        table = copy.deepcopy(table)  # a lookup rescales its weights in place
     with torch.no_grad():
         words = table(ids)
     given = {}

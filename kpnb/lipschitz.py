@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from kpnb._messages import named_samples, positive, whole
 from kpnb._outputs import key_of, picked, replaced
+from kpnb._precision import at_least_single
 from kpnb._tensors import as_numbers, described
 from kpnb._untouched import explaining
 from kpnb.features import (
@@ -79,7 +80,7 @@ def _prediction(perturbation: Perturbation, x: Tensor, layer: str) -> tuple[Tens
     _check_finite(flat, y, layer)
     parts = (_row(y[:, c], feature, layer) for c in range(y.shape[1]))
     rows = [network.samples_first(part, layer, len(x)).flatten(1) for part in parts]
-    norm = torch.linalg.matrix_norm(torch.stack(rows, 1), 2)
+    norm = torch.linalg.matrix_norm(at_least_single(torch.stack(rows, 1)), 2)
     return flat.detach(), y.detach(), norm
 
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kpnb._messages import not_negative, one_of, positive, unknown
+from kpnb._precision import at_least_single
 
 SCALES = ("energy", "sum", "mean")
 
@@ -108,7 +109,8 @@ def attention_transfer(student: Tensor, teacher: Tensor, power: float = 2.0) -> 
     Zagoruyko and Komodakis 2017, Eq. 2, activation-based, squared and averaged as in their code.
     Outputs ``[B, channels, places...]``; the numbers of channels may differ.
     """
-    positive(power=power)
+    if not power >= 1:
+        raise ValueError(f"power = {power}: below 1 it has no derivative where a feature is 0")
     if student.dim() < 3 or student.shape[2:] != teacher.shape[2:]:
         raise ValueError(
             f"attention is compared place by place: the student's {list(student.shape[1:])} and "
@@ -141,17 +143,26 @@ def decoupled(
             f"decoupled distillation needs logits [B, K] and one class for each sample: got "
             f"{list(student.shape)} and labels {list(labels.shape)} of {labels.dtype}"
         )
-    if labels.min() < 0 or labels.max() >= student.shape[1]:
-        raise ValueError(
-            f"decoupled distillation needs labels from 0 to {student.shape[1] - 1}, as there are "
-            f"logits: got {int(labels.min())} to {int(labels.max())}"
-        )
+    check_every_label(labels, student.shape[1])
     chosen = F.one_hot(labels, student.shape[1]).bool()
     ours = target_and_others(student / temperature, chosen)
     theirs = target_and_others(teacher / temperature, chosen)
     target = F.kl_div(ours[0], theirs[0], reduction="batchmean", log_target=True)
     others = F.kl_div(ours[1], theirs[1], reduction="batchmean", log_target=True)
     return temperature**2 * (alpha * target + beta * others)
+
+
+def check_every_label(labels: Tensor, classes: int) -> None:
+    """Raise ``ValueError`` unless each of the ``labels`` is one of the ``classes``: none may be
+    ignored. What are no integers the loss itself refuses.
+    """
+    if labels.is_floating_point():
+        return
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"decoupled distillation needs labels from 0 to {classes - 1}, as there are logits: "
+            f"got {int(labels.min())} to {int(labels.max())}"
+        )
 
 
 def target_and_others(logits: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +222,8 @@ def angles(f: Tensor) -> Tensor:
     """Cosine of the angle at row j of ``f [B, d]`` between rows i and k, for all different i, j, k.
 
     From products of rows: the differences of all pairs, ``[B, B, d]``, would fill the memory where
-    a layer is wide. Where two rows are equal there is no angle, and the cosine is 0.
+    a layer is wide. Where two rows are equal, but for rounding, there is no angle, and the cosine
+    is 0.
     """
     centred = f - f.mean(0)  # the rounding errors of products grow with their size
     products = centred @ centred.T
@@ -221,6 +233,7 @@ def angles(f: Tensor) -> Tensor:
     inner = products - products[:, :, None] - products[:, None, :]
     inner = inner + products.diagonal()[:, None, None]
     cosines = inner / (lengths[:, :, None] * lengths[:, None, :])
+    cosines = cosines.masked_fill(cosines.abs() > 1.01, 0.0)  # the products have cancelled
     same = torch.eye(len(f), dtype=torch.bool, device=f.device)
     return cosines[~(same | same[:, :, None] | same[:, None, :])]
 
@@ -318,7 +331,7 @@ class Projections(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The pair to compare."""
         ours = self.student(student.flatten(1))
-        theirs = self.teacher(teacher.flatten(1))
+        theirs = self.teacher(teacher.flatten(1).to(self.teacher.weight.dtype))
         return unit(ours), unit(theirs)
 
 
@@ -326,7 +339,7 @@ def mean_energy(targets: Tensor) -> float:
     """The constant ``energy`` of ``feature`` and ``hints``, from the teacher's features ``[N,
     ...]`` of all samples; 1 where they are 0.
     """
-    sizes = targets.flatten(1).square().sum(1)
+    sizes = at_least_single(targets).flatten(1).square().sum(1)
     return sizes.double().mean().item() or 1.0
 
 
@@ -480,6 +493,9 @@ class TrainingObjective:
                 raise ValueError("nothing to minimise: name a loss, or give labels a weight")
             return
         check_loss(self.loss)
+        for name in ("layers", "teacher_layers"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, (given,))
         for name in self.parameters:
             if name not in self.definition.parameters():
                 raise ValueError(

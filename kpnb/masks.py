@@ -115,7 +115,7 @@ def covered_units(
     known = units.gather((~neither).float())
     covered = units.gather(foreground.float())
     there = (every > 0) & (2 * known >= every)
-    mostly = covered >= at_least * known
+    mostly = covered / known.clamp_min(1) >= at_least  # as foreground_units has it, to the bit
     return mostly & there, ~mostly & there
 
 

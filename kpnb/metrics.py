@@ -102,6 +102,17 @@ class Metrics:
         return {name: summarise(values).undefined for name, values in self.per_image().items()}
 
 
+def counted_entropy(
+    entropy: Tensor, foreground: Tensor, background: Tensor | None, choices: Choices
+) -> Tensor:
+    """``entropy [M + 1, N, n]`` of the images that count by the ``choices``, NaN of the others."""
+    if not choices.filtered:
+        return entropy
+    background = ~foreground if background is None else background
+    kept = released_filter(entropy, foreground, background)
+    return entropy.where(kept[:, None], torch.nan)
+
+
 def six_metrics(
     entropy: Any,
     foreground: Any,
@@ -129,10 +140,7 @@ def six_metrics(
             f"got {tuple(entropy.shape)}"
         )
     foreground, background = regions(entropy, foreground, background)
-    if choices.filtered:
-        entropy = entropy.where(
-            released_filter(entropy, foreground, background)[:, None], torch.nan
-        )
+    entropy = counted_entropy(entropy, foreground, background, choices)
     found = knowledge_points(
         entropy, foreground, b=choices.b, background=background, level=choices.level
     )

@@ -89,11 +89,13 @@ class Aligned:
     weight: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.weight <= 2:
+        object.__setattr__(self, "mean", float(self.mean))
+        object.__setattr__(self, "weight", float(self.weight))
+        if not self.weight > 2:
             raise ValueError(
                 f"weight = {self.weight}: the mean entropy rises along the path only for weight > 2"
             )
-        if self.rise < 0:
+        if not self.rise >= 0:
             raise ValueError(
                 f"mean = {self.mean}: the path starts at {self.mean - self.rise:.3f} and rises "
                 "from there"
@@ -145,6 +147,7 @@ class Converged:
     alpha: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", float(self.alpha))
         if not self.alpha > 0:
             raise ValueError(
                 f"alpha = {self.alpha}: the weight of the entropy in Eq. 3 must be positive"

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import fraction, named_samples, not_negative, one_of
+from kpnb._messages import fraction, named_samples, not_negative, one_of, positive, whole
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers, as_tensor, described
 
@@ -201,5 +201,7 @@ def released_filter(
     Those whose background is discarded at least as much as their foreground in each of the ``late``
     last epochs. It selects for the hypotheses, so nothing here uses it by default.
     """
+    whole(late=late)
+    positive(late=late)
     margin = background_level(entropy, background) - background_level(entropy, foreground)
     return (margin[-late:, :, 0] >= 0).all(0)

@@ -56,6 +56,7 @@ class Stochastic:
         whole(steps=self.steps, samples=self.samples)
         positive(steps=self.steps, samples=self.samples, lr=self.lr)
         low, high = self.clamp
+        object.__setattr__(self, "clamp", (float(low), float(high)))
         if not 0 < low < high:
             raise ValueError(f"clamp = {self.clamp}: a lower and an upper bound of sigma, above 0")
 
@@ -104,7 +105,7 @@ class _SquaredChange:
         for start in range(0, total, per_pass):
             # One by one: what a generator draws depends on how much is drawn at once.
             delta = torch.stack([self._drawn() for _ in range(min(per_pass, total - start))])
-            noise = self.perturbation.units.spread(sigma, x) * delta
+            noise = (self.perturbation.units.spread(sigma, x) * delta).to(x.dtype)
             with self.precision:
                 features = next(self.perturbation.features([self.layer], noise))[self.layer]
             yield (features - self.feature).float().square().sum(-1).sum(0) / total
@@ -128,7 +129,8 @@ def learn_sigma(
 ) -> Learned:
     """Sigma of every unit of a batch by descent on Eq. 4 from sigma_0, all samples at once.
 
-    Units that a sample does not have are NaN. Under ``Aligned`` each sample keeps the step whose
+    Units that a sample does not have are NaN, and all of a sample whose feature does not move or is
+    not finite. Under ``Aligned`` each sample keeps the step whose
     mean entropy is nearest to the one asked for; otherwise the last step counts.
     """
     _check_together(solver, objective)
@@ -138,6 +140,8 @@ def learn_sigma(
         delta_f2 = sum(change.parts(start))
     path = _Path(change, start, delta_f2, solver, objective)
     sigma, stopped, steps = _kept(path, perturbation.scale, solver, objective)
+    moves = delta_f2.isfinite() & (delta_f2 > 0)  # elsewhere there is nothing to divide by
+    sigma = sigma.where(moves[:, None], torch.nan)
     passes = solver.samples * steps
     return Learned(sigma, delta_f2, stopped, 1 + solver.samples + passes, passes)
 

@@ -466,16 +466,14 @@ def changed_settings(
         differ.append("choices")
     if not torch.equal(student.foreground, baseline.foreground):
         differ.append("foreground")
-    if not _same_background(student.background, baseline.background):
+    elif not torch.equal(_background(student), _background(baseline)):
         differ.append("background")
     return differ
 
 
-def _same_background(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two backgrounds are the same, None being everything else."""
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other)
+def _background(found: Trajectory) -> Tensor:
+    """Its background, which is everything else where none is named."""
+    return ~found.foreground if found.background is None else found.background
 
 
 def _setting(found: Trajectory, name: str) -> Any:

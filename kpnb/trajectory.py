@@ -30,7 +30,7 @@ from kpnb.checkpoints import Artefacts, Checkpoints, Item, digest
 from kpnb.entropy import TENSORS, Entropy, HowMeasured, entropy, read_measurement, undefined
 from kpnb.features import layer_names
 from kpnb.learning import step_norms, weight_distance
-from kpnb.metrics import Choices, Metrics, read_choices, six_metrics
+from kpnb.metrics import Choices, Metrics, counted_entropy, read_choices, six_metrics
 from kpnb.points import check_regions, knowledge_points, summarise
 from kpnb.weights import Source, loaded
 
@@ -88,7 +88,7 @@ class Trajectory:
     def table(self) -> list[dict[str, float]]:
         """By epoch: weight distance, and the means over images of the counts and lambda."""
         found = knowledge_points(
-            self.entropy,
+            counted_entropy(self.entropy, self.foreground, self.background, self.choices),
             self.foreground,
             b=self.choices.b,
             background=self.background,

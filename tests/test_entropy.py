@@ -360,6 +360,60 @@ def test_noise_far_beyond_the_linear_range_is_warned_of(layers):
     assert near.linearity == pytest.approx(torch.ones(2), rel=0.3)
 
 
+@pytest.mark.parametrize("solver", [ClosedForm(), Stochastic(steps=2, samples=2)])
+def test_a_sample_without_a_feature_change_has_no_entropy(solver):
+    """Planted: the second sample is below every threshold."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten())
+    torch.nn.init.ones_(net[0].weight)
+    x = torch.tensor([1.0, -9.0]).view(2, 1, 1, 1) + 0.1 * images(2, dtype=torch.float32)
+    found = entropy(net, x, "2", units=GRID, solver=solver, dead="nan", check=False)
+    assert found.entropy[0].isfinite().all()
+    assert found.delta_f2[1] == 0
+    for values in (found.entropy, found.sigma):
+        assert values[1].isnan().all()
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_sample_with_an_infinite_coordinate_has_no_entropy(rank):
+    """Planted: one coordinate of the second sample's feature overflows, the others do not."""
+
+    class Overflowing(torch.nn.Sequential):
+        def forward(self, x):
+            f = super().forward(x)
+            return torch.cat([f, 1 / f[:, :1].detach() ** 300], 1)
+
+    net = Overflowing(torch.nn.Flatten(), torch.nn.Linear(432, 6)).double()
+    x = images(2)
+    with torch.no_grad():
+        net[1].bias[0] -= net[1](x[1].flatten())[0]
+    found = entropy(net, x, "", units=GRID, solver=ClosedForm(rank=rank), dead="nan", check=False)
+    assert found.entropy[0].isfinite().all()
+    assert found.entropy[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_learner_measures_half_precision(dtype):
+    net, solver = small_net().to(dtype), Stochastic(steps=3, samples=4)
+    found = entropy(net, images(dtype=dtype), "8", units=GRID, solver=solver, check=False)
+    whole = entropy(
+        small_net().float(), images(dtype=torch.float32), "8", units=GRID, solver=solver
+    )
+    torch.testing.assert_close(found.entropy, whole.entropy, atol=0.1, rtol=0)
+
+
+def test_a_sample_without_any_unit_is_named():
+    labels = torch.zeros(2, 12, 12, dtype=torch.int64)
+    labels[1] = -1
+    labels[0, :6] = 1
+    x = images(2)
+    units = Regions(labels[:, None])
+    with pytest.raises(ValueError, match=r"^sample 1: no unit at all, .* check the mask"):
+        entropy(small_net().double(), x, "8", units=units)
+    found = entropy(small_net().double(), x, "8", units=units, dead="nan")
+    assert found.entropy[0].isfinite().all()
+    assert found.entropy[1].isnan().all()
+
+
 def test_results_say_in_a_line_what_they_are():
     found = entropy(small_net().double(), images(), "8", units=GRID)
     known = found.entropy

@@ -22,12 +22,14 @@ from kpnb.losses import (
     Projections,
     Regressor,
     TrainingObjective,
+    angles,
     attention_transfer,
     contrastive_in_batch,
     decoupled,
     feature,
     feature_at,
     hints,
+    mean_energy,
     probabilistic_transfer,
     relational,
     similarity_preserving,
@@ -350,6 +352,58 @@ def test_angles_are_right_far_from_the_origin():
     far = [(f + 1000).float() for f in (ours, theirs)]
     exact = relational(*(f.double() for f in far), 0, 1)
     assert relational(*far, 0, 1).item() == pytest.approx(exact.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-6, 3e-5])
+def test_rows_that_nearly_coincide_have_no_huge_angle(apart):
+    """A cosine is at most 1, also where products of rows have cancelled."""
+    f = draw(16, 64).float()
+    f[1:3] = f[0] + apart * draw(2, 64, seed=1).float()
+    assert angles(f).abs().max() <= 1.01
+    assert relational(f, draw(16, 64, seed=2).float()) < 50
+
+
+def test_a_teacher_of_another_precision_teaches():
+    """Squares of half precision overflow; what is learned then is neither nothing nor perfect."""
+    assert mean_energy(torch.full((4, 100), 30.0).half()) == pytest.approx(90_000)
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(seed=1).half()
+            self.net[0].weight.data *= 1000
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.half())
+
+    for name in ("feature", "crd_in_batch", "sp", "rkd"):
+        path = ("5", images(), Schedule(epochs=1))
+        run = distill.student(network(), Half(), *path, loss=name, teacher_layer="net.5")
+        assert 0 < run.log[1]["loss"] < math.inf
+        if name == "feature":
+            assert 0.1 < run.log[1]["feature_error"] < math.inf
+
+
+def test_labels_of_all_samples_are_looked_at_before_anything_is_written(tmp_path):
+    data = images()
+    data.y[-1] = 9
+    with pytest.raises(ValueError, match=r"needs labels from 0 to 2, .*: got 0 to 9"):
+        distill.student(
+            network(), network(seed=1), "", data, Schedule(epochs=1), loss="dkd", folder=tmp_path
+        )
+    assert not [*tmp_path.glob("epoch-*")]
+
+
+def test_attention_without_a_derivative_is_refused():
+    with pytest.raises(ValueError, match=r"power = 0.5: below 1 it has no derivative"):
+        attention_transfer(draw(2, 3, 4), draw(2, 3, 4), power=0.5)
+
+
+def test_a_layer_by_its_name_alone_is_one_layer():
+    assert TrainingObjective("feature", "fc1").layers == ("fc1",)
+    assert TrainingObjective("feature", "a", teacher_layers="bc").theirs == ("bc",)
+    with pytest.raises(TypeError, match=r"objective is a .*TrainingObjective, .*; got str"):
+        distill.train(network(), images(), Schedule(epochs=1), objective="feature")
 
 
 # --------------------------------------------------- another implementation, where it is installed
@@ -705,7 +759,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"needs logits \[B, K\] and one class for each sample"):
         train("dkd", "2", teacher)
     data = TensorData(data.x, data.y - 100)
-    with pytest.raises(ValueError, match=r"needs labels from 0 to 2, .*: got -99 to -98"):
+    with pytest.raises(ValueError, match=r"needs labels from 0 to 2, .*: got -100 to -98"):
         train("dkd", "")
     data = TensorData(data.x, data.y.float())
     with pytest.raises(ValueError, match=r"labels \[2\] of torch.float32"):

@@ -4,6 +4,7 @@ flow.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
@@ -12,6 +13,7 @@ from scipy.optimize import brentq
 from kpnb.energy import ClosedForm
 from kpnb.entropy import entropy
 from kpnb.objectives import HALF_LOG_2PIE, SIGMA_0, Aligned, Converged, flow, relative_energy
+from kpnb.sampling import Stochastic
 from kpnb.units import ImageGrid
 from tests.models import Linear, images
 
@@ -161,3 +163,17 @@ def test_scale_of_the_input_moves_the_entropy_by_its_logarithm():
     a = entropy(model, images(), "f", units=ImageGrid(GRID), solver=exact)
     b = entropy(scaled, 10 * images(), "f", units=ImageGrid(GRID), solver=exact, scale=10.0)
     assert torch.allclose(a.entropy + math.log(10), b.entropy, atol=1e-9)
+
+
+def test_equal_objectives_are_written_alike():
+    """They are compared as they are written, in settings and in the names of artefacts."""
+    for same in (Aligned(-2.8, 7), Aligned(np.float64(-2.8)), Aligned(weight=np.int64(7))):
+        assert repr(same) == repr(Aligned())
+    assert repr(Converged(1)) == repr(Converged(1.0))
+    assert repr(Stochastic(clamp=[1e-3, 1])) == repr(Stochastic())
+
+
+@pytest.mark.parametrize("wrong", [{"mean": math.nan}, {"weight": math.nan}])
+def test_what_is_no_number_is_no_objective(wrong):
+    with pytest.raises(ValueError, match="nan"):
+        Aligned(**wrong)

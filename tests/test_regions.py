@@ -411,3 +411,13 @@ def test_swapped_arguments_of_covered_units_are_named():
         covered_units(x, ImageGrid(2), masks)
     with pytest.raises(ValueError, match="masks hold 0, 7"):  # a mere placeholder of the input
         covered_units(ImageGrid(2), torch.zeros_like(x), 7 * masks)
+
+
+def test_a_share_at_the_limit_counts_in_either_way():
+    """For all k of n elements, where k / n is written in binary digits, and rounded."""
+    units = ImageGrid(1)
+    for n in range(2, 9):
+        for k in range(1, n * n + 1):
+            masks = (torch.arange(n * n) < k).view(1, n, n)
+            inside, _ = covered_units(units, torch.zeros(1, 1, n, n), masks, at_least=k / n**2)
+            assert inside.all(), (k, n)

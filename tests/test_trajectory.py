@@ -170,6 +170,38 @@ def test_a_known_trajectory_gives_known_numbers():
     assert row["rho"] == pytest.approx(0.75)  # 2 of 2, 1 of 2
 
 
+def test_a_filter_of_images_holds_for_row_and_table():
+    """The second image's background is kept better than its foreground, so it does not count."""
+    entropy = torch.zeros(2, 2, 4)
+    entropy[:, 0, 1:] = 1.0
+    entropy[:, 1, :3] = 1.0
+    norms = [{"a": 3.0}, {"a": 1.0}]
+    foreground = torch.tensor([[True, True, False, False]] * 2)
+    given = ({"entropy": entropy}, norms, foreground)
+    plain, filtered = (
+        kpnb.Trajectory(*given, None, kpnb.Choices(filtered=filtered), {})
+        for filtered in (False, True)
+    )
+    for each, n_fg in ((plain, 0.5), (filtered, 1.0)):
+        assert each.row()["n_fg"] == each.table()[-1]["n_fg"] == n_fg
+
+
+def test_a_background_that_is_not_named_is_everything_else():
+    given = ({"entropy": torch.rand(2, 7, 4)}, [{"a": 3.0}, {"a": 1.0}])
+    foreground = torch.tensor([[True, True, False, False]] * 7)
+    one, same, other = (
+        kpnb.Trajectory(*given, foreground, background, kpnb.Choices(), {})
+        for background in (
+            None,
+            ~foreground,
+            ~foreground & torch.tensor([False, False, True, False]),
+        )
+    )
+    assert kpnb.compare(one, same)["n_bg"].value == 0
+    with pytest.raises(ValueError, match=r"measured differently \(background\)"):
+        kpnb.compare(one, other)
+
+
 def test_the_users_model_is_left_as_it_was(trained):
     _, files = trained
     model = net(3).train()
