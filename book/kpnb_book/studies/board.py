@@ -32,6 +32,8 @@ from kpnb_book.studies.verdicts import (
 PAPERS_OWN = {
     "Tiny-ImageNet with VGG-11": "tiny-imagenet-vgg11",
     "Tiny-ImageNet with AlexNet": "tiny-imagenet-alexnet",
+    "Tiny-ImageNet with VGG-16": "tiny-imagenet-vgg16",
+    "Tiny-ImageNet with VGG-19": "tiny-imagenet-vgg19",
     "SST-2": "sst2",
 }
 """The studies on data sets of the paper's own, by set and network."""
