@@ -224,7 +224,7 @@ def test_a_control_waits_for_as_many_seeds_as_its_verdict(folder, tmp_path):
     assert "paper" in {*asked["question"]}
     assert not {"smooth target", "beyond a smooth target"} & {*asked["question"]}
     table = sentences.scoreboard(asked, {"images": one})
-    assert (table["against untrained's"][:6] == "18 of 20 seeds").all()
+    assert (table["against the untrained teacher's student"][:6] == "18 of 20 seeds").all()
     means = board.seed_means(one, ("student", "untrained"))
     assert {*means["network"]} == {"student"}
     said = stored_tables.which({"images": one}, ())
@@ -332,11 +332,13 @@ def test_a_control_without_points_is_named(stored):
     assert said.startswith("- **images**: the student of an untrained teacher has hardly any")
     assert "nothing is compared" not in sentences.smooth(board.board(stored), stored)
     table = sentences.words(asked, found, ["images"])
-    assert (table["against untrained's"] == "no points").all()
+    assert (table["against the untrained teacher's student"] == "no points").all()
     said = front.on_one(asked, found, "images")
     assert "**Against that student**: no points." in said
     assert "seed" not in said
-    assert not (table[["paper", "beyond place", "share of path"]] == "no points").any(axis=None)
+    assert not (table[["as the paper asks", "beyond place", "share of path"]] == "no points").any(
+        axis=None
+    )
 
 
 def test_a_control_with_points_on_the_background_alone_is_not_said_to_have_none(stored):
@@ -468,7 +470,7 @@ def test_what_follows_for_hypothesis_2(distance, share, length, said):
 def test_undecided_cells_say_what_would_decide(needed, said):
     row = {"study": "images", "question": "paper", "metric": "rho", "value": 0.1}
     frame = pd.DataFrame([{**row, "verdict": "undecided", "seeds_needed": needed}])
-    cell = sentences.words(frame, {}, ["images"])["paper"].iloc[-1]
+    cell = sentences.words(frame, {}, ["images"])["as the paper asks"].iloc[-1]
     assert cell == f"+0.10 undecided {said}"
 
 
@@ -539,14 +541,16 @@ def test_24_cells_whatever_there_is(stored):
     table = sentences.scoreboard(board.board(stored), stored)
     assert table["data"].tolist() == [k for k in board.standing() for _ in NAMES]
     by_kind = dict(iter(table.groupby("data")))
-    assert (by_kind["clouds"]["paper"] == "no seed yet").all()
-    assert (by_kind["sentiment"]["paper"] == "4 of 20 seeds").all()
+    assert (by_kind["clouds"]["as the paper asks"] == "no seed yet").all()
+    assert (by_kind["sentiment"]["as the paper asks"] == "4 of 20 seeds").all()
     asked = board.board(stored).query("question == 'paper'").set_index(["study", "metric"])
     for kind in ("images", "questions"):
-        for name, cell in zip(NAMES, by_kind[kind]["paper"], strict=True):
+        for name, cell in zip(NAMES, by_kind[kind]["as the paper asks"], strict=True):
             row = asked.loc[(kind, name)]
             assert cell.startswith(f"{value(row['value'], 2, sign=True)} {row['verdict']}")
-    assert (by_kind["questions"]["against untrained's"] == "0 of 20 seeds").all()
+    assert (
+        by_kind["questions"]["against the untrained teacher's student"] == "0 of 20 seeds"
+    ).all()
     place = table["metric"].isin([sentences.HTML[name] for name in BEYOND])
     assert (table.loc[~place, "beyond place"] == "").all()
     assert (table.loc[place, "beyond place"] != "").all()
@@ -584,7 +588,10 @@ def test_what_is_there_may_be_small(stored):
     """Planted: half of delta, and surely below it."""
     rows = [{"study": "images", "question": "paper", "metric": "n_fg", "value": 2.0}]
     rows[0] |= {"verdict": "shows", "small": True, "seeds_needed": 3.0}
-    assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 shows, small"
+    assert (
+        sentences.words(pd.DataFrame(rows), {}, ["images"])["as the paper asks"].iloc[0]
+        == "+2 shows, small"
+    )
 
     def counted():
         table = front.counts(pd.DataFrame(rows), {}).set_index("data")
@@ -597,7 +604,10 @@ def test_what_is_there_may_be_small(stored):
     rows += [rows[0] | {"metric": "d_mean", "verdict": "opposite", "small": False}]
     assert counted() == "3 of 5 (2 small); 2 opposite (1 small)"
     rows = [rows[0] | {"verdict": "negligible"}]  # which says it already
-    assert sentences.words(pd.DataFrame(rows), {}, ["images"])["paper"].iloc[0] == "+2 negligible"
+    assert (
+        sentences.words(pd.DataFrame(rows), {}, ["images"])["as the paper asks"].iloc[0]
+        == "+2 negligible"
+    )
     assert counted() == "0 of 1; 1 negligible"
     there = an_estimate(verdict="opposite", small=True)
     (axis,) = estimation.estimation({"images": [there]}).axes
