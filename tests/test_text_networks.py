@@ -355,7 +355,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 
 def test_texts_that_do_not_fit_are_named(tiny):
     net = net_of(tiny)
-    with pytest.raises(ValueError, match="sample 1: the feature of layer 'feature' does not move"):
+    with pytest.raises(ValueError, match="sample 1: no unit at all"):
         measured(net, texts([3, 0]), solver=ClosedForm(None))
     with pytest.raises(ValueError, match=r"Integers cannot be perturbed.*kpnb\.embedded"):
         entropy(net, texts([3]), "feature", perturb="input_ids", units=Tokens())
