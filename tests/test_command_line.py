@@ -13,8 +13,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kpnb_book.__main__ import main, parser
 from kpnb_book.run import plans, sweep
+from kpnb_book.run.command_line import main, parser
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.parameters import check_parameters, read_assignments
 from kpnb_book.run.store_commands import folders

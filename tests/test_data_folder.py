@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from kpnb_book.__main__ import main
 from kpnb_book.data import contents, image_set
 from kpnb_book.data.check import check
 from kpnb_book.data.contents import contents as held
 from kpnb_book.data.images import load
+from kpnb_book.run.command_line import main
 from kpnb_book.store import Store
 from kpnb_book.studies.images import ImageStudy
 from kpnb_book.studies.measure import metrics

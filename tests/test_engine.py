@@ -21,8 +21,8 @@ import psutil
 import pytest
 from distributed import Client
 
-from kpnb_book.__main__ import main
 from kpnb_book.run import engine
+from kpnb_book.run.command_line import main
 from kpnb_book.run.engine import Task, environments, in_order
 from kpnb_book.run.errors import NotebookError, UsageError
 from tests.test_runner import write
@@ -178,7 +178,7 @@ def test_scheduler_that_is_not_there(root, capsys):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["status"], ["sweep", "none.yaml"]])
 def test_what_answers_at_once_does_without_pytorch(root, arguments):
-    script = "import sys; from kpnb_book.__main__ import main\n"
+    script = "import sys; from kpnb_book.run.command_line import main\n"
     script += f"try: main({arguments!r})\nexcept SystemExit: pass\n"
     script += "assert not {'torch', 'distributed', 'papermill'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from kpnb.checkpoints import digest
-from kpnb_book.__main__ import main
 from kpnb_book.figures import reliability
 from kpnb_book.figures.findings import Found, own_seeds, replicated
+from kpnb_book.run.command_line import main
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.evidence_commands import several_seeds
 from kpnb_book.store import Store

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
-from kpnb_book.__main__ import main
 from kpnb_book.run import checks
 from kpnb_book.run.chapters import CHAPTERS
 from kpnb_book.run.checks import check_run
+from kpnb_book.run.command_line import main
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.parameters import (
     RULES,

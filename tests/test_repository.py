@@ -287,10 +287,11 @@ def test_set_up_takes_the_small_build_of_torch_when_asked():
     assert command == "not-there/bin/kpnb build --profile smoke --workers 3"
 
 
-def test_the_command_names_the_extra_that_is_missing():
+@pytest.mark.parametrize("module", ["command", "__main__"])
+def test_the_command_names_the_extra_that_is_missing(module):
     """Where only kpnb's own needs are installed."""
     code = "import sys; sys.modules |= {'pandas': None, 'shtab': None}\n"
-    code += "from kpnb_book.command import main\n"
+    code += f"from kpnb_book.{module} import main\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "sys.exit(main())", "list"],
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'book'}"},

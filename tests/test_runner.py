@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from kpnb_book.__main__ import main
 from kpnb_book.run import build
 from kpnb_book.run.build import build_book
 from kpnb_book.run.chapters import CHAPTERS, notebooks_of
+from kpnb_book.run.command_line import main
 from kpnb_book.run.errors import NotebookError, UsageError
 from kpnb_book.run.kernel import DEFAULTS
 from kpnb_book.run.notebooks import find_notebook, find_root, run_notebook

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from kpnb_book.__main__ import main
 from kpnb_book.run import sweep
+from kpnb_book.run.command_line import main
 from kpnb_book.run.errors import UsageError
 from kpnb_book.run.notebooks import find_notebook
 from kpnb_book.run.origin import origin

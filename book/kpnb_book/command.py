@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command line; where a package of the book is missing, name it and its remedy."""
     try:
-        from kpnb_book.__main__ import main as run
+        from kpnb_book.run.command_line import main as run
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "kpnb", "kpnb_book", "torch"):  # no extra brings these
