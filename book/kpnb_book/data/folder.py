@@ -22,7 +22,8 @@ from kpnb_book.data.samples import SPLITS, fifth
 LAYOUT = """expected
   images/<class>/<stem>.*   one folder for each class, any format that Pillow reads
   masks/<class>/<stem>.*    same size as the image; or no mask and an alpha channel in the image
-in the folder itself, or in both its sub-folders train and test"""
+in the folder itself, or in both its sub-folders train and test;
+kpnb check FOLDER lists what it finds there"""
 OPTIONS = {"background": str, "void": int, "foreground": int, "above": (int, float), "exif": bool}
 FEW = 10  # training pictures of a class; with fewer, it is said
 
