@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from kpnb._learner import Learner, NetworkInput, Select, batch_norms, batches, seeded
 from kpnb._models import check_model, private_copy
+from kpnb._signature import digest_of_weights
 from kpnb._untouched import explaining
-from kpnb.checkpoints import Checkpoints, copied, digest, with_prefix
+from kpnb.checkpoints import Checkpoints, Item, copied, digest, with_prefix
 from kpnb.features import capture
 from kpnb.losses import TrainingObjective
 from kpnb.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
+INITIAL = "initial weights"
+"""Name of a digest beside the settings, for folders whose epoch 0 is damaged."""
 DIGESTS = ("data", "held-out data")
 """Settings that are digests; folders of an older kpnb, and of other data, have none."""
 TF32 = 5e-3
@@ -132,25 +135,38 @@ def check_same_training(
     checkpoints: Checkpoints, model: nn.Module, settings: Mapping[str, Any]
 ) -> None:
     """Raise ValueError when a folder has the checkpoints of another training: other settings or
-    other initial weights. Nothing is compared without settings.
+    other initial weights; and when its settings are damaged. Nothing is compared without settings.
     """
     artefacts = checkpoints.artefacts
     if not settings or len(checkpoints.missing()) > checkpoints.epochs:
         return
     other = f"{artefacts.path} holds another training"
-    known = artefacts.info("training") or {}
+    known = artefacts.info("training")
+    if known is None:
+        raise ValueError(
+            f"{artefacts.path} has epochs of a training whose settings (training.json) are damaged "
+            "or gone, so it cannot be known again: choose another folder"
+        )
     settings = json.loads(json.dumps(settings))  # as they come back from a file
-    for name in {**known, **settings} if known else ():
+    for name in {**known, **settings}:
         one, two = known.get(name), settings.get(name)
-        if one == two or (name in DIGESTS and None in (one, two)):
+        if one == two or name == INITIAL or (name in DIGESTS and None in (one, two)):
             continue
         found = f"whose {_difference(name, one, two)}"
         if name in DIGESTS:
             found = f"whose {name} are others, or the same in another order or not to the bit"
         raise ValueError(f"{other}, {found}: choose another folder")
-    first = artefacts.read("epoch-000")
-    if first and not same_weights(with_prefix(first.tensors, "model."), model.state_dict()):
+    if not _starts_there(artefacts.read("epoch-000"), known.get(INITIAL), model):
         raise ValueError(f"{other}, which started from other weights: choose another folder")
+
+
+def _starts_there(first: Item | None, digested: str | None, model: nn.Module) -> bool:
+    """Whether ``model`` has the weights of the ``first`` epoch; where that is damaged, to the bit
+    those that are ``digested``.
+    """
+    if first is None:
+        return digested in (None, digest_of_weights(model))
+    return same_weights(with_prefix(first.tensors, "model."), model.state_dict())
 
 
 def _difference(name: str, then: Any, now: Any) -> str:
@@ -226,7 +242,10 @@ def same_weights(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
     if one.keys() != two.keys():
         return False
     pairs = [(value, two[name].cpu()) for name, value in one.items()]
-    return all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, equal_nan=True)
+        for a, b in pairs
+    )
 
 
 def check_shapes(

@@ -35,7 +35,8 @@ COUNTED = re.compile(r"(epoch|(?<![a-z])ep|iter(?:ation)?|step)s?[-_= ]*(\d+)", 
 SCORE = re.compile(r"\d+\.\d+")
 """A number in the name of a file that counts nothing."""
 
-BESIDE = re.compile(r"(training|recorder|entropy-[0-9a-f]{24}(-\d+)?)\.safetensors")
+BESIDE = re.compile(r"(training|recorder)\.safetensors")
+MEASURED = re.compile(r"entropy-[0-9a-f]{24}(-\d+)?\.safetensors")
 """What kpnb itself writes into a folder of checkpoints that is none of them."""
 
 
@@ -67,8 +68,7 @@ def in_order(
             raise FileNotFoundError(
                 f"checkpoint {pattern}: there is no such file or folder{looked_in(pattern)}"
             )
-        names = glob.glob(str(expanded(pattern)), recursive=True)
-        files = _without_our_own(map(Path, names))
+        files = _without_our_own(_matching(expanded(pattern)))
         if not files:
             raise FileNotFoundError(f"no checkpoints match {pattern}{looked_in(pattern)}")
         found += _natural(files, pattern, first=not found)
@@ -108,14 +108,22 @@ def _entries(
     return checkpoints
 
 
+def _matching(pattern: Path) -> list[Path]:
+    """The files of a pattern; a folder that is there, as "lr[0.1]", is taken by its name."""
+    if pattern.parent.is_dir():
+        pattern = Path(glob.escape(str(pattern.parent))) / pattern.name
+    return [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+
+
 def _without_our_own(files: Iterable[Path]) -> list[Path]:
-    """Without what kpnb writes beside checkpoints, which has a JSON part: the settings of its
-    trainings, and what was measured where ``folder=`` is that of the checkpoints.
+    """Without what kpnb writes beside checkpoints: the settings of its trainings, which have a JSON
+    part, and what was measured where ``folder=`` is that of the checkpoints.
     """
     return [
         file
         for file in files
-        if not (BESIDE.fullmatch(file.name) and file.with_suffix(".json").exists())
+        if not MEASURED.fullmatch(file.name)
+        and not (BESIDE.fullmatch(file.name) and file.with_suffix(".json").exists())
     ]
 
 

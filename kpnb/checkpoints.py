@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,10 +253,12 @@ class Checkpoints:
 
     def tensors(self, epoch: int = -1) -> dict[str, Tensor]:
         """All tensors of an epoch, on the CPU; ``FileNotFoundError`` when it is not there or
-        damaged.
+        damaged, so that the next training with this folder computes it again.
         """
         item = self.artefacts.read(epoch_name(self.number(epoch)))
         if item is None:
+            with suppress(OSError):  # of a folder that cannot be written
+                self.discard(epoch)
             raise self._lost(self.number(epoch))
         return item.tensors
 

@@ -15,7 +15,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
@@ -38,9 +38,10 @@ from kpnb._messages import unknown
 from kpnb._models import private_copy
 from kpnb._precision import at_least_single, widest
 from kpnb._progress import Progress
-from kpnb._signature import digest_of
+from kpnb._signature import digest_of, digest_of_weights
 from kpnb._tensors import as_tensor, described, moved
 from kpnb._training_checks import (
+    INITIAL,
     Shown,
     check_arguments,
     check_batch_of_one,
@@ -245,7 +246,7 @@ def train(
         if select is not None or teacher_select is not None:
             settings["select"] = [repr(select), repr(teacher_select)]
         if folder is not None:
-            settings |= digests(data, test)
+            settings |= digests(data, test) | {INITIAL: digest_of_weights(model)}
         check_same_training(checkpoints, model, settings)
         if folder is not None and is_there(device):
             shown = [Shown("network", model, objective.looks_at, select)]
@@ -525,10 +526,19 @@ class Means:
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """Gradients, whatever the caller has switched off: stored trainings are computed where they are
-    read, which may be under ``no_grad``.
+    """Gradients and plain precision, whatever the caller has switched off or on: stored trainings
+    are computed where they are read, which may be under ``no_grad``.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), plain_precision():
+        yield
+
+
+@contextmanager
+def plain_precision() -> Iterator[None]:
+    """No autocast of the caller's; what a schedule asks for is switched on inside."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

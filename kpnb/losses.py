@@ -10,15 +10,17 @@ and k are samples of one batch of B, whose outputs are compared as vectors.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kpnb._messages import not_negative, one_of, positive, unknown
+from kpnb._messages import not_negative, one_of, plain_numbers, positive, unknown
 from kpnb._precision import at_least_single
 
 SCALES = ("energy", "sum", "mean")
@@ -474,7 +476,8 @@ class TrainingObjective:
     weight          of the loss; None: that of its paper
 
     Raises ``ValueError`` for unknown names, for lists of layers that do not match, and when nothing
-    is left to minimise; ``TypeError`` for a loss that is no ``Loss``.
+    is left to minimise; ``TypeError`` for a loss that is no ``Loss``, and for parameters that JSON
+    cannot hold.
     """
 
     loss: str | None = None
@@ -486,6 +489,8 @@ class TrainingObjective:
     weight: float | None = None
 
     def __post_init__(self) -> None:
+        plain_numbers(self)
+        object.__setattr__(self, "parameters", _plain(self.parameters))
         not_negative(labels=self.labels)
         positive(weight=self.weight)
         if self.loss is None:
@@ -559,6 +564,23 @@ class TrainingObjective:
         # Not said where it is 1: trainings from before there were weights keep their addresses.
         weight = {} if self.loss_weight == 1 else {"weight": self.loss_weight}
         return distillation | weight | rest
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """``parameters`` with Python's numbers for NumPy's and PyTorch's; ``TypeError`` for what JSON
+    cannot hold, by which a training is known again.
+    """
+    found = dict(parameters)
+    for name, value in found.items():
+        if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
+            found[name] = value.item()
+        try:
+            json.dumps(found[name])
+        except TypeError:
+            raise TypeError(
+                f"parameter {name} of a loss is a number, a text or a list of these; got {value!r}"
+            ) from None
+    return found
 
 
 def labels_only(frozen_up_to: str | None = None) -> TrainingObjective:

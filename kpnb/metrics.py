@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kpnb._messages import not_negative, one_of
+from kpnb._messages import not_negative, one_of, plain_numbers
 from kpnb._precision import widest
 from kpnb._tensors import as_numbers
 from kpnb.learning import d_mean_var, detour_ratio, learning_distance
@@ -47,8 +47,9 @@ class Choices:
         not_negative(b=self.b)
         one_of("level", self.level, get_args(Level))
         one_of("empty", self.empty, ("nan", "zero"))
-        if self.first < 0:
-            raise ValueError(f"first = {self.first}: epochs count from 0")
+        plain_numbers(self)
+        if not isinstance(self.first, int) or self.first < 0:
+            raise ValueError(f"first = {self.first!r}: epochs count from 0, in whole numbers")
 
     @classmethod
     def released(cls, b: float = 0.2) -> "Choices":

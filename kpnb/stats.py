@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from kpnb._messages import not_negative, one_of
+from kpnb._messages import listed, not_negative, one_of
 from kpnb.metrics import BETTER, Metrics
 from kpnb.trajectory import Trajectory
 from kpnb.weights import bare_name
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LEVEL = 0.05
 MOST_SEEDS = 1_000_000  # beyond that, more seeds are said not to decide
+TINY = 1e-12  # of a variance: what rounding leaves of none
 NAN = float("nan")
 Chance = Literal["images", "bootstrap", "seeds"]
 
@@ -77,6 +78,8 @@ class VarianceComponents:
         seeds = seeds or self.seeds
         of_images = max(0.0, self.of_images + self.rest / seeds)
         squares = self.of_seeds / seeds, of_images / self.images
+        if max(squares) <= TINY * self.rest:  # means that are equal by chance
+            squares = self.rest / (seeds * self.images), 0.0
         t = special.stdtrit((seeds - 1, self.images - 1), level / 2)
         return float(np.hypot(*(t * np.sqrt(squares))))
 
@@ -199,6 +202,9 @@ def paired(
         {name: np.asarray(values, float) for name, values in side.items()}
         for side in (student, baseline)
     )
+    if lacking := ours.keys() ^ theirs.keys():
+        side = "student" if lacking & ours.keys() else "baseline"
+        raise ValueError(f"only the {side} has {listed(sorted(lacking))}: give both the same ones")
     gaps = {}
     for name in ours:
         one, other = (np.atleast_1d(side[name]).shape[-1] for side in (ours, theirs))
@@ -315,6 +321,8 @@ def judge(
              given, no difference is called negligible
     """
     one_of("chance", chance, get_args(Chance))
+    for metric in gaps:
+        one_of("metric", metric, BETTER)
     if not isinstance(delta, Mapping | None):
         raise TypeError(f"delta is a size for each metric, {{'n_fg': 1.0}}; got {delta!r}")
     small = delta or {}

@@ -124,7 +124,8 @@ class Recorder:
     folder      one for each training: the list of its epochs is kept too, from the start
     resume      the first ``epoch()`` may find the weights of an epoch that was recorded in
                 ``folder``, and goes on after it. ``ValueError`` when epochs are recorded, and the
-                model's weights are those of none, or it computes something else with them now
+                model's weights are those of none, or it computes something else with them now.
+                Without it they are replaced, unless the first weights are those of a later one
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Recorder:
             self._before = now
             return
         if self._artefacts is not None and not (self.resume or self._epochs):
-            self._tell_what_is_replaced()
+            self._tell_what_is_replaced(weights)
         name, item = self._measure(weights)
         found = _results(item)
         self.layers = list(found)  # without those that cannot be measured, which was said
@@ -202,15 +203,25 @@ class Recorder:
         self._epochs = epochs
         self._before = now
 
-    def _tell_what_is_replaced(self) -> None:
-        """Log that another training was recorded in the folder, whose list of epochs ends here."""
+    def _tell_what_is_replaced(self, weights: str) -> None:
+        """Log that another training was recorded in the folder, whose list of epochs ends here.
+
+        Raises ``ValueError`` where a trained network begins, which that training has led to.
+        """
         known = self._artefacts.info("recorder")
-        if known is not None:
-            log.warning(
-                "%s has %d recorded epochs, whose list is replaced: resume=True goes on after them",
-                self._artefacts.path,
-                len(known["epochs"]),
+        if known is None:
+            return
+        epochs = [entry["weights"] for entry in known["epochs"]]
+        if weights in epochs and weights != epochs[0]:
+            raise ValueError(
+                f"the model has the weights of epoch {epochs.index(weights)} that is recorded in "
+                f"{self._artefacts.path}: resume=True goes on after it; or choose another folder"
             )
+        log.warning(
+            "%s has %d recorded epochs, whose list is replaced: resume=True goes on after them",
+            self._artefacts.path,
+            len(epochs),
+        )
 
     def _keep(self, told: Mapping[str, Any]) -> None:
         """Write the list of epochs that the training can go on after."""
@@ -418,7 +429,7 @@ def _results(item: Item) -> dict[str, Entropy]:
 class _OfCheckpoints(Recorder):
     """Checkpoints that are loaded one after the other: no training, which may go on later."""
 
-    def _tell_what_is_replaced(self) -> None:
+    def _tell_what_is_replaced(self, weights: str) -> None:
         """Nothing is."""
 
     def _keep(self, told: Mapping[str, Any]) -> None:
@@ -451,7 +462,8 @@ def trajectory(
                 Or what ``kpnb.distill`` returns.
                 In a folder, files of the endings ``weights.SUFFIXES`` count.
                 Many loops do not save the untrained network: put its state dict in front,
-                ``[initial, "runs/epoch-*.pt"]``
+                ``[initial, "runs/epoch-*.pt"]``, where before training ``initial =
+                copy.deepcopy(model.state_dict())``: without the copy, training changes it
     x           ``[N, ...]`` floating point, on the model's device, or a mapping: see ``entropy``
     foreground  bool ``[N, n]``, see ``covered_units``
     layer       dotted name of a module; several are measured together and come back by name
@@ -512,6 +524,7 @@ def _replay(
 ) -> None:
     """Load one checkpoint after the other into the recorder's model, and record it."""
     said: set[str] = set()
+    ends: dict[int, str] = {0: "", len(sources) - 1: ""}
     what = f"entropy at {listed(recorder.layers)}"
     with Progress(len(sources), what, "checkpoint", hidden=not progress) as bar:
         for number, source in enumerate(sources):
@@ -519,6 +532,8 @@ def _replay(
                 weights = _resolved(source)
                 notes = loaded(recorder.model, weights, *where_in(weights, entry, prefix))
                 recorder.epoch()
+                if number in ends:
+                    ends[number] = digest_of_weights(recorder.model)
             except Exception as error:
                 what = source if isinstance(source, str | os.PathLike) else type(source).__name__
                 error.add_note(f"in checkpoint {number} of 0 to {len(sources) - 1} ({what})")
@@ -527,6 +542,12 @@ def _replay(
                 log.warning("checkpoint %d: %s", number, note)
             said |= {*notes}
             bar.step()
+    if len(sources) > 2 and len({*ends.values()}) == 1:
+        log.warning(
+            "checkpoint 0 has the weights of the last one, %d: a state dict that is not copied "
+            "changes with training; keep copy.deepcopy(model.state_dict()) of the untrained one",
+            len(sources) - 1,
+        )
 
 
 def _resolved(source: Checkpoint) -> Source:

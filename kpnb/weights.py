@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import glob
 import logging
 import os
 import pathlib
@@ -242,7 +243,8 @@ def patterns_in(folder: Path) -> list[str]:
         if len(paths) < 2 or not (files or zipfile.is_zipfile(paths[0])):
             continue
         several = len(files) > 1 and not any(file.name in USUAL for file in files)
-        found.append(os.path.join(folder, kind, *[file.name for file in files[:1] if several]))
+        inside = [file.name for file in files[:1] if several]
+        found.append(os.path.join(glob.escape(str(folder)), kind, *inside))
     return found
 
 

@@ -6,7 +6,9 @@ import concurrent.futures as futures
 import json
 import lzma
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -379,6 +381,29 @@ def test_the_order_of_seeds_leaves_no_trace(rows, shapes, study, tmp_path):
         written.append([file.read_bytes() for file in sorted(results.folder.glob("[!.]*"))])
     assert written[0] == written[1]
     assert len(written[0]) == 4
+
+
+def test_a_network_that_has_diverged_replaces_one_with_samples(rows, shapes, study, tmp_path):
+    results, student = Results(tmp_path), role_of(rows, "student")
+    results.add(shapes.origin(study), rows)
+    none = student.samples.iloc[:0], student.places.iloc[:0]
+    results.add(shapes.origin(study), Rows(student.networks.assign(diverged="nan"), *none))
+    found = results.read()
+    assert set(found.networks["network"]) - set(found.samples["network"]) == {"student"}
+    assert "student" not in set(found.places["network"])
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "copied"])
+def test_an_interrupted_seed_goes_on_in_a_store_that_was_moved(moved, tmp_path):
+    """What it shares with other seeds is that of the new store."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    with suppress(KeyboardInterrupt), collecting.of_one_seed(Store(old), "images-0"):
+        raise KeyboardInterrupt
+    old.rename(new) if moved else shutil.copytree(old, new, symlinks=True)
+    with collecting.of_one_seed(Store(new), "images-0") as apart:
+        apart.run("teacher", {"a": 1}).get("x", lambda: ({"t": torch.ones(1)}, {}))
+    assert [path.name for path in new.glob("teacher/*/x.json")] == ["x.json"]
+    assert not [*old.glob("teacher/*/x.json")]
 
 
 def test_a_seed_is_computed_by_one_process(shapes, store, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import math
 from itertools import permutations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -397,6 +398,21 @@ def test_labels_of_all_samples_are_looked_at_before_anything_is_written(tmp_path
 def test_attention_without_a_derivative_is_refused():
     with pytest.raises(ValueError, match=r"power = 0.5: below 1 it has no derivative"):
         attention_transfer(draw(2, 3, 4), draw(2, 3, 4), power=0.5)
+
+
+def test_numbers_of_numpy_and_pytorch_are_numbers(tmp_path):
+    data, schedule = images(), Schedule(epochs=1)
+    given = {"temperature": np.int64(2)}
+    path = (network(), network(seed=1), "", data, schedule)
+    one = distill.student(*path, loss="soft_targets", parameters=given, weight=np.float32(2))
+    parameters = {"temperature": torch.tensor(2)}
+    folder = tmp_path / "kept"
+    other = distill.student(
+        *path, loss="soft_targets", parameters=parameters, weight=2, folder=folder
+    )
+    torch.testing.assert_close(one.state(), other.state(), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="parameter temperature of a loss is a number, a text"):
+        TrainingObjective("soft_targets", parameters={"temperature": torch.ones(2)})
 
 
 def test_a_layer_by_its_name_alone_is_one_layer():

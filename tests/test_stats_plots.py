@@ -11,8 +11,8 @@ from matplotlib.text import Text
 from scipy import stats
 
 from kpnb.learning import d_mean_var, learning_distance
-from kpnb.metrics import BETTER, NAMES, Metrics
-from kpnb.stats import Difference, compare, judge, tally, verdict
+from kpnb.metrics import BETTER, NAMES, Choices, Metrics
+from kpnb.stats import Difference, compare, judge, paired, tally, verdict
 from kpnb_book.figures import plots
 
 
@@ -54,6 +54,25 @@ def test_interval_is_that_of_a_paired_mean():
     assert found["d_var"].value == pytest.approx(
         np.var(student.distance.numpy()) - np.var(baseline.distance.numpy())
     )
+
+
+def test_metrics_of_one_side_and_of_other_names_are_named():
+    with pytest.raises(ValueError, match="only the student has rho: give both the same"):
+        paired({"n_fg": [1.0, 2.0], "rho": [1.0, 2.0]}, {"n_fg": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="metric 'accuracy'"):
+        judge({"accuracy": np.ones((4, 20))})
+    with pytest.raises(ValueError, match=r"first = 1\.5: epochs count from 0, in whole"):
+        Choices(first=1.5)
+    assert Choices(first=np.int64(1)) == Choices(first=1)
+
+
+def test_means_that_are_equal_by_chance_are_not_certain():
+    """Every seed and every image has the mean 0.5, and single values are 0 or 1: of four such
+    values nothing is known to the last digit.
+    """
+    found = judge({"n_fg": np.array([[1.0, 0.0], [0.0, 1.0]])})["n_fg"]
+    assert found.low < 0 < 1 < found.high
+    assert found.verdict == "open"
 
 
 def test_interval_covers_the_truth_as_often_as_it_says():

@@ -759,6 +759,68 @@ def test_a_folder_is_gone_on_with(tmp_path: Path):
     }
 
 
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_epochs_without_the_settings_of_their_training_are_refused(how: str, tmp_path: Path):
+    """Else another training would go on after them."""
+    schedule = Schedule(epochs=2, batch_size=8)
+    distill.baseline(network(), points(), schedule, folder=tmp_path)
+    settings = tmp_path / "training.json"
+    settings.write_text(settings.read_text() + " x") if how == "damaged" else settings.unlink()
+    with pytest.raises(ValueError, match=r"training\.json\) are damaged or gone.*another folder"):
+        distill.baseline(network(), points(seed=1), replace(schedule, lr=0.5), folder=tmp_path)
+
+
+def test_another_first_network_is_refused_where_epoch_0_is_damaged(tmp_path: Path):
+    """The epochs after it came from the first; of the same weights it is written again."""
+    schedule = Schedule(epochs=2, batch_size=8)
+    found = distill.baseline(network(), points(), schedule, folder=tmp_path)
+    kept = found.state(0)
+    damage(tmp_path / "epoch-000.safetensors")
+    with pytest.raises(ValueError, match="which started from other weights: choose another"):
+        distill.baseline(network(1), points(), schedule, folder=tmp_path)
+    again = distill.baseline(network(), points(), schedule, folder=tmp_path)
+    torch.testing.assert_close(again.state(0), kept, rtol=0, atol=0)
+
+
+def damage(path: Path) -> None:
+    """Cut the file short, as a full disk does."""
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def test_a_damaged_epoch_of_the_right_size_is_computed_again(tmp_path: Path):
+    """As the message says that reading it gives: "train again with the same folder"."""
+    schedule = Schedule(epochs=2, batch_size=8)
+    found = distill.baseline(network(), points(), schedule, folder=tmp_path)
+    kept, path = found.state(1), tmp_path / "epoch-001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileNotFoundError, match="train again with the same folder"):
+        found.state(1)
+    again = distill.baseline(network(), points(), schedule, folder=tmp_path)
+    torch.testing.assert_close(again.state(1), kept, rtol=0, atol=0)
+
+
+def test_a_folder_of_another_precision_is_another_training(tmp_path: Path):
+    schedule, data = Schedule(epochs=1, batch_size=8), points()
+    distill.baseline(network(), data, schedule, folder=tmp_path)
+    with pytest.raises(ValueError, match="started from other weights: choose another folder"):
+        distill.baseline(network().float(), data, schedule, folder=tmp_path)
+
+
+@pytest.mark.parametrize("loss", ["feature", "sp"])
+def test_autocast_of_the_caller_changes_no_number(loss: str):
+    data, schedule = points(), Schedule(epochs=2, batch_size=8)
+    single = TensorData(data.x.float(), data.y)
+
+    def learned():
+        return distill.student(mlp(0), mlp(1), "2", single, schedule, loss=loss).state()
+
+    plain = learned()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(learned(), plain, rtol=0, atol=0)
+
+
 def test_a_folder_with_another_training_is_refused(tmp_path: Path):
     data = points()
     distill.baseline(network(), data, Schedule(epochs=1), folder=tmp_path)

@@ -668,10 +668,61 @@ def test_a_recording_that_is_replaced_is_told(tmp_path, caplog):
     model = recorded_with_schedule(tmp_path)
     kpnb.trajectory(net(), [net(0), net(1)], X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
     assert not caplog.messages
-    recorder = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    further = kpnb.Recorder(model, X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
+    with pytest.raises(ValueError, match=r"weights of epoch 1 .*: resume=True goes on after it"):
+        further.epoch()
+    recorder = kpnb.Recorder(net(2), X, FOREGROUND, "8", folder=tmp_path, **CHEAP)
     recorder.epoch()
     (said,) = caplog.messages
     assert "has 2 recorded epochs, whose list is replaced: resume=True goes on" in said
+
+
+@pytest.mark.parametrize("as_network", [False, True], ids=["state dict", "network"])
+def test_an_untrained_network_that_training_has_changed_is_told(
+    as_network, trained, tmp_path, caplog
+):
+    """A live state dict before the files that the training writes, which no two entries share."""
+    states, _ = trained
+    model, rest = net(), tmp_path / "epoch-*.pt"
+    untrained, copied = model.state_dict(), copy.deepcopy(model.state_dict())
+    for epoch, state in enumerate(states[1:], 1):
+        model.load_state_dict(state)
+        torch.save(model.state_dict(), tmp_path / f"epoch-{epoch}.pt")
+    right = kpnb.trajectory(net(), [copied, rest], X, FOREGROUND, "8", **CHEAP)
+    assert not caplog.messages
+    live = model if as_network else untrained
+    wrong = kpnb.trajectory(net(), [live, rest], X, FOREGROUND, "8", **CHEAP)
+    assert wrong.row()["d_mean"] != right.row()["d_mean"]
+    (said,) = caplog.messages
+    assert "checkpoint 0 has the weights of the last one, 4" in said
+    assert "copy.deepcopy" in said
+
+
+def test_what_a_killed_measurement_leaves_is_no_checkpoint(trained, tmp_path):
+    for epoch, state in enumerate(trained[0]):
+        torch.save(state, tmp_path / f"epoch-{epoch}.pt")
+    how = {**CHEAP, "folder": tmp_path}
+    first = kpnb.trajectory(net(), tmp_path, X, FOREGROUND, "8", **how)
+    sorted(tmp_path.glob("entropy-*.json"))[0].unlink()  # the JSON is written last
+    assert equal(first, kpnb.trajectory(net(), tmp_path, X, FOREGROUND, "8", **how))
+
+
+def test_folders_may_have_brackets_in_their_names(tmp_path):
+    """As those of sweeps; a name is no pattern where a folder has it."""
+    folder = tmp_path / "lr[0.1]" / "run"
+    folder.mkdir(parents=True)
+    for epoch in range(3):
+        torch.save(net(epoch).state_dict(), folder / f"epoch_{epoch}.pt")
+        torch.save(net(epoch).state_dict(), folder / f"other_{epoch}.model")
+    names = [Path(each).name for each in in_order(folder / "epoch_*.pt")]
+    assert names == ["epoch_0.pt", "epoch_1.pt", "epoch_2.pt"]
+    assert len(in_order(tmp_path / "lr[[]0.1]" / "*" / "epoch_*.pt")) == 3
+    for each in folder.glob("*.pt"):
+        each.unlink()
+    with pytest.raises(FileNotFoundError, match="give a pattern or a list") as caught:
+        in_order(folder)
+    pattern = re.search(r"is it the pattern '(.*)'\?", str(caught.value))[1]
+    assert len(in_order(pattern)) == 3
 
 
 def test_after_an_exception_a_recorder_stands_where_it_stood(monkeypatch):

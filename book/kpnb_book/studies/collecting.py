@@ -272,8 +272,11 @@ def of_one_seed(store: Store, name: str, anew: bool = False) -> Iterator[Store |
         folder.mkdir(exist_ok=True)
         for kind in SHARED:
             (store.root / kind).mkdir(exist_ok=True)
-            if not (folder / kind).is_symlink():
-                (folder / kind).symlink_to(store.root / kind, target_is_directory=True)
+            link = folder / kind
+            if link.is_symlink() and link.readlink() != store.root / kind:
+                link.unlink()  # of a store that was moved or copied
+            if not link.is_symlink():
+                link.symlink_to(store.root / kind, target_is_directory=True)
         yield Store(folder)
         shutil.rmtree(folder)  # of links to folders only the links
     finally:

@@ -138,10 +138,12 @@ ZIPPED = ("samples.csv.xz", "places.csv.xz")
 
 def merged(before: Rows, new: Rows) -> Rows:
     """The rows of both; of a network that both have, the new ones."""
+    again = new.networks.set_index(KEY).index
+    kept = before.each(lambda frame: frame[~frame.set_index(KEY).index.isin(again)])
     return Rows(
-        _merged(before.networks, new.networks),
-        _merged(before.samples, new.samples),
-        _merged(before.places, new.places),
+        _merged(kept.networks, new.networks),
+        _merged(kept.samples, new.samples),
+        _merged(kept.places, new.places),
     )
 
 
@@ -153,8 +155,7 @@ def in_order(rows: Rows) -> Rows:
 def _merged(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     if old.empty or fresh.empty:
         return _sorted(fresh if old.empty else old)
-    again = old.set_index(KEY).index.isin(fresh.set_index(KEY).index)
-    return _sorted(pd.concat([old[~again], fresh], ignore_index=True))
+    return _sorted(pd.concat([old, fresh], ignore_index=True))
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
