@@ -380,7 +380,27 @@ def test_the_order_of_seeds_leaves_no_trace(rows, shapes, study, tmp_path):
             results.add(origin, Rows(*(frame.assign(seed=seed) for frame in frames)))
         written.append([file.read_bytes() for file in sorted(results.folder.glob("[!.]*"))])
     assert written[0] == written[1]
-    assert len(written[0]) == 4
+    assert len(written[0]) == 5
+
+
+def test_what_networks_were_after_every_epoch_lies_apart(rows, shapes, study, tmp_path):
+    """Most columns of images; of networks without them, such as those of clouds, there are none."""
+    results, curves = Results(tmp_path / "shapes"), {"epoch 0 n_fg": 1.5, "epoch 1 n_fg": 2.5}
+    with_curves = replace(rows, networks=rows.networks.assign(**curves))
+    results.add(shapes.origin(study), with_curves)
+    assert "epoch" not in (results.folder / "networks.csv").read_text()
+    found = results.read().networks
+    assert found["epoch 1 n_fg"].tolist() == [2.5] * len(rows.networks)
+    assert len(found) == len(found[KEY].drop_duplicates())
+    plain = Results(tmp_path / "plain")
+    without = rows.networks[[name for name in rows.networks if not name.startswith("epoch ")]]
+    plain.add(shapes.origin(study), replace(rows, networks=without))
+    assert not [name for name in plain.read().networks if name.startswith("epoch ")]
+
+
+def test_stored_evidence_is_small():
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert 1e6 < sum(path.stat().st_size for path in files) <= 5e6
 
 
 def test_a_network_that_has_diverged_replaces_one_with_samples(rows, shapes, study, tmp_path):
