@@ -221,6 +221,15 @@ def test_how_well_a_loss_was_learned_is_that_of_the_student_itself(rows, study):
     assert found["train_accuracy"] == pytest.approx(head.log[-1]["accuracy"])
 
 
+def test_of_photographs_no_points_are_stored(rows, shapes, study):
+    """No page draws them; all else is the same."""
+    found = seed_rows(replace(shapes, official=True), study, 0, ["baseline"])
+    here = of(rows.places, "baseline")
+    assert {*here} - {*found.places} == {"points", "taught", "other"}
+    pd.testing.assert_frame_equal(found.places, here[[*found.places]])
+    pd.testing.assert_frame_equal(found.samples, of(rows.samples, "baseline"))
+
+
 def test_points_at_every_layer_are_those_of_the_whole_network(rows, study):
     """Below its head a student is what it was; above, the head is measured."""
     pkt = losses.student(study, "pkt", "FC1")

@@ -197,7 +197,7 @@ class LossesEvidence(Evidence):
     The losses are stated, like the seeds: one that a reader adds to ``LOSSES`` changes nothing of
     what is stored. Besides the columns of all studies, networks have ``TRAINED``, ``LEARNED`` and
     their points by epoch, samples ``OVERLAP`` and, after the last epoch, ``AT_LAYERS``, and
-    ``places`` the knowledge points of every sample, packed.
+    ``places`` of drawings the knowledge points of every sample, packed.
     """
 
     losses: tuple[str, ...] = tuple(WAYS)
@@ -255,7 +255,8 @@ class LossesEvidence(Evidence):
             **overlap_columns(study, layer, training, one.seed, one.whole),
             **layer_columns(study, whole, one.whole),
         )
-        packs = point_columns(study, layer, training, one.seed)
+        # no page draws those of photographs, and they would be a third of the tables
+        packs = {} if self.official else point_columns(study, layer, training, one.seed)
         return Rows(networks, samples, found.places.assign(**packs))
 
     def diverged(self, one: OneNetwork, why: str) -> Rows:
