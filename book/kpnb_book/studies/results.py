@@ -118,7 +118,7 @@ class Results:
             of_epochs = [name for name in rows.networks if EPOCH.match(name)]
             networks, epochs = rows.networks.drop(columns=of_epochs), rows.networks[KEY + of_epochs]
             frames = dict(zip(FILES, (networks, epochs, rows.samples, rows.places), strict=True))
-            for name in reversed(FILES):  # what other tables have of no network does not count
+            for name in reversed(FILES):  # the networks last, which say what is there
                 text = table(frames[name])
                 data = zipped(text) if name.endswith(".xz") else text.encode()
                 replace_file(self.folder / name, data)
