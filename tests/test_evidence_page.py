@@ -483,18 +483,23 @@ def test_the_first_paragraph_says_what_follows_from_the_control(asked, stored):
     said = f"shows {count} of 6 metrics against the same baseline; against it the real one shows "
     assert f"{said}{real}" in opening["control"]
     trace = "What a student of an untrained teacher shows as well is no trace of what a teacher"
-    assert (trace in opening["control"]) == (real == 0 < count)
+    assert (trace in opening["follows"]) == (real == 0 < count)
     none = asked.assign(verdict="negligible")
     none.loc[asked["question"] == "smooth target", "verdict"] = "shows"
-    said = front.opening(none, stored)["control"]
-    assert said.endswith(f"baseline; against it the real one shows 0. {trace} knows.")
+    said = front.opening(none, stored)
+    assert said["control"].endswith("baseline; against it the real one shows 0.")
+    assert said["follows"] == f"{trace} knows."
     beyond = none["question"] == "beyond a smooth target"
     none.loc[beyond & none["metric"].isin(["rho", "d_mean"]), "verdict"] = "opposite"
     none.loc[beyond & (none["metric"] == "n_bg"), "verdict"] = "undecided"
-    said = front.opening(none, stored)["control"]
-    assert said.endswith(
-        f"shows 0, and the opposite in 2. {trace} knows, as far as these seeds tell."
-    )
+    said = front.opening(none, stored)
+    assert said["control"].endswith("shows 0, and the opposite in 2.")
+    assert said["follows"] == f"{trace} knows, as far as these seeds tell."
+    neither = none.assign(verdict="negligible")
+    assert "Neither" in front.opening(neither, stored)["follows"]
+    one = none.copy()
+    one.loc[beyond & (one["metric"] == "lambda"), "verdict"] = "shows"
+    assert "teacher's training adds" in front.opening(one, stored)["follows"]
     pairs = {"labels in random order": "shows", "beyond labels in random order": "negligible"}
     rows = asked[(asked["study"] == "images") & (asked["question"] == "paper")]
     both = [rows.assign(question=name, verdict=word) for name, word in pairs.items()]
@@ -534,6 +539,7 @@ def test_the_first_paragraph_has_no_number_before_all_seeds_are_there(stored):
         assert [opening[name] for name in ("points", "interval", "seeds")] == [DASH] * 3
         assert opening["H1"] == "no seed yet"
         assert opening["control"].endswith("is still to be compared with the same baseline.")
+        assert "cannot be told yet" in opening["follows"]
 
 
 def test_24_cells_whatever_there_is(stored):

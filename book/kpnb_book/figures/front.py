@@ -39,9 +39,9 @@ WANTED = {
 def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
     """What the first paragraph of the book quotes: the data, the difference in foreground points,
     its interval, its verdict, the number of seeds, a word for each hypothesis, and sentences on
-    students whose teacher knows nothing of the classes ("control"). It is about the paper's
-    photographs once all seeds of these are there, and about the embedded images before; dashes
-    until that is answered too.
+    students whose teacher knows nothing of the classes ("control") and what follows ("follows"). It
+    is about the paper's photographs once all seeds of these are there, and about the embedded
+    images before; dashes until that is answered too.
     """
     asked = answered(board, "paper")
     where, data, named = (standing()["images"], "n_fg"), "images", "the embedded images"
@@ -51,7 +51,7 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
         named = "20 classes of Tiny-ImageNet (VGG-11, an eighth as wide)"
     words = hypotheses(board, found).set_index("data").loc[data].to_dict() | {"data": named}
     del words[BY_SHARE]
-    words["control"] = _control(board, where[0])
+    words |= {"control": _control(board, where[0]), "follows": _follows(board, where[0])}
     if where not in asked.index:
         return dict.fromkeys(("points", "interval", "verdict", "seeds"), DASH) | words
     row = asked.loc[where]
@@ -65,28 +65,37 @@ def opening(board: pd.DataFrame, found: Mapping[str, Stored]) -> dict[str, str]:
 
 
 def _control(board: pd.DataFrame, study: str) -> str:
-    """What students whose teacher knows nothing of the classes show against the baseline, what is
-    left of the student against them, and what follows of the untrained one.
+    """What students whose teacher knows nothing of the classes show against the baseline, and what
+    is left of the student against them.
     """
     who = "The student of a teacher that was never trained"
     itself, every = _showing(board, study, "smooth target")
     if not every:
         return f"{who} is still to be compared with the same baseline."
     said = f"{who} shows {itself} of {every} metrics against the same baseline"
-    left, asked = _showing(board, study, "beyond a smooth target")
-    if not asked:
+    if not _showing(board, study, "beyond a smooth target")[1]:
         return f"{said}."
     said = f"{said}{_left(board, study, 'beyond a smooth target')}."
     itself_too, memorising = _showing(board, study, "labels in random order")
     if memorising:
         said += f" That of a teacher of labels in random order shows {itself_too} of {memorising}"
         said += f"{_left(board, study, 'beyond labels in random order')}."
-    if itself and not left:
-        open_, _ = _showing(board, study, "beyond a smooth target", ["undecided", "open"])
-        said += " What a student of an untrained teacher shows as well is no trace of what a "
-        said += "teacher knows"
-        said += ", as far as these seeds tell." if open_ else "."
     return said
+
+
+def _follows(board: pd.DataFrame, study: str) -> str:
+    """What follows of the student of an untrained teacher."""
+    itself, _ = _showing(board, study, "smooth target")
+    left, asked = _showing(board, study, "beyond a smooth target")
+    if not asked:
+        return "Whose knowledge it is cannot be told yet."
+    if left:
+        return "What is left against it is what the teacher's training adds."
+    if not itself:
+        return "Neither of them tells whose knowledge it is."
+    open_, _ = _showing(board, study, "beyond a smooth target", ["undecided", "open"])
+    said = "What a student of an untrained teacher shows as well is no trace of what a teacher "
+    return said + ("knows, as far as these seeds tell." if open_ else "knows.")
 
 
 def _left(board: pd.DataFrame, study: str, question: str) -> str:
