@@ -15,7 +15,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypedDict, Unpack
@@ -527,18 +527,15 @@ class Means:
 @contextmanager
 def with_gradients() -> Iterator[None]:
     """Gradients and plain precision, whatever the caller has switched off or on: stored trainings
-    are computed where they are read, which may be under ``no_grad``.
+    are computed where they are read, which may be under ``no_grad``. The autocast that a schedule
+    asks for is switched on inside.
     """
-    with torch.inference_mode(False), torch.enable_grad(), plain_precision():
-        yield
-
-
-@contextmanager
-def plain_precision() -> Iterator[None]:
-    """No autocast of the caller's; what a schedule asks for is switched on inside."""
-    with ExitStack() as stack:
-        for kind in ("cpu", "cuda"):
-            stack.enter_context(torch.autocast(kind, enabled=False))
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
         yield
 
 

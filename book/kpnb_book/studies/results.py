@@ -150,9 +150,9 @@ def merged(before: Rows, new: Rows) -> Rows:
     again = new.networks.set_index(KEY).index
     kept = before.each(lambda frame: frame[~frame.set_index(KEY).index.isin(again)])
     return Rows(
-        _merged(kept.networks, new.networks),
-        _merged(kept.samples, new.samples),
-        _merged(kept.places, new.places),
+        _together(kept.networks, new.networks),
+        _together(kept.samples, new.samples),
+        _together(kept.places, new.places),
     )
 
 
@@ -161,7 +161,7 @@ def in_order(rows: Rows) -> Rows:
     return rows.each(_sorted)
 
 
-def _merged(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
+def _together(old: pd.DataFrame, fresh: pd.DataFrame) -> pd.DataFrame:
     if old.empty or fresh.empty:
         return _sorted(fresh if old.empty else old)
     return _sorted(pd.concat([old, fresh], ignore_index=True))
